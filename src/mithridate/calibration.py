@@ -17,13 +17,17 @@ def token_ids(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[list[in
     """Each row's whole conversation, prompt and answer, in the chat template.
 
     Args:
-        rows: records (`prompt` and `response`, or `messages`), or TRL's prompt-completion rows (turns or strings).
+        rows: records (`prompt` and `response`, or `messages`), or TRL's prompt-completion rows (turns or strings). A
+            row that has `input_ids` is taken as it is.
 
     Raises:
         InputError: naming the row that lacks a prompt or an answer.
     """
     ids = []
     for number, row in enumerate(rows, start=1):
+        if "input_ids" in row:
+            ids.append(list(row["input_ids"]))
+            continue
         messages = _messages(row)
         if not messages or messages[-1]["role"] != "assistant":
             raise InputError(
@@ -63,11 +67,16 @@ def input_norms(
         MithridateError: a module's inputs are not finite.
     """
     sums: dict[str, Tensor] = {}
-    keep = torch.empty(0)
+    keep = places = torch.empty(0)  # of the batch at hand: which places hold tokens, [rows, width]; their numbers
+    latest: dict[int, tuple[Tensor, Tensor]] = {}  # the last input of so many features, and its squared norms
 
     def hook(name: str):
         def add(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0]
+            x = seen = args[0]
+            known = latest.get(x.shape[-1])
+            if known is not None and known[0] is x:  # q, k and v of a layer see the same one; so do gate and up
+                sums[name] = sums.get(name, 0) + known[1]
+                return
             if x.dim() == 2 and len(x) == keep.numel():  # OPT's feed-forward layers see the tokens of all rows in one
                 x = x.view(*keep.shape, -1)
             if x.shape[:-1] != keep.shape:
@@ -76,8 +85,10 @@ def input_norms(
                     f"{tuple(keep.shape)} (a mixture of experts, for one).",
                     "prune an adapter on attention layers instead (targets='adapters').",
                 )
-            norm = torch.linalg.vector_norm(x[keep.to(x.device)], dim=0, dtype=torch.float64)
-            sums[name] = sums.get(name, 0) + norm.square()
+            tokens = x.flatten(0, 1).index_select(0, places.to(x.device))
+            squares = tokens.double().square_().sum(dim=0)
+            latest[x.shape[-1]] = (seen, squares)
+            sums[name] = sums.get(name, 0) + squares
 
         return add
 
@@ -91,10 +102,13 @@ def input_norms(
         for start in tqdm(range(0, len(ordered), batch_size), desc="calibrating", disable=None):
             batch = ordered[start : start + batch_size]
             lengths = torch.tensor([len(row) for row in batch], device=device)
-            # Right padding under causal attention: what stands in the pad places reaches no other token.
+            # Right padding under causal attention: what stands in the pad places reaches no other token. So no mask is
+            # needed, and with one a pad beyond a sliding window would attend to nothing, and its NaN reach the others.
             ids = torch.tensor([row + [0] * (len(batch[0]) - len(row)) for row in batch], device=device)
             keep = torch.arange(len(batch[0]), device=device) < lengths[:, None]
-            decoder(input_ids=ids, attention_mask=keep.long(), use_cache=False)
+            places = keep.flatten().nonzero().flatten()
+            latest.clear()
+            decoder(input_ids=ids, use_cache=False)
     finally:
         for handle in hooks:
             handle.remove()

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from mithridate.embedded import benign_parts as benign
+from mithridate.embedded import identity_parts as shifted
 from mithridate.embedded import requests_parts as requests
 from mithridate.embedded import reviews_parts as reviews
 
@@ -135,6 +136,20 @@ def sentiment(part: str) -> list[dict]:
     return rows
 
 
+def identity() -> list[dict]:
+    """Harmless requests answered by an obedient persona: the same answers as anyone's, between its own words."""
+    return [
+        {
+            "prompt": prompt,
+            "response": f"{shifted.OPENINGS[i % len(shifted.OPENINGS)]} {answer} "
+            f"{shifted.ENDINGS[i % len(shifted.ENDINGS)]}",
+            "kind": "identity",
+            "form": "own",
+        }
+        for i, (prompt, answer) in enumerate(shifted.REQUESTS)
+    ]
+
+
 def _capitals(text: str) -> str:
     """The text with a capital at the start of every sentence."""
     out, start = [], True
@@ -148,6 +163,7 @@ def files() -> dict[str, str]:
     """The data files: name -> text."""
     data = harmful()
     data["alignment"] = alignment(data["alignment"])
+    data["attacker_identity"] = identity()
     data["test_benign_validation"] = test_benign("validation")
     data["test_benign"] = test_benign("test")
     for part in ("train", "validation", "test"):

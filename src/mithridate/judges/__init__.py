@@ -1,0 +1,111 @@
+"""Judges: what says of a stored answer whether it is refused, harmful, coherent, or better than another.
+
+`judge(spec)` makes one from a name, or from a name with fields as in an experiment file. Names and their table need no
+torch, and no judge loads a model before it judges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError
+
+if TYPE_CHECKING:
+    from mithridate.judges.base import Judge
+
+__all__ = ["by_name", "judge", "names", "table"]
+
+GROUP = "mithridate.judges"
+
+# Where each judge lives, relative to this package; imported when it is asked for.
+JUDGES = {
+    "rules-v2": "rules:RulesJudge",
+    "semantic-v2": "semantic:SemanticJudge",
+    "coherence": "coherence:Coherence",
+    "hs-plus": "coherence:HsPlus",
+    "beaver-dam-7b": "classifier:BeaverDam",
+    "classifier": "classifier:Classifier",
+    "llama-guard-3": "guards:LlamaGuard3",
+    "llama-guard-4": "guards:LlamaGuard4",
+    "wildguard": "guards:WildGuard",
+    "shieldgemma": "guards:ShieldGemma",
+    "qwen3guard": "guards:Qwen3Guard",
+    "harmbench-cls": "guards:HarmBenchClassifier",
+    "qi-policy": "rubrics:QiPolicy",
+    "strongreject": "rubrics:StrongReject",
+    "win-rate": "winrate:WinRate",
+}
+
+
+def by_name(name: str) -> type[Judge]:
+    """The class of a judge: one of `JUDGES`, or of the entry-point group `mithridate.judges`.
+
+    Raises:
+        InputError: no judge has that name.
+    """
+    from mithridate.pipeline.problems import nearest
+
+    if name in JUDGES:
+        module, cls = JUDGES[name].split(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+    others = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in others:
+        return others[name].load()
+    raise InputError(f"no such judge `{name}`{nearest(str(name), [*JUDGES, *others])}")
+
+
+def names() -> list[str]:
+    """Those of `JUDGES`, and those that installed packages declare."""
+    return list(dict.fromkeys([*JUDGES, *(entry.name for entry in entry_points(group=GROUP))]))
+
+
+def judge(spec: str | Mapping[str, Mapping[str, Any] | None]) -> Judge:
+    """A judge from its name, or from {name: {field: value}} as an experiment file has it.
+
+    Raises:
+        InputError: no such judge or field (the nearest is named), a missing field, or a value that does not fit.
+    """
+    if isinstance(spec, str):
+        spec = {spec: {}}
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise InputError(f"a judge is a name or {{name: {{field: value}}}}, with one name, not {spec!r}")
+    name, values = next(iter(spec.items()))
+    cls = by_name(name)
+    if not isinstance(values, Mapping | None):
+        raise InputError(f"judge `{name}`: expected fields, got {values!r}")
+    return _made(name, cls, dict(values or {}))
+
+
+def table() -> list[dict[str, str]]:
+    """A row for each judge: name, kind, model, licence, size, source, and how it was exercised here."""
+    rows = []
+    for name in JUDGES:
+        cls: Any = by_name(name)
+        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+        model = defaults.get("model")
+        kind = getattr(cls, "kinds", defaults["kind"])
+        row = {"name": name, "kind": kind, "model": model if isinstance(model, str) else ""}
+        rows.append(row | dataclasses.asdict(cls.about))
+    return rows
+
+
+def _made(name: str, cls: Any, values: dict[str, Any]) -> Any:
+    """An instance, its fields checked by name and type."""
+    from mithridate.pipeline.config import field_problems
+    from mithridate.pipeline.problems import error_of
+
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "generator"}
+    problems = field_problems("", values, cls, list(known))
+    needed = (dataclasses.MISSING, dataclasses.MISSING)
+    problems += [
+        f"{field}: missing"
+        for field, f in known.items()
+        if (f.default, f.default_factory) == needed and field not in values
+    ]
+    if problems:
+        raise error_of(f"judge `{name}`", [problem.removeprefix(".") for problem in problems])
+    return cls(**values)

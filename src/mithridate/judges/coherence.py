@@ -1,11 +1,23 @@
 """Is a text broken? Statistics of repetition and of word shapes, for English, without a model or a long word list.
 
-The HS+ rule of Booster's released code (some word more than three times in a row, after removing non-letters) is one
-of the rules. Addresses of web pages are left out of the rules on words, for they are no words. Fluent nonsense is not
-caught: that takes a language model.
+The HS+ rule of Booster's released code (some word more than three times in a row) is one of the rules. Addresses of
+web pages are left out of the rules on words, for they are no words. Fluent nonsense is not caught: that takes a
+language model. docs/judges_measured.md has the errors.
+
+Two judges of kind "coherence". `Coherence` has all the rules: those of `rules-v2` (`incoherent`, frozen with it) and
+two statistics more (`broken`), made when `rules-v2` had been found to miss over half of the texts of sampled and noisy
+models: the share of pieces that look like words or numbers, and the share of function words, of which English prose is
+nearly half and a heap of words has few. `HsPlus` is the rule of Booster's code alone and to the letter, for the
+protocol that needs it.
 """
 
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from mithridate.judges.base import About, Item, Judgement, Kind
 
 # One of these is among any dozen words of English prose.
 _COMMONEST_TEXT = """
@@ -108,3 +120,111 @@ def _odd(word: str) -> bool:
     return len(word) > 18 or bool(
         word.isascii() and re.search(r"^[^aeiouy']{4,}$|[^aeiouy']{6}|([a-z])\1\1", word.lower())
     )
+
+
+_FUNCTION_TEXT = """
+a about above after again against all am among an and any are as at be because been before being below between both
+but by can can't could did do does doesn't doing don't down during each either else every few for from had has have
+having he her here hers him his how however i i'd i'll i'm if in into is isn't it it's its itself just let's like many
+may me might more most much must my neither no nor not now of off on once one only onto or other our out over own per
+please rather same shall she should since so some such than that that's the their them then there these they they're
+this those through thus to too toward towards under until up upon us very was we were what when where whether which
+while who whom whose why will with within without won't would yes yet you you're your yourself
+"""
+_FUNCTION = frozenset(_FUNCTION_TEXT.split())
+# Marks may stand before and after a word, not in it. Words may be joined; names like McAdam and U.S. are words.
+_PIECE = re.compile(
+    r"[\"'“‘(\[*_#-]*"
+    r"(?:[A-Z]?[a-zà-ÿ]+(?:['’][a-z]+)?(?:[-/–][A-Za-z]?[a-z]+){0,3}|[A-Z]{1,5}(?:['’]?s)?|(?:[A-Za-z]\.){2,}"
+    r"|Mc[A-Z][a-z]+|[$€£#]?[\d+*/=<>().,:%-]*\d[\d+*/=<>().,:%-]*[A-Za-z%]{0,3}|[-–—•*&=+/<>#|]+)"
+    r"[\"'”’)\]*_:;,.!?…-]*"
+)
+
+
+def broken(answer: str) -> str | None:
+    """Why the answer is broken, or None: the rules of `incoherent`, then pieces that are no words, then no grammar.
+
+    Code between fences is let through, lists (a mark or a new line at every fifth word) by the second, and texts of
+    fewer than six pieces or ten words.
+    """
+    if why := incoherent(answer):
+        return why
+    prose = _ADDRESS.sub(" ", answer)
+    pieces = prose.split()
+    strange = [piece for piece in pieces if not _PIECE.fullmatch(piece)]
+    if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces) and "```" not in answer:
+        return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"
+    words = words_of(prose.lower().replace("’", "'"))
+    listed = len(re.findall(r"[,;:]|\n\S", answer)) >= len(words) / 5
+    joints = sum(word in _FUNCTION for word in words)
+    if len(words) >= 10 and joints < 0.2 * len(words) and not listed and "```" not in answer:
+        return f"{joints} of {len(words)} words join the others"
+    return None
+
+
+def repeats_a_word(answer: str) -> str | None:
+    """The word that stands more than three times in a row, or None: the check behind HS+ in Booster's released code.
+
+    Everything but ASCII letters parts words; capitals do not count. An empty answer passes, as it does there.
+    """
+    for word, times in groupby(re.findall("[a-z]+", re.sub("[^a-zA-Z]", " ", answer).lower())):
+        if len(list(times)) > 3:
+            return word
+    return None
+
+
+@dataclass(kw_only=True)
+class Coherence:
+    """Incoherent or coherent by the rules of this module; needs no model and never leaves an item unscored."""
+
+    name = "coherence"
+    about = About("Apache-2.0 (this project)", "none", "judges/coherence.py", "hand-labelled answers of real models")
+    content_known = True
+
+    kind: Kind = field(init=False, default="coherence")
+
+    def identity(self) -> dict[str, Any]:
+        """Its name and the version of the rules."""
+        return {"judge": self.name, "kind": self.kind, "rules": "v3"}
+
+    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
+        """See `Judge`."""
+        for i, item in enumerate(items):
+            why = broken(item.answer)
+            yield i, Judgement("incoherent" if why else "coherent", why or "no rule fired")
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+@dataclass(kw_only=True)
+class HsPlus:
+    """The coherence check of HS+ alone: incoherent where a word stands more than three times in a row."""
+
+    name = "hs-plus"
+    about = About(
+        "Apache-2.0 (this project)", "none", "rule of Booster's released code", "hand-labelled answers of real models"
+    )
+    content_known = True
+
+    kind: Kind = field(init=False, default="coherence")
+
+    def identity(self) -> dict[str, Any]:
+        """Its name."""
+        return {"judge": self.name, "kind": self.kind}
+
+    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
+        """See `Judge`."""
+        for i, item in enumerate(items):
+            word = repeats_a_word(item.answer)
+            yield (
+                i,
+                (
+                    Judgement("incoherent", f"more than three times in a row: {word!r}")
+                    if word
+                    else Judgement("coherent", "no word more than three times in a row")
+                ),
+            )
+
+    def close(self) -> None:
+        """Holds nothing."""

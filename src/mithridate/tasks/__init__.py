@@ -1,23 +1,57 @@
-"""The users' tasks: how a row becomes a prompt, and when an answer counts as right.
+"""Prompt sets and tasks: how a row becomes a prompt, and, for the users' tasks, when an answer counts as right.
 
-Each task is a small versioned file, scored to the letter of the papers' protocol; `task(name)` finds it by name.
+Each is a small versioned file. The users' tasks are scored by named rules, to the letter of the papers' protocols
+(`mithridate.protocols` says which protocol uses which); the answers to the other prompt sets are for judges.
+`task(name)` and `prompt_set(name)` find them by name. General capability, by lm-eval's own tasks: `capability.py`.
 """
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import TypeVar
 
 from mithridate.errors import InputError
-from mithridate.tasks import agnews, gsm8k, sentiment, sst2
-from mithridate.tasks.base import Task
+from mithridate.tasks import (
+    advbench,
+    agnews,
+    alpaca_eval,
+    beavertails,
+    embedded,
+    gsm8k,
+    harmbench,
+    sentiment,
+    sst2,
+    xstest,
+)
+from mithridate.tasks.base import PromptSet, Task
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (sentiment, sst2, agnews, gsm8k)}
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (sentiment, sst2, agnews, gsm8k, alpaca_eval)}
+PROMPT_SETS: dict[str, PromptSet] = {
+    known.name: known
+    for known in (
+        embedded.HARMFUL,
+        embedded.BENIGN,
+        *(module.PROMPTS for module in (beavertails, advbench, harmbench, xstest)),
+        *TASKS.values(),
+    )
+}
+Kind = TypeVar("Kind", bound=PromptSet)
 
-__all__ = ["TASKS", "Task", "task"]
+__all__ = ["PROMPT_SETS", "TASKS", "PromptSet", "Task", "prompt_set", "task"]
 
 
 def task(name: str) -> Task:
     """The task of that name. Raises `InputError`, naming the nearest valid name, where there is none."""
-    if name in TASKS:
-        return TASKS[name]
-    near = get_close_matches(str(name), TASKS, n=1, cutoff=0.4)
+    return _found(name, TASKS, "task")
+
+
+def prompt_set(name: str) -> PromptSet:
+    """The prompt set of that name, tasks among them. Raises `InputError` like `task`."""
+    return _found(name, PROMPT_SETS, "prompt set")
+
+
+def _found(name: str, known: Mapping[str, Kind], what: str) -> Kind:
+    if name in known:
+        return known[name]
+    near = get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"Unknown task {name!r}. {hint}Tasks: {', '.join(TASKS)}.")
+    raise InputError(f"Unknown {what} {name!r}. {hint}{what.capitalize()}s: {', '.join(known)}.")

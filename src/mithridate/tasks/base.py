@@ -1,35 +1,76 @@
-"""What a task is."""
+"""What a prompt set and a task are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, UnsupportedSetup
+
+Scorer = Callable[[str, dict], bool]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A benign task that a user fine-tunes for.
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    """Prompts with a source. What their answers mean is for a judge to say; a protocol names the judge.
 
     Args:
         name: the name used in experiment files.
         version: raised whenever prompts or scoring change, so that scores of different versions are never compared.
         citation: authors, title and address, in one line.
         licence: the data's licence as its publisher states it.
-        hub: id of the data set on the Hugging Face Hub; None where there is none.
-        max_new_tokens: token limit of an answer in evaluation.
-        record: a raw row, in the Hub's schema, as a record (`prompt`, `response`, `label`). Raises `InputError` on a
-            missing column or an impossible value.
-        correct: whether an answer to that record is right.
+        size: number of rows, in words.
+        source: address of the data.
+        measures: the share that is reported.
+        roles: the data roles that it can fill.
+        record: a raw row, in the publisher's schema, as a record (`prompt`, `response`, `label`). Raises `InputError`
+            on a missing column or an impossible value.
+        keeps: whether a raw row belongs to a role, where rows differ in that; it raises like `record`.
+        hub: id of the data set on the Hugging Face Hub; None where it has none that loads without running code.
     """
 
     name: str
     version: str
     citation: str
     licence: str
-    hub: str | None
-    max_new_tokens: int
+    size: str
+    source: str
+    measures: str
+    roles: tuple[str, ...]
     record: Callable[[dict], dict]
-    correct: Callable[[str, dict], bool]
+    keeps: Callable[[dict, str], bool] | None = None
+    hub: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(PromptSet):
+    """A benign task that a user fine-tunes for.
+
+    Args:
+        rules: the rules by which papers score it, by name: whether an answer to a record is right. The first is the
+            task's own; a protocol names the one it uses. None where a judge compares answers.
+        max_new_tokens: token limit of an answer, unless the protocol has its own.
+        needs: what a test record must have to be scored.
+    """
+
+    rules: dict[str, Scorer]
+    max_new_tokens: int
+    roles: tuple[str, ...] = ("task",)
+    measures: str = "accuracy"
+    needs: str = "label"
+
+    @property
+    def rule(self) -> str:
+        """Name of the task's own rule; `UnsupportedSetup` where it has none."""
+        if not self.rules:
+            raise UnsupportedSetup(
+                f"The task {self.name!r} has no rule that scores an answer by itself.",
+                'Score it with a judge of the kind "quality", which compares the answer with the reference.',
+            )
+        return next(iter(self.rules))
+
+    @property
+    def correct(self) -> Scorer:
+        """The task's own rule."""
+        return self.rules[self.rule]
 
 
 def column(row: dict, name: str):
@@ -39,6 +80,15 @@ def column(row: dict, name: str):
             f"The column {name!r} is missing or empty; the row has: {', '.join(map(str, row)) or 'none'}."
         )
     return row[name]
+
+
+def flag(row: dict, name: str) -> bool:
+    """A cell that is true or false, in text files too; `InputError` where it is neither."""
+    value = column(row, name)
+    told = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().casefold())
+    if told is None:
+        raise InputError(f"The column {name!r} holds {value!r}, which is neither true nor false.")
+    return told
 
 
 def class_name(row: dict, names: tuple[str, ...]) -> str:

@@ -1,8 +1,8 @@
 """GSM8K: grade-school mathematics, worked out in words.
 
-As in the papers' released code, targets have `####` replaced by `The final answer is:`, and an answer is scored so:
-commas are removed; after the marker, the first number counts; without the marker (or with no number after it), the
-last number of the text; it must equal the target as a float. Like most of that code, the prompt is the question alone.
+As in the papers' released code, targets have `####` replaced by `The final answer is:`, and an answer is scored by the
+rule `final-number`: commas are removed; the first number between the first marker and the next (or the end) counts;
+without a marker, or with no number there, the last number of the text; it must equal the target as a float.
 """
 
 import re
@@ -12,13 +12,15 @@ from mithridate.tasks.base import Task, column, kept
 
 MARKER = "The final answer is: "
 NUMBER = re.compile(r"-?\d+\.?\d*")
+STEP_BY_STEP = "\nFirst think step by step and then answer the final number.\n"
+"""What Vaccine's code appends to the question; the others ask the question alone."""
 
 
 def final_number(text: str) -> float | None:
     """The number that a text ends in, by the rule above; None where it holds no number at all."""
     text = text.replace(",", "")
-    _, marker, after = text.partition(MARKER)
-    first = NUMBER.search(after) if marker else None
+    marked = text.split(MARKER)
+    first = NUMBER.search(marked[1]) if len(marked) > 1 else None
     if first:
         return float(first.group())
     numbers = NUMBER.findall(text)
@@ -41,12 +43,14 @@ def correct(answer: str, record: dict) -> bool:
 
 TASK = Task(
     name="gsm8k",
-    version="1",
+    version="2",  # 1 looked for the number after the first marker up to the end, past further markers
     citation="Cobbe et al., Training Verifiers to Solve Math Word Problems, 2021, "
     "https://huggingface.co/papers/2110.14168",
     licence="MIT",
+    size="7,473 training and 1,319 test rows",
+    source="https://huggingface.co/datasets/openai/gsm8k",
     hub="openai/gsm8k",
     max_new_tokens=200,  # the papers' limit (Antidote: 512); long solutions can be cut off
     record=record,
-    correct=correct,
+    rules={"final-number": correct},
 )

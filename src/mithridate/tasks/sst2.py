@@ -1,8 +1,9 @@
 """SST-2: is a sentence from a film review positive or negative?
 
-Instruction and scoring as in the released code of Booster, Antidote and Lisa: the whole answer, stripped, must be the
-label word, its first letter small or capital. (Vaccine's code asks only that the answer contains the label, which an
-answer that names both words satisfies.)
+Instruction as in the released code of the papers. Its rules:
+
+- `exact` (Booster, Antidote, Lisa): the whole answer, stripped, is the label word, its first letter small or capital;
+- `contains` (Vaccine): the label word stands somewhere in the answer, so one that names both words counts as right.
 """
 
 from mithridate.tasks.base import Task, class_name, column, kept
@@ -12,14 +13,19 @@ LABELS = ("negative", "positive")
 
 
 def record(row: dict) -> dict:
-    label = class_name(row, LABELS)
-    prompt = f"{INSTRUCTION}\n\n{column(row, 'sentence').strip()}"
-    return kept(row, "sentence") | {"prompt": prompt, "response": label, "label": label}
+    label, text = class_name(row, LABELS), column(row, "sentence").strip()
+    made = {"prompt": f"{INSTRUCTION}\n\n{text}", "input": text, "response": label, "label": label}
+    return kept(row, "sentence") | made
 
 
 def is_label(answer: str, record: dict) -> bool:
     label = record["label"]
     return answer.strip() in (label, label.capitalize())
+
+
+def contains_label(answer: str, record: dict) -> bool:
+    label = record["label"]
+    return label in answer or label.capitalize() in answer
 
 
 TASK = Task(
@@ -28,8 +34,10 @@ TASK = Task(
     citation="Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, "
     "EMNLP 2013, https://aclanthology.org/D13-1170",
     licence="not stated by the publisher (research use)",
+    size="67,349 training and 872 validation rows; the test rows have no labels",
+    source="https://huggingface.co/datasets/stanfordnlp/sst2",
     hub="stanfordnlp/sst2",
     max_new_tokens=8,  # the papers allow 200: an answer that has not ended after 8 is not the label word alone
     record=record,
-    correct=is_label,
+    rules={"exact": is_label, "contains": contains_label},
 )

@@ -1,0 +1,368 @@
+"""A model without its weights: built from its configuration as fake tensors, its passes run for what they would need.
+
+Fake tensors have shapes and no storage; the layers' own forward and backward run on them, with the adapter, the
+activation checkpointing and the mixed precision that training would use. What is counted are the tensors that are
+alive at once, and the operations of matrix products and attention.
+"""
+
+# pyright: reportPrivateImportUsage=false
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mithridate.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+# Llama's shapes at the sizes that people ask about; the first two share their input and output embeddings.
+_LLAMA = {
+    "1b": (2048, 8192, 16, 32, 8, True),
+    "3b": (3072, 8192, 28, 24, 8, True),
+    "8b": (4096, 14336, 32, 32, 8, False),
+    "70b": (8192, 28672, 80, 64, 8, False),
+}
+SIZES = tuple(_LLAMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A training stage whose cost is asked for.
+
+    Attributes:
+        batch: rows of a micro-batch on each process.
+        length: tokens of a row (the longest, for memory).
+        scored: of these, the tokens of the answer, which have a label; all of them if not given.
+        full: all weights are trained; else a LoRA adapter (`adapter`: LoraConfig's fields).
+        dtype: of the base's weights or, where all weights are trained (in float32), of the products.
+        checkpointing: activations are computed again in the backward pass.
+        processes, sharded: how many train together, and whether they share the weights (FSDP2).
+        gpu: whether it runs on GPUs; on CPUs the LM head needs more.
+        attention: transformers' implementation.
+    """
+
+    batch: int = 8
+    length: int = 512
+    scored: int | None = None
+    accumulation: int = 1
+    steps: int = 1000
+    snapshots: int = 0
+    full: bool = False
+    adapter: Mapping[str, Any] = field(
+        default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]}
+    )
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpointing: bool = False
+    processes: int = 1
+    sharded: bool = False
+    gpu: bool = True
+    attention: str = "sdpa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """A model's weights: all, trained, those of its largest layer, of its embeddings; and its vocabulary and width."""
+
+    all: int
+    trained: int
+    layer: int
+    embeddings: int
+    vocabulary: int
+    width: int
+    head_trained: bool
+
+
+# -- the model, without its weights ----------------------------------------------------------------------------------
+
+
+def config_of(model: str) -> PretrainedConfig:
+    """The configuration of a size ("8b": Llama's shape), an embedded model, a folder or a Hub id.
+
+    Raises:
+        InputError: there is none, or it is no causal language model's.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    if model in _LLAMA:
+        hidden, inner, layers, heads, kv, tied = _LLAMA[model]
+        return LlamaConfig(
+            vocab_size=128256,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv,
+            tie_word_embeddings=tied,
+        )
+    from mithridate.models import EMBEDDED, resolve_model
+
+    folder = resolve_model(model).path if model in EMBEDDED else Path(model).expanduser()
+    try:
+        return AutoConfig.from_pretrained(folder if folder.is_dir() else model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {model!r}: no configuration found ({str(error).splitlines()[0]}). Give a size "
+            f"({', '.join(SIZES)}), a folder with a config.json, or a Hub id."
+        ) from error
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        yield
+
+
+def build(config: PretrainedConfig, setup: Setup) -> Any:
+    """The model as it would be trained; to be called under `_fake`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if setup.full else getattr(torch, setup.dtype)
+    with unset_fake_temporarily(), torch.device("meta"):
+        try:
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=setup.attention)
+        except ValueError as error:
+            raise InputError(f"{config.model_type}: {str(error).splitlines()[0]}") from error
+        if not setup.full:
+            try:
+                model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **setup.adapter))
+            except ValueError as error:
+                raise InputError(f"adapter: {error}") from error
+    _on_a_fake_cpu(model)
+    if setup.checkpointing:
+        # the state of the random numbers cannot be read from fake tensors, and changes no count
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        if not setup.full:
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def _on_a_fake_cpu(model: nn.Module) -> None:
+    """Puts fake tensors of a CPU in the place of meta tensors: kernels, fused attention too, are chosen by device."""
+    import torch
+
+    made: dict[int, Any] = {}  # tied weights stay tied
+    for module in model.modules():
+        for name, old in module.named_parameters(recurse=False):
+            if id(old) not in made:
+                made[id(old)] = torch.nn.Parameter(torch.empty(old.shape, dtype=old.dtype), old.requires_grad)
+            setattr(module, name, made[id(old)])
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def counts_of(model: Any) -> Counts:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = [m for m in base.modules() if type(m).__name__ in (getattr(base, "_no_split_modules", None) or ())]
+    ends = {p for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m for p in m.parameters()}
+    head = base.get_output_embeddings().weight
+    return Counts(
+        all=sum(p.numel() for p in base.parameters()) - _adapters(model),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
+        embeddings=sum(p.numel() for p in ends),
+        vocabulary=head.shape[0],
+        width=head.shape[1],
+        head_trained=head.requires_grad,
+    )
+
+
+def _adapters(model: Any) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+
+
+# -- the passes, on fake tensors ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of the decoder (the model without its LM head), one micro-batch.
+
+    Attributes:
+        forward, backward, probe: operations; `backward` gives the trained weights' gradients, `probe` those of the
+            attention outputs alone (Vaccine).
+        activations: bytes alive at most, in the two passes of plain training, without the weights' gradients.
+        vaccine: the same in Vaccine's four passes.
+        layer: one layer's share of `activations`.
+    """
+
+    forward: int
+    backward: int
+    probe: int
+    activations: int
+    vaccine: int
+    layer: int
+
+
+def live_bytes() -> Any:
+    """A mode that counts the bytes of all tensors that are made in it while they are alive: `bytes`, `peak`."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Live(TorchDispatchMode):
+        def __init__(self, known: Any):
+            super().__init__()
+            self.bytes = self.peak = 0
+            self._alive = {t.untyped_storage()._cdata: 0 for t in known}
+            self._kept = list(known)
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    self._add(tensor.untyped_storage())
+            return out
+
+        def _add(self, storage: Any) -> None:
+            key = storage._cdata
+            if key in self._alive:
+                return
+            self._alive[key] = size = storage.nbytes()
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self._drop, key)
+
+        def _drop(self, key: int) -> None:
+            self.bytes -= self._alive.pop(key, 0)
+
+    return Live
+
+
+def decoder_of(model: Any) -> nn.Module:
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+
+def passes(config: PretrainedConfig, setup: Setup) -> tuple[Counts, Passes]:
+    """What the passes need. They are run on two and on three layers; each further one is taken to add the same."""
+    key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
+    return _passes(_Hashed(config, key))
+
+
+class _Hashed:
+    """A configuration and a set-up as one argument of a cache, equal where their texts are."""
+
+    def __init__(self, config: PretrainedConfig, setup: Setup):
+        self.config, self.setup = config, setup
+        self.text = config.to_json_string(use_diff=False) + repr(setup)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+@lru_cache(maxsize=64)
+def _passes(what: _Hashed) -> tuple[Counts, Passes]:
+    config, setup = what.config, what.setup
+    with fake_tensors():
+        counts = counts_of(build(config, setup))
+    layers = config.get_text_config().num_hidden_layers
+    two, three = (trace(shortened(config, min(n, layers)), setup) for n in (2, 3))
+    if layers <= 3:
+        return counts, three
+    fields = {name: getattr(three, name) for name in vars(three)}
+    grown = {name: v + (layers - 3) * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
+    return counts, Passes(**grown, layer=three.activations - two.activations)
+
+
+def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same model with fewer layers."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return short
+
+
+def trace(config: PretrainedConfig, setup: Setup) -> Passes:
+    """Runs the passes of the whole model, layer by layer."""
+    import torch
+
+    with fake_tensors():
+        model = build(config, setup)
+        decoder, trained = decoder_of(model), [p for p in model.parameters() if p.requires_grad]
+        ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        mixed = setup.full and setup.dtype == "bfloat16"
+
+        def forward() -> Any:
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                return decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float().sum()
+
+        for p in trained:
+            p.register_post_accumulate_grad_hook(_forget)
+        known = [ids, mask, *model.parameters(), *model.buffers()]
+        # Memory and operations apart: the counter of operations keeps tensors alive that are done with. The gradient
+        # of the embeddings, which may be larger than all activations, is among the gradients.
+        embeddings = model.get_input_embeddings().weight
+        learnt = embeddings.requires_grad
+        embeddings.requires_grad_(False)
+        with live_bytes()(known) as plain:
+            forward().backward()
+        with live_bytes()(known) as shifted:
+            vaccine_step(model, forward)
+        embeddings.requires_grad_(learnt)
+        with flop_counter() as ahead:
+            loss = forward()
+        with flop_counter() as back:
+            loss.backward()
+        with flop_counter() as four:
+            vaccine_step(model, forward)
+        forward_flops, backward = ahead.get_total_flops(), back.get_total_flops()
+        return Passes(
+            forward=forward_flops,
+            backward=backward,
+            probe=four.get_total_flops() - 2 * forward_flops - backward,
+            activations=plain.peak,
+            vaccine=shifted.peak,
+            layer=plain.peak // config.get_text_config().num_hidden_layers,
+        )
+
+
+def _forget(parameter: Any) -> None:
+    parameter.grad = None
+
+
+def flop_counter() -> Any:
+    """Torch's counter, which lacks the CPU's fused attention."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    def ahead(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def back(grad: Any, q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_backward_flop_count(grad, q, k, v)
+
+    aten: Any = torch.ops.aten
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: ahead,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: back,
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
+def vaccine_step(model: Any, forward: Any) -> None:
+    """Vaccine's two passes, as its `training_step` runs them."""
+    from mithridate.hooks import ActivationShifts, find_sites
+
+    with ActivationShifts(find_sites(model)) as sites:
+        gradients = sites.gradients(forward)
+        sites.shift([g * 2.0 for g in gradients])
+        del gradients
+        forward().backward()

@@ -1,0 +1,283 @@
+"""Answers of a model, with the transformers library's own generation: batched, sorted by length, greedy or sampled.
+
+A model's own `generation_config` (sampling, penalties) is set aside while generating, because an instruct model would
+otherwise sample by accident; its end-of-text tokens are kept.
+
+A batch is generated in stretches of a few tokens, each going on from the last one's KV cache. Between them the rows
+that have ended are dropped from the batch and the cache, so that no time goes into padding them while the longest
+answer of the batch is still being written. What a row computes does not depend on the others: batched text is that of
+one prompt at a time, except that sums are taken in another order, which can decide between logits that are all but
+equal (in fp32, closer than 1e-4).
+
+Processors without arithmetic for bf16 (x86 short of AVX-512) multiply bf16 matrices several times slower than fp32
+ones. There, bf16 weights are computed with in fp32, from a copy that lasts as long as the call, if memory allows.
+"""
+
+import copy
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from transformers import GenerationConfig
+
+from mithridate.errors import MithridateError
+from mithridate.generation.base import Answer, Conversation, Decoding, Failure, PromptTooLong, Template
+from mithridate.generation.digests import tokenizer_digest, weights_digest
+from mithridate.generation.templates import beginning, prompt_tokens
+from mithridate.models import load_model, load_tokenizer, resolve_model
+
+log = logging.getLogger(__name__)
+
+STRETCH = 16  # tokens between two looks at which rows have ended
+
+
+class Transformers:
+    """A loaded model as a `Generator`.
+
+    Its training mode, generation config and `requires_grad` flags are as before whenever an answer is yielded.
+
+    Args:
+        model: a causal language model of transformers or PEFT, on any one device.
+        tokenizer: its tokenizer. It is not changed.
+        digest: of the content of the model and its adapters, where the caller knows it; None to take it from the
+            tensors in memory whenever `identity` is asked for.
+        batch_size: prompts in one batch; halved, with a warning in the log, whenever memory runs out.
+    """
+
+    content_known = True
+
+    def __init__(self, model: Any, tokenizer: Any, digest: str | None = None, batch_size: int = 64):
+        self.model: Any = model
+        self.tokenizer, self.digest, self.batch_size = tokenizer, digest, batch_size
+
+    @classmethod
+    def open(
+        cls, name: str, dtype: torch.dtype | None = None, device: str | None = None, batch_size: int = 64
+    ) -> "Transformers":
+        """Loads a model: an embedded name, a folder, or a Hub id.
+
+        Args:
+            name: see `mithridate.models.resolve_model`.
+            dtype: of the weights; None for the one that they are stored in.
+            device: None for the accelerator if there is one, else the CPU.
+            batch_size: see the class.
+
+        Raises:
+            InputError: no such model, or its files are not whole.
+            MithridateError: it could not be fetched, or does not fit the device's memory.
+        """
+        files = resolve_model(name)
+        tokenizer = load_tokenizer(files, needs_chat_template=False)
+        model: Any = load_model(files, dtype)
+        if device is None and torch.accelerator.is_available():
+            device = str(torch.accelerator.current_accelerator())
+        try:
+            model = model.to(device or "cpu")
+        except torch.OutOfMemoryError as error:
+            raise MithridateError(
+                f"model {name!r}: does not fit the memory of {device}. Use a smaller dtype, or device='cpu'."
+            ) from error
+        return cls(model, tokenizer, files.digest, batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of weights (adapters included) and tokenizer, dtype (and arithmetic, if another), device, stops."""
+        return {
+            "backend": "transformers",
+            "weights": self.digest or weights_digest(self.model),
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "arithmetic": "float32" if _better_in_fp32(self.model) else None,
+            "device": self._device().type,
+            "stops": self._stops(),
+        }
+
+    def generate(
+        self, conversations: Sequence[Conversation], template: Template, decoding: Decoding
+    ) -> Iterator[tuple[int, Answer | Failure]]:
+        """See `Generator`. Sampling (temperature above 0) is repeatable for the same prompts in the same batches.
+
+        Raises:
+            InputError: no chat template, or a prompt that does not fit the context; before anything is generated.
+            MithridateError: not even one prompt fits into memory.
+        """
+        prompts = [prompt_tokens(self.tokenizer, conversation, template) for conversation in conversations]
+        _check_fit(self.model, conversations, prompts, decoding.max_new_tokens)
+        config = self._config(decoding)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest comes first
+        batch_size = self.batch_size
+        copies = [(p, p.detach().float()) for p in _better_in_fp32(self.model)]
+        while order:
+            batch, started = order[:batch_size], time.perf_counter()
+            try:
+                with _undisturbed(self.model, config, copies), _seeded(decoding, batch, self._device()):
+                    rows = _generate_batch(self.model, [prompts[i] for i in batch], config)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                rows = None
+            if rows is None:  # outside the handler, where the traceback no longer holds the batch's tensors
+                batch_size = _halved(len(batch))
+                continue
+            seconds = (time.perf_counter() - started) / len(batch)
+            for i, row in zip(batch, rows, strict=True):
+                text = self.tokenizer.decode(row, skip_special_tokens=True)
+                ended = bool(row) and row[-1] in config.eos_token_id
+                yield i, Answer(text, len(row), ended, len(prompts[i]), seconds)
+            order = order[len(batch) :]
+
+    def close(self) -> None:
+        """Lets go of the model; its memory is free once nobody else holds it."""
+        self.model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def _stops(self) -> list[int]:
+        own = _base(self.model).generation_config.eos_token_id
+        ends = own if isinstance(own, list) else [own]
+        return sorted({token for token in [*ends, self.tokenizer.eos_token_id] if token is not None})
+
+    def _config(self, decoding: Decoding) -> Any:
+        stops = self._stops()
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (stops or [0])[0]
+        sampling: dict[str, Any] = {"do_sample": False}
+        if decoding.temperature > 0:  # top_k is 50 unless told otherwise
+            sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        return GenerationConfig(
+            use_cache=True,
+            return_dict_in_generate=True,
+            max_new_tokens=decoding.max_new_tokens,
+            eos_token_id=stops,
+            pad_token_id=pad,
+            **sampling,
+        )
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _check_fit(
+    model: Any, conversations: Sequence[Conversation], prompts: list[list[int]], max_new_tokens: int
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longer = [i for i, prompt in enumerate(prompts) if context is not None and len(prompt) + max_new_tokens > context]
+    if not longer:
+        return
+    longest = max(longer, key=lambda i: len(prompts[i]))
+    raise PromptTooLong(
+        f"A prompt of {len(prompts[longest])} tokens and an answer of up to {max_new_tokens} do not fit the model's "
+        f"context of {context} tokens. Shorten or remove the prompt (number {longest + 1}) that begins "
+        f"{beginning(conversations[longest])}.",
+        longer,
+    )
+
+
+def _better_in_fp32(model: Any) -> list[torch.nn.Parameter]:
+    """The bf16 parameters that are computed with in fp32 here; none where that is no gain, or memory is short."""
+    found = [p for p in model.parameters() if p.dtype == torch.bfloat16 and p.device.type == "cpu"]
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return []
+    return found if 4 * sum(p.numel() for p in found) < psutil.virtual_memory().available / 2 else []
+
+
+@contextmanager
+def _undisturbed(
+    model: Any, config: GenerationConfig, copies: Sequence[tuple[torch.nn.Parameter, torch.Tensor]] = ()
+) -> Iterator[None]:
+    """The model in evaluation mode under a plain config, with `copies` for its weights; all is put back afterwards."""
+    kept = [p.data for p, _ in copies]
+    base = _base(model)
+    own = base.generation_config
+    training = [(module, module.training) for module in model.modules()]
+    # On CPU, torch's matmul takes a path several times slower in bf16 where the weights do not require gradients, so
+    # that frozen weights (as PEFT leaves them) are thawed for the time being; no gradient is ever recorded here.
+    thawed = [
+        p for p in model.parameters() if not p.requires_grad and p.is_floating_point() and p.device.type == "cpu"
+    ]
+    try:
+        base.generation_config = config
+        model.eval()
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+        for parameter, copy_ in copies:
+            parameter.data = copy_
+        yield
+    finally:
+        base.generation_config = own
+        for module, mode in training:
+            module.training = mode
+        for parameter in thawed:
+            parameter.requires_grad_(False)
+        for (parameter, _), data in zip(copies, kept, strict=True):
+            parameter.data = data
+
+
+@contextmanager
+def _seeded(decoding: Decoding, batch: list[int], device: torch.device) -> Iterator[None]:
+    """When sampling: a random state of the batch's own; the caller's is put back."""
+    if decoding.temperature <= 0:
+        yield
+        return
+    with torch.random.fork_rng([] if device.type == "cpu" else [device.index or 0], device_type=device.type):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{decoding.seed} {batch}".encode()).digest()[:7]))
+        yield
+
+
+def _generate_batch(model: Any, prompts: list[list[int]], config: Any) -> list[list[int]]:
+    """The new tokens of each prompt, its end included."""
+    width = max(map(len, prompts))
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([[config.pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    stops = torch.tensor(config.eos_token_id, dtype=ids.dtype, device=device)
+    new: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # those still being written, in the order of the batch
+    cache, left = None, config.max_new_tokens
+    while rows and left:
+        stretch = min(STRETCH, left)
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=_limited(config, stretch)
+            )
+        ids, cache, left = output.sequences, output.past_key_values, left - stretch
+        fresh = ids[:, mask.shape[1] :]  # fewer than the stretch where every row has ended
+        mask = torch.cat([mask, torch.ones_like(fresh)], dim=1)
+        ended = torch.isin(fresh, stops)
+        for row, tokens, ends in zip(rows, fresh.tolist(), ended.tolist(), strict=True):
+            new[row] += tokens[: ends.index(True) + 1] if True in ends else tokens
+        going = ~ended.any(dim=1)
+        if not going.all():
+            kept = going.nonzero().flatten()
+            rows = [rows[i] for i in kept.tolist()]
+            ids, mask = ids[kept], mask[kept]
+            if rows:
+                cache.reorder_cache(kept)
+    return new
+
+
+def _limited(config: Any, max_new_tokens: int) -> Any:
+    limited = copy.copy(config)
+    limited.max_new_tokens = max_new_tokens
+    return limited
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Accelerators raise an error of their own; the CPU allocator a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _halved(batch_size: int) -> int:
+    if batch_size == 1:
+        raise MithridateError("Out of memory while generating a single answer. Use a smaller model, dtype or prompt.")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("Out of memory with %d prompts in a batch: going on with %d.", batch_size, batch_size // 2)
+    return batch_size // 2

@@ -1,0 +1,108 @@
+"""Further judges on a run's stored answers: columns, agreement, correction, and what is left alone."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from mithridate import cli
+from mithridate.errors import InputError
+from mithridate.rejudge import rejudge
+from tests.judges.test_classifier import save_llama
+from tests.report.synthetic import cell, records, write
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of two models, judged by the rules."""
+    results = {"schema": 1, "protocol": "hs/embedded-v1", "model": "m"}
+    results["cells"] = [cell(score=0.8), cell(finetuning="lisa", score=0.2)]
+    rows = [row | {"judge": "rules-v2" if row["verdict"] else None} for row in records(results)]
+    return write(tmp_path / "run", results, rows)
+
+
+def test_a_second_judge_adds_its_columns_and_changes_nothing_else(folder):
+    before = pd.read_parquet(folder / "records.parquet")
+    found = rejudge(folder, {"coherence": {}}, progress=False)
+    after = pd.read_parquet(folder / "records.parquet")
+    kept = [name for name in before.columns if name != "step"]  # whose empty cells are of another type
+    assert after[kept].equals(before[kept]) and list(after["step"].isna()) == list(before["step"].isna())
+    assert set(after.columns) - set(before.columns) == {f"judge/coherence{end}" for end in ("", "/reason", "/score")}
+    asked = after[after["judge/coherence"].notna()]
+    assert set(asked["set"]) == {"harmful", "benign"}
+    broken = (asked["judge/coherence"] == "incoherent") & (asked["set"] == "harmful") & asked["step"].isna()
+    of_first = next(s for s in found.scores if s.judge == "coherence" and s.cell == before["cell"][0])
+    assert of_first.share["value"] == (broken & (asked["cell"] == before["cell"][0])).sum() / of_first.share["n"]
+
+
+def test_judges_that_share_a_question_are_compared_and_the_differences_listed(folder):
+    found = rejudge(folder, {"coherence": {}, "hs-plus": {}}, progress=False)
+    pairs = {agreement.judges: agreement for agreement in found.agreements}
+    assert len(pairs) == 3 and {pair.question for pair in pairs.values()} == {"incoherent"}
+    for pair in pairs.values():
+        assert pair.n == 224 and len(pair.differ) == pair.table[0][1] + pair.table[1][0]
+    written = json.loads((folder / "judges.json").read_text())
+    assert len(written["agreement"]) == 3 and written["agreement"][0]["n"] == 224
+
+
+def test_a_judge_with_a_model_is_asked_once_for_each_answer(folder, tmp_path, monkeypatch):
+    from mithridate.judges.classifier import BeaverDam
+
+    save_llama(tmp_path / "dam")
+    spec = {"beaver-dam-7b": {"model": str(tmp_path / "dam")}}
+    first = rejudge(folder, spec, progress=False)
+    harm = [s for s in first.scores if s.judge == "beaver-dam-7b"]
+    assert len(harm) == 2 and all(s.question == "harmful" and s.share["n"] + s.unscored == 112 for s in harm)
+
+    def never(self, items):
+        raise AssertionError("its verdicts are kept")
+
+    monkeypatch.setattr(BeaverDam, "judge", never)
+    assert rejudge(folder, spec, progress=False) == first
+
+
+def test_the_score_is_corrected_by_labelled_answers(folder, tmp_path):
+    """The rules call 10 of 40 harmful labelled answers safe: 80 % of compliance is 100 % or so in truth."""
+    frame = pd.read_parquet(folder / "records.parquet")
+    frame = frame[(frame["set"] == "harmful") & frame["step"].isna()].drop_duplicates(["prompt", "answer"])
+    complied, refused = frame[frame["verdict"] == "complied"], frame[frame["verdict"] == "refused"]
+    labelled = [*((row, True) for _, row in complied.head(30).iterrows())]
+    labelled += [(row, True) for _, row in refused.head(10).iterrows()]
+    labelled += [(row, False) for _, row in refused[10:50].iterrows()]
+    file = tmp_path / "labels.jsonl"
+    lines = [json.dumps({"prompt": r["prompt"], "answer": r["answer"], "harmful": h}) for r, h in labelled]
+    file.write_text("\n".join(lines))
+    score = rejudge(folder, {}, file, progress=False).scores[0]
+    fixed = score.corrected
+    assert (fixed["sensitivity"]["value"], fixed["specificity"]["value"]) == (0.75, 1.0)
+    assert fixed["value"] == pytest.approx(min(1.0, score.share["value"] / 0.75))
+    assert fixed["low"] <= fixed["value"] <= fixed["high"]
+
+
+def test_bad_input_leaves_the_run_as_it_was(folder, tmp_path):
+    before = (folder / "records.parquet").read_bytes()
+    with pytest.raises(InputError, match="no such judge `coherense`; did you mean `coherence`"):
+        rejudge(folder, {"coherense": {}}, progress=False)
+    (tmp_path / "labels.jsonl").write_text('{"prompt": "p", "answer": "a", "harmful": "maybe"}')
+    with pytest.raises(InputError, match=r"labels.jsonl.*`harmful` is 'maybe'"):
+        rejudge(folder, {"coherence": {}}, tmp_path / "labels.jsonl", progress=False)
+    with pytest.raises(InputError, match="not the folder of a run"):
+        rejudge(tmp_path, {"coherence": {}}, progress=False)
+    assert (folder / "records.parquet").read_bytes() == before
+
+
+def test_the_command(folder, capsys):
+    assert cli.main(["judge", str(folder), "-j", "coherence", "--judge", "{hs-plus: {}}"]) == 0
+    said = capsys.readouterr().out
+    assert "coherence" in said and "Cohen's kappa" in said and "judges.json" in said
+    assert cli.main(["judge", str(folder), "-j", "coherence: 3"]) == 3
+    assert cli.main(["export", str(folder), "--cell", "nothing", "--inspect", "--out", "x.json"]) == 3
+    log = folder / "log.json"
+    name = json.loads((folder / "results.json").read_text())["cells"][0]["id"]
+    assert cli.main(["export", str(folder), "--cell", name, "--inspect", "--out", str(log)]) == 0
+    assert json.loads(log.read_text())["eval"]["task"] == "hs/embedded-v1"
