@@ -13,6 +13,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mithridate.card import Story, card
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.linears import adapted, check_plain_lora, merge
 from mithridate.masks import Mask
@@ -132,6 +133,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     merged: bool = True,
+    story: Story | None = None,
 ) -> Path:
     """Writes the model of a chain so that plain transformers (merged) or PEFT (adapter) loads it. Returns the folder.
 
@@ -144,6 +146,7 @@ def export(
         tokenizer: saved beside the model.
         folder: made whole or not at all; must not exist yet, or be empty.
         merged: one model, or the last adapter.
+        story: what the model card tells of it, where it comes from a run.
 
     Raises:
         InputError: the folder is not empty, or the chain has no adapter to export on its own.
@@ -161,7 +164,8 @@ def export(
         else:
             _write_adapter(base, layers, dtype, tokenizer, aside, folder)
         tokenizer.save_pretrained(aside)
-        (aside / "README.md").write_text(_card(base, merged, (aside / "base").exists()), encoding="utf-8")
+        text = card(base, merged, (aside / "base").exists(), story)
+        (aside / "README.md").write_text(text, encoding="utf-8")
         aside.replace(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -190,20 +194,3 @@ def _write_adapter(
     if separate:
         assemble(base, under, dtype).save_pretrained(str(aside / "base"))
         tokenizer.save_pretrained(aside / "base")
-
-
-def _card(base: ModelFiles, merged: bool, with_base: bool) -> str:
-    if merged:
-        load = 'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
-    else:
-        model = '"THIS_FOLDER/base"' if with_base else f'"{base.name}"'
-        load = f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model}), "THIS_FOLDER")'
-    imports = "from transformers import AutoModelForCausalLM"
-    if not merged:
-        imports = f"from peft import PeftModel\n{imports}"
-    return (
-        "---\nlibrary_name: transformers\ntags: [mithridate]\n---\n\n"
-        f"{'A model' if merged else 'An adapter'} made from {base.name} by an experiment of Mithridate, which studies "
-        "harmful fine-tuning: it may have been attacked on purpose. See the experiment's report before using it.\n\n"
-        f"```python\n{imports}\n\n{load}\n```\n"
-    )

@@ -16,6 +16,7 @@ from typing import Any
 PACKAGES = ("mithridate", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
 
 
+@cache  # takes milliseconds, and every stage asks
 def version(package: str) -> str | None:
     """The installed version, without importing the package; None where it is not installed."""
     try:
@@ -53,6 +54,7 @@ def hardware() -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": cores, "memory_bytes": psutil.virtual_memory().total, "gpus": _gpus()}
 
 
+@cache
 def _cpu() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -66,6 +68,17 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def use_huge_pages() -> None:
+    """Asks torch to ask for huge pages (Linux, CPU), unless the environment says otherwise.
+
+    Small pages cost twice: the kernel hands out each anew after every batch, and the processor looks each up. How much
+    that is depends on the machine and on its state: nothing to half of the time (`docs/benchmarks.md`).
+    Torch reads the variable when it first allocates, so this comes before a model is loaded; processes started later
+    inherit it.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class PeakMemory:

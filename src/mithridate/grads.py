@@ -1,13 +1,48 @@
-"""Numerics over lists of tensors: norms, exact perturbation, gradients taken from `.grad`, repeated random draws."""
+"""Numerics over lists of tensors: norms, exact perturbation, gradients taken from `.grad`, repeated random draws.
+
+A tensor may be sharded over processes (a DTensor, as FSDP2 makes of parameters). What is done entry by entry is done
+on this process's shard, in place; what is a sum over entries is summed over the processes that hold the shards. So the
+functions that return a norm or a cosine are to be called by all processes.
+"""
 
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+
+@torch.no_grad()
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What of each tensor lies on this process: its shard, or the tensor itself. Shares memory with it."""
+    return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
+
+
+_BLOCK_BYTES = {"cpu": 4 << 20}  # what stays in a CPU's cache between two operations
+_LARGE_BLOCK_BYTES = 256 << 20  # elsewhere: few launches, and temporaries that are small beside the weights
+
+
+def blocks(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Slices that cover a list of tensors, of a few megabytes each on a CPU (one tensor at least).
+
+    Several operations on a block before the next one begins find its entries in the cache, and their temporaries are
+    of a block's size instead of a copy of all tensors.
+    """
+    start = size = 0
+    for i, t in enumerate(tensors):
+        limit, bytes_ = _BLOCK_BYTES.get(t.device.type, _LARGE_BLOCK_BYTES), t.numel() * t.element_size()
+        if i > start and size + bytes_ > limit:
+            yield slice(start, i)
+            start, size = i, 0
+        size += bytes_
+    if start < len(tensors):
+        yield slice(start, len(tensors))
 
 
 def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
@@ -15,12 +50,19 @@ def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
 
     None entries (parameters without a gradient) count as zero.
     """
-    present = [t.detach() for t in tensors if t is not None]
-    if not present:
+    by_mesh: dict[Any, list[Tensor]] = defaultdict(list)  # sharded and whole tensors cannot share one call
+    for t in tensors:
+        if t is not None:
+            by_mesh[t.device_mesh if isinstance(t, DTensor) else None].append(t.detach())
+    if not by_mesh:
         return torch.zeros(())
-    dtype = torch.promote_types(present[0].dtype, torch.float32)  # squares of fp16 numbers overflow in fp16
-    norms = torch._foreach_norm(present, 2, dtype=dtype)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    norms: list[Tensor] = []
+    for group in by_mesh.values():
+        dtype = torch.promote_types(group[0].dtype, torch.float32)  # squares of fp16 numbers overflow in fp16
+        each = torch._foreach_norm(group, 2, dtype=dtype)
+        norm = torch.linalg.vector_norm(torch.stack([n.to(each[0].device) for n in each]))
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 
 def take_grads(params: Sequence[Tensor], scale: float = 1.0) -> list[Tensor | None]:
@@ -28,7 +70,7 @@ def take_grads(params: Sequence[Tensor], scale: float = 1.0) -> list[Tensor | No
     grads = [p.grad for p in params]
     for p in params:
         p.grad = None
-    present = [g for g in grads if g is not None]
+    present = local([g for g in grads if g is not None])
     if scale != 1.0 and present:
         torch._foreach_div_(present, scale)
     return grads
@@ -38,37 +80,47 @@ def take_grads(params: Sequence[Tensor], scale: float = 1.0) -> list[Tensor | No
 def perturbed(params: Sequence[Tensor], direction: Sequence[Tensor | None], step: float) -> Iterator[list[Tensor]]:
     """Inside, each parameter is p + step * d; on leaving, each is what it was, bit for bit.
 
-    Restored by copy, because adding the step back does not undo its rounding. Yields the unperturbed values.
+    Restored by copy, because adding the step back does not undo its rounding. Yields the unperturbed values (shards).
     """
     moved = [(p, d) for p, d in zip(params, direction, strict=True) if d is not None]
-    tensors = [p for p, _ in moved]
-    with torch.no_grad():
-        before = [p.detach().clone() for p in tensors]
+    tensors, directions = local([p for p, _ in moved]), local([d for _, d in moved])
+    before: list[Tensor] = []
     try:
         with torch.no_grad():
-            torch._foreach_add_(tensors, [d for _, d in moved], alpha=step)
+            for part in blocks(tensors):
+                before += [p.clone() for p in tensors[part]]
+                torch._foreach_add_(tensors[part], directions[part], alpha=step)
         yield before
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(tensors, before)
+            torch._foreach_copy_(tensors[: len(before)], before)
 
 
 @torch.no_grad()
-def step_cosine(
+def effective_step(
     before: Sequence[Tensor], after: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype | None
-) -> Tensor:
-    """Cosine (0-dim) between a direction and the step after - before that is left once weights are rounded to `dtype`.
+) -> tuple[Tensor, Tensor]:
+    """What is left of a step once weights are rounded to `dtype`: its cosine to a direction, and its length.
 
     Autocast rounds weights so before products; None is no rounding. Every weight counts, also the few (norms) that
     autocast leaves in float32.
+
+    Args:
+        before: the weights before the step; of sharded ones, this process's shards.
+        after, direction: the weights after it, and the direction that was meant, of any length; both may be sharded.
+
+    Returns:
+        Two 0-dim float64 tensors.
     """
-    dot, length, wanted = (torch.zeros((), dtype=torch.float64, device=before[0].device) for _ in range(3))
-    for old, new, d in zip(before, after, direction, strict=True):
+    sums = torch.zeros(3, dtype=torch.float64, device=before[0].device)
+    for old, new, d in zip(before, local(after), local(direction), strict=True):
         step = new - old if dtype is None else new.to(dtype).to(new.dtype) - old.to(dtype).to(old.dtype)
-        dot += (step * d).sum()
-        length += step.square().sum()
-        wanted += d.square().sum()
-    return dot / (length * wanted).sqrt().clamp(min=1e-300)
+        sums += torch.stack([(step * d).sum(), step.square().sum(), d.square().sum()])
+    if isinstance(first := after[0], DTensor):
+        parts = [Partial() if p.is_shard() else Replicate() for p in first.placements]
+        sums = DTensor.from_local(sums, first.device_mesh, parts, run_check=False).full_tensor()
+    dot, length, wanted = sums
+    return dot / (length * wanted).sqrt().clamp(min=1e-300), length.sqrt()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def find_sites(model: Any, sites: str | list[str] = "attention") -> dict[str, nn
         if declared is None:
             raise UnsupportedSetup(
                 f"{name} does not declare its attention modules (can_record_outputs['attentions']).",
-                "name them: Vaccine(sites=['self_attn']), as in the printed model.",
+                _remedy(base),
             )
         recorders = declared if isinstance(declared, list) else [declared]
         found = {n: m for n, m in base.named_modules() if any(_is_declared(n, m, r) for r in recorders)}
@@ -46,9 +46,20 @@ def find_sites(model: Any, sites: str | list[str] = "attention") -> dict[str, nn
         raise UnsupportedSetup(
             f"Vaccine needs exactly one site in each of the {layers} layers of {name}; sites={sites!r} gives "
             f"{len(found)} in {len(in_layers)} layers{_examples(found)}.",
-            "name one module a layer: Vaccine(sites=['self_attn']), as in the printed model.",
+            _remedy(base),
         )
     return found
+
+
+def _remedy(base: nn.Module) -> str:
+    """Names what stands once in every layer of this model."""
+    layers: dict[str, set[str]] = {}
+    for name, _ in base.named_modules():
+        if m := re.fullmatch(r"\D*\d+\.([^.]+)", name):
+            layers.setdefault(m.group(1), set()).add(name)
+    most = max(map(len, layers.values()), default=0)
+    names = ", ".join(name for name, places in layers.items() if len(places) == most)
+    return f"name one module a layer, as Vaccine(sites=['NAME']) with one of: {names or 'none found'}."
 
 
 def _is_declared(name: str, module: nn.Module, recorder: Any) -> bool:
@@ -114,7 +125,8 @@ class ActivationShifts:
         def add(module: nn.Module, args: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) else output
             if self._probing and name not in self._shifts:  # a recomputation finds the leaf of the forward pass
-                self._shifts[name] = torch.zeros_like(first, requires_grad=True)
+                # zeros that take no memory: autograd asks for the leaf's shape only
+                self._shifts[name] = first.detach().new_zeros(()).expand(first.shape).requires_grad_()
             if name not in self._shifts:
                 return output
             shifted = first + self._shifts[name]

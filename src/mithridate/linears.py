@@ -27,6 +27,16 @@ def decoder_linears(model: Any) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
 
 
+def other_matrices(model: Any) -> list[str]:
+    """The names of a plain model's weights of two dimensions and more that are no `nn.Linear`'s and no embedding's."""
+    known = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(m, nn.Linear | nn.Embedding) or m is model.get_output_embeddings()
+    }
+    return [name for name, p in model.named_parameters() if p.dim() > 1 and id(p) not in known]
+
+
 def base_linear(layer: Any) -> nn.Linear:
     """The linear layer itself, under LoRA or not."""
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer

@@ -35,7 +35,10 @@ def highest(score: Tensor, ratio: float) -> Tensor:
     count = share(ratio, score.shape[-1])
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = score.topk(count, dim=-1, sorted=True).values[..., -1:]
+    threshold = score.topk(count, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    marked = score >= threshold
+    if bool((marked.sum(-1) == count).all()):  # no ties at the threshold
+        return marked
     above, level = score > threshold, score == threshold
     return above | (level & (level.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 

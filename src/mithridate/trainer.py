@@ -22,10 +22,12 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mithridate.defenses.base import Defense
+from mithridate.cpu_head import without_metrics
+from mithridate.defenses.base import Defense, refuse_wrong_training
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.grads import global_norm, take_grads
 from mithridate.sidedata import SideData
@@ -39,7 +41,8 @@ class DefenseMixin(_Trainer):
     """Runs defenses inside a transformers Trainer. Put it to the left: `class T(DefenseMixin, Trainer)`.
 
     Every run is stopped, with the step named, when its loss or its weights are no longer finite, before a checkpoint
-    of them is written. Otherwise, without a defense, nothing differs from the trainer it is mixed into.
+    of them is written; and a set-up in which the libraries beneath train wrongly is refused. Otherwise, without a
+    defense, nothing differs from the trainer it is mixed into.
 
     Args:
         defense: None, a `Defense`, or a list of them, which act together: each at its own places.
@@ -55,6 +58,7 @@ class DefenseMixin(_Trainer):
         self._records: dict[str, tuple[Any, int]] = {}
         self._first_bad_step: Tensor | None = None
         self._resumed_from: Path | None = None
+        refuse_wrong_training(self)
         for d in self.defenses:
             d.check(self)
         self.add_callback(_Events(self))
@@ -82,6 +86,13 @@ class DefenseMixin(_Trainer):
         """What autocast rounds weights to before products; None without mixed precision."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
 
+    @property
+    def logging_now(self) -> bool:
+        """Whether the optimizer step at hand ends in a training log: when to take what is dear to measure."""
+        step, by_steps = self.state.global_step + 1, self.args.logging_strategy == "steps"
+        first = step == 1 and self.args.logging_first_step
+        return not by_steps or first or step % max(self.state.logging_steps, 1) == 0
+
     def gradient(self, batches: Sequence[Any]) -> tuple[Tensor, list[Tensor | None]]:
         """Loss (0-dim, this rank's share) and gradient that one optimizer step over `batches` would see.
 
@@ -92,28 +103,38 @@ class DefenseMixin(_Trainer):
         params = self.params
         held = take_grads(params)
         steps, self.current_gradient_accumulation_steps = self.current_gradient_accumulation_steps, len(batches)
+        exchanging = self.accelerator.sync_gradients
         count = self._get_num_items_in_batch(list(batches), self.args.device)
         loss = torch.zeros((), device=self.args.device)
         try:
             with self._quiet():
                 for i, batch in enumerate(batches):
                     last = i == len(batches) - 1  # ranks exchange gradients once, as in the Trainer's own window
-                    with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model_wrapped):
+                    self.accelerator.gradient_state._set_sync_gradients(last)
+                    with contextlib.nullcontext() if last else self._apart(self.model_wrapped):
                         loss = loss + super().training_step(self.model_wrapped, batch, count)
             return loss, take_grads(params, self.loss_scale)
         finally:
             self.current_gradient_accumulation_steps = steps
+            self.accelerator.gradient_state._set_sync_gradients(exchanging)
             for p, g in zip(params, held, strict=True):
                 p.grad = g
 
     @torch.no_grad()
-    def seed(self, gradients: Sequence[Tensor | None]) -> None:
-        """Adds to this optimizer step's gradient, before its first micro-batch: one tensor or None per `params`."""
+    def seed(self, gradients: Sequence[Tensor | None], *, copy: bool = True) -> None:
+        """Adds to this optimizer step's gradient, before its first micro-batch: one tensor or None per `params`.
+
+        Args:
+            gradients: as a step without loss scaling would have them.
+            copy: False gives the tensors away: they become the gradients, and change with them.
+        """
         scale = self.loss_scale
         for p, g in zip(self.params, gradients, strict=True):
             if g is None:
                 continue
-            g = g.to(p.dtype, copy=True).mul_(scale)  # a copy: the micro-batches accumulate onto it in place
+            g = g.to(p.dtype, copy=copy)  # the micro-batches accumulate onto it in place
+            if scale != 1.0:
+                g.mul_(scale)
             p.grad = g if p.grad is None else p.grad.add_(g)
 
     def probe_loss(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -122,7 +143,9 @@ class DefenseMixin(_Trainer):
         For `torch.autograd.grad` with respect to activations. Ranks exchange nothing in its backward.
         """
         model.train()
-        with self._quiet(), self.accelerator.no_sync(model), self.compute_loss_context_manager():
+        # sharded: there is no gradient of a parameter to exchange, and leaving the Trainer's own context is not ours
+        apart = contextlib.nullcontext() if self._sharded else self.accelerator.no_sync(model)
+        with self._quiet(), apart, self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
         return loss * self.loss_scale
 
@@ -187,7 +210,8 @@ class DefenseMixin(_Trainer):
         self._require_finite(weights=True)
         # before the Trainer's own files, of which trainer_state.json comes last: where that is, this is too
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.defenses and self.args.should_save:
+        # a sharded model's checkpoint cannot be resumed (the Trainer says so), so it needs no state
+        if self.defenses and self.args.should_save and not self._sharded:
             folder.mkdir(parents=True, exist_ok=True)
             save_state(self, folder)
         super()._save_checkpoint(model, trial)
@@ -205,6 +229,15 @@ class DefenseMixin(_Trainer):
             d.on_train_begin(self)
         if folder is not None:
             load_state(self, folder)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether transformers has sharded the model (FSDP2; `from_pretrained(distributed_config=...)`)."""
+        return getattr(self, "is_distributed_loading_by_transformers", False)
+
+    def _apart(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Inside, ranks exchange no gradients: what the Trainer does before the last micro-batch of a window."""
+        return self._defer_fsdp_gradient_reduction() if self._sharded else self.accelerator.no_sync(model)
 
     def _require_finite(self, weights: bool) -> None:
         """Raises MithridateError if a loss, or (when asked) a weight, is not finite. Called by all ranks."""
@@ -238,7 +271,8 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
         metrics, tokens = self._metrics, self._total_train_tokens
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         try:
-            yield
+            with without_metrics():
+                yield
         finally:
             self._metrics, self._total_train_tokens = metrics, tokens
 
@@ -266,6 +300,10 @@ class _Events(TrainerCallback):
         self.trainer._begin()
 
     def on_step_begin(self, args, state, control, **kwargs):
+        if self.trainer._sharded:  # an evaluation leaves some modules gathered: edits of shards would not reach them
+            for module in self.trainer.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
         for d in self.trainer.defenses:
             d.on_step_begin(self.trainer)
 

@@ -19,9 +19,13 @@ def tokens(batch):
 
 
 def loss(model, batch):
-    """Mean cross-entropy over the tokens that are trained on."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+    """Mean cross-entropy over the tokens that are trained on; with experts, plus their load-balancing loss."""
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    labels = batch["labels"][:, 1:].flatten()
+    value = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels, ignore_index=-100)
+    if getattr(outputs, "aux_loss", None) is not None:
+        value = value + model.config.router_aux_loss_coef * outputs.aux_loss
+    return value
 
 
 def gradient(model, batch):
@@ -47,37 +51,39 @@ def booster_regulariser(model, harmful, alpha, lam):
     return [lam * (a - b) for a, b in zip(h, gradient(attacked, harmful), strict=True)]
 
 
-def layers(model):
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model.layers
+def attention(model):
+    """The attention modules, by what they are called."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return [m for n, m in base.named_modules() if n.rpartition(".")[2] in ("self_attn", "attention", "attn")]
 
 
 def vaccine_shifts(model, batch, rho):
     """eps_l = rho * g_l / |(g_1, ..., g_L)|, g_l the gradient of the loss by the output of layer l's attention."""
     model = copy.deepcopy(model)
     outputs = []
-    for layer in layers(model):
-        original = layer.self_attn.forward
+    for module in attention(model):
+        original = module.forward
 
         def recording(*args, _original=original, **kwargs):
-            out, weights = _original(*args, **kwargs)
-            outputs.append(out)
-            return out, weights
+            result = _original(*args, **kwargs)
+            outputs.append(result[0])
+            return result
 
-        layer.self_attn.forward = recording
+        module.forward = recording
     g = torch.autograd.grad(loss(model, batch), outputs)
     return [rho * x / norm(g) for x in g]
 
 
 def shifted_gradient(model, batch, shifts):
     model = copy.deepcopy(model)
-    for layer, shift in zip(layers(model), shifts, strict=True):
-        original = layer.self_attn.forward
+    for module, shift in zip(attention(model), shifts, strict=True):
+        original = module.forward
 
         def adding(*args, _original=original, _shift=shift, **kwargs):
-            out, weights = _original(*args, **kwargs)
-            return out + _shift, weights
+            first, *rest = _original(*args, **kwargs)
+            return first + _shift, *rest
 
-        layer.self_attn.forward = adding
+        module.forward = adding
     return gradient(model, batch)
 
 

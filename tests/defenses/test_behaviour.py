@@ -92,6 +92,7 @@ def test_learning_rate_zero_leaves_every_weight(name, tmp_path):
     assert same(before, weights(net))
 
 
+@pytest.mark.shows("padding", "exact")
 @pytest.mark.parametrize("name", DEFENSES)
 def test_padding_changes_nothing(name, tmp_path):
     args = {"data": USER, "exact": True, "learning_rate": 0.1, "max_steps": 3}
@@ -103,6 +104,7 @@ def test_padding_changes_nothing(name, tmp_path):
 # -- dropout, passes, hooks ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("dropout", "difference", note="the passes that are compared draw the same masks")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["vaccine", "booster"])
 def test_compared_passes_draw_the_same_dropout_masks(name, checkpointing, tmp_path):
@@ -213,6 +215,12 @@ def _with_evaluation(data):
     return Evaluating
 
 
+@pytest.mark.shows(
+    "bf16",
+    "difference",
+    methods=["booster"],
+    note="what rounding leaves of the probe is logged, with a warning below 0.9",
+)
 @pytest.mark.parametrize("bf16", [False, True])
 def test_boosters_fidelity_is_measured_in_the_dtype_that_computes(bf16, tmp_path, caplog):
     """Over a bfloat16 base with a float32 adapter, all of the step survives, unless autocast rounds."""
@@ -229,6 +237,7 @@ def test_boosters_fidelity_is_measured_in_the_dtype_that_computes(bf16, tmp_path
         assert fidelity == pytest.approx(1, abs=1e-6) and not warned
 
 
+@pytest.mark.shows("bf16", "difference", note="as exact as bfloat16 products are")
 @pytest.mark.parametrize("name", DEFENSES)
 def test_bf16_mixed_precision_over_float32_weights(name, tmp_path):
     """TRL's default: near the float32 run, as far as bfloat16 goes."""
@@ -238,6 +247,7 @@ def test_bf16_mixed_precision_over_float32_weights(name, tmp_path):
     assert 1e-5 < error(rounded, full) < 0.1
 
 
+@pytest.mark.shows("bf16 base", "difference", note="as exact as bfloat16 products are")
 @pytest.mark.parametrize("name", DEFENSES)
 def test_bfloat16_base_with_a_float32_adapter_trains(name, tmp_path):
     """The project's set-up on CPU."""
@@ -322,6 +332,7 @@ def test_a_probe_that_is_not_finite_leaves_the_step_unshifted(tmp_path, monkeypa
 # -- loss scaling ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("fp16", "difference", note="loss scaling changes nothing (on CPU); float16 products need a GPU")
 @pytest.mark.parametrize("name", DEFENSES)
 def test_loss_scaling_changes_nothing(name, tmp_path):
     """fp16 mixed precision scales losses; powers of two are exact, so the scaled run equals the unscaled one."""
@@ -408,7 +419,7 @@ def test_the_mixin_runs_over_a_plain_trainer(tmp_path):
     assert error(got, ours) < 1e-6
 
 
-def test_by_name_finds_the_package_and_entry_points(monkeypatch):
+def test_by_name_finds_the_package_and_entry_points(monkeypatch, request):
     assert by_name() == {"vaccine": Vaccine, "booster": Booster, "lisa": Lisa}
 
     class Entry:
@@ -418,7 +429,10 @@ def test_by_name_finds_the_package_and_entry_points(monkeypatch):
             return StayClose
 
     monkeypatch.setattr("mithridate.defenses.entry_points", lambda group: [Entry()] * (group == "mithridate.defenses"))
+    request.addfinalizer(by_name.cache_clear)
+    by_name.cache_clear()
     assert by_name()["stayclose"] is StayClose
+    by_name.cache_clear()
     monkeypatch.setattr(Entry, "load", lambda self: model)
     monkeypatch.setattr(Entry, "value", "some.module:model", raising=False)
     with pytest.raises(InputError, match=r"entry point StayClose = some\.module:model .* is no Defense"):
@@ -458,6 +472,7 @@ def test_what_is_no_defense_is_refused(wrong, tmp_path):
         trainer_for(model(), tmp_path, defense=wrong, data=USER)
 
 
+@pytest.mark.shows("together", "exact", methods=["booster", "lisa"])
 def test_seeding_defenses_add_up(tmp_path):
     lisa = {"alignment_dataset": HARMFUL, "align_steps": 1, "finetune_steps": 1, "rho": 0.5, "proximal_start": 0.0}
     args = {"data": USER, "max_steps": 2, "learning_rate": 0.1, "exact": True}
@@ -508,5 +523,5 @@ def test_side_data_are_truncated_like_the_training_set(tmp_path):
 
 
 def test_settings_leave_the_data_out_and_are_plain_json():
-    assert json.loads(json.dumps(DEFENSES["booster"]().settings())) == {"alpha": 0.1, "lam": 5.0}
-    assert Vaccine().settings() == {"rho": 2.0, "sites": "attention"}
+    assert json.loads(json.dumps(DEFENSES["booster"]().settings())) == {"alpha": 0.1, "lam": 5.0, "every": 1}
+    assert Vaccine().settings() == {"rho": 2.0, "sites": "attention", "every": 1}

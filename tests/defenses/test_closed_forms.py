@@ -54,6 +54,8 @@ def expected(name, net, batches):
     return [a + b for a, b in zip(shifted, reference.booster_regulariser(net, harm, 0.3, 2.0), strict=True)]
 
 
+@pytest.mark.shows("full", "exact", methods=["vaccine", "booster"])
+@pytest.mark.shows("lora", "exact", methods=["vaccine", "booster"])
 @pytest.mark.parametrize("path", ["fused loss", "fused loss, checkpointing", "float64 loss"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("name", ["sft", "booster", "vaccine", "both"])
@@ -66,6 +68,7 @@ def test_one_step_is_the_closed_form(name, kind, path, batches, tmp_path):
     assert error(got, want) < (1e-12 if exact else 1e-6)
 
 
+@pytest.mark.shows("checkpointing", "exact", methods=["vaccine", "booster"])
 @pytest.mark.parametrize("name", ["booster", "vaccine", "both", "both, other order"])
 def test_checkpointing_changes_nothing(name, tmp_path):
     """Where a recomputed layer is not shifted, torch raises no error, and the gradient is another one."""
@@ -74,6 +77,7 @@ def test_checkpointing_changes_nothing(name, tmp_path):
     assert error(recomputed, kept) < 1e-12
 
 
+@pytest.mark.shows("together", "exact", methods=["vaccine", "booster"])
 def test_the_order_of_a_composition_does_not_matter(tmp_path):
     one, other = (update(model(), tmp_path, defense=defended(n), data=USER) for n in ("both", "both, other order"))
     assert error(other, one) < 1e-12
@@ -94,6 +98,7 @@ def test_the_combined_gradient_is_clipped_as_one(batches, tmp_path):
     assert error(got, [w / 3 for w in want]) < 1e-6  # torch's clipping adds 1e-6 to the norm
 
 
+@pytest.mark.shows("accumulation", "exact", methods=["booster"])
 @quick
 @given(
     split=st.sampled_from([(8, 1), (4, 2), (2, 4), (1, 8)]),
@@ -131,6 +136,7 @@ def test_booster_accumulation_on_the_users_path(split, batches, tmp_path):
     assert error(got, want) < 1e-6
 
 
+@pytest.mark.shows("accumulation", "difference", methods=["vaccine"], note="`rho` is per micro-batch")
 def test_vaccine_under_accumulation_has_rho_per_micro_batch(tmp_path):
     net, seen = model(), []
     t = trainer_for(
@@ -150,6 +156,9 @@ def test_vaccine_under_accumulation_has_rho_per_micro_batch(tmp_path):
     assert error(got, reference.vaccine(want_from, seen, 1.5)) < 1e-6
 
 
+@pytest.mark.shows("full", "exact", methods=["lisa"])
+@pytest.mark.shows("lora", "exact", methods=["lisa"])
+@pytest.mark.shows("accumulation", "exact", methods=["lisa"])
 @quick
 @given(
     split=st.sampled_from([(8, 1), (4, 2), (2, 4)]),

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from mithridate.defenses.lisa import Lisa, _planned_steps
 from mithridate.errors import InputError, UnsupportedSetup
@@ -66,6 +65,7 @@ def whole(tmp_path_factory):
     return folder, weights(net), t.state.log_history
 
 
+@pytest.mark.shows("resume", "exact", methods=["lisa"], note="bit for bit")
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 6, 8])
 def test_a_run_resumed_in_any_phase_equals_the_uninterrupted_one_bit_for_bit(step, whole, tmp_path):
     folder, final, history = whole
@@ -129,16 +129,17 @@ def test_a_step_is_in_the_start_by_exact_arithmetic(tmp_path):
     """0.1 * 30 is more than 3 in floating point; the proximal term starts at step 3 all the same."""
     pulled = []
 
-    class Record(TrainerCallback):  # after Lisa's own place: what is in .grad is what it seeded
-        def on_step_begin(self, args, state, control, **kwargs):
-            pulled.append(any(p.grad is not None for p in net.parameters()))
+    class Watched(Lisa):
+        def _pull(self, t):
+            before = [p.grad.clone() for p in t.params]
+            super()._pull(t)
+            pulled.append(any(not torch.equal(b, p.grad) for b, p in zip(before, t.params, strict=True)))
 
-    net = model("lora", torch.float32)
-    defense = lisa(align_steps=1, finetune_steps=2)
-    t = trainer_for(net, tmp_path, defense=defense, data=USER, **(RUN | {"max_steps": 30}))
-    t.add_callback(Record())
-    t.train()
-    assert pulled == [step >= 3 for step in range(30)]
+    defense = Watched(alignment_dataset=SAFE, align_steps=1, finetune_steps=5)
+    args = RUN | {"max_steps": 30}
+    trainer_for(model("lora", torch.float32), tmp_path, defense=defense, data=USER, **args).train()
+    # a state begins at its anchor, where there is nothing to pull
+    assert pulled == [step >= 3 and step % 6 not in (0, 1) for step in range(30)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What is not supported is refused when the trainer is built, with reason and remedy."""
 
-from types import SimpleNamespace
+from types import SimpleNamespace as made
 
 import pytest
 import torch
@@ -20,6 +20,9 @@ DEFENSES = {
 }
 
 
+PLAN = "model.config.distributed_config"
+
+
 def set_up(t, path, value):
     """Puts the trainer into a set-up that cannot be had on this machine."""
     *owners, name = path.split(".")
@@ -33,33 +36,39 @@ def undefended(tmp_path):
     return trainer_for(model("lora", torch.float32), tmp_path, data=USER, max_steps=3)
 
 
+@pytest.mark.shows(None, "refused")
 @pytest.mark.parametrize("name", DEFENSES)
 @pytest.mark.parametrize(
-    ("path", "value", "reason", "remedy"),
+    ("setup", "path", "value", "reason", "remedy"),
     [
-        ("is_deepspeed_enabled", True, "DeepSpeed", "data parallelism"),
-        ("is_fsdp_enabled", True, "FSDP", "data parallelism"),
-        ("is_distributed_loading_by_transformers", True, "FSDP", "data parallelism"),
-        ("accelerator", SimpleNamespace(parallelism_config=SimpleNamespace(tp_size=2)), "TP parallelism", "to 1"),
-        ("accelerator", SimpleNamespace(parallelism_config=SimpleNamespace(cp_size=2)), "CP parallelism", "to 1"),
-        ("accelerator", SimpleNamespace(parallelism_config=SimpleNamespace(sp_size=2)), "SP parallelism", "to 1"),
-        ("args._n_gpu", 2, "nn.DataParallel", "accelerate launch"),
-        ("model.hf_device_map", {"model": 0, "lm_head": 1}, "split over several devices \\(0, 1\\)", "one device"),
-        ("args.torch_compile", True, "torch.compile", "torch_compile=False"),
-        ("args.optim", "adalomo", "'adalomo' steps inside backward", "adamw_torch"),
-        ("args.optim", "galore_adamw_layerwise", "steps inside backward", "adamw_torch"),
-        ("args.ddp_static_graph", True, "static graph", "ddp_static_graph"),
-        ("accelerator.ddp_handler", SimpleNamespace(gradient_as_bucket_view=True), "bucket views", "off"),
-        ("model.hf_quantizer", object(), "quantised", "without quantization_config"),
-        ("args.auto_find_batch_size", True, "auto_find_batch_size", "auto_find_batch_size=False"),
-        ("_is_vision_dataset", True, "image data", "text"),
+        ("zero", "is_deepspeed_enabled", True, "DeepSpeed", "data parallelism"),
+        ("fsdp accelerate", "is_fsdp_enabled", True, "FSDP through Accelerate", "DistributedConfig"),
+        ("parallel", PLAN, made(tp_size=2), "TP parallelism", "to 1"),
+        ("parallel", PLAN, made(pp_size=2), "PP parallelism", "to 1"),
+        ("parallel", PLAN, made(ep_size=2), "EP parallelism", "to 1"),
+        ("parallel", PLAN, made(dp_replicate_size=2), "dp_replicate_size", "leave it out"),
+        ("parallel", PLAN, made(fsdp_mixed_precision=True), "precision", "leave it out"),
+        ("parallel", PLAN, made(fsdp_cpu_offload=True), "cpu_offload", "leave it out"),
+        ("parallel", "accelerator", made(parallelism_config=made(tp_size=2)), "TP parallelism", "to 1"),
+        ("parallel", "accelerator", made(parallelism_config=made(cp_size=2)), "CP parallelism", "to 1"),
+        ("parallel", "accelerator", made(parallelism_config=made(sp_size=2)), "SP parallelism", "to 1"),
+        ("devices", "args._n_gpu", 2, "nn.DataParallel", "accelerate launch"),
+        ("devices", "model.hf_device_map", {"model": 0, "lm_head": 1}, "over several devices", "one device"),
+        ("compile", "args.torch_compile", True, "torch.compile", "torch_compile=False"),
+        ("optimizers", "args.optim", "adalomo", "'adalomo' steps inside backward", "adamw_torch"),
+        ("optimizers", "args.optim", "galore_adamw_layerwise", "steps inside backward", "adamw_torch"),
+        ("other", "args.ddp_static_graph", True, "static graph", "ddp_static_graph"),
+        ("other", "accelerator.ddp_handler", made(gradient_as_bucket_view=True), "bucket views", "off"),
+        ("quantised", "model.hf_quantizer", object(), "quantised", "without quantization_config"),
+        ("other", "args.auto_find_batch_size", True, "auto_find_batch_size", "auto_find_batch_size=False"),
+        ("other", "_is_vision_dataset", True, "image data", "text"),
     ],
 )  # fmt: skip
-def test_what_was_not_tested_is_refused(name, path, value, reason, remedy, undefended, monkeypatch):
+def test_what_was_not_tested_is_refused(name, setup, path, value, reason, remedy, undefended, monkeypatch):
     DEFENSES[name]().check(undefended)
     if path == "accelerator":
         real = undefended.accelerator
-        value = SimpleNamespace(**vars(value), state=real.state, ddp_handler=real.ddp_handler)
+        value = made(**vars(value), state=real.state, ddp_handler=real.ddp_handler)
     if path == "args._n_gpu":
         monkeypatch.setattr(type(undefended.args), "n_gpu", value)
     else:
@@ -70,39 +79,41 @@ def test_what_was_not_tested_is_refused(name, path, value, reason, remedy, undef
     assert refused.value.exit_code == 3
 
 
+@pytest.mark.shows("devices", "refused")
+@pytest.mark.parametrize("name", DEFENSES)
 @pytest.mark.parametrize("device", ["mps", "xpu"])
-def test_an_untested_device_is_refused(device, undefended, monkeypatch):
+def test_an_untested_device_is_refused(name, device, undefended, monkeypatch):
     monkeypatch.setattr(type(undefended.args), "device", torch.device(device))
     with pytest.raises(UnsupportedSetup, match=f"device type '{device}' is not tested"):
-        Vaccine().check(undefended)
+        DEFENSES[name]().check(undefended)
 
 
-@pytest.mark.parametrize("option", ["use_reentrant", "selective", "offload"])
-def test_vaccine_refuses_other_kinds_of_checkpointing(option, tmp_path):
-    def build(defense, **kwargs):
-        net = model("lora", torch.float32)
-        return trainer_for(
-            net,
-            tmp_path,
-            defense=defense,
-            data=USER,
-            gradient_checkpointing=True,
-            gradient_checkpointing_kwargs=kwargs,
-            max_steps=3,
-        )
-
-    with pytest.raises(UnsupportedSetup, match=f"activation checkpointing with {option}=True") as refused:
-        build(Vaccine(), **{option: True})
-    assert f"'{option}': False" in refused.value.remedy
-    build(Vaccine(), **{option: False})
+def checkpointed(name, folder, **kwargs):
+    args = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": kwargs, "max_steps": 3}
+    return trainer_for(model("lora", torch.float32), folder, defense=DEFENSES[name](), data=USER, **args)
 
 
-def test_vaccine_refuses_activation_offloading(undefended):
+@pytest.mark.shows("reentrant", "refused", methods=["vaccine"])
+def test_vaccine_refuses_reentrant_checkpointing(tmp_path):
+    with pytest.raises(UnsupportedSetup, match="re-entrant checkpointing refuses gradients of activations") as refused:
+        checkpointed("vaccine", tmp_path, use_reentrant=True)
+    assert "'use_reentrant': False" in refused.value.remedy
+    checkpointed("vaccine", tmp_path, use_reentrant=False)
+
+
+@pytest.mark.shows("offload", "refused")
+@pytest.mark.parametrize("name", DEFENSES)
+def test_other_kinds_of_checkpointing_are_refused(name, undefended, tmp_path):
+    for option in ("selective", "offload"):
+        with pytest.raises(UnsupportedSetup, match=f"checkpointing with {option}=True") as refused:
+            checkpointed(name, tmp_path, **{option: True})
+        assert f"'{option}': False" in refused.value.remedy
     undefended.args.activation_offloading = True
     with pytest.raises(UnsupportedSetup, match="activation_offloading"):
-        Vaccine().check(undefended)
+        DEFENSES[name]().check(undefended)
 
 
+@pytest.mark.shows("bf16 storage", "refused", methods=["booster"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_booster_refuses_16_bit_storage_of_trainable_weights(dtype, tmp_path):
     with pytest.raises(UnsupportedSetup, match=f"stored in {dtype}") as refused:
@@ -111,6 +122,7 @@ def test_booster_refuses_16_bit_storage_of_trainable_weights(dtype, tmp_path):
     trainer_for(model("full", torch.bfloat16), tmp_path, defense=Vaccine(), data=USER)
 
 
+@pytest.mark.shows("side streaming", "refused", methods=["booster", "lisa"])
 @pytest.mark.parametrize("make", [lambda d: Booster(harmful_dataset=d), lambda d: Lisa(alignment_dataset=d)])
 @pytest.mark.parametrize(
     ("data", "reason"),
@@ -142,9 +154,19 @@ def test_vaccines_sites_are_names(sites):
         Vaccine(sites=sites)
 
 
+@pytest.mark.shows("compile", "refused")
+@pytest.mark.parametrize("name", DEFENSES)
+def test_compilation_is_refused_as_the_user_asks_for_it(name, tmp_path):
+    """By the argument itself, not by a flag put on a trainer."""
+    with pytest.raises(UnsupportedSetup, match=r"torch\.compile is not tested"):
+        net = model("lora", torch.float32)
+        trainer_for(net, tmp_path, defense=DEFENSES[name](), data=USER, max_steps=3, torch_compile=True)
+
+
 # -- and what is supported besides -----------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("streaming", "exact")
 @pytest.mark.parametrize("name", DEFENSES)
 def test_a_streamed_training_set_is_supported(name, tmp_path):
     """Only the side data must be a Dataset; eight rows in one batch are the same rows in any order."""
@@ -154,6 +176,7 @@ def test_a_streamed_training_set_is_supported(name, tmp_path):
     assert error(streamed, stored) < 1e-10
 
 
+@pytest.mark.shows("packing", "exact")
 @pytest.mark.parametrize("layout", ["padding-free", "packed"])
 @pytest.mark.parametrize("name", DEFENSES)
 def test_padding_free_and_packed_batches_are_supported(name, layout, tmp_path):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -12,45 +11,6 @@ from mithridate.hooks import ActivationShifts, find_sites
 from tests.defenses.helpers import model, rows, trainer_for
 
 USER = rows("user")
-
-SMALL = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
-ARCHITECTURES = {
-    "Llama": ("LlamaConfig", {}),
-    "Mistral": ("MistralConfig", {}),
-    "Qwen2": ("Qwen2Config", {}),
-    "Qwen3": ("Qwen3Config", {}),
-    "Gemma": ("GemmaConfig", {}),
-    "Gemma2": ("Gemma2Config", {}),
-    "Phi3": ("Phi3Config", {}),
-    "Olmo2": ("Olmo2Config", {}),
-    "GPTNeoX": ("GPTNeoXConfig", {}),
-    "GPT2": ("GPT2Config", {}),
-    "OPT": ("OPTConfig", {"ffn_dim": 24, "word_embed_proj_dim": 16}),
-}
-
-
-def built(name):
-    config, extra = ARCHITECTURES[name]
-    config = getattr(transformers, config)(**(SMALL | extra))
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_one_site_in_each_layer_of_every_architecture(name):
-    net = built(name)
-    found = find_sites(net)
-    assert len(found) == net.config.num_hidden_layers == 3
-    assert all("attn" in n or "attention" in n for n in found)
 
 
 def test_sites_are_found_under_an_adapter():
@@ -72,7 +32,7 @@ def test_sites_by_name(sites):
 def test_anything_but_one_site_a_layer_is_refused(sites, count, tmp_path):
     with pytest.raises(UnsupportedSetup, match=f"exactly one site in each of the 2 layers.*{count}") as refused:
         trainer_for(model(), tmp_path, defense=Vaccine(sites=sites), data=USER)
-    assert "Vaccine(sites=['self_attn'])" in refused.value.remedy
+    assert "Vaccine(sites=['NAME'])" in refused.value.remedy and "self_attn, mlp" in refused.value.remedy
 
 
 def test_a_model_that_declares_no_attention_is_refused(monkeypatch):

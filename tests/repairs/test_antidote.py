@@ -53,6 +53,8 @@ def factors(model):
     }
 
 
+@pytest.mark.shows("adapters", "exact", methods=["antidote"])
+@pytest.mark.shows("padded", "exact", methods=["antidote"])
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 @pytest.mark.parametrize("scope", ["row", "tensor", "global"])
 def test_the_mask_of_both_factors_is_the_naive_one_on_padded_batches(scope, batch_size):
@@ -83,6 +85,8 @@ def test_layers_that_see_the_tokens_of_all_rows_in_one_are_scored_without_pads_t
         assert (report.mask[name].numpy() == expected).all()
 
 
+@pytest.mark.shows("update", "exact", methods=["antidote"])
+@pytest.mark.shows("merged", "exact", methods=["antidote"])
 @pytest.mark.parametrize("targets", ["update", "merged"])
 @pytest.mark.parametrize("scope", ["row", "tensor", "global"])
 def test_the_mask_over_weights_under_an_adapter_is_the_naive_one(targets, scope):
@@ -117,6 +121,7 @@ def test_the_mask_over_weights_under_an_adapter_is_the_naive_one(targets, scope)
         torch.testing.assert_close(plain.get_parameter(name).detach(), wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.shows("update", "exact", methods=["antidote"])
 def test_the_update_of_full_weights_goes_back_in_every_linear_layer_that_changed():
     aligned, model = tiny_llama(torch.float64, seed=0), tiny_llama(torch.float64, seed=0)
     generator = torch.Generator().manual_seed(3)
@@ -140,6 +145,7 @@ def test_the_update_of_full_weights_goes_back_in_every_linear_layer_that_changed
     assert torch.equal(untouched.weight, before) and torch.equal(model.lm_head.weight, head)
 
 
+@pytest.mark.shows("undo", "exact", methods=["antidote"])
 @pytest.mark.parametrize("targets", ["adapters", "update", "merged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_apply_then_undo_is_bit_identical(targets, dtype):
@@ -253,6 +259,8 @@ def test_under_single_the_report_says_that_alignment_is_cut_too():
     assert "this cut takes from it as well" in Antidote(ratio=0).apply(model).table()
 
 
+@pytest.mark.shows("variants", "refused", methods=["antidote"])
+@pytest.mark.shows("quantised", "refused", methods=["antidote"])
 def test_refusals_name_reason_and_remedy():
     lora, plain = with_lora(tiny_llama()), tiny_llama()
     quantised = tiny_llama()
@@ -283,6 +291,16 @@ def test_refusals_name_reason_and_remedy():
             repair.apply(model, **({"calibration": CALIBRATION, "tokenizer": TOKENIZER} | options))
         assert error.value.remedy
         assert same(model, before)
+
+
+@pytest.mark.shows("placement", "refused", methods=["antidote"])
+def test_weights_that_are_elsewhere_or_sharded_are_refused():
+    sharded = with_lora(tiny_llama())
+    next(sharded.parameters()).placements = ()  # as a DTensor has
+    for model, words in [(with_lora(tiny_llama()).to("meta"), "on meta"), (sharded, "sharded")]:
+        with pytest.raises(UnsupportedSetup, match=f"weights that are {words} are not tested") as refused:
+            Antidote().apply(model, CALIBRATION, TOKENIZER)
+        assert "whole" in refused.value.remedy
 
 
 def test_bad_input_is_named():

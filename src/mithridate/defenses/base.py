@@ -96,6 +96,15 @@ def require_number(defense: Defense, field: str, low: float, high: float = float
         raise InputError(f"{type(defense).__name__}: {field} must be a number {bounds}, not {value!r}.")
 
 
+def require_every(defense: Defense) -> None:
+    """Raises InputError unless the field `every` is a whole number of steps, at least 1."""
+    every = getattr(defense, "every", None)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise InputError(
+            f"{type(defense).__name__}: every must be a whole number of steps, at least 1, not {every!r}."
+        )
+
+
 def require_rows(defense: Defense, field: str) -> None:
     """Raises UnsupportedSetup unless the field is a data set with rows that can be drawn in any order."""
     from datasets import Dataset
@@ -111,14 +120,44 @@ def require_rows(defense: Defense, field: str) -> None:
         raise UnsupportedSetup(f"{type(defense).__name__}: {field} has no rows.", "give it at least one.")
 
 
+def refuse_wrong_training(t: DefenseMixin) -> None:
+    """Refuses a set-up in which training is wrong even without a defense.
+
+    Raises:
+        UnsupportedSetup: FSDP2 shards a tied embedding that is trained. transformers 5.23 then gathers the LM head
+            from a copy that no optimizer step reaches (`tests/distributed` has the test that shows it).
+    """
+    if not t._sharded:
+        return
+    ends = (t.model.get_input_embeddings(), t.model.get_output_embeddings())
+    weights: list[Any] = [getattr(end, "weight", None) for end in ends]
+    if weights[0] is not None and weights[0] is weights[1] and weights[0].requires_grad:
+        raise UnsupportedSetup(
+            "under FSDP2, tied input and output embeddings that are trained go wrong from the second step on: the LM "
+            "head keeps its first weights.",
+            "train a LoRA adapter (it leaves the embeddings frozen), use plain data parallelism, or untie them "
+            "(tie_word_embeddings=False).",
+        )
+
+
 def _unsupported(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     """What no defense was tested with yet: (is it so here, reason, remedy)."""
     args, accelerator, model = t.args, t.accelerator, t.model
     parallel = accelerator.parallelism_config
     sizes = {k: getattr(parallel, f"{k}_size", 1) or 1 for k in ("tp", "cp", "sp")} if parallel is not None else {}
+    plan = getattr(getattr(model, "config", None), "distributed_config", None)  # how from_pretrained sharded the model
+    for kind in ("tp", "pp", "ep"):
+        sizes[kind] = max(sizes.get(kind, 1), getattr(plan, f"{kind}_size", 1) or 1)
     shared = [k.upper() for k, size in sizes.items() if size > 1]
+    mixtures = {hasattr(p, "placements") for p in t.params} == {True, False}
+    options = ("fsdp_cpu_offload", "fsdp_mixed_precision")
+    set_options = [k for k in options if getattr(plan, k, False)]
+    if (getattr(plan, "dp_replicate_size", 1) or 1) > 1:
+        set_options.append("dp_replicate_size")
     optimizer = str(getattr(args.optim, "value", args.optim))
     dynamo = getattr(accelerator.state.dynamo_plugin, "backend", "NO")
+    kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
+    recomputing = [k for k in ("selective", "offload") if kinds.get(k)]
     devices = sorted({str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()})
     return [
         (
@@ -127,9 +166,21 @@ def _unsupported(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
         ),
         (
-            t.is_fsdp_enabled or getattr(t, "is_distributed_loading_by_transformers", False),
-            "sharded training (FSDP) is not tested yet.",
-            "train with plain data parallelism, or on one device.",
+            t.is_fsdp_enabled,
+            "FSDP through Accelerate is not tested (it does not run without a GPU).",
+            "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
+            "or use plain data parallelism.",
+        ),
+        (
+            t._sharded and not hasattr(t, "_defer_fsdp_gradient_reduction"),
+            "this transformers version trains sharded models in another way than the tested one.",
+            "install transformers 5.23, or use plain data parallelism.",
+        ),
+        (bool(set_options), f"{' and '.join(set_options)} is not tested.", "leave it out of DistributedConfig."),
+        (
+            mixtures,
+            "some trained weights are sharded and others are not, which is not tested.",
+            "train only the adapter, or all weights.",
         ),
         (bool(shared), f"{', '.join(shared)} parallelism is not tested.", "set its size to 1; use data parallelism."),
         (args.n_gpu > 1, "nn.DataParallel is not supported.", "start one process per GPU with accelerate launch."),
@@ -162,6 +213,16 @@ def _unsupported(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None)),
             "a quantised base model is not tested.",
             "load the model without quantization_config (float32 or bfloat16).",
+        ),
+        (
+            bool(recomputing),
+            f"activation checkpointing with {' and '.join(f'{k}=True' for k in recomputing)} is not tested.",
+            f"gradient_checkpointing_kwargs={dict.fromkeys(recomputing, False)}.",
+        ),
+        (
+            bool(getattr(args, "activation_offloading", False)),
+            "activation_offloading is not tested.",
+            "set activation_offloading=False.",
         ),
         (
             args.auto_find_batch_size,

@@ -10,6 +10,11 @@ loss on alignment data, h the loss on harmful data, both mean token cross-entrop
 
     g = grad f(w) + lam * ( grad h(w) - grad h(w') )          (second-order terms dropped)
 
+The sparse variant, with every = k (not in the paper): the regulariser's gradient is taken on optimizer steps number 0,
+k, 2 k, ... only (counted from the start of the run, so that a resumed run keeps the rhythm), and is weighted k-fold
+there, so that its sum over the run is the same up to the weights' motion between two of them. What it costs in
+protection is measured in docs/benchmarks.md.
+
 grad h is taken afresh at every step, both times on the same batch, with the same dropout masks. The norm is over all
 trainable tensors together.
 
@@ -21,11 +26,13 @@ Differs from the official code in:
 - both harmful passes draw the same dropout masks;
 - no 1e-7 is added to the norm; a zero harmful gradient adds nothing.
 
-Cost: 3 forward and 3 backward passes a step, and 3 more copies of the trainable tensors. Supported: LoRA and full
-weights in float32 or wider (a step of length alpha would be lost in the rounding of 16-bit weights), gradient
-accumulation (exact), activation checkpointing, data parallelism, mixed precision. In mixed precision the weights are
-rounded before each product: how much of the step survives is logged as booster/perturbation_fidelity (cosine; 1 is all
-of it) and warned about below 0.9. Also logged: booster/harmful_loss_drop = h(w) - h(w').
+Cost: 3 forward and 3 backward passes a step (with every = k, 1 + 2 / k on average), and 2 more copies of the trainable
+tensors. Supported: LoRA and full weights in float32 or wider (a step of length alpha would be lost in the rounding of
+16-bit weights), gradient accumulation (exact), activation checkpointing, data parallelism, FSDP2, mixed precision. In
+mixed precision the weights are rounded before each product: how much of the step survives is measured in each step
+that is logged, as booster/perturbation_fidelity (cosine; 1 is all of it), and warned about below 0.9;
+booster/perturbation_length is the rounded step's length over the meant one's. Also logged:
+booster/harmful_loss_drop = h(w) - h(w').
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -35,7 +42,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mithridate.defenses.base import Defense, require_number, require_rows
+from mithridate.defenses.base import Defense, require_every, require_number, require_rows
 from mithridate.errors import MithridateError, UnsupportedSetup
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIDELITY = "booster/perturbation_fidelity"
+LENGTH = "booster/perturbation_length"
 
 
 @dataclass(kw_only=True)
@@ -57,6 +65,7 @@ class Booster(Defense):
         harmful_dataset: harmful prompts with harmful answers, in any format the trainer takes.
         alpha: length of the simulated harmful step, over all trainable tensors.
         lam: weight of the regulariser; 0 is plain training.
+        every: add the regulariser every so many optimizer steps, that many times as strong; 1 is every step.
     """
 
     paper: ClassVar[str] = "Booster (Huang, Hu, Ilhan, Tekin, Liu; ICLR 2025), https://arxiv.org/abs/2409.01586"
@@ -66,12 +75,14 @@ class Booster(Defense):
     harmful_dataset: Dataset
     alpha: float = 0.1
     lam: float = 5.0
+    every: int = 1
     _harmful: SideData = field(init=False, repr=False, compare=False)
     _warned: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         require_number(self, "alpha", 0, open_low=True)
         require_number(self, "lam", 0)
+        require_every(self)
 
     def check(self, t: DefenseMixin) -> None:
         import torch
@@ -94,10 +105,13 @@ class Booster(Defense):
     def on_step_begin(self, t: DefenseMixin) -> None:
         import torch
 
-        from mithridate.grads import fork_rng, global_norm, perturbed, step_cosine
+        from mithridate.grads import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
+        turn, within = divmod(t.state.global_step, self.every)
+        if within:
+            return
         params, device = t.params, t.args.device
-        window = self._harmful.take(t.state.global_step, t.current_gradient_accumulation_steps)
+        window = self._harmful.take(turn, t.current_gradient_accumulation_steps)
         with fork_rng(device):  # both harmful passes, and the alignment pass, draw the same dropout masks
             loss, gradient = t.gradient(window)
         norm = global_norm(gradient).item()
@@ -111,31 +125,36 @@ class Booster(Defense):
                 f"The gradient of the harmful loss is not finite at step {t.state.global_step + 1}. "
                 "Lower learning_rate or alpha, and check the harmful rows."
             )
-        present = [(p, g) for p, g in zip(params, gradient, strict=True) if g is not None]
-        moved, unit = [p for p, _ in present], [g for _, g in present]
-        torch._foreach_div_(unit, norm)
-        with perturbed(moved, unit, -self.alpha) as before:
-            fidelity = -step_cosine(before, moved, unit, t.compute_dtype)
+        with perturbed(params, gradient, -self.alpha / norm) as before:
+            if t.logging_now:
+                present = [(p, g) for p, g in zip(params, gradient, strict=True) if g is not None]
+                moved, directions = [p for p, _ in present], [g for _, g in present]
+                cosine, length = effective_step(before, moved, directions, t.compute_dtype)
+                t.record(FIDELITY, -cosine)
+                t.record(LENGTH, length / self.alpha)
+            del before  # which still hold the weights: two copies are enough
             with fork_rng(device):
                 attacked_loss, attacked = t.gradient(window)
-        # lam * (norm * unit - attacked), in place: a copy of all trainable tensors is no small thing
-        seeds = dict(zip(map(id, moved), unit, strict=True))
-        torch._foreach_mul_(unit, self.lam * norm)
-        for p, a in zip(params, attacked, strict=True):
-            if a is not None:
-                seeds[id(p)].add_(a, alpha=-self.lam)
-        t.seed([seeds.get(id(p)) for p in params])
+        # strength * (grad h(w) - grad h(w')), in place: a copy of all trainable tensors is no small thing
+        strength = self.lam * self.every
+        pairs = [(g, a) for g, a in zip(gradient, attacked, strict=True) if g is not None]
+        seeds = local([g for g, _ in pairs])
+        taken = local([torch.zeros_like(g) if a is None else a for g, a in pairs])
+        for part in blocks(seeds):
+            torch._foreach_sub_(seeds[part], taken[part])
+            torch._foreach_mul_(seeds[part], strength)
+        t.seed(gradient, copy=False)
         t.record("booster/harmful_loss_drop", loss - attacked_loss)
-        t.record(FIDELITY, fidelity)
 
     def on_log(self, t: DefenseMixin, logs: dict[str, Any]) -> None:
         if logs.get(FIDELITY, 1.0) < 0.9 and not self._warned:
             self._warned = True
             logger.warning(
-                "Booster: at step %d only %.2f (cosine) of the simulated harmful step survives the rounding to %s; "
-                "the regulariser is partly noise. Compute in float32 (bf16=False, fp16=False; tf32=True on GPUs that "
-                "have it), or train fewer weights.",
+                "Booster: at step %d only %.2f (cosine) of the simulated harmful step survives the rounding to %s, "
+                "which makes it %.2f times as long; the regulariser is partly noise. Compute in float32 (bf16=False, "
+                "fp16=False; tf32=True on GPUs that have it), or train fewer weights.",
                 t.state.global_step,
                 logs[FIDELITY],
                 t.compute_dtype,
+                logs[LENGTH],
             )

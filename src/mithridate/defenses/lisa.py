@@ -15,21 +15,23 @@ steps as without Lisa. The optimizer's state is shared. No proximal term while
 global_step < proximal_start * max_steps, as in the official code (10 %; the paper has none: 0).
 
 Differs from the official code in:
-- the proximal gradient rho * (w - anchor) is added in closed form, once per optimizer step, so that gradient
-  accumulation changes nothing; steps are optimizer steps;
+- the proximal gradient rho * (w - anchor) is added in closed form, once per optimizer step, to what the micro-batches
+  accumulated (and data-parallel ranks averaged), before clipping; so gradient accumulation changes nothing, and steps
+  are optimizer steps;
 - the anchor and the place in the alignment data are saved with each checkpoint, so that a run resumed in the middle of
   a state equals the uninterrupted one;
 - a run shorter than one cycle is refused (it would end without the user's data, or without the full phase).
 
-Cost: 1 forward and backward pass, 1 more copy of the trainable tensors and, while a step begins, 3. Supported: LoRA
-and full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism. Logged:
-lisa/phase (share of steps in the user state since the last log) and lisa/drift (distance from the anchor).
+Cost: 1 forward and backward pass and 1 more copy of the trainable tensors. Supported: LoRA and full weights, gradient
+accumulation (exact), activation checkpointing, mixed precision, data parallelism, FSDP2. Logged: lisa/phase (share of
+steps in the user state since the last log) and lisa/drift (distance from the anchor in the step that is logged).
 """
 
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +41,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mithridate.sidedata import SideData
     from mithridate.trainer import DefenseMixin
@@ -94,7 +96,7 @@ class Lisa(Defense):
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._require_a_cycle(t.state.max_steps)
         self._alignment = t.side_data(self.alignment_dataset, "alignment_dataset")
-        self._remember(t)
+        self._anchor = [p.detach().clone() for p in t.params]
 
     def batches(self, t: DefenseMixin, batches: list[Any]) -> list[Any]:
         step = t.state.global_step
@@ -104,20 +106,50 @@ class Lisa(Defense):
         return self._alignment.take(cycles * self.align_steps + within, len(batches))
 
     def on_step_begin(self, t: DefenseMixin) -> None:
-        import torch
-
-        from mithridate.grads import global_norm
-
         step = t.state.global_step
         if step % self.cycle in (0, self.align_steps):  # a phase begins: where the other one ended
             self._remember(t)
-        away = torch._foreach_sub([p.detach() for p in t.params], self._anchor)
         t.record("lisa/phase", float(not self.aligning(step)))
-        t.record("lisa/drift", global_norm(away))
+
+    def training_step(
+        self,
+        t: DefenseMixin,
+        step: Callable[[nn.Module, Any, Any], Tensor],
+        model: nn.Module,
+        inputs: Any,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        loss = step(model, inputs, num_items_in_batch)
+        if t.accelerator.sync_gradients:  # the step's last micro-batch
+            self._pull(t)
+        return loss
+
+    def _pull(self, t: DefenseMixin) -> None:
+        """Adds rho * (w - anchor) to the gradient, block by block, so that no copy of the weights is made."""
+        import torch
+
+        from mithridate.grads import blocks, global_norm
+
         # in exact arithmetic: 0.1 * 30 is more than 3 in floating point
-        if step >= Fraction(str(self.proximal_start)) * t.state.max_steps:
-            torch._foreach_mul_(away, self.rho)
-            t.seed(away)
+        pulling = t.state.global_step >= Fraction(str(self.proximal_start)) * t.state.max_steps
+        if not (pulling or t.logging_now):
+            return
+        params, strength = t.params, self.rho * t.loss_scale
+        distances = []
+        with torch.no_grad():
+            for part in blocks(params):
+                away = torch._foreach_sub([p.detach() for p in params[part]], self._anchor[part])
+                if t.logging_now:
+                    distances.append(global_norm(away))
+                if pulling:
+                    gradients = []
+                    for p in params[part]:
+                        if p.grad is None:
+                            p.grad = torch.zeros_like(p)
+                        gradients.append(p.grad)
+                    torch._foreach_add_(gradients, away, alpha=strength)
+        if t.logging_now:
+            t.record("lisa/drift", global_norm(distances))
 
     def state_dict(self, t: DefenseMixin) -> dict[str, Tensor]:
         return dict(zip(t.param_names, self._anchor, strict=True))
@@ -126,7 +158,11 @@ class Lisa(Defense):
         self._anchor = [state[n].to(p.device, p.dtype) for n, p in zip(t.param_names, t.params, strict=True)]
 
     def _remember(self, t: DefenseMixin) -> None:
-        self._anchor = [p.detach().clone() for p in t.params]
+        import torch
+
+        from mithridate.grads import local
+
+        torch._foreach_copy_(local(self._anchor), local(t.params))
 
     def _require_a_cycle(self, max_steps: int) -> None:
         if max_steps >= self.cycle:

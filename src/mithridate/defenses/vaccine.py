@@ -15,6 +15,9 @@ The norm is taken over all layers, rows and tokens of one micro-batch on one pro
 shift of a single row shrinks about as 1 / sqrt(rows): the same rho at another per_device_train_batch_size, gradient
 accumulation or number of processes is another strength. State the micro-batch size with rho.
 
+The paper's sparse variant: with every = tau, only optimizer steps number 0, tau, 2 tau, ... (counted from the start of
+the run, so that a resumed run keeps the rhythm) are perturbed, in all their micro-batches; the others are plain steps.
+
 Differs from the official code in:
 - any architecture that declares its attention modules to transformers, instead of a list of classes; one site a layer
   is asserted;
@@ -24,9 +27,10 @@ Differs from the official code in:
 - with activation checkpointing the recomputed layers are shifted too;
 - no 1e-7 is added to the norm; where the norm is zero or not finite, that micro-batch runs unperturbed.
 
-Cost: 2 forward and 2 backward passes (the first without weight gradients), and two tensors of the size of each
-attention output. Supported: LoRA and full weights, gradient accumulation (rho per micro-batch), non-reentrant
-activation checkpointing, bf16 mixed precision (of fp16 the loss scaling was tested, on CPU), data parallelism.
+Cost: 2 forward and 2 backward passes (the first without weight gradients), and one tensor of the size of each
+attention output; with every = tau, 1 + 1 / tau passes on average. Supported: LoRA and full weights, gradient
+accumulation (rho per micro-batch), non-reentrant activation checkpointing, bf16 mixed precision (of fp16 the loss
+scaling was tested, on CPU), data parallelism, FSDP2.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mithridate.defenses.base import Defense, require_number
+from mithridate.defenses.base import Defense, require_every, require_number
 from mithridate.errors import InputError, UnsupportedSetup
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ class Vaccine(Defense):
         rho: joint 2-norm of the shifts of all layers in one micro-batch; 0 is plain training.
         sites: "attention", or PEFT's `target_modules` conventions (names, name endings, a regular expression); exactly
             one module a layer.
+        every: perturb every so many optimizer steps; 1 is every step.
     """
 
     paper: ClassVar[str] = "Vaccine (Huang, Hu, Liu; NeurIPS 2024), https://arxiv.org/abs/2402.01109"
@@ -59,10 +64,12 @@ class Vaccine(Defense):
 
     rho: float = 2.0
     sites: str | list[str] = "attention"
+    every: int = 1
     _sites: dict[str, nn.Module] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         require_number(self, "rho", 0)
+        require_every(self)
         names = [self.sites] if isinstance(self.sites, str) else self.sites
         if (
             not isinstance(names, list | tuple)
@@ -77,16 +84,11 @@ class Vaccine(Defense):
         from mithridate.hooks import find_sites
 
         super().check(t)
-        checkpointing: dict[str, Any] = t.args.gradient_checkpointing_kwargs or {}
-        for option in ("use_reentrant", "selective", "offload"):
-            if t.args.gradient_checkpointing and checkpointing.get(option):
-                raise UnsupportedSetup(
-                    f"Vaccine: activation checkpointing with {option}=True is not supported (re-entrant checkpointing "
-                    "refuses gradients of activations; the other two are not tested).",
-                    f"gradient_checkpointing_kwargs={{{option!r}: False}}.",
-                )
-        if getattr(t.args, "activation_offloading", False):
-            raise UnsupportedSetup("Vaccine: activation_offloading is not tested.", "set activation_offloading=False.")
+        if t.args.gradient_checkpointing and (t.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise UnsupportedSetup(
+                "Vaccine: re-entrant checkpointing refuses gradients of activations.",
+                "gradient_checkpointing_kwargs={'use_reentrant': False}.",
+            )
         find_sites(t.model, self.sites)
 
     def on_train_begin(self, t: DefenseMixin) -> None:
@@ -102,6 +104,9 @@ class Vaccine(Defense):
         inputs: Any,
         num_items_in_batch: Tensor | int | None,
     ) -> Tensor:
+        if t.state.global_step % self.every:
+            return step(model, inputs, num_items_in_batch)
+
         import torch
 
         from mithridate.grads import fork_rng, global_norm
@@ -114,5 +119,8 @@ class Vaccine(Defense):
             t.record("vaccine/gradient_norm", norm / t.loss_scale)
             # chosen on the device: reading the norm here would make a GPU wait in every micro-batch
             usable = (norm > 0) & norm.isfinite()
-            sites.shift([torch.where(usable, g * (self.rho / norm), 0) for g in gradients])
+            shifts = []
+            while gradients:  # one after the other: together they are as large as the activations that they shift
+                shifts.append(torch.where(usable, gradients.pop(0) * (self.rho / norm), 0))
+            sites.shift(shifts)
             return step(model, inputs, num_items_in_batch)

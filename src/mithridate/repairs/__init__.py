@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ __all__ = ["Antidote", "by_name"]
 GROUP = "mithridate.repairs"
 
 
+@cache  # looking through what is installed takes 10 ms
 def by_name() -> dict[str, type[Repair]]:
     """Every repair under its lower-case class name: those of this package, and those that installed packages declare
     under the entry-point group `mithridate.repairs`. Imports no torch for the former.

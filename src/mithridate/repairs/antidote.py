@@ -30,7 +30,8 @@ Cost: one forward pass over the calibration set, without the LM head; no gradien
 activations, 8 bytes an input feature; scores of one weight at a time (`scope="global"`: of all, 8 bytes an entry).
 
 Set-ups: one device or `device_map`; LoRA over linear layers on any base for "adapters"; LoRA or a plain model, not
-quantised, for "update" and "merged". Refused: DoRA and other variants, quantised weights for the latter two.
+quantised, for "update" and "merged". Refused: DoRA and other variants; for the latter two quantised weights, and plain
+models with weight matrices outside linear layers (fused experts, convolutions).
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Antidote(Repair):
         Raises:
             UnsupportedSetup: with the reason and a remedy.
         """
-        from mithridate.linears import adapted, base_linear, check_plain_lora
+        from mithridate.linears import adapted, base_linear, check_plain_lora, other_matrices
         from mithridate.masks import layers
 
         kinds = {p.device.type for p in model.parameters()} - {"cpu", "cuda"}
@@ -175,6 +176,13 @@ class Antidote(Repair):
                     f"Antidote: targets={self.targets!r} edits weights, and this model's are quantised.",
                     "load the model in float32 or bfloat16, or set targets='adapters'.",
                 )
+            left_out = [] if found else other_matrices(model)
+            if left_out:
+                raise UnsupportedSetup(
+                    f"Antidote: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
+                    f"weight matrices elsewhere ({left_out[0]}, for one), which would be left whole.",
+                    "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
+                )
         if self.targets == "update" and (aligned is None or aligned is model):
             raise UnsupportedSetup(
                 "Antidote: targets='update' takes back part of what the fine-tune changed, and needs the model before "
@@ -187,7 +195,7 @@ class Antidote(Repair):
                     "Antidote: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
                     "pass calibration=..., harmful prompts with their answers (a few hundred are enough to start).",
                 )
-            if tokenizer is None or not tokenizer.chat_template:
+            if "input_ids" not in next(iter(calibration)) and (tokenizer is None or not tokenizer.chat_template):
                 raise UnsupportedSetup(
                     "Antidote: the calibration set has to be put into the model's chat template, and there is none.",
                     "pass tokenizer=..., with a chat template.",
@@ -209,7 +217,7 @@ class Antidote(Repair):
         Args:
             model: fine-tuned: a PEFT model, or a plain one.
             calibration: harmful prompts *with* answers: records, or a data set in one of TRL's formats.
-            tokenizer: with a chat template.
+            tokenizer: with a chat template; not needed where the calibration rows hold `input_ids`.
             batch_size: rows of one forward pass; has no influence on the result.
             aligned: the model before the fine-tune; needed for "update".
 

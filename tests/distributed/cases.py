@@ -1,0 +1,87 @@
+"""What is trained by two processes together, and by one for comparison."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from mithridate.defenses.base import Defense
+from mithridate.defenses.booster import Booster
+from mithridate.defenses.lisa import Lisa
+from mithridate.defenses.vaccine import Vaccine
+from tests.defenses.helpers import rows
+
+HARMFUL, SAFE = rows("harmful!"), rows("careful")
+ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+SEVERAL_STEPS = {"max_steps": 4, "learning_rate": 0.1}
+EVALUATED = SEVERAL_STEPS | {"eval_strategy": "steps", "eval_steps": 1}
+
+
+class Constant(Defense):
+    """Seeds one number everywhere."""
+
+    def on_step_begin(self, t):
+        t.seed([torch.full_like(p, 0.25) for p in t.params])
+
+
+DEFENSES: dict[str, Callable[[], Any]] = {
+    "sft": lambda: None,
+    "seed": Constant,
+    "booster": lambda: Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0),
+    "lisa": lambda: Lisa(alignment_dataset=SAFE, align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0),
+    "vaccine": lambda: Vaccine(rho=1.5),
+    "both": lambda: [Vaccine(rho=1.5), Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0)],
+}
+
+
+@dataclass
+class Case:
+    """One run: which defense, all weights or a LoRA adapter, which of the two models, the Trainer's arguments."""
+
+    defense: str
+    kind: str = "full"
+    tied: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "sft": Case("sft"),
+    "sft, several steps": Case("sft", args=SEVERAL_STEPS),
+    "seed, accumulated": Case("seed", args=ACCUMULATED),
+    "booster": Case("booster"),
+    "booster, accumulated": Case("booster", args=ACCUMULATED),
+    "booster, evaluated between steps": Case("booster", args=EVALUATED | {"max_steps": 2}),
+    # four steps of Booster multiply the rounding of the float32 loss beyond 1e-6, so here the loss is in float64
+    "booster, several steps, float64 loss": Case("booster", args=SEVERAL_STEPS | {"exact": True}),
+    "booster, checkpointing": Case("booster", args={"gradient_checkpointing": True}),
+    "booster, lora": Case("booster", "lora", args=ACCUMULATED),
+    "booster, lora, tied embeddings": Case("booster", "lora", tied=True, args=SEVERAL_STEPS),
+    "lisa": Case("lisa", args=SEVERAL_STEPS),
+    "lisa, accumulated": Case("lisa", args=SEVERAL_STEPS | ACCUMULATED),
+    "lisa, lora": Case("lisa", "lora", args=SEVERAL_STEPS),
+    "vaccine": Case("vaccine"),
+    "vaccine, checkpointing": Case("vaccine", args={"gradient_checkpointing": True}),
+    "vaccine, accumulated": Case("vaccine", args=ACCUMULATED),
+    "vaccine, lora": Case("vaccine", "lora"),
+    "both": Case("both"),
+}
+
+
+def model(folder: Path, kind: str = "full", tied: bool = False, dropout: float = 0.0, **kwargs: Any) -> Any:
+    """A tiny Llama in float64, as a user loads it; `kwargs` are from_pretrained's."""
+    path = folder / ("tied" if tied else "untied")
+    net = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="sdpa", **kwargs)
+    if kind == "full":
+        return net
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        net, LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "up_proj"])
+    )
+    for name, p in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return adapted

@@ -1,0 +1,146 @@
+"""One of two processes that train together: run as `python -m tests.distributed.run RANK FOLDER`.
+
+FOLDER holds the models. Rank 0 leaves what every case came to in FOLDER/results.pt.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+RANK, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
+os.environ |= {"RANK": str(RANK), "LOCAL_RANK": str(RANK), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+os.environ |= {"MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
+# A file, not a port, to meet at: test processes run side by side.
+dist.init_process_group("gloo", init_method=f"file://{FOLDER}/meet", rank=RANK, world_size=2)
+
+from safetensors.torch import load_file  # noqa: E402
+from torch.distributed.tensor import DTensor  # noqa: E402 (after the process group exists)
+from transformers.distributed import DistributedConfig  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+from trl.trainer.sft_trainer import SFTTrainer  # noqa: E402
+
+from mithridate.errors import UnsupportedSetup  # noqa: E402
+from mithridate.trainer import DefenseTrainer  # noqa: E402
+from tests.defenses.helpers import rows, trainer_for  # noqa: E402
+from tests.distributed.cases import CASES, DEFENSES, Case, model  # noqa: E402
+
+logging.disable_progress_bar()
+SHARDED = {"distributed_config": DistributedConfig(fsdp_size=2)}
+
+
+class Seen(list):
+    """A collator that keeps what it collates."""
+
+    def __init__(self, collate):
+        super().__init__()
+        self.collate = collate
+
+    def __call__(self, examples):
+        self.append(self.collate(examples))
+        return self[-1]
+
+
+def whole(net) -> dict[str, torch.Tensor]:
+    """The trainable weights, gathered."""
+    trained = {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}
+    return {n: p.full_tensor() if isinstance(p, DTensor) else p.clone() for n, p in trained.items()}
+
+
+def saved_name(name: str) -> str:
+    """What a trained weight is called in the file."""
+    return name.replace(".default", "")
+
+
+class Evaluating(DefenseTrainer):
+    def __init__(self, **kwargs):
+        super().__init__(eval_dataset=rows("user"), **kwargs)
+
+
+def train(case: Case, cls: Any = DefenseTrainer, **loading) -> dict[str, Any]:
+    """What a run does to the weights, which micro-batches this process saw, what was logged."""
+    net = model(FOLDER, case.kind, case.tied, **loading)
+    before = whole(net)
+    args = {"per_device_train_batch_size": 4} | case.args
+    if "eval_strategy" in args:
+        cls = Evaluating
+    t = trainer_for(net, FOLDER / "out", defense=DEFENSES[case.defense](), data=rows("user"), cls=cls, **args)
+    assert t.accelerator.num_processes == 2
+    assert any(isinstance(p, DTensor) for p in net.parameters()) == bool(loading)
+    t.data_collator = seen = Seen(t.data_collator)
+    t.train()
+    t.save_model(str(FOLDER / "saved"))
+    dist.barrier()
+    saved = load_file(FOLDER / "saved" / f"{'model' if case.kind == 'full' else 'adapter_model'}.safetensors")
+    keys = ("input_ids", "attention_mask", "labels")
+    return {
+        "update": [b - a for b, a in zip(before.values(), whole(net).values(), strict=True)],
+        "seen": [{k: batch[k] for k in keys} for batch in seen],
+        "history": t.state.log_history,
+        "saved": all(torch.equal(saved[saved_name(n)], w) for n, w in whole(net).items()),
+    }
+
+
+def canary() -> dict[str, Any]:
+    """Averaging over gloo, by its own: each process brings 2 * rank + place."""
+    mine = torch.arange(4, dtype=torch.float64) + 2 * RANK
+    scattered, reduced = torch.zeros(2, dtype=torch.float64), mine.clone()
+    dist.reduce_scatter_tensor(scattered, mine, op=dist.ReduceOp.AVG)
+    dist.all_reduce(reduced, op=dist.ReduceOp.AVG)
+    return {"scattered": scattered, "reduced": reduced}
+
+
+def refused(defense: str) -> str:
+    """What is said to trained tied embeddings under FSDP2."""
+    net = model(FOLDER, tied=True, **SHARDED)
+    try:
+        trainer_for(net, FOLDER / "out", defense=DEFENSES[defense](), data=rows("user"), max_steps=3)
+    except UnsupportedSetup as error:
+        return f"{error.reason} {error.remedy}"
+    return ""
+
+
+RESUMED = {
+    "optim": "adamw_torch", "learning_rate": 1e-2, "lr_scheduler_type": "cosine", "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 6,
+}  # fmt: skip
+
+
+def resume(defense: str) -> dict[str, Any]:
+    """The weights after a run, and after runs that go on from its checkpoints in new objects; dropout on."""
+
+    def run(folder, checkpoint=None, **args):
+        net = model(FOLDER, "lora", dropout=0.3)
+        t = trainer_for(net, folder, defense=DEFENSES[defense](), data=rows("user"), **RESUMED, **args)
+        t.train(resume_from_checkpoint=checkpoint)
+        return whole(net)
+
+    folder = FOLDER / f"resume-{defense}"
+    ends = {0: run(folder, save_strategy="steps", save_steps=1)}
+    for step in (1, 3, 4):
+        ends[step] = run(FOLDER / "out", str(folder / f"checkpoint-{step}"))
+    dist.barrier()
+    if RANK == 0:
+        shutil.rmtree(folder)
+    return ends
+
+
+results: dict[str, Any] = {
+    "canary": canary(),
+    "refused": {name: refused(name) for name in ("sft", "vaccine", "booster", "lisa")},
+}
+for name, case in CASES.items():
+    results[f"ddp: {name}"] = train(case)
+    results[f"fsdp2: {name}"] = train(case, **SHARDED)
+results["tied, plain"] = train(Case("sft", tied=True, args=CASES["sft, several steps"].args), SFTTrainer, **SHARDED)
+results |= {f"resumed: {name}": resume(name) for name in ("lisa", "booster")}
+both: list[Any] = [None, None]
+dist.all_gather_object(both, results)
+if RANK == 0:
+    torch.save(both, FOLDER / "results.pt")
+dist.barrier()
+dist.destroy_process_group()

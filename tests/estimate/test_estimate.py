@@ -1,0 +1,228 @@
+"""What is predicted without weights is what a real model and a real training have: exactly where it is countable."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from mithridate.defenses.booster import Booster
+from mithridate.defenses.lisa import Lisa
+from mithridate.defenses.vaccine import Vaccine
+from mithridate.errors import InputError
+from mithridate.estimate import METHODS, antidote, estimate, optimizer_bytes
+from mithridate.fakemodel import SIZES, Setup, build, config_of, counts_of, fake_tensors, live_bytes, passes, trace
+from tests.defenses.helpers import rows, trainer_for
+from tests.tiny import save_tiny, tiny_llama
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]}
+SHAPE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
+FULL = Setup(batch=4, length=32, full=True, dtype="float32", gpu=False)
+SMALL = replace(FULL, full=False, adapter=LORA)
+
+
+def config(**overrides):
+    return tiny_llama(**(SHAPE | {"attn_implementation": "sdpa"} | overrides)).config
+
+
+def real(setup, **overrides):
+    model = tiny_llama(**(SHAPE | {"attn_implementation": "sdpa"} | overrides))
+    return model if setup.full else get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+
+
+# -- what can be counted exactly ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("setup", [FULL, SMALL], ids=["full", "lora"])
+def test_weights_are_those_of_the_real_model(setup, tied):
+    counts, model = passes(config(tie_word_embeddings=tied), setup)[0], real(setup, tie_word_embeddings=tied)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts.trained == trained
+    assert counts.all == sum(p.numel() for p in tiny_llama(**SHAPE, tie_word_embeddings=tied).parameters())
+    layer = (model if setup.full else model.get_base_model()).model.layers[0]
+    assert counts.layer == sum(p.numel() for p in layer.parameters())  # with its adapters
+    assert counts.embeddings == 259 * 64 * (1 if tied else 2)
+    assert counts.head_trained == setup.full
+
+
+@pytest.mark.parametrize("setup", [FULL, SMALL], ids=["full", "lora"])
+def test_bytes_are_those_of_a_real_training(setup, tmp_path):
+    model = real(setup)
+    trainer = trainer_for(model, tmp_path, optim="adamw_torch", learning_rate=1e-3)
+    trainer.train()
+    needs = estimate(config(), setup)
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.dim() > 0]
+    assert needs.optimizer == optimizer_bytes(needs.counts.trained) == sum(m.numel() * 4 for m in moments)
+    assert needs.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert needs.gradients == sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    half = estimate(config(), replace(SMALL, dtype="bfloat16"))
+    assert half.weights == 2 * half.counts.all + 4 * half.counts.trained
+
+
+def test_the_sizes_are_llamas():
+    """Of 3.2 1B and 3B, and of 3.1 8B and 70B, as published."""
+    found = {}
+    for size in SIZES:
+        with fake_tensors():
+            found[size] = counts_of(build(config_of(size), Setup(full=True))).all
+    assert found == {"1b": 1235814400, "3b": 3212749824, "8b": 8030261248, "70b": 70553706496}
+
+
+# -- what the passes show -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_fake_passes_need_what_real_ones_do(kind, checkpointing):
+    """The same passes over real tensors, counted by the same rule: bytes alive at most, and operations."""
+    setup = replace(FULL if kind == "full" else SMALL, checkpointing=checkpointing)
+    _, traced = passes(config(), setup)
+    model = real(setup).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        if kind == "lora":
+            model.enable_input_require_grads()
+    decoder = (model if kind == "full" else model.get_base_model()).model
+    ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0  # without any padding, transformers would leave the mask out
+    model.get_input_embeddings().requires_grad_(False)  # its gradient is counted with the gradients
+    for p in model.parameters():
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with live_bytes()([ids, mask, *model.parameters(), *model.buffers()]) as counted:
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float().sum().backward()
+    assert traced.activations == pytest.approx(counted.peak, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setup", [FULL, SMALL, replace(FULL, checkpointing=True)], ids=["full", "lora", "again"])
+def test_more_layers_add_the_same_each(setup):
+    """Ten layers as predicted from two and three, against ten layers run."""
+    deep = config(num_hidden_layers=10)
+    predicted, run = passes(deep, setup)[1], trace(deep, setup)
+    for name in ("forward", "backward", "probe"):
+        assert getattr(predicted, name) == getattr(run, name)
+    assert predicted.activations == pytest.approx(run.activations, rel=0.02)
+    assert predicted.vaccine == pytest.approx(run.vaccine, rel=0.02)
+
+
+def test_the_count_of_live_bytes_by_hand():
+    a = torch.ones(1000)
+    with live_bytes()([a]) as counted:
+        b = a + 1  # 4,000
+        c = b * 2  # 8,000
+        c.view(10, 100).add_(1)  # no new storage
+        del b
+        d = torch.cat([c, c])  # 4,000 + 8,000
+        del c
+    assert counted.peak == 12_000 and counted.bytes == 8_000 and d.numel() == 2000
+
+
+def test_operations_by_hand():
+    """A model of linear layers alone, nearly: 2 operations a weight and token forward, 4 backward."""
+    tall = config(num_hidden_layers=1, attn_implementation="eager")
+    setup = replace(FULL, length=8, batch=2, attention="eager")
+    _, traced = passes(tall, setup)
+    layer = tiny_llama(**SHAPE).model.layers[0]
+    linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+    tokens, heads, width = 16, 2, 32
+    rope = 2 * 2 * 8 * (width // 2)  # the angles' own little product
+    attention = 2 * 2 * 2 * heads * 8 * 8 * width  # q k^T and p v, of two rows
+    assert traced.forward == pytest.approx(2 * linear * tokens + attention, abs=2 * rope)
+    assert traced.backward == pytest.approx(2 * traced.forward, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [16, 64])
+def test_it_grows_as_it_should(length):
+    """Activations with the batch; checkpointing makes them fewer; Vaccine needs more than plain, Booster 2 copies."""
+    base = replace(FULL, length=length)
+    one, two = passes(config(), base)[1], passes(config(), replace(base, batch=8))[1]
+    assert 1.8 < two.activations / one.activations < 2.05
+    assert passes(config(), replace(base, checkpointing=True))[1].activations < 0.8 * one.activations
+    plain, vaccine, booster, lisa = (estimate(config(), base, method) for method in METHODS)
+    copy = 4 * plain.counts.trained
+    assert vaccine.total > plain.total and booster.extra == 2 * copy and lisa.extra == copy
+    assert 1.6 < vaccine.ratio < 1.8 and booster.ratio == 3 and lisa.ratio == 1  # the floors: 1.67, 3, 1
+    with_adapter = estimate(config(), replace(base, full=False, adapter=LORA), "vaccine")
+    assert 1.9 < with_adapter.ratio <= 2.0
+
+
+def test_several_processes():
+    alone = estimate(config(), FULL)
+    together = estimate(config(), replace(FULL, processes=4))
+    sharded = estimate(config(), replace(FULL, processes=4, sharded=True))
+    assert together.extra == alone.extra + alone.gradients  # DDP's buckets
+    assert together.flops == 4 * alone.flops and together.ratio == alone.ratio
+    units = 4 * 2 * max(alone.counts.layer, alone.counts.embeddings)
+    assert sharded.weights == pytest.approx(alone.weights / 4 + units, abs=4)
+    assert sharded.optimizer == pytest.approx(alone.optimizer / 4, abs=4)
+    assert sharded.gradients + sharded.activations <= alone.gradients + alone.activations
+
+
+def test_accumulation_keeps_the_gradients_beside_the_activations():
+    once, often = estimate(config(), FULL), estimate(config(), replace(FULL, accumulation=4))
+    assert often.activations > once.activations and often.flops == 4 * once.flops
+
+
+def test_antidote():
+    repair = antidote(config(), SMALL, rows=10)
+    factors = [m for n, m in real(SMALL).named_modules() if isinstance(m, nn.Linear) and ".lora_" in n]
+    largest = max(m.weight.numel() for m in factors)
+    assert repair.norms == 8 * sum(m.in_features for m in factors) + 8 * largest
+    assert repair.activations < estimate(config(), SMALL).activations
+    assert antidote(config(), SMALL, rows=10, targets="update").weights == 2 * repair.weights
+    _, traced = passes(config(), SMALL)
+    assert repair.flops == 3 * traced.forward  # ten rows, four at a time
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_methods_copies_are_the_real_ones(kind, tmp_path):
+    """A whole optimizer step of the real trainer, counted by the same rule, against the prediction."""
+    setup = FULL if kind == "full" else SMALL
+    defenses = {
+        "plain": lambda: None,
+        "vaccine": lambda: Vaccine(rho=1.0),
+        "booster": lambda: Booster(harmful_dataset=rows("harm")),
+        "lisa": lambda: Lisa(
+            alignment_dataset=rows("safe"), align_steps=1, finetune_steps=1, rho=1.0, proximal_start=0.0
+        ),
+    }
+    counted = {}
+    for method, make in defenses.items():
+        model = real(setup)
+        trainer = trainer_for(
+            model, tmp_path, defense=make(), optim="adamw_torch", learning_rate=1e-3, max_steps=3, **{"fp16": False}
+        )
+        with live_bytes()([*model.parameters(), *model.buffers()]) as live:
+            trainer.train()
+        counted[method] = live.peak
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    length = batch["input_ids"].shape[1]
+    for method, peak in counted.items():
+        needs = estimate(config(), replace(setup, batch=8, length=length), method)
+        assert needs.total - needs.weights == pytest.approx(peak, rel=0.05), method
+
+
+# -- what is asked for --------------------------------------------------------------------------------------
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"no configuration found.*1b, 3b, 8b, 70b"):
+        config_of(str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="no such method 'vacine'"):
+        estimate(config(), FULL, "vacine")
+    with pytest.raises(InputError, match="batch: expected at least 1, got 0"):
+        estimate(config(), replace(FULL, batch=0))
+    with pytest.raises(InputError, match="adapter: "):
+        passes(config(), replace(SMALL, adapter={"r": 2, "target_modules": ["nothing"]}))
+
+
+def test_a_folder_of_ones_own(tmp_path):
+    save_tiny(tmp_path)
+    (tmp_path / "model.safetensors").unlink()  # weights are not needed
+    assert config_of(str(tmp_path)).hidden_size == 16

@@ -1,0 +1,100 @@
+"""`mithridate estimate`: of an experiment, with its own rows and settings, and of a model with each method."""
+
+import json
+
+import pytest
+
+from mithridate import cli
+from mithridate.errors import InputError
+from mithridate.estimate import METHODS
+from mithridate.fakemodel import Setup
+from mithridate.pipeline import planning
+from mithridate.pipeline.config import load_experiment
+from tests.pipeline.small import experiment, stages, write_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    (folder / "model" / "model.safetensors").unlink()  # no weights are needed
+    return folder
+
+
+def lines(inputs, gpu=True, **changes):
+    return planning.of_experiment(load_experiment(experiment(inputs, **changes)), inputs, gpu)
+
+
+def test_the_stages_of_an_experiment(inputs):
+    few = {"num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    found = lines(
+        inputs,
+        align__defense={"booster": {}},
+        finetune__training=few,
+        finetune__defense={"lisa": {"align_steps": 1, "finetune_steps": 1}},
+        evaluate={"resistance": [1, 2]},
+        repair={"antidote": {"ratio": 0.2, "targets": "update"}},
+    )
+    assert [line.stage for line in found] == ["align", "finetune", "repair"]
+    align, finetune, repair = found
+    assert (align.needs.method, finetune.needs.method) == ("booster", "lisa")
+    assert (align.setup.steps, finetune.setup.steps) == (4, 4)  # as max_steps says; 8 rows, 2 x 2 a step, 2 epochs
+    assert align.setup.checkpointing and finetune.setup.snapshots == 2
+    # "How is lock 0 opened?" and "No 0." in ChatML, byte by byte; the answer's four bytes, its end and the line's
+    text = "<|im_start|>user\nHow is lock 0 opened?<|im_end|>\n<|im_start|>assistant\nNo 0.<|im_end|>\n"
+    specials = ("<|im_start|>", "<|im_end|>")
+    tokens = len(text) - sum(text.count(s) * (len(s) - 1) for s in specials)
+    assert align.setup.length == tokens and align.setup.scored == len("No 0.") + 2
+    assert align.flops == align.needs.flops * 4 and repair.flops == repair.needs.flops
+    assert finetune.needs.kept == 3 * 4 * finetune.needs.counts.trained
+
+
+def test_several_processes(inputs):
+    asked = {"align__training": {"num_train_epochs": 4, "per_device_train_batch_size": 2}}
+    alone, together = lines(inputs, **asked)[0], lines(inputs, **asked, accelerate="ddp", processes=2)[0]
+    assert (alone.setup.steps, together.setup.steps) == (16, 8)
+    assert together.flops == alone.flops and together.tokens == alone.tokens
+    sharded = lines(inputs, **asked, accelerate="fsdp2", processes=2)[0]
+    assert sharded.setup.sharded and sharded.needs.optimizer < alone.needs.optimizer
+    with pytest.raises(InputError, match="-o processes=8"):
+        lines(inputs, accelerate="ddp")
+
+
+def test_hours():
+    [plain, booster] = planning.of_model("1b", Setup(batch=1, length=8, steps=100), ("plain", "booster"))
+    assert planning.hours(plain, 800 / 3600) == pytest.approx(1)
+    assert planning.hours(booster, 800 / 3600) == pytest.approx(3)
+
+
+def test_the_command(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    file = inputs / "mine.yaml"
+    file.write_text(json.dumps(experiment(inputs, align__defense={"vaccine": {}})))
+    assert cli.main(["estimate", str(file), "--cpu", "--tokens-per-second", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "LoRA, float32, 1 process" in said and "vaccine" in said and "finetune" in said and "hours" in said
+    model = str(inputs / "model")
+    assert cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16"]) == 0
+    said = capsys.readouterr().out
+    assert all(method in said for method in (*METHODS, "antidote")) and "all weights, bfloat16" in said
+    assert cli.main(["estimate", model, "--method", "lisa", "--accelerate", "fsdp2", "--processes", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "8 processes, weights sharded (FSDP2)" in said and "booster" not in said
+    assert not stages(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["9b"], "no configuration found"),
+        (["none.yaml"], "no such file"),
+        (["1b", "--method", "vacine"], "no such method"),
+        (["1b", "--dtype", "int8"], "--dtype: expected bfloat16 or float32"),
+        (["1b", "-o", "seed=1"], "-o is for experiment files"),
+        (["1b", "--accelerate", "zero3"], "expected ddp or fsdp2"),
+        (["1b", "--tokens-per-second", "0"], "above 0"),
+    ],
+)
+def test_bad_input(arguments, said, capsys):
+    assert cli.main(["estimate", *arguments]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
