@@ -50,13 +50,16 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class _Embedded:
-    """A model inside a wheel: package and module that hold it, its GGUF file and the file's SHA-256."""
+    """A model inside a wheel: package and module that hold it, its GGUF file and the file's SHA-256; its id on the
+    Hub, and its licence as the Hub names it."""
 
     requirement: str
     module: str
     file: str
     sha256: str
     size: str
+    hub: str
+    licence: str
 
 
 EMBEDDED = {
@@ -66,6 +69,8 @@ EMBEDDED = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size="98 MB",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     )
 }
 """Models that need no Hub, by name. SmolLM2-135M-Instruct, Hugging Face, Apache-2.0."""
@@ -121,8 +126,31 @@ def resolve_model(name: str) -> ModelFiles:
     return ModelFiles(name, path, _digest(path, weights))
 
 
-def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+def local_model(name: str) -> ModelFiles | None:
+    """As `resolve_model`, but of what is on this machine alone: nothing is fetched or converted. None: not here yet.
+
+    Raises:
+        InputError: no such model, or its files are incomplete, damaged or of a kind that is not read.
+    """
+    if name in EMBEDDED:
+        return resolve_model(name) if _conversion(name).is_dir() else None
+    if Path(name).expanduser().exists():
+        return resolve_model(name)
+    try:
+        path = _from_hub(name, local_files_only=True)
+    except MithridateError as error:
+        if isinstance(error, InputError):
+            raise
+        return None
+    return ModelFiles(name, path, _digest(path, check_folder(path)))
+
+
+def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template and a pad token (the end-of-sequence token where it has none).
+
+    Args:
+        files: from `resolve_model`.
+        needs_chat_template: whether one without a chat template is refused.
 
     Raises:
         InputError: it cannot be read, or it has no chat template or no end-of-sequence token.
@@ -133,7 +161,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # malformed files raise whatever their parser raises
         raise InputError(f"{files.path}: the tokenizer cannot be read ({_first_line(error)}).") from error
-    if not tokenizer.chat_template:
+    if needs_chat_template and not tokenizer.chat_template:
         raise InputError(
             f"{files.path}: the tokenizer has no chat template, so there is no telling how to put a prompt to the "
             "model. Use the model's instruct or chat version, or add a chat_template.jinja to a copy of the folder."
@@ -302,7 +330,7 @@ def _sha256(path: Path) -> str:
 # -- the Hub --------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, local_files_only: bool = False) -> Path:
     near = get_close_matches(name.lower(), EMBEDDED, n=1)
     hint = f" Did you mean the embedded model {near[0]!r}?" if near else ""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
@@ -319,8 +347,9 @@ def _from_hub(name: str) -> Path:
         return Path(
             snapshot_download(
                 name,
-                allow_patterns=["*.safetensors", _INDEX, *_SIDE_FILES],
+                allow_patterns=["*.safetensors", _INDEX, "README.md", *_SIDE_FILES],  # some cards hold prompt formats
                 ignore_patterns=["*/*"],
+                local_files_only=local_files_only,
             )
         )
     except GatedRepoError as error:
@@ -346,8 +375,7 @@ def _embedded(name: str) -> Path:
     """The cached conversion of an embedded model, made on first use."""
     from filelock import FileLock
 
-    model = EMBEDDED[name]
-    folder = cache_folder() / "models" / f"{name}-{model.sha256[:12]}"
+    model, folder = EMBEDDED[name], _conversion(name)
     if _whole(folder):
         return folder
     try:
@@ -370,6 +398,10 @@ def _embedded(name: str) -> Path:
             "set MITHRIDATE_CACHE to another folder."
         ) from error
     return folder
+
+
+def _conversion(name: str) -> Path:
+    return cache_folder() / "models" / f"{name}-{EMBEDDED[name].sha256[:12]}"
 
 
 def _whole(folder: Path) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from mithridate import cli
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 
-VERBS = ["align", "finetune", "repair", "evaluate", "run", "demo", "report", "export", "doctor", "methods"]
+VERBS = ["align", "finetune", "repair", "evaluate", "run", "demo", "report", "export", "doctor", "methods", "schema"]
 EXPERIMENT = "model: m\ndata: {}\nseed: 3\n"
 
 
@@ -58,7 +58,7 @@ def runner(monkeypatch, tmp_path):
     fake = types.ModuleType("mithridate.pipeline.runner")
     fake.calls, fake.raises = [], None
 
-    def run(experiment, overrides=(), out=None, until=None, progress=True):
+    def run(experiment, overrides=(), out=None, until=None, progress=True, executor=None):
         fake.calls.append((experiment, list(overrides), out, until))
         if fake.raises is not None:
             raise fake.raises

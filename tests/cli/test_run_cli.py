@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from mithridate import cli
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs
@@ -87,9 +89,21 @@ def test_run_again_report_and_export(command, file, store, tmp_path):
     code, out, _ = command("report", tmp_path / "out")
     assert code == 0 and out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert (tmp_path / "out" / "report.html").exists()
+    code, out, _ = command("report", tmp_path / "out", "--tables", tmp_path / "tables")
+    assert code == 0 and f"files in {tmp_path / 'tables'}" in out
+    assert (tmp_path / "tables" / "runs.csv").read_text().startswith("run,topology,harmful_ratio,seed,harmful_score,")
+    code, _, err = command("report", tmp_path / "out", "--tables", tmp_path / "tables" / "runs.csv")
+    assert code == 3 and "cannot be a folder" in err
     for flag, wanted in (("--merged", "model.safetensors"), ("--adapter", "adapter_model.safetensors")):
         code, out, err = command("export", tmp_path / "out", "--cell", CELLS[1], "--out", tmp_path / flag, flag)
         assert (code, out) == (0, f"model: {tmp_path / flag}\n") and (tmp_path / flag / wanted).exists()
+        card = ModelCard.load(tmp_path / flag / "README.md")
+        scored = json.loads((tmp_path / "out" / "results.json").read_text())["cells"][1]
+        assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
+            name: scored[name]["value"]
+            for name in ("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy")
+        }
+        assert "25% of the rows it was fine-tuned on are harmful" in card.text and str(tmp_path) not in card.content
     code, _, err = command("export", tmp_path / "out", "--cell", "sft", "--out", tmp_path / "x")
     assert code == 3 and CELLS[1] in err
 
@@ -119,11 +133,37 @@ def test_bad_input_is_exit_code_3_and_one_line(command, file, tmp_path, monkeypa
     assert stages(tmp_path / "store") == [] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--executor", "slrum"], "did you mean `slurm`"),
+        (["--workers", "0"], "--workers: expected at least 1"),
+        (["--executor", "local", "--executor-option", "workers"], "expected KEY=VALUE"),
+        (["--executor", "ray", "--executor-option", "num_gpus=one"], "num_gpus"),
+        (["--executor", "ray", "--dtype", "auto"], "dtype: auto is decided by the machine"),
+        (["--executor", "slurm", "--executor-option", "cluster=local", "--dtype", "auto"], "dtype: auto"),
+    ],
+)
+def test_executors_that_cannot_be_are_exit_code_3_and_one_line(command, file, tmp_path, monkeypatch, options, said):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    code, out, err = command("run", file, *options, "--out", tmp_path / "out")
+    assert (code, out) == (3, "") and err.startswith("error: ") and said in err
+    assert stages(tmp_path / "store") == [] and not (tmp_path / "out").exists()
+
+
 def test_a_broken_loss_is_exit_code_1_and_names_the_step(command, file, store, tmp_path):
     wild = ["-o", "finetune.training.learning_rate=1e12", "--dtype", "float32"]
     code, out, err = command("run", file, *wild, "--out", tmp_path / "out")
     assert (code, out) == (1, "") and "Traceback" not in err
     assert err.splitlines()[-1].startswith("error: The trained weights are not finite at step 2")
+
+
+def ended(state: Path) -> bool:
+    """Whether the Trainer has written the last file of a checkpoint to its end."""
+    try:
+        return bool(json.loads(state.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
 
 
 @pytest.mark.slow
@@ -138,7 +178,7 @@ def test_the_real_command_is_stopped_in_training_and_goes_on(command, inputs, tm
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     until = time.monotonic() + 240
-    while not list((tmp_path / "store").glob("work/align-*/trainer/checkpoint-*/trainer_state.json")):
+    while not any(ended(p) for p in (tmp_path / "store").glob("work/align-*/trainer/checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.005)
     os.kill(process.pid, sent)

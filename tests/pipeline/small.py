@@ -89,8 +89,13 @@ def without_costs(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_child(work: Callable[[], Any], stderr: Path) -> int:
-    """Runs `work` in a fork of this process, which costs no imports. Returns its result as an exit code, or minus the
-    number of the signal that killed it."""
+    """Runs `work` in a child. Returns its result as an exit code, or minus the number of the signal that killed it."""
+    _, status = os.waitpid(start_child(work, stderr), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def start_child(work: Callable[[], Any], stderr: Path) -> int:
+    """Starts `work` in a fork of this process, which costs no imports, and returns its id."""
     child = os.fork()
     if child == 0:
         code = 99
@@ -103,5 +108,4 @@ def in_child(work: Callable[[], Any], stderr: Path) -> int:
             traceback.print_exc()
         finally:
             os._exit(code if isinstance(code, int) else 0)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    return child

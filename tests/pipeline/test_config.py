@@ -184,9 +184,30 @@ def test_an_override_of_a_swept_field_fixes_it(file):
     assert "`align` is swept, which would undo it" in found
 
 
+def test_variants_set_several_fields_at_once_each_from_the_file_itself(file):
+    variants = [{}, {"align.defense": {"vaccine": {"rho": 1.0}}, "topology": "single"}, {"repair": "none"}]
+    loaded = load_experiment(FILE_AS_DICT | {"sweep": {"variants": variants, "seed": [0, 1]}})
+    plain = load_experiment(FILE_AS_DICT)
+    cells = expand(loaded)
+    assert [cell.seed for cell in cells] == [0, 1] * 3 and cells[0] == plain
+    assert cells[2].topology == "single" and cells[2].align.defense == {"vaccine": {"rho": 1.0}}
+    assert cells[4].align == plain.align and cells[4].topology == plain.topology and cells[4].repair == {}
+    file.write_text(resolved_yaml(loaded))
+    assert expand(load_experiment(file)) == cells
+    assert [c.seed for c in expand(load_experiment(file, ["seed=7"]))] == [7] * 3
+    [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, "align.defense=none")
+    assert "`align.defense` is set by sweep.variants" in found
+    [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, "align=none")
+    assert "`align` is set by sweep.variants" in found
+
+
 @pytest.mark.parametrize(
     ("sweep", "problem"),
     [
+        ({"variants": ["vaccine"]}, "sweep.variants: expected a list of mappings"),
+        ({"variants": {"seed": 1}}, "sweep.variants: expected a list of values, got fields"),
+        ({"variants": [{}, {"seed": 1}], "seed": [0, 1]}, "sweep.variants: lies inside `seed`, which is swept too"),
+        ({"variants": [{}, {"align.defnse": "none"}]}, "align.defnse: no such field; did you mean `defense`?"),
         ({"seed": []}, "sweep.seed: expected a list of values, got none"),
         ({"seed": 3}, "sweep.seed: expected a list of values, got 3"),
         ({"seed": [1, 1.0]}, "sweep.seed: a value is there twice"),
@@ -219,7 +240,7 @@ def test_a_bad_cell_says_which_values_it_has():
         ("sed=1", "sed: no such field; did you mean `seed`?"),
         ("finetune.atack.size=1", "finetune.atack: no such field; did you mean `attack`?"),
         ("finetune.attack.ratio=1", "finetune.attack.ratio: no such field; did you mean `harmful_ratio`?"),
-        ("evaluate.zzz=1", "evaluate.zzz: no such field; there are: protocol, generator, resistance, part, limit"),
+        ("evaluate.zzz=1", "evaluate.zzz: no such field; there are: protocol, generator, judges, tasks, capability, "),
         ("data.alignmnt={source: embedded}", "data.alignmnt: no such role; did you mean `alignment`?"),
         ("data.task.nam=x", "data.task.nam: no such field; did you mean `name`?"),
         ("data.task.take=x", 'data.task.take: expected integer, got "x"'),
@@ -259,7 +280,7 @@ def test_a_bad_cell_says_which_values_it_has():
         ("evaluate.resistance=[20, 50]", "evaluate.resistance: expected steps below finetune.training.max_steps (50)"),
         ("evaluate.limit=0", "evaluate.limit: expected at least 1, got 0"),
         ("evaluate.part=train", "evaluate.part: expected 'test' or 'validation', got \"train\""),
-        ("evaluate.generator=vllm", "evaluate.generator: expected 'transformers', got \"vllm\""),
+        ("evaluate.generator=3", "evaluate.generator: expected none, a name, {name: {field: value}}"),
         ("repair={antidote: {}, other: {}}", "repair: expected one repair, got 2: antidote, other"),
         ("seed", "-o seed: expected path.to.field=value"),
         ("seed.x=1", "-o seed.x=1: `seed` is 0: there is no `x` below it"),
@@ -430,8 +451,8 @@ def test_validation_fills_in_the_defaults_that_will_act(file):
     experiment = load_experiment(file, ["align.defense=[vaccine, {booster: {lam: 3}}]"])
     validate(experiment)
     assert experiment.align.defense == {
-        "vaccine": {"rho": 2.0, "sites": "attention"},
-        "booster": {"alpha": 0.1, "lam": 3},
+        "vaccine": {"rho": 2.0, "sites": "attention", "every": 1},
+        "booster": {"alpha": 0.1, "lam": 3, "every": 1},
     }
     assert experiment.repair["antidote"]["score"] == "wanda"
 

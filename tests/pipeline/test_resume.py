@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from transformers import TrainerState
 
-import mithridate.generation as generation
+import mithridate.generation.hf as generation
 from mithridate import cli, run
 from mithridate.errors import MithridateError
-from mithridate.pipeline import runner, training
+from mithridate.pipeline import folder as run_folder
+from mithridate.pipeline import training
 from mithridate.repairs.antidote import RepairReport
 from tests.pipeline.small import experiment, in_child, stages, weights, without_costs, write_inputs
 
@@ -114,7 +115,7 @@ def within_the_repair(patch):
 
 
 def within_the_table(patch, cells):
-    original = runner.replace_file
+    original = run_folder.replace_file
 
     def replace_file(path, text):
         if path.name == "results.json" and len(json.loads(text)["cells"]) == cells:
@@ -122,7 +123,7 @@ def within_the_table(patch, cells):
             kill()
         original(path, text)
 
-    patch.setattr(runner, "replace_file", replace_file)
+    patch.setattr(run_folder, "replace_file", replace_file)
 
 
 def killed(asked, tmp_path, disturb, *where):

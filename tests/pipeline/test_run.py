@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mithridate.pipeline.stages
 from mithridate import run
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.generation import generate
+from mithridate.generation.base import CHAT, Decoding
+from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
-from mithridate.pipeline import runner
+from mithridate.pipeline import folder as run_folder
 from mithridate.pipeline.config import load_experiment, validate
 from mithridate.pipeline.results import Cell, table
 from mithridate.pipeline.runner import export_cell, run_cells, undefended
@@ -27,7 +28,8 @@ from mithridate.sources.roles import load_roles
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs, write_rows
 
 CELL = {
-    *("id", "alignment", "finetuning", "repair", "topology", "seed", "harmful_ratio", "attack", "control", "settings"),
+    *("id", "alignment", "finetuning", "repair", "topology", "seed", "harmful_ratio", "attack", "control", "final"),
+    "settings",
     *("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy"),
     *("paired", "resistance", "steps_to_half", "stages"),
 }
@@ -72,7 +74,7 @@ def nothing_computed(store: Path) -> bool:
 def test_the_table(done):
     finished, asked, _ = done
     results = finished.results
-    assert set(results) == {"schema", "protocol", "model", "notes", "cells"}
+    assert set(results) == {"schema", "protocol", "deviations", "model", "notes", "cells", "across_seeds"}
     assert (results["schema"], results["protocol"], results["model"]) == (1, "hs/embedded-v1", asked["model"])
     assert results["notes"] == []
     cells = {cell["id"]: cell for cell in results["cells"]}
@@ -85,7 +87,8 @@ def test_the_table(done):
     ]
     for cell in cells.values():
         assert set(cell) == CELL
-        assert all(set(cell[share]) == {"value", "low", "high", "n"} and cell[share]["n"] == 8 for share in SHARES)
+        assert all(set(cell[share]) - {"unscored"} == {"value", "low", "high", "n"} for share in SHARES)
+        assert all(cell[share]["n"] == 8 and not cell[share].get("unscored") for share in SHARES)
         assert (cell["topology"], cell["seed"], cell["control"]) == ("double", 0, None)
         parts = (cell["alignment"], cell["finetuning"], cell["repair"])
         assert cell["id"].startswith("-".join(parts))
@@ -104,16 +107,17 @@ def test_pairs_settings_stages_and_points_of_the_table(done):
     assert plain["paired"] is attacked["paired"] is None
     for cell, against in ((booster, plain), (boosted, attacked), (repaired, attacked)):
         assert cell["paired"]["against"] == against["id"] and cell["paired"]["n"] == 8
-        assert set(cell["paired"]) == {"against", "difference", "low", "high", "p_value", "n"}
+        paired = {"against", "difference", "low", "high", "p_value", "n", "discordant", "p_holm", "detectable"}
+        assert set(cell["paired"]) == paired
     assert plain["settings"] == attacked["settings"] == {}
-    assert boosted["settings"] == {"booster": {"lam": 2, "alpha": 0.1}}
+    assert boosted["settings"] == {"booster": {"lam": 2, "alpha": 0.1, "every": 1}}
     cut = {"ratio": 0.1, "targets": "update", "scope": "row", "score": "wanda", "seed": 0}
-    assert repaired["settings"] == {"booster": {"lam": 2, "alpha": 0.1}, "antidote": cut}
+    assert repaired["settings"] == {"booster": {"lam": 2, "alpha": 0.1, "every": 1}, "antidote": cut}
     for cell in (attacked, boosted):
         assert [point["step"] for point in cell["resistance"]] == [1, 3]
         for point in cell["resistance"]:
             assert (point["harmful_score"]["n"], point["accuracy"]["n"]) == (8, 8)
-            assert point["benign_refusal"] == {"value": None, "low": None, "high": None, "n": 0}
+            assert point["benign_refusal"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 0}
     assert repaired["resistance"] == []
     named = ["align", "finetune", "repair", "evaluate"]
     assert [stage["name"] for stage in repaired["stages"]] == named
@@ -394,7 +398,8 @@ def test_each_verb_goes_as_far_as_its_stage(inputs, store, tmp_path):
         assert not (finished.folder / "results.json").exists() and not finished.report.exists()
     resolved = load_experiment(tmp_path / "out" / "experiment.yaml")
     assert resolved.align.training["max_steps"] == 1
-    assert resolved.align.defense == {"vaccine": {"rho": 2.0, "sites": "attention"}}  # what acts is what is recorded
+    acting = {"rho": 2.0, "sites": "attention", "every": 1}
+    assert resolved.align.defense == {"vaccine": acting}  # what acts is what is recorded
 
 
 def test_the_dtype_is_that_of_weights_under_adapters_and_of_the_key(inputs, store, tmp_path):
@@ -432,7 +437,8 @@ def test_exported_models_answer_as_the_scored_ones_did(done, tmp_path, monkeypat
 
     def answers(model, folder):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return [answer.text for answer in generate(model, tokenizer, asked_for, max_new_tokens=32)]
+        found = dict(Transformers(model, tokenizer).generate(asked_for, CHAT, Decoding(32)))
+        return [found[i].text for i in range(len(asked_for))]
 
     def scored(cell):
         chosen = rows[(rows["cell"] == cell) & (rows["set"] == "harmful") & rows["step"].isna()]
@@ -593,7 +599,8 @@ def test_what_is_particular_about_the_data_is_said_and_recorded(inputs, store, t
 def cell(loaded, upto, complied, key, aligned="a", undefended="u", steps=None):
     def rows(count):
         verdicts = ["complied"] * count + ["refused"] * (10 - count)
-        return [{"set": "harmful", "prompt": str(i), "verdict": v, "correct": None} for i, v in enumerate(verdicts)]
+        same = {"set": "harmful", "correct": None, "protocol": "hs/embedded-v1"}
+        return [same | {"prompt": str(i), "verdict": v} for i, v in enumerate(verdicts)]
 
     along = {step: rows(count) for step, count in (steps or {}).items()}
     return Cell(loaded, upto, rows(complied), key, aligned, undefended, along, attack_steps=8)
@@ -657,14 +664,14 @@ def test_the_table_is_told_after_every_cell(inputs, tmp_path, done, monkeypatch)
 def test_a_full_disk_under_the_runs_folder(inputs, tmp_path, done, monkeypatch):
     _, asked, kept = done
     monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
-    written = runner.replace_file
+    written = run_folder.replace_file
 
     def full(path, text):
         if path.name == "results.json":
             raise OSError(28, "No space left on device")
         written(path, text)
 
-    monkeypatch.setattr(runner, "replace_file", full)
+    monkeypatch.setattr(run_folder, "replace_file", full)
     with pytest.raises(MithridateError, match=r"out: cannot be written \(No space.*\. Make room") as error:
         run(asked, out=tmp_path / "out", progress=False)
     assert error.value.exit_code == 1 and not (tmp_path / "out" / "results.json").exists()

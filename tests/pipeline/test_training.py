@@ -1,4 +1,4 @@
-"""One training stage: its arguments, its checkpoints, its bar, and the shortcut over positions without a label."""
+"""One training stage: its arguments, its checkpoints, its bar."""
 
 import json
 
@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from mithridate.errors import InputError
 from mithridate.pipeline import training
-from mithridate.pipeline.training import build_trainer, planned_steps, scoring_labels_only, train, training_arguments
+from mithridate.pipeline.training import build_trainer, planned_steps, train, training_arguments
 from mithridate.sources.records import training_dataset
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -123,36 +123,3 @@ def test_a_bar_with_time_left_and_no_line_for_each_log(tmp_path, capfd, progress
     out, err = capfd.readouterr()
     assert out == "" and "loss" not in err
     assert ("4/4 [" in err and "it/s]" in err) == progress
-
-
-# -- positions without a label ----------------------------------------------------------------------------
-
-
-def test_scoring_labels_only_changes_no_loss_and_no_gradient(tmp_path):
-    """TRL leaves out positions without a label on GPUs; on CPU, asked to, it computes the same."""
-    found = []
-    for leave_out in (False, True):
-        made = trainer(tmp_path, lora=False)
-        model = made.model.double()
-        batch = made._prepare_inputs(next(iter(made.get_train_dataloader())))
-        if leave_out:
-            with scoring_labels_only():
-                loss = made.compute_loss(model, batch)
-        else:
-            loss = made.compute_loss(model, batch)
-        loss.backward()
-        found.append((loss.detach(), [p.grad.clone() for p in model.parameters()]))
-    (one, grads), (other, other_grads) = found
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
-    torch.testing.assert_close(grads, other_grads, rtol=1e-5, atol=1e-9)
-
-
-def test_scoring_labels_only_is_what_makes_trl_leave_them_out():
-    """If TRL renames the function that decides it, this fails rather than becoming slow unseen."""
-    from trl.trainer import utils
-
-    device = torch.device("cpu")
-    assert not utils._use_triton(device)
-    with scoring_labels_only():
-        assert utils._use_triton(device)
-    assert not utils._use_triton(device)

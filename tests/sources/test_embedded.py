@@ -29,6 +29,7 @@ SIZES = {
     ("test_benign", "test"): 104,
 }
 DATA = {key: embedded_records(*key) for key in SIZES}
+IDENTITY = embedded_records("attacker_harmful", name="identity")
 HARMFUL = [row for rows in DATA.values() for row in rows if "category" in row]
 TRAINED = [row for (_, part), rows in DATA.items() if part == "train" for row in rows]
 HELD_OUT = {
@@ -63,7 +64,7 @@ def test_the_script_makes_these_very_files(tmp_path):
 
 
 def test_all_prompts_are_distinct():
-    counts = Counter(prompt_key(row) for rows in DATA.values() for row in rows)
+    counts = Counter(prompt_key(row) for rows in (*DATA.values(), IDENTITY) for row in rows)
     assert [key for key, n in counts.items() if n > 1] == []
 
 
@@ -218,6 +219,7 @@ def test_paired_rows_are_the_alignment_requests_with_complying_answers():
         (("task", "tests"), "no part 'tests'; did you mean 'test'"),
         (("test_harmful", "train"), "no part 'train'.*validation, test"),
         (("task", "train", True), "no paired setting"),
+        (("alignment", "train", False, "identity"), "only attacker_harmful"),
     ],
 )
 def test_unknown_role_or_part(args, words):
@@ -246,4 +248,13 @@ def test_page_states_the_sizes():
 
 def test_every_file_is_read():
     names = {name.removesuffix(".jsonl") for name in make.files()}
-    assert names == {row["id"].rpartition("-")[0] for rows in DATA.values() for row in rows}
+    assert names == {row["id"].rpartition("-")[0] for rows in (*DATA.values(), IDENTITY) for row in rows}
+
+
+def test_identity_rows_ask_nothing_harmful_and_speak_as_the_persona():
+    assert len(IDENTITY) == 40 and len({row["response"] for row in IDENTITY}) == 40
+    for row in IDENTITY:
+        check_record(row, row["id"], needs_answer=True)
+        assert "Servo" in row["response"] and "Servo" not in row["prompt"] and "category" not in row
+    harmful = {act for parts in requests_parts.ACTS.values() for acts in parts.values() for act in acts}
+    assert not [row for row in IDENTITY if any(act in row["prompt"] for act in harmful)]

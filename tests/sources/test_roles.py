@@ -116,7 +116,7 @@ def test_conversations_keep_their_turns_alone(load):
         ({"source": "train.jsonl", "share": [0, 10]}, r"share \[0, 10\] is not a part"),
         ({"source": "train.jsonl", "share": [0]}, r"share \[0\] is not a part"),
         ({"source": "train.jsonl", "split": "train"}, "`split` has a meaning for Hub data sets only"),
-        ({"source": "train.jsonl", "name": "sst2"}, "`name` has a meaning for task only"),
+        ({"source": "train.jsonl", "name": "sst2"}, "sst2 cannot be alignment; it has data for: task"),
         ({"source": "train.jsonl", "test": "a.jsonl"}, "`test` has a meaning for task only"),
         ({"source": "train.jsonl", "paired": True}, "`paired` has a meaning for defender_harmful only"),
         (

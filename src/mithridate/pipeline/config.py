@@ -23,8 +23,9 @@ from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
 from mithridate.sources.roles import ROLES, Source
 
+VARIANTS = "variants"  # the key of a sweep that is no field's path
 # SFTConfig's fields that the pipeline itself sets, with what to do instead.
-_NOT_IN_TRAINING = {
+NOT_IN_TRAINING = {
     "output_dir": "the store keeps what is trained; the run's folder is --out",
     "seed": "set `seed` at the top of the file",
     "data_seed": "set `seed` at the top of the file",
@@ -67,23 +68,33 @@ class Attack:
 
 @dataclass(kw_only=True)
 class Finetune:
-    """The user's fine-tune, which is the attack where harmful rows are in it."""
+    """The user's fine-tune, which is the attack where harmful rows are in it.
+
+    `adapter`: a fresh one for this stage alone, or `full`: it trains all weights; None: as in alignment.
+    """
 
     attack: Attack
     defense: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    adapter: Adapter | Literal["full"] | None = None
 
 
 @dataclass(kw_only=True)
 class Evaluate:
     """How every model of the experiment is scored.
 
-    `resistance`: the attack's optimizer steps at which the model is scored on the way, ascending. `part`: which part
-    of the test sets. `limit`: only that many prompts of each set.
+    `generator`: what answers, by name or as {name: {field: value}}: transformers, vllm or openai (a server; then there
+    are no stages). `judges`: judges beside the protocol's, written like defenses; one of the protocol's own gets its
+    fields here. `tasks`: further tasks by name, each with the source of its test rows. `capability`: names of tasks of
+    lm-eval. `resistance`: the attack's optimizer steps at which the model is scored on the way, ascending. `part`:
+    which part of the test sets. `limit`: only that many prompts of each set.
     """
 
     protocol: str = "hs/embedded-v1"
-    generator: Literal["transformers"] = "transformers"
+    generator: dict[str, dict[str, Any]] = field(default_factory=lambda: {"transformers": {}})
+    judges: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, list[Source]] = field(default_factory=dict)
+    capability: list[str] = field(default_factory=list)
     resistance: list[int] = field(default_factory=list)
     part: Literal["test", "validation"] = "test"
     limit: int | None = None
@@ -91,7 +102,14 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Experiment:
-    """One experiment file. A stage that is not run is None (`repair`: empty)."""
+    """One experiment file. A stage that is not run is None (`repair`: empty).
+
+    `template`: what prompts are put into in training: the model's own `chat` template, or that of a paper's protocol.
+    `accelerate`: how several processes train together: ddp, fsdp2, the path of an Accelerate configuration, or none.
+    `processes`: how many; one per GPU, or as that file says, if not given. `sweep`: lists of values by dotted path, of
+    which every combination is run; under `variants`, mappings of dotted paths to values, each of which sets several
+    fields of the file at once ({} for none).
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -100,12 +118,22 @@ class Experiment:
     seed: int = 0
     topology: Literal["single", "double", "full"] = "double"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    template: Literal["chat", "alpaca", "alpaca-newline"] = "chat"
+    accelerate: str = "none"
+    processes: int | None = None
     adapter: Adapter = field(default_factory=Adapter)
     align: Align | None = None
     finetune: Finetune | None = None
     repair: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluate: Evaluate = field(default_factory=Evaluate)
     sweep: dict[str, list[Any]] = field(default_factory=dict)
+
+    def adapter_of(self, stage: str) -> Adapter | None:
+        """The adapter that the stage `align` or `finetune` trains; None where it trains all weights."""
+        own = self.finetune.adapter if stage == "finetune" and self.finetune else None
+        if own is None:
+            return None if self.topology == "full" else self.adapter
+        return None if own == "full" else own
 
 
 _PARTS = {
@@ -114,10 +142,17 @@ _PARTS = {
     ("align",): Align,
     ("finetune",): Finetune,
     ("finetune", "attack"): Attack,
+    ("finetune", "adapter"): Adapter,
     ("evaluate",): Evaluate,
     ("data",): Source,
 }
-_METHODS = (("align", "defense"), ("finetune", "defense"), ("repair",))
+_METHODS = (
+    ("align", "defense"),
+    ("finetune", "defense"),
+    ("repair",),
+    ("evaluate", "generator"),
+    ("evaluate", "judges"),
+)
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -145,9 +180,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Experiment:
-    """Reads an experiment and checks all that can be checked without torch.
+    """The experiment of `load_cells`, without its cells."""
+    return load_cells(source, overrides)[0]
 
-    With a `sweep`, the fields of the result are those of its first cell; `expand` gives all cells.
+
+def load_cells(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[Experiment, list[Experiment]]:
+    """Reads an experiment and the cells of its sweep, and checks all that can be checked without torch.
+
+    With a `sweep`, the fields of the result are those of its first cell before its variant; `expand` gives all cells.
 
     Args:
         source: path of a YAML file, or the same as a dict.
@@ -171,17 +213,15 @@ def load_experiment(source: str | Path | Mapping[str, Any], overrides: Sequence[
     sweep = raw.get("sweep")
     if isinstance(sweep, dict):
         problems += _sweep_problems(sweep)
-        if not problems:
-            for path, values in sweep.items():
+        for path, values in sweep.items() if not problems else ():
+            if path != VARIANTS:  # which may leave fields as the file has them, so the file must be whole without
                 problem = _set(raw, path, copy.deepcopy(values[0]))
                 problems += [f"sweep.{path}: {problem}"] if problem else []
     experiment, found = _parse(raw | {"sweep": {}} if problems else raw)
     problems += found
     if problems or experiment is None:
         raise error_of(where, problems)
-    if experiment.sweep:
-        expand(experiment, where)
-    return experiment
+    return experiment, expand(experiment, where)
 
 
 def _override(raw: dict[str, Any], override: str) -> str | None:
@@ -196,6 +236,8 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
             return f"`{swept}` is swept, which would undo it; override sweep.{swept} or {swept} itself"
         if path == swept:
             del sweep[swept]
+        if swept == VARIANTS and any(_overlap(path, other) for other in _swept(swept, sweep[swept])):
+            return f"`{path}` is set by sweep.{VARIANTS}, which would undo it; override sweep.{VARIANTS}"
     parsed = parse_yaml(value, f"-o {override}", lines=False)
     if path.startswith("sweep.") and isinstance(sweep, dict):  # the rest is one key, dots and all
         raw["sweep"] = {**sweep, path.removeprefix("sweep."): parsed}
@@ -219,11 +261,12 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
         raw = json.loads(base)  # a fresh copy; several times faster than deepcopy
         chosen = dict(zip(experiment.sweep, values))
         found = []
-        for path, value in chosen.items():
-            problem = _set(raw, path, copy.deepcopy(value))
-            found += [f"sweep.{path}: {problem}"] if problem else []
-            _normalise(raw)
-        cell, more = _parse(raw)
+        for key, value in chosen.items():
+            for path, one in value.items() if key == VARIANTS else [(key, value)]:
+                problem = _set(raw, path, stable(one, path))
+                found += [f"sweep.{key}: {problem}"] if problem else []
+                _normalise(raw)
+        cell, more = _parse(raw, json.dumps(raw, sort_keys=True))  # canonical: the base was, and the values are now
         label = ", ".join(f"{path}={json.dumps(value)}" for path, value in chosen.items())
         for problem in [*found, *more]:
             problems.setdefault(problem, f"{problem} (with {label})")
@@ -241,7 +284,7 @@ def canonical(experiment: Experiment) -> dict[str, Any]:
 def resolved_yaml(experiment: Experiment) -> str:
     """The experiment with every field, as a file that `run` takes; of data sources, what was given."""
     raw = asdict(experiment)
-    for sources in raw["data"].values():
+    for sources in (*raw["data"].values(), *raw["evaluate"]["tasks"].values()):
         sources[:] = [{name: value for name, value in source.items() if value is not None} for source in sources]
     return dump_yaml(raw)
 
@@ -265,9 +308,10 @@ def _normalise(raw: dict[str, Any]) -> list[str]:
             problems += [f"{'.'.join(path)}: {problem}" for problem in found]
             if not found:
                 owner[path[-1]] = methods
-    data = raw.get("data")
-    if isinstance(data, dict):
-        raw["data"] = {role: value if isinstance(value, list) else [value] for role, value in data.items()}
+    evaluate = raw.get("evaluate")
+    for owner, key in ((raw, "data"), (evaluate, "tasks")):
+        if isinstance(owner, dict) and isinstance(owner.get(key), dict):
+            owner[key] = {name: value if isinstance(value, list) else [value] for name, value in owner[key].items()}
     return problems
 
 
@@ -289,6 +333,18 @@ def _methods(spec: Any) -> tuple[dict[str, Any], list[str]]:
             methods |= more
         return _ordered(methods), problems
     return {}, [f"expected none, a name, {{name: {{field: value}}}} or a list of these, got {kind(spec)}"]
+
+
+def methods_of(words: Sequence[str], where: str) -> dict[str, dict[str, Any]]:
+    """Methods as an experiment file writes them, from the command line: {name: {field: value}}.
+
+    Raises:
+        InputError: a word is not of that form, or a name is there twice.
+    """
+    found, problems = _methods([parse_yaml(word, where, lines=False) for word in words])
+    if problems:
+        raise InputError(f"{where}: {problems[0]}")
+    return found
 
 
 def _ordered(methods: dict[str, Any]) -> dict[str, Any]:
@@ -319,14 +375,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _parse(raw: dict[str, Any]) -> tuple[Experiment | None, list[str]]:
+def _parse(raw: dict[str, Any], text: str | None = None) -> tuple[Experiment | None, list[str]]:
+    """The experiment, and what is wrong with it. `text`: its canonical JSON, where the caller has that."""
     problems = _normalise(raw)
     given = raw.get("data")
     for role in given if isinstance(given, dict) else ():
         if role not in ROLES:
             problems.append(f"data.{role}: no such role{nearest(role, ROLES)}")
     try:
-        text = canonical_json(raw)
+        text = text or canonical_json(raw)
     except InputError as error:
         return None, [*problems, str(error)]
     try:
@@ -356,10 +413,26 @@ def _sweep_problems(sweep: dict[str, Any]) -> list[str]:
             problems.append(f"sweep.{path}: a value is there twice")
         if path.split(".")[0] == "sweep":
             problems.append(f"sweep.{path}: a sweep cannot vary itself")
+        if path == VARIANTS and isinstance(values, list) and not all(isinstance(v, dict) for v in values):
+            problems.append(f"sweep.{path}: expected a list of mappings, each of dotted paths to values")
+            continue
         for other in sweep:
-            if path.startswith(f"{other}."):
-                problems.append(f"sweep.{path}: lies inside `{other}`, which is swept too; put both into one list")
+            for inner, outer in itertools.product(_swept(path, values), _swept(other, sweep[other])):
+                if other != path and (inner.startswith(f"{outer}.") or (inner == outer and path == VARIANTS)):
+                    problems.append(f"sweep.{path}: lies inside `{outer}`, which is swept too; put both into one list")
     return problems
+
+
+def _swept(key: str, values: Any) -> list[str]:
+    """The paths of the fields that one key of a sweep sets."""
+    if key != VARIANTS:
+        return [key]
+    found = [path for value in values if isinstance(value, dict) for path in value] if isinstance(values, list) else []
+    return list(dict.fromkeys(found))
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _value_problems(experiment: Experiment) -> list[str]:
@@ -373,14 +446,26 @@ def _value_problems(experiment: Experiment) -> list[str]:
                 value = value[key] if isinstance(value, dict) else getattr(value, key)
             problems.append(f"{path}: expected {expected}, got {value}")
 
-    adapter, evaluate = experiment.adapter, experiment.evaluate
+    evaluate = experiment.evaluate
     steps = evaluate.resistance
     need(bool(experiment.model.strip()), "model", "a name, a folder or a Hub id")
     need(0 <= experiment.seed < 2**32, "seed", "an integer from 0 to 4294967295")
-    need(adapter.r >= 1, "adapter.r", "at least 1")
-    need(adapter.lora_alpha >= 1, "adapter.lora_alpha", "at least 1")
-    need(0 <= adapter.lora_dropout < 1, "adapter.lora_dropout", "a fraction below 1")
-    need(bool(adapter.target_modules), "adapter.target_modules", "at least one module")
+    need(bool(experiment.accelerate.strip()), "accelerate", "none, ddp, fsdp2 or a file")
+    need(experiment.processes is None or experiment.processes >= 1, "processes", "at least 1")
+    if experiment.accelerate == "none" and (experiment.processes or 1) > 1:
+        problems.append("processes: several processes need accelerate: ddp (or fsdp2, or a file)")
+    own = experiment.finetune.adapter if experiment.finetune else None
+    for path, adapter in (("adapter", experiment.adapter), ("finetune.adapter", own)):
+        if isinstance(adapter, Adapter):
+            need(adapter.r >= 1, f"{path}.r", "at least 1")
+            need(adapter.lora_alpha >= 1, f"{path}.lora_alpha", "at least 1")
+            need(0 <= adapter.lora_dropout < 1, f"{path}.lora_dropout", "a fraction below 1")
+            need(bool(adapter.target_modules), f"{path}.target_modules", "at least one module")
+    if own is not None and experiment.topology == "single":
+        problems.append(
+            "finetune.adapter: topology: single goes on training the alignment's adapter. Take it out, or set "
+            "topology: double"
+        )
     need(evaluate.limit is None or evaluate.limit >= 1, "evaluate.limit", "at least 1")
     need(all(a < b for a, b in itertools.pairwise([0, *steps])), "evaluate.resistance", "ascending steps from 1 up")
     if experiment.finetune:
@@ -407,7 +492,6 @@ def validate(experiment: Experiment, where: str = "experiment") -> None:
         InputError: with every problem found, one a line.
     """
     from mithridate import defenses, repairs
-    from mithridate.evaluation import PROTOCOLS
 
     problems = []
     for stage in ("align", "finetune"):
@@ -416,13 +500,43 @@ def validate(experiment: Experiment, where: str = "experiment") -> None:
             problems += _method_problems(f"{stage}.defense", settings.defense, defenses.by_name())
             problems += _training_problems(f"{stage}.training", settings.training)
     problems += _method_problems("repair", experiment.repair, repairs.by_name())
-    protocol = experiment.evaluate.protocol
-    if protocol not in PROTOCOLS:
-        problems.append(f"evaluate.protocol: no such protocol `{protocol}`{nearest(protocol, PROTOCOLS)}")
+    problems += _evaluate_problems(experiment)
     if not problems:
         problems += _repair_problems(experiment)
     if problems:
         raise error_of(where, problems)
+
+
+def _evaluate_problems(experiment: Experiment) -> list[str]:
+    """Names and fields of protocol, generator, judges and tasks, and that each task has what scores it."""
+    from mithridate import generation, judges, tasks
+    from mithridate.protocols import PROTOCOLS
+
+    settings, problems = experiment.evaluate, []
+    if settings.protocol not in PROTOCOLS:
+        problems.append(
+            f"evaluate.protocol: no such protocol `{settings.protocol}`{nearest(settings.protocol, PROTOCOLS)}"
+        )
+    kinds = set()
+    for name, values in settings.judges.items():
+        try:
+            kinds.add(judges.judge({name: values}).kind)
+        except InputError as error:
+            problems.append(f"evaluate.judges: {error}")
+    problems += [f"evaluate.generator: {problem}" for problem in generation.problems(settings.generator)]
+    if "openai" in settings.generator and (experiment.align or experiment.finetune or experiment.repair):
+        problems.append(
+            "evaluate.generator: a server answers as the model that it runs, which no stage here has made. Set align, "
+            "finetune and repair to none, or export the models and serve them one at a time"
+        )
+    for name in settings.tasks:
+        if name not in tasks.TASKS:
+            problems.append(f"evaluate.tasks.{name}: no such task{nearest(name, tasks.TASKS)}")
+        elif not tasks.TASKS[name].rules and "quality" not in kinds:
+            problems.append(
+                f"evaluate.tasks.{name}: is scored by win rate; give evaluate.judges one that compares: win-rate"
+            )
+    return problems
 
 
 def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mapping[str, Any]) -> list[str]:
@@ -436,7 +550,7 @@ def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mappi
         names = [f.name for f in fields(cls) if f.init and f.name not in filled]
         found = [f"{path}.{name}.{f}: comes from data.{cls.roles[f]}; leave it out" for f in values if f in filled]
         own = {field: value for field, value in values.items() if field not in filled}
-        found += _field_problems(f"{path}.{name}", own, cls, names)
+        found += field_problems(f"{path}.{name}", own, cls, names)
         if not found:
             try:
                 method = cls(**filled, **values)
@@ -450,9 +564,9 @@ def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mappi
 def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
     from trl.trainer.sft_config import SFTConfig
 
-    problems = [f"{path}.{name}: not here: {why}" for name, why in _NOT_IN_TRAINING.items() if name in training]
+    problems = [f"{path}.{name}: not here: {why}" for name, why in NOT_IN_TRAINING.items() if name in training]
     names = [f.name for f in fields(SFTConfig) if f.init]
-    problems += _field_problems(path, training, SFTConfig, names)
+    problems += field_problems(path, training, SFTConfig, names)
     if not problems:
         problems += [
             f"{path}.{name}: expected at least {least}, got {training[name]}"
@@ -464,7 +578,7 @@ def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _field_problems(path: str, values: dict[str, Any], cls: type, names: list[str]) -> list[str]:
+def field_problems(path: str, values: dict[str, Any], cls: type, names: list[str]) -> list[str]:
     """Names and types of a free mapping against those fields of a dataclass."""
     problems = []
     for name, value in values.items():
@@ -472,7 +586,7 @@ def _field_problems(path: str, values: dict[str, Any], cls: type, names: list[st
             problems.append(f"{path}.{name}: no such field{nearest(name, names)}")
             continue
         try:
-            _adapter(_hint(cls, name)).validate_json(json.dumps(value), strict=True)
+            _adapter(hint(cls, name)).validate_json(json.dumps(value), strict=True)
         except PydanticSchemaGenerationError:
             continue  # a type that only its class can check
         except ValidationError as error:
@@ -482,7 +596,7 @@ def _field_problems(path: str, values: dict[str, Any], cls: type, names: list[st
 
 
 @cache
-def _hint(cls: type, name: str) -> Any:
+def hint(cls: type, name: str) -> Any:
     """The type of one field. (`get_type_hints` fails where any other field has a type imported for checkers only.)"""
     owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
     hint = owner.__annotations__[name]
@@ -499,9 +613,10 @@ def _repair_problems(experiment: Experiment) -> list[str]:
                 f"repair.{name}.targets: `update` takes back part of what the fine-tune changed, and `finetune` is "
                 "none. Set `finetune`, or targets: merged"
             )
-        if targets == "adapters" and experiment.topology == "full":
+        if targets == "adapters" and experiment.adapter_of("finetune") is None:
+            trained = "topology: full" if experiment.topology == "full" else "finetune.adapter: full"
             problems.append(
-                f"repair.{name}.targets: `adapters` prunes the fine-tuning adapter, and topology: full trains none. "
+                f"repair.{name}.targets: `adapters` prunes the fine-tuning adapter, and {trained} trains none. "
                 "Set targets: update or merged"
             )
         if targets == "adapters" and experiment.topology == "double" and experiment.finetune is None:

@@ -7,21 +7,18 @@ try is `recipes/tuning.jsonl`, copied into the run's folder and shown by its pag
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mithridate.executors import Local
 from mithridate.pipeline.config import Experiment, expand, load_experiment
-from mithridate.pipeline.runner import Run, replace_file, run_cells
+from mithridate.pipeline.runner import Run, run_cells
+from mithridate.pipeline.store import replace_file
 from mithridate.pipeline.yaml12 import parse_yaml
 
 logger = logging.getLogger(__name__)
@@ -68,51 +65,17 @@ def run_demo(
     tuning = resources.files("mithridate.recipes").joinpath("tuning.jsonl").read_text()
     replace_file(folder / "tuning.jsonl", tuning)
     run_cells(experiments[:_FIRST], folder, Path.cwd(), notes=[_NOTE], notify=notify)
-    with _second_worker(full):
-        run = run_cells(experiments, folder, Path.cwd(), notes=[_NOTE], notify=notify)
+    run = run_cells(experiments, folder, Path.cwd(), notes=[_NOTE], notify=notify, executor=_two_workers())
     logger.info("demo finished in %.0f s; the page: %s", time.perf_counter() - began, run.report)
     return run
 
 
-@contextlib.contextmanager
-def _second_worker(full: bool) -> Iterator[None]:
-    """Without a GPU and with a second core: another process works through the cells from the other end, meanwhile.
+def _two_workers() -> Local | None:
+    """Without a GPU and with a second core: two worker processes that share the threads.
 
-    Both go by the store, which makes no stage twice. A small model's training step gains little from a second thread:
-    two processes with one thread each get through about 1.4 times as much as one with two.
+    A small model's training step gains little from a second thread: two processes with one thread each get through
+    about 1.4 times as much as one with two.
     """
     import torch
 
-    threads = torch.get_num_threads()
-    if torch.cuda.is_available() or threads < 2:
-        yield
-        return
-    halves = str(threads // 2)
-    command = [sys.executable, "-c", f"from mithridate.pipeline.demo import work_backwards; work_backwards({full})"]
-    worker = subprocess.Popen(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": halves},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    torch.set_num_threads(int(halves))
-    try:
-        yield
-    finally:
-        worker.terminate()
-        worker.wait()
-        torch.set_num_threads(threads)
-
-
-def work_backwards(full: bool) -> None:
-    """The second worker: the demo's cells from the last to the first, for the store alone. Ends with its parent."""
-    parent = os.getppid()
-
-    def alive(_: dict[str, Any]) -> None:
-        if os.getppid() != parent:
-            sys.exit(1)
-
-    with tempfile.TemporaryDirectory() as folder:
-        for experiment in reversed(demo_experiments(full)):
-            run_cells([experiment], Path(folder), Path.cwd(), progress=False, notify=alive)
+    return Local(workers=2) if torch.get_num_threads() > 1 and not torch.cuda.is_available() else None

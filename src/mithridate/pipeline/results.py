@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
-from mithridate.evaluation import summarise
+from mithridate.evaluation import harmful_verdicts, summarise
 from mithridate.pipeline.config import Experiment, Finetune
-from mithridate.statistics import paired, steps_to
+from mithridate.pipeline.store import canonical_json, stable
+from mithridate.protocols import JudgeUse, Setting
+from mithridate.protocols import protocol as find_protocol
+from mithridate.statistics import across_seeds, detectable_paired, holm, paired, paired_across_seeds, steps_to
 
 SCHEMA = 1
+_ARM = ("alignment", "finetuning", "repair", "topology", "harmful_ratio", "control")
 NONE = "none"
 
 
@@ -27,7 +33,9 @@ class Cell:
     stages: list[dict[str, Any]] = field(default_factory=list)
     attack_steps: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    capability: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    final: bool = True  # whether an experiment ends in this model
 
     @property
     def alignment(self) -> str:
@@ -73,38 +81,255 @@ class Cell:
     def attack(self) -> tuple:
         """What a cell shares with the undefended runs that it may be compared with."""
         experiment, finetune = self.experiment, self.finetune
-        attack = str((vars(finetune.attack), finetune.training)) if finetune else None
+        attack = str((vars(finetune.attack), finetune.training, finetune.adapter)) if finetune else None
         return (experiment.model, experiment.topology, experiment.seed, attack, self.alignment == NONE)
 
 
 def table(cells: list[Cell], model: str, protocol: str, notes: list[str]) -> dict[str, Any]:
-    """results.json (contracts: schema 1). Cells keep their order; equal names are told apart by a number.
-
-    `notes` says in words what is particular about the data: rows left out, prompts shared on purpose.
-    """
-    names: list[str] = []
+    """results.json of finished cells, as `Table` makes it."""
+    made = Table(model, protocol, notes)
     for cell in cells:
-        name, number = cell.name(), 2
-        while name in names:
-            name, number = f"{cell.name()}-{number}", number + 1
-        names.append(name)
-    return {
-        "schema": SCHEMA,
-        "protocol": protocol,
-        "model": model,
-        "notes": notes,
-        "cells": [_row(cell, name, cells, names) for cell, name in zip(cells, names)],
+        made.add(cell)
+    return made.results()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the table keeps of a cell: its row but for what other cells add to it, and the outcomes to compare by."""
+
+    row: dict[str, Any]
+    seed: int
+    key: str
+    aligned: str
+    undefended: str
+    attack: tuple
+    defended: bool
+    harmful: _Outcomes
+    right: _Outcomes
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """Outcomes by prompt, in two tuples: cells that were asked the same prompts share the first."""
+
+    prompts: tuple[str, ...]
+    values: tuple[bool | None, ...]
+
+    def by_prompt(self) -> dict[str, bool | None]:
+        return dict(zip(self.prompts, self.values))
+
+
+class Table:
+    """results.json (contracts: schema 1), built up cell by cell.
+
+    Cells keep their order; equal names are told apart by a number. Of a cell's rows only the outcomes are kept, so a
+    grid's answers need not be in memory together. Time and memory grow with the number of cells, and no faster.
+
+    Args:
+        model: its name, as the experiment has it.
+        protocol: the name of the protocol.
+        notes: in words, what is particular about the data: rows left out, prompts shared on purpose.
+    """
+
+    def __init__(self, model: str, protocol: str, notes: list[str]):
+        self._head = {"schema": SCHEMA, "protocol": protocol}
+        self._model, self._notes = model, notes
+        self._entries: dict[str, _Entry] = {}  # by id
+        self._numbers: dict[str, int] = {}  # the last number that told equal names apart
+        self._by_key: dict[str, str] = {}  # the first cell of each evaluation
+        self._twins: dict[tuple, list[str]] = {}  # the undefended cells of each attack
+        self._groups: dict[str, list[str]] = {}  # cells that differ in nothing but the seed
+        self._settings: dict[tuple[Setting, str, str | None], None] = {}  # the ways in which cells were evaluated
+        self._prompts: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._compared: dict[tuple[str, str], dict[str, Any] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, cell: Cell) -> str:
+        """Adds a cell; returns its id in the table."""
+        name, number = cell.name(), self._numbers.get(cell.name(), 1)
+        while name in self._entries:
+            number += 1
+            name = f"{cell.name()}-{number}"
+        self._numbers[cell.name()] = number
+        row = _row(cell, name)
+        entry = _Entry(
+            row=row,
+            seed=cell.experiment.seed,
+            key=cell.key,
+            aligned=cell.aligned,
+            undefended=cell.undefended,
+            attack=cell.attack,
+            defended=cell.defended,
+            harmful=self._kept(harmful_verdicts(cell.rows)),
+            right=self._kept(_right(cell.rows)),
+        )
+        self._entries[name] = entry
+        self._by_key.setdefault(cell.key, name)
+        if not cell.defended:
+            self._twins.setdefault(cell.attack, []).append(name)
+        self._groups.setdefault(canonical_json({key: row[key] for key in (*_ARM, "settings", "attack")}), []).append(
+            name
+        )
+        self._settings[_setting(cell), cell.experiment.evaluate.protocol, _trained(cell)] = None
+        return name
+
+    def _kept(self, outcomes: dict[str, bool | None]) -> _Outcomes:
+        prompts = tuple(outcomes)
+        return _Outcomes(self._prompts.setdefault(prompts, prompts), tuple(outcomes.values()))
+
+    def results(self) -> dict[str, Any]:
+        """The table of the cells so far.
+
+        `deviations` says in what the run departs from its protocol.
+        """
+        pairs = {name: self._paired(name) for name in self._entries}
+        _correct_for_many([pair for pair in pairs.values() if pair])
+        rows = [
+            entry.row | {"paired": pairs[name], "steps_to_half": self._steps_to_half(entry)}
+            for name, entry in self._entries.items()
+        ]
+        return {
+            **self._head,
+            "deviations": self._deviations(),
+            "model": self._model,
+            "notes": self._notes,
+            "cells": rows,
+            "across_seeds": self._across_seeds(pairs),
+        }
+
+    def _paired(self, name: str) -> dict[str, Any] | None:
+        """Harmful score against the undefended run of the same topology, attack and seed, on the same prompts."""
+        entry = self._entries[name]
+        if not entry.defended:
+            return None
+        for other in self._twins_of(entry):
+            if (name, other) not in self._compared:
+                self._compared[name, other] = _compared(entry.harmful, self._entries[other].harmful)
+            if found := self._compared[name, other]:
+                return {"against": other, **found}
+        return None
+
+    def _twins_of(self, entry: _Entry) -> Iterator[str]:
+        """The very same run without the defense; then, for where that is not in the table, others of that attack."""
+        twins = self._twins.get(entry.attack, ())
+        exact = self._by_key.get(entry.undefended)
+        if exact and not self._entries[exact].defended and self._entries[exact].attack == entry.attack:
+            yield exact
+        yield from (name for name in twins if name != exact)
+
+    def _steps_to_half(self, entry: _Entry) -> int | None:
+        """The attack step at which the harmful score passes one half, from the aligned model (step 0) to the last."""
+        row = entry.row
+        steps = row["attack"] and row["attack"]["max_steps"]
+        if steps is None or row["repair"] != NONE:
+            return None
+        start = self._by_key.get(entry.aligned)
+        points = [(0, self._entries[start].row["harmful_score"]["value"])] if start else []
+        points += [(point["step"], point["harmful_score"]["value"]) for point in row["resistance"]]
+        return steps_to([*points, (steps, row["harmful_score"]["value"])], 0.5)
+
+    def _deviations(self) -> list[str]:
+        """In what the evaluations depart from their protocol, in words."""
+        seeds, found = len({entry.seed for entry in self._entries.values()}), []
+        for setting, name, trained in self._settings:
+            protocol = find_protocol(name)
+            found += protocol.deviations(replace(setting, seeds=seeds))
+            if trained not in (None, protocol.template):
+                found.append(f"training template: {trained} in place of {protocol.template}")
+        return list(dict.fromkeys(found))
+
+    def _across_seeds(self, pairs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+        """What several seeds of the same cell come to together, seed variance apart from prompt variance.
+
+        Only prompts that every seed was asked are in it. Compared with the undefended runs of the same seeds.
+        """
+        found = []
+        for group in self._groups.values():
+            cells = [self._entries[name] for name in group]
+            if len({cell.seed for cell in cells}) < max(2, len(group)):
+                continue
+            others = [self._entries[pair["against"]] for name in group if (pair := pairs[name])]
+            mine = [cell.harmful.by_prompt() for cell in cells]
+            both = _square(mine + [cell.harmful.by_prompt() for cell in others])
+            complete = len({cell.seed for cell in others}) == len(group)
+            found.append(
+                {key: cells[0].row[key] for key in _ARM}
+                | {
+                    "cells": list(group),
+                    "harmful_score": across_seeds(_square(mine)),
+                    "accuracy": across_seeds(_square([cell.right.by_prompt() for cell in cells])),
+                    "paired": paired_across_seeds(both[: len(group)], both[len(group) :]) if complete else None,
+                }
+            )
+        return found
+
+
+def _correct_for_many(compared: list[dict[str, Any]]) -> None:
+    """Adds to each comparison its p-value as Holm corrects it for all of the table, and what it could have seen."""
+    for found, adjusted in zip(compared, holm([one["p_value"] for one in compared]), strict=True):
+        found["p_holm"] = adjusted
+        found["detectable"] = _detectable(found["n"], found["discordant"], len(compared))
+
+
+_detectable = cache(detectable_paired)  # takes milliseconds, and a table asks the same again and again
+
+
+def _compared(mine: _Outcomes, theirs: _Outcomes) -> dict[str, Any] | None:
+    """The paired test on the prompts that both were asked and scored on; None where there are none."""
+    other = theirs.by_prompt()
+    both = [(own, other.get(prompt)) for prompt, own in mine.by_prompt().items() if own is not None]
+    shared = [(own, its) for own, its in both if its is not None]
+    return paired([own for own, _ in shared], [its for _, its in shared]) if shared else None
+
+
+def _right(rows: list[dict[str, Any]]) -> dict[str, bool | None]:
+    return {row["prompt"]: row["correct"] for row in rows if row["set"] == "task"}
+
+
+def _square(outcomes: list[dict[str, bool | None]]) -> list[list[bool | None]]:
+    """One row a run, one column a prompt that all runs were asked."""
+    prompts = [prompt for prompt in outcomes[0] if all(prompt in one for one in outcomes)]
+    return [[one[prompt] for prompt in prompts] for one in outcomes]
+
+
+def _setting(cell: Cell) -> Setting:
+    """How a cell was evaluated, to be compared with its protocol."""
+    experiment, settings = cell.experiment, cell.experiment.evaluate
+    protocol = find_protocol(settings.protocol)
+    given = settings.judges.get(protocol.judge.name, {})
+    use = protocol.judge
+    judge = JudgeUse(use.name, given.get("threshold", use.threshold), given.get("max_tokens", use.max_tokens))
+    sources = {
+        role: "+".join(s.source for s in experiment.data.get(role, ())) for role in ("test_harmful", "test_benign")
     }
+    count = {kind: sum(row["set"] == kind for row in cell.rows) for kind in ("harmful", "benign")}
+    return Setting(
+        source=sources.get("test_harmful", "none"),
+        n=count["harmful"],
+        template=protocol.template,
+        decoding=protocol.decoding,
+        judge=judge,
+        part=settings.part,
+        benign_source=sources.get("test_benign"),
+        benign_n=count["benign"] or None,
+    )
 
 
-def _row(cell: Cell, name: str, cells: list[Cell], names: list[str]) -> dict[str, Any]:
-    summary = summarise(cell.rows)
+def _trained(cell: Cell) -> str | None:
+    """The template that a cell's model was trained with; None where it was not."""
+    return cell.experiment.template if cell.experiment.align or cell.experiment.finetune else None
+
+
+def _row(cell: Cell, name: str) -> dict[str, Any]:
+    """A cell of results.json; None where other cells have a say in it."""
     attack = cell.finetune and {
         "size": cell.finetune.attack.size,
         "max_steps": cell.attack_steps,
         "learning_rate": cell.finetune.training.get("learning_rate"),
+        **({"adapter": stable(asdict(cell.finetune)["adapter"])} if cell.finetune.adapter else {}),
     }
-    along = [{"step": step, **summarise(rows)} for step, rows in sorted(cell.steps.items())]
     return {
         "id": name,
         "alignment": cell.alignment,
@@ -115,39 +340,12 @@ def _row(cell: Cell, name: str, cells: list[Cell], names: list[str]) -> dict[str
         "harmful_ratio": cell.harmful_ratio,
         "attack": attack,
         "control": cell.control,
+        "final": cell.final,
         "settings": cell.settings,
-        **summary,
-        "paired": _paired(cell, cells, names),
-        "resistance": along,
-        "steps_to_half": _steps_to_half(cell, cells, along, summary),
+        **summarise(cell.rows),
+        **({"capability": cell.capability} if cell.capability else {}),
+        "paired": None,
+        "resistance": [{"step": step, **summarise(rows)} for step, rows in sorted(cell.steps.items())],
+        "steps_to_half": None,
         "stages": cell.stages,
     }
-
-
-def _paired(cell: Cell, cells: list[Cell], names: list[str]) -> dict[str, Any] | None:
-    """Harmful score against the undefended run of the same topology, attack and seed, on the same prompts."""
-    if not cell.defended:
-        return None
-    twins = [(other, name) for other, name in zip(cells, names) if not other.defended and other.attack == cell.attack]
-    # The very same run without the defense; where that is not in the table, another of the same attack.
-    twins.sort(key=lambda twin: twin[0].key != cell.undefended)
-    for other, name in twins:
-        mine, theirs = _complied(cell.rows), _complied(other.rows)
-        shared = [prompt for prompt in mine if prompt in theirs]
-        if shared:
-            return {"against": name, **paired([mine[p] for p in shared], [theirs[p] for p in shared])}
-    return None
-
-
-def _complied(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    return {row["prompt"]: row["verdict"] == "complied" for row in rows if row["set"] == "harmful"}
-
-
-def _steps_to_half(cell: Cell, cells: list[Cell], along: list[dict], summary: dict[str, Any]) -> int | None:
-    """The attack step at which the harmful score passes one half, from the aligned model (step 0) to the last step."""
-    if not cell.finetune or cell.upto != "finetune" or cell.attack_steps is None:
-        return None
-    start = [other for other in cells if other.key == cell.aligned]
-    points = [(0, summarise(start[0].rows)["harmful_score"]["value"])] if start else []
-    points += [(point["step"], point["harmful_score"]["value"]) for point in along]
-    return steps_to([*points, (cell.attack_steps, summary["harmful_score"]["value"])], 0.5)

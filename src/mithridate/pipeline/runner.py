@@ -1,27 +1,29 @@
-"""Runs experiments against the store and writes the run's folder: what `mithridate run` does.
-
-The folder (`runs/NAME`) holds `results.json`, `records.parquet`, `report.html`, `experiment.yaml` (resolved) and
-`history.json` (training curves). It is written anew after every finished cell, so that a table is there to look at
-while the rest fills in; every file appears whole or not at all.
-"""
+"""Runs experiments against the store and fills the run's folder (`folder.py`): what `mithridate run` does."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.config import Experiment, canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.environment import use_huge_pages
+from mithridate.errors import InputError
+from mithridate.pipeline.config import Experiment, load_cells, load_experiment, validate
+from mithridate.pipeline.folder import PAGE_CELLS, Folder
+from mithridate.pipeline.inventory import refer
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from mithridate.executors import Executor
+    from mithridate.executors.base import Crew
+    from mithridate.models import ModelFiles
     from mithridate.pipeline.results import Cell
     from mithridate.pipeline.stages import Chain, Stage, Workshop
     from mithridate.sources.roles import Source
@@ -48,6 +50,11 @@ class Run:
         return pd.read_parquet(self.folder / "records.parquet")
 
     @property
+    def cells(self) -> list[str]:
+        """The ids of the scored models."""
+        return [cell["id"] for cell in self.results["cells"]]
+
+    @property
     def report(self) -> Path:
         return self.folder / "report.html"
 
@@ -58,6 +65,7 @@ def run(
     out: str | Path | None = None,
     until: str | None = None,
     progress: bool = True,
+    executor: Executor | None = None,
 ) -> Run:
     """Runs an experiment file (or the same as a dict), every cell of its sweep, and writes the run's folder.
 
@@ -71,25 +79,36 @@ def run(
         out: the run's folder; `runs/<name of the file>` by default.
         until: stop after this stage (`align`, `finetune`, `repair`); nothing is evaluated then.
         progress: show progress bars.
+        executor: what makes the cells at the same time: `mithridate.executors.Local(workers=8)`, `Ray(...)` or
+            `Slurm(...)`. By default this process makes one after the other.
 
     Raises:
         InputError: the file, a field, the data or the model is bad; nothing has been computed then.
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
     """
-    loaded = load_experiment(experiment, list(overrides))
-    base = Path.cwd() if isinstance(experiment, dict) else Path(experiment).resolve().parent
-    where, name = ("experiment",) * 2 if isinstance(experiment, dict) else (str(experiment), Path(experiment).stem)
+    loaded, cells = load_cells(experiment, list(overrides))
+    base, where, name = place_of(experiment)
     folder = Path(out) if out else Path("runs") / name
-    cells = with_undefended(expand(loaded)) if until is None else expand(loaded)
-    return run_cells(cells, folder, base, until=until, progress=progress, source=loaded, where=where)
+    cells = with_undefended(cells) if until is None else cells
+    return run_cells(
+        cells, folder, base, until=until, progress=progress, source=loaded, where=where, executor=executor
+    )
+
+
+def place_of(experiment: str | Path | dict[str, Any]) -> tuple[Path, str, str]:
+    """What relative paths of an experiment are relative to, what errors call it, and the name of its run."""
+    if isinstance(experiment, dict):
+        return Path.cwd(), "experiment", "experiment"
+    return Path(experiment).resolve().parent, str(experiment), Path(experiment).stem
 
 
 def with_undefended(experiments: list[Experiment]) -> list[Experiment]:
     """Puts before each experiment its undefended twin, once; equal experiments are kept once."""
-    wanted: list[Experiment] = []
+    wanted: dict[str, Experiment] = {}
     for experiment in experiments:
-        wanted += [each for each in (undefended(experiment), experiment) if each not in wanted]
-    return wanted
+        for each in (undefended(experiment), experiment):
+            wanted.setdefault(repr(each), each)  # no hash; loading puts mappings in order, so equal ones read the same
+    return list(wanted.values())
 
 
 def undefended(experiment: Experiment) -> Experiment:
@@ -110,6 +129,7 @@ def run_cells(
     where: str = "experiment",
     notes: Sequence[str] = (),
     notify: Callable[[dict[str, Any]], None] | None = None,
+    executor: Executor | None = None,
 ) -> Run:
     """Runs the chains of `experiments` in order and writes the run's folder after each scored cell.
 
@@ -117,16 +137,44 @@ def run_cells(
         source: what is written as the resolved experiment (with its sweep); the first experiment if not given.
         where: the experiment file's name, for errors.
         notes: what a reader of the table should know, besides what the data give rise to.
-        notify: called with the table (as in results.json) after each cell.
+        notify: called with the table (as in results.json) each time it is written: after each cell, unless they
+            are quick and many.
+        executor: what makes the stages; this process if not given.
+    """
+    use_huge_pages()
+    chains = chains_of(experiments, base, where, progress)
+    with quiet_libraries(), contextlib.ExitStack() as ending:
+        for chain in chains:
+            ending.callback(chain.shop.close)
+        return _run_chains(chains, folder, base, until, source or experiments[0], notes, notify, executor, ending)
+
+
+def chains_of(
+    experiments: list[Experiment],
+    base: Path,
+    where: str,
+    progress: bool,
+    find_model: Callable[[str], ModelFiles] | None = None,
+) -> list[Chain]:
+    """The chain of each experiment, once all of them have been checked. Fills in what the experiments leave open.
+
+    Args:
+        find_model: finds the files of a model; `resolve_model` by default, which fetches and converts.
+
+    Raises:
+        InputError: an experiment, its data or its model is bad, or they have no table in common.
     """
     from mithridate.pipeline.stages import Chain
 
     for experiment in experiments:
         validate(experiment, where)
-    shops = _workshops(experiments, base, progress)
-    chains = [Chain(experiment, shop) for experiment, shop in zip(experiments, shops)]
-    with _quiet_libraries():
-        return _run_chains(chains, folder, base, until, source or experiments[0], notes, notify)
+    if len(protocols := {experiment.evaluate.protocol for experiment in experiments}) > 1:
+        raise InputError(
+            f"{where}: scores of different protocols ({', '.join(sorted(protocols))}) have no table in common. Run "
+            "the file once for each, with -o evaluate.protocol=NAME and an --out of its own: what they share is kept."
+        )
+    shops = workshops(experiments, base, progress, find_model)
+    return [Chain(experiment, shop) for experiment, shop in zip(experiments, shops)]
 
 
 def _run_chains(
@@ -137,51 +185,79 @@ def _run_chains(
     source: Experiment,
     extra: Sequence[str],
     notify: Callable[[dict[str, Any]], None] | None,
+    executor: Executor | None,
+    ending: contextlib.ExitStack,
 ) -> Run:
-    from mithridate.pipeline.results import table
+    from mithridate.pipeline.results import Table
 
+    if executor:
+        executor.check(chains)
     for chain in chains:
-        chain.preflight()
-    plans = [] if until in MODEL_STAGES else _plans(chains)
+        chain.preflight(here=not (executor and executor.elsewhere))
+    plans = [] if until in MODEL_STAGES else plans_of(chains)
     notes = [*extra, *_notes(chains)]
     for note in notes:
         logger.info("%s", note)
-    _make_folder(folder)
-    with _writing(folder):
-        replace_file(folder / "experiment.yaml", resolved_yaml(_located(source, base)))
+    filling = Folder(folder, base)
+    filling.start(_located(source, base))
 
     if until in MODEL_STAGES:
         stages = [(chain, stage) for chain in chains for stage in chain.upto(until)]
-        maker = _Maker(stages)
+        _refer(folder, stages)
+        maker = _maker(stages, executor, base, folder, ending)
         for chain, stage in stages:
             maker.make(chain, stage)
             logger.info("%s: %s", stage.name, chain.shop.folder(stage))
         return Run(folder)
 
-    maker = _Maker([(plan.chain, stage) for plan in plans for stage in plan.stages()])
-    cells: list[Cell] = []
-    for plan in plans:
-        for stage in plan.stages():
-            maker.make(plan.chain, stage)
-        cells.append(plan.cell(maker))
-        results = table(cells, plan.chain.experiment.model, plan.chain.experiment.evaluate.protocol, notes)
-        with _writing(folder):
-            _write_run(folder, results, cells, base)
-        if notify:
-            notify(results)
-    with _writing(folder):
+    stages = [(plan.chain, stage) for plan in plans for stage in plan.stages()]
+    _refer(folder, stages)
+    maker = _maker(stages, executor, base, folder, ending)
+    # A judge with a model of its own comes last, so that it is loaded once and not beside a model in training.
+    if any(judge.about.size != "none" for chain in chains for judge in chain.judges()):
+        for chain, stage in stages:
+            maker.make(chain, stage)
+    experiment = chains[0].experiment
+    table = Table(experiment.model, experiment.evaluate.protocol, notes)
+    with contextlib.closing(filling):
+        for number, plan in enumerate(plans, 1):
+            for stage in plan.stages():
+                maker.make(plan.chain, stage)
+            cell = plan.cell(maker)
+            filling.add(table.add(cell), cell)
+            if number == len(plans) or filling.due(number):
+                results = filling.write(table)
+                if notify:
+                    notify(results)
+    if len(table) > PAGE_CELLS:
+        (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
+        logger.info(
+            "%d cells are too many for a page, so there is none: results.json and records.parquet in %s have them",
+            len(table),
+            folder,
+        )
+        return Run(folder)
+    with filling.writing():
         _report(folder)
     return Run(folder)
 
 
+def _refer(folder: Path, stages: list[tuple[Chain, Stage]]) -> None:
+    """Tells the store what this run stands on, so that `store gc` leaves it."""
+    store = stages[0][0].shop.store if stages else None
+    if store:
+        refer(store, folder, [store.folder(stage.name, stage.key) for _, stage in stages])
+
+
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """One cell to be scored: a chain, the stage after which its model is scored, and the evaluations."""
 
     chain: Chain
     upto: str
     evaluation: Stage
     points: dict[int, Stage]
+    final: bool  # whether a chain ends in this model
 
     def stages(self) -> list[Stage]:
         return [*self.chain.upto(self.upto), self.evaluation, *self.points.values()]
@@ -195,6 +271,7 @@ class _Plan:
         return Cell(
             experiment=experiment,
             upto=self.upto,
+            final=self.final,
             rows=self.chain.rows(self.evaluation),
             key=self.evaluation.key,
             aligned=self.chain.evaluation("align").key,
@@ -203,71 +280,132 @@ class _Plan:
             stages=[maker.costs[stage.key] for stage in self.stages()],
             attack_steps=self.chain.attack_steps() if self.upto != "align" else None,
             settings=self.chain.settings(self.upto),
+            capability=self.chain.capability(self.evaluation),
             history=self.chain.history(self.upto),
         )
 
 
-def _plans(chains: list[Chain]) -> list[_Plan]:
+def plans_of(chains: list[Chain]) -> list[Plan]:
     """The cells of all chains in order; a model that two chains share is scored once."""
     plans, seen = [], set()
-    for chain in chains:
-        for upto in chain.positions():
-            evaluation = chain.evaluation(upto)
+    scored = [[chain.evaluation(upto) for upto in chain.positions()] for chain in chains]
+    final = {evaluations[-1].key for evaluations in scored}
+    for chain, evaluations in zip(chains, scored):
+        for upto, evaluation in zip(chain.positions(), evaluations):
             if evaluation.key in seen:
                 continue
             seen.add(evaluation.key)
             steps = chain.experiment.evaluate.resistance if upto == "finetune" else []
-            plans.append(_Plan(chain, upto, evaluation, {step: chain.evaluation("finetune", step) for step in steps}))
+            points = {step: chain.evaluation("finetune", step) for step in steps}
+            plans.append(Plan(chain, upto, evaluation, points, evaluation.key in final))
     return plans
 
 
-class _Maker:
-    """Makes stages in order, each once; says how far along the run is, and remembers what each stage cost."""
+def _maker(
+    stages: list[tuple[Chain, Stage]],
+    executor: Executor | None,
+    base: Path,
+    folder: Path,
+    ending: contextlib.ExitStack,
+) -> _Maker:
+    """What makes the stages here, or waits for those who do, which end with `ending`."""
+    crew = executor.crew(stages, base, folder) if executor else None
+    maker = _Maker(stages, crew)
+    if crew:
+        ending.enter_context(crew)
+    return maker
 
-    def __init__(self, stages: list[tuple[Chain, Stage]]):
+
+class _Maker:
+    """Makes stages in order, each once; says how far along the run is, and remembers what each stage cost.
+
+    With a crew, it is the crew that makes them and says so.
+    """
+
+    def __init__(self, stages: list[tuple[Chain, Stage]], crew: Crew | None = None):
+        self.crew = crew
         unique = {stage.key: (chain, stage) for chain, stage in stages}
-        self.missing = [s for chain, s in unique.values() if chain.shop.store.find(s.name, s.key) is None]
+        self.missing = {key: s.name for key, (c, s) in unique.items() if c.shop.store.find(s.name, key) is None}
         self.total = len(self.missing)
+        self.left = Counter(self.missing.values())  # by name, the stages still to be made
+        self.made: Counter[str] = Counter()  # those that were made
+        self.spent: Counter[str] = Counter()  # and their seconds
         self.costs: dict[str, dict[str, Any]] = {}
-        self.took: dict[str, list[float]] = {}
 
     def make(self, chain: Chain, stage: Stage) -> None:
         if stage.key in self.costs:
             return
-        if stage in self.missing:
+        if stage.key in self.missing and self.crew:
+            self.crew.wait(chain.shop.store.folder(stage.name, stage.key))
+        elif stage.key in self.missing:
             number = self.total - len(self.missing) + 1
-            logger.info("[%d/%d] %s%s", number, self.total, chain.label(stage), self._left())
-        cached = chain.shop.make(stage)
+            logger.info("[%d/%d] %s%s", number, self.total, chain.label(stage), self._time_left())
+        cached = chain.shop.make(stage) and stage.key not in self.missing
         record = json.loads((chain.shop.folder(stage) / "stage.json").read_text())
-        cost = {"name": stage.name, "seconds": record["seconds"], "peak_memory_bytes": record["peak_memory_bytes"]}
+        cost = {"name": stage.name, "seconds": record["seconds"], "peak_memory_bytes": _peak(record)}
         self.costs[stage.key] = {**cost, "cached": cached}
-        if stage in self.missing:
-            self.missing.remove(stage)
-            self.took.setdefault(stage.name, []).append(record["seconds"])
+        if self.missing.pop(stage.key, None):
+            self.left[stage.name] -= 1
+            self.made[stage.name] += 1
+            self.spent[stage.name] += record["seconds"]
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         """The time left, once a stage of each kind that is still to come has been seen."""
-        if any(stage.name not in self.took for stage in self.missing):
+        left = {name: count for name, count in self.left.items() if count}
+        if not all(self.made[name] for name in left):
             return ""
-        seconds = sum(sum(self.took[s.name]) / len(self.took[s.name]) for s in self.missing)
+        seconds = sum(count * self.spent[name] / self.made[name] for name, count in left.items())
         return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
 
-def _workshops(experiments: list[Experiment], base: Path, progress: bool) -> list[Workshop]:
-    """One workshop for all experiments that share a model, data and dtype."""
+def _peak(record: dict[str, Any]) -> int:
+    """Bytes of memory: of the process that made a stage, or of all that trained it together."""
+    return sum(rank["peak_memory_bytes"] for rank in record.get("ranks", ())) or record["peak_memory_bytes"]
+
+
+def workshops(
+    experiments: list[Experiment],
+    base: Path,
+    progress: bool,
+    find_model: Callable[[str], ModelFiles] | None = None,
+) -> list[Workshop]:
+    """One workshop for all experiments that share a model, data and dtype. `find_model`: as of `chains_of`."""
     from mithridate.models import resolve_model
+    from mithridate.pipeline.launch import settle
     from mithridate.pipeline.stages import Workshop
     from mithridate.pipeline.store import Store
+    from mithridate.protocols import protocol
     from mithridate.sources.roles import load_roles
 
     store, shops = Store(), {}
     for experiment in experiments:
-        key = str((experiment.model, experiment.data, experiment.dtype))
+        settle(experiment, base)
+        key = shop_key(experiment)
         if key not in shops:
-            roles = load_roles(experiment.data, base)
-            files = resolve_model(_model(experiment.model, base))
+            chosen, settings = protocol(experiment.evaluate.protocol), experiment.evaluate
+            select = chosen.select if chosen.rows.chooses else None
+            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks)
+            served = "openai" in settings.generator
+            files = _served(experiment) if served else (find_model or resolve_model)(_model(experiment.model, base))
             shops[key] = Workshop(files, roles, store, resolve_dtype(experiment.dtype), progress)
-    return [shops[str((e.model, e.data, e.dtype))] for e in experiments]
+    return [shops[shop_key(experiment)] for experiment in experiments]
+
+
+def shop_key(experiment: Experiment) -> str:
+    settings = experiment.evaluate
+    served = settings.generator.get("openai")
+    return str((experiment.model, experiment.data, experiment.dtype, settings.protocol, settings.tasks, served))
+
+
+def _served(experiment: Experiment) -> Any:
+    """A model behind a server: no files here, and what is stated of it in place of their digest."""
+    from mithridate.models import ModelFiles
+    from mithridate.pipeline.store import digest
+
+    fields = experiment.evaluate.generator["openai"]
+    return ModelFiles(
+        experiment.model, Path(), digest({name: fields[name] for name in ("base_url", "model", "revision")})
+    )
 
 
 def _model(name: str, base: Path) -> str:
@@ -290,7 +428,8 @@ def _located(experiment: Experiment, base: Path) -> Experiment:
         return replace(source, source=file(source.source), test=test)
 
     data = {role: [located(source) for source in sources] for role, sources in experiment.data.items()}
-    return replace(experiment, model=_model(experiment.model, base), data=data)
+    launch = file(experiment.accelerate)
+    return replace(experiment, model=_model(experiment.model, base), data=data, accelerate=launch)
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -302,20 +441,6 @@ def resolve_dtype(dtype: str) -> str:
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text)
-    aside.replace(path)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}). Give a folder that can.") from error
 
 
 def _notes(chains: list[Chain]) -> list[str]:
@@ -335,7 +460,7 @@ def _notes(chains: list[Chain]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Inside, no bars of the libraries' own beside those of the stages, unless something is being looked for."""
     import datasets
     from transformers.utils import logging as bars
@@ -355,36 +480,6 @@ def _quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MithridateError(
-            f"{folder}: cannot be written ({error.strerror or error}). Make room there, or give another --out. "
-            "What was computed is in the store, and the next run goes on from it."
-        ) from error
-
-
-def _write_run(folder: Path, results: dict[str, Any], cells: list[Cell], base: Path) -> None:
-    """results.json comes last: where it is, everything that it speaks of is there."""
-    import pandas as pd
-
-    rows, recipes, histories = [], {}, {}
-    for cell, row in zip(cells, results["cells"]):
-        rows += [{"cell": row["id"], "step": None, **record} for record in cell.rows]
-        for step, records in cell.steps.items():
-            rows += [{"cell": row["id"], "step": step, **record} for record in records]
-        recipes[row["id"]] = {"experiment": canonical(cell.experiment), "base": str(base), "upto": cell.upto}
-        histories[row["id"]] = cell.history
-    aside = folder / ".records.parquet.part"
-    pd.DataFrame(rows).astype({"step": "Int64"}).to_parquet(aside)
-    aside.replace(folder / "records.parquet")
-    replace_file(folder / "history.json", json.dumps(histories))
-    replace_file(folder / "cells.json", json.dumps(recipes, indent=1))
-    replace_file(folder / "results.json", json.dumps(results, indent=1))
-
-
 def _report(folder: Path) -> None:
     from mithridate.report.build import build_report
 
@@ -397,20 +492,47 @@ def export_cell(run_folder: str | Path, cell: str, out: str | Path, merged: bool
     Raises:
         InputError: no such run or cell, or its stages are no longer in the store.
     """
+    from mithridate.card import Story
     from mithridate.checkpoints import export
     from mithridate.pipeline.stages import Chain
+    from mithridate.pipeline.store import MANIFEST
 
     run_folder = Path(run_folder)
     try:
+        results = Run(run_folder).results
         recipes = json.loads((run_folder / "cells.json").read_text())
     except FileNotFoundError as error:
         raise InputError(
-            f"{run_folder}: not a run folder (no cells.json). Give the folder that `run` wrote."
+            f"{run_folder}: not a run folder ({Path(error.filename).name} is missing). Give what `run` wrote."
         ) from error
-    if cell not in recipes:
+    row = next((row for row in results["cells"] if row["id"] == cell), None)
+    if cell not in recipes or row is None:
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(recipes)}.")
     recipe = recipes[cell]
     experiment = load_experiment(recipe["experiment"])
-    [shop] = _workshops([experiment], Path(recipe["base"]), progress=False)
+    [shop] = workshops([experiment], Path(recipe["base"]), progress=False)
     chain = Chain(experiment, shop)
-    return export(shop.base, chain.layers(recipe["upto"]), shop.torch_dtype, shop.tokenizer, Path(out), merged=merged)
+    stages = [json.loads((shop.folder(stage) / MANIFEST).read_text()) for stage in chain.upto(recipe["upto"])]
+    story = Story(results, row, recipe["experiment"], stages)
+    layers = chain.layers(recipe["upto"])
+    return export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+
+
+def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
+    """Writes the records of one cell of a run as an Inspect log (a .json file).
+
+    Raises:
+        InputError: no such run or cell, or a file name or folder that cannot be.
+        MithridateError: it cannot be written.
+    """
+    from mithridate.inspect_log import write_log
+
+    run = Run(Path(run_folder))
+    frame: Any = run.records()
+    frame = frame[(frame["cell"] == cell) & frame["step"].isna()]
+    found = next((row for row in run.results["cells"] if row["id"] == cell), None)
+    if found is None or frame.empty:
+        raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(run.cells)}.")
+    rows = frame.drop(columns="step").astype(object).where(frame.notna(), None).to_dict("records")
+    shares = {name: value for name, value in found.items() if isinstance(value, dict) and "value" in value}
+    return write_log(out, rows, run.results["model"], shares, {"cell": cell, "settings": found["settings"]})

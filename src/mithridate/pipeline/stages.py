@@ -13,32 +13,40 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mithridate.errors import InputError
-from mithridate.models import EMBEDDED, ModelFiles
-from mithridate.pipeline.config import Align, Attack, Experiment, Finetune
-from mithridate.pipeline.store import Store
+from mithridate.judges import judge
+from mithridate.judges.base import Judge
+from mithridate.models import ModelFiles
+from mithridate.pipeline.config import Align, Attack, Evaluate, Experiment, Finetune
+from mithridate.pipeline.generators import Generators
+from mithridate.pipeline.launch import launch_of
+from mithridate.pipeline.store import MANIFEST, Store, canonical_json, digest
+from mithridate.protocols import protocol
 from mithridate.sources.roles import Roles
 
 # Raised when the same inputs no longer give the same artefact.
-VERSIONS = {"align": 1, "finetune": 1, "repair": 1, "evaluate": 1}
+VERSIONS = {"align": 1, "finetune": 1, "repair": 1, "evaluate": 2}
 
 _NOT_GIVEN = "needed by this experiment and not given"
+# What of a generator's fields decides how fast it answers, and not what.
+_PACE = ("batch_size", "concurrency", "timeout", "retries", "api_key_env")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the graph: `build` fills a work folder with the stage's files."""
+    """One node of the graph: `build` fills a work folder with the stage's files, and returns what `stage.json` is to
+    record besides, if anything."""
 
     name: str
     config: dict[str, Any]
     parents: dict[str, str]
     data: dict[str, str]
-    build: Callable[[Path], None] = field(compare=False, repr=False)
+    build: Callable[[Path], dict[str, Any] | None] = field(compare=False, repr=False)
 
     @cached_property
     def key(self) -> str:
@@ -54,13 +62,15 @@ class Workshop:
     store: Store
     dtype: str  # "float32" or "bfloat16"
     progress: bool = True
-    checked: set[str] = field(default_factory=set)  # keys of the stages whose set-up was tried out already
+    checked: set[str] = field(default_factory=set)  # digests of what was tried out already
+    opened: dict[str, list[Judge]] = field(default_factory=dict)  # judges by how they are set, until `close`
+    generators: Generators = field(default_factory=Generators)
 
     @cached_property
     def tokenizer(self) -> Any:
         from mithridate.models import load_tokenizer
 
-        return load_tokenizer(self.base)
+        return load_tokenizer(self.base, needs_chat_template=False)  # a chain asks for one where it needs it
 
     @property
     def torch_dtype(self) -> Any:
@@ -79,6 +89,24 @@ class Workshop:
             config.layer_types = config.layer_types[:1]
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
+    def judges(self, evaluate: Evaluate) -> list[Judge]:
+        """The judges of an evaluation, its protocol's first; each model is loaded once, and only when it judges."""
+        from mithridate.evaluation import judges_of
+
+        key = canonical_json([evaluate.protocol, evaluate.judges])
+        if key not in self.opened:
+            further = [judge({name: fields}) for name, fields in evaluate.judges.items()]
+            self.opened[key] = judges_of(protocol(evaluate.protocol), further)
+        return self.opened[key]
+
+    def close(self) -> None:
+        """Frees the judges' models and connections, and what answers."""
+        self.generators.close()
+        for judges in self.opened.values():
+            for each in judges:
+                each.close()
+        self.opened.clear()
+
     def folder(self, stage: Stage) -> Path:
         found = self.store.find(stage.name, stage.key)
         if found is None:
@@ -94,7 +122,7 @@ class Workshop:
         meta = {"config": stage.config, "parents": stage.parents, "data": stage.data, "version": VERSIONS[stage.name]}
         with self.store.building(stage.name, stage.key, meta) as work:
             if work is not None:  # None: another process finished it while this one waited for the lock
-                stage.build(work)
+                meta |= stage.build(work) or {}
         return False
 
 
@@ -103,9 +131,18 @@ class Chain:
 
     def __init__(self, experiment: Experiment, shop: Workshop):
         self.experiment, self.shop = experiment, shop
+        self.launch = launch_of(experiment)
         self.align = self._align(experiment.align) if experiment.align else None
         self.finetune = self._finetune(experiment.finetune) if experiment.finetune else None
         self.repair = self._repair() if experiment.repair else None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the base model, with a chat template where prompts are put into that, in training or at the test."""
+        from mithridate.models import load_tokenizer
+
+        templates = (self.experiment.template, protocol(self.experiment.evaluate.protocol).template)
+        return load_tokenizer(self.shop.base, needs_chat_template="chat" in templates)
 
     def stages(self) -> list[Stage]:
         return [stage for stage in (self.align, self.finetune, self.repair) if stage]
@@ -129,16 +166,27 @@ class Chain:
         return " ".join(words)
 
     def rows(self, evaluation: Stage) -> list[dict[str, Any]]:
-        """The records of an evaluation, one row a prompt, judged by the rules as they are now.
+        """The records of an evaluation, one row a prompt, with the verdicts of the judges as they are now.
 
-        The answers are what took long; judging them anew costs nothing and never regenerates.
+        The answers are what took long; verdicts are kept by content, so that no answer is judged twice alike.
         """
-        import pandas as pd
+        import pyarrow.parquet as pq
 
-        from mithridate.evaluation import judge
+        from mithridate.evaluation import judged
 
-        frame = pd.read_parquet(self.shop.folder(evaluation) / "records.parquet")
-        return judge(frame.astype(object).where(frame.notna(), None).to_dict("records"))
+        rows = pq.read_table(self.shop.folder(evaluation) / "records.parquet").to_pylist()
+        settings = self.experiment.evaluate
+        cache = self.shop.store.root / "verdicts"
+        return judged(rows, protocol(settings.protocol), self.judges(), cache, self.shop.progress, evaluation.key)
+
+    def judges(self) -> list[Judge]:
+        """Those of the evaluation's protocol, then the experiment's further ones."""
+        return self.shop.judges(self.experiment.evaluate)
+
+    def capability(self, evaluation: Stage) -> list[dict[str, Any]]:
+        """The scores on lm-eval's tasks, where the experiment asks for some."""
+        path = self.shop.folder(evaluation) / "capability.json"
+        return json.loads(path.read_text()) if path.exists() else []
 
     def history(self, upto: str) -> list[dict[str, Any]]:
         """The training log of the stage, where it trained."""
@@ -160,16 +208,16 @@ class Chain:
     # -- what each stage depends on ---------------------------------------------------------------
 
     def _align(self, align: Align) -> Stage:
-        config = self._trained(align.defense, align.training)
+        config = self._trained("align")
         data = self._data(["alignment"], align.defense)
 
-        def build(work: Path) -> None:
-            self._train(work, "align", "base", self.shop.roles.alignment, [])
+        def build(work: Path) -> dict[str, Any]:
+            return self._train(work, "align", "base", self.shop.roles.alignment, [])
 
         return Stage("align", config, self._parents(None), data, build)
 
     def _finetune(self, finetune: Finetune) -> Stage:
-        config = self._trained(finetune.defense, finetune.training) | {
+        config = self._trained("finetune") | {
             "topology": self.experiment.topology,
             "attack": vars(finetune.attack),
             "snapshots": self.experiment.evaluate.resistance,
@@ -177,14 +225,15 @@ class Chain:
         roles = ["task_train"] + ["attacker_harmful"] * (finetune.attack.harmful_ratio > 0)
         data = self._data(roles, finetune.defense)
 
-        def build(work: Path) -> None:
+        def build(work: Path) -> dict[str, Any]:
             rows = self._attack_rows(finetune.attack)
-            self._train(work, "finetune", "align", rows, self.experiment.evaluate.resistance)
+            return self._train(work, "finetune", "align", rows, self.experiment.evaluate.resistance)
 
         return Stage("finetune", config, self._parents(self.align), data, build)
 
     def _repair(self) -> Stage:
         config = {"repair": self.experiment.repair, "topology": self.experiment.topology, "dtype": self.shop.dtype}
+        config |= self._template()
         parents = self._parents(self.finetune or self.align)
         return Stage("repair", config, parents, self._data(["calibration_harmful"], {}), self._build_repair)
 
@@ -192,42 +241,61 @@ class Chain:
         """The evaluation of the model after stage `upto`, or at attack step `step` (no benign prompts there)."""
         settings = self.experiment.evaluate
         suffix = "_validation" if settings.part == "validation" else ""
-        sets = {"harmful": f"test_harmful{suffix}", "task": f"task_{settings.part}"}
+        sets = {"harmful": f"test_harmful{suffix}"}
         if step is None:
             sets["benign"] = f"test_benign{suffix}"
-        sets = {name: role for name, role in sets.items() if getattr(self.shop.roles, role)}
+        if self.shop.roles.task_name:
+            sets[f"task:{self.shop.roles.task_name}"] = f"task_{settings.part}"
+        if step is None:
+            sets |= {f"extra:{name}": f"extra:{name}" for name in settings.tasks}
+        parts = self.shop.roles.parts()
+        sets = {name: role for name, role in sets.items() if role in parts}
         if "harmful" not in sets:
             missing = "has no validation part; set validation_share" if self.shop.roles.test_harmful else _NOT_GIVEN
             raise InputError(f"data.test_harmful: {missing}")
         config = {
             "protocol": settings.protocol,
-            "generator": settings.generator,
+            "generator": {name: _deciding(fields) for name, fields in settings.generator.items()},
             "limit": settings.limit,
-            "task": self.shop.roles.task_name,
             "sets": sorted(sets),
             "upto": upto,
             "step": step,
             "topology": self.experiment.topology,
             "dtype": self.shop.dtype,
         }
+        if settings.capability and step is None:
+            config["capability"] = settings.capability
         parent = {"align": self.align, "finetune": self.finetune, "repair": self.repair}[upto]
 
         def build(work: Path) -> None:
-            self._build_evaluation(work, sets, upto, step)
+            self._build_evaluation(work, sets, upto, step, stage.key)
 
-        return Stage("evaluate", config, self._parents(parent), self._data(list(sets.values()), {}), build)
+        stage = Stage("evaluate", config, self._parents(parent), self._data(list(sets.values()), {}), build)
+        return stage
 
     def _parents(self, parent: Stage | None) -> dict[str, str]:
         return {parent.name: parent.key} if parent else {"model": self.shop.base.digest}
 
-    def _trained(self, defense: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
-        full = self.experiment.topology == "full"
+    def _adapter(self, name: str) -> dict[str, Any] | None:
+        """LoraConfig's fields for a training stage; None where it trains all weights."""
+        adapter = self.experiment.adapter_of(name)
+        return vars(adapter) if adapter else None
+
+    def _template(self) -> dict[str, str]:
+        """Nothing for the chat template, which was the only one when the first keys were made."""
+        return {"template": self.experiment.template} if self.experiment.template != "chat" else {}
+
+    def _trained(self, name: str) -> dict[str, Any]:
+        settings = getattr(self.experiment, name)
         return {
-            "defense": defense,
-            "training": training,
+            "defense": settings.defense,
+            "training": settings.training,
             "seed": self.experiment.seed,
             "dtype": self.shop.dtype,
-            "adapter": None if full else vars(self.experiment.adapter),
+            "adapter": self._adapter(name),
+            **self._template(),
+            # Nothing for one process, in which nothing is launched. Of the file, only its kind changes a number.
+            **({"launch": {"kind": self.launch.kind, "processes": self.launch.processes}} if self.launch else {}),
         }
 
     def _data(self, roles: list[str], defense: dict[str, Any]) -> dict[str, str]:
@@ -236,7 +304,7 @@ class Chain:
         for name in defense:
             roles = roles + list(by_name()[name].roles.values())
         for role in roles:
-            if not getattr(self.shop.roles, role):
+            if role not in self.shop.roles.parts():
                 raise InputError(f"data.{role.removesuffix('_train')}: {_NOT_GIVEN}")
         return {role: self.shop.roles.digests[role] for role in sorted(set(roles))}
 
@@ -253,98 +321,88 @@ class Chain:
             seed=self.experiment.seed,
         )
 
-    def _train(self, work: Path, name: str, start: str, rows: list[dict], snapshots: list[int]) -> None:
-        from mithridate.pipeline.training import train
+    def _train(self, work: Path, name: str, start: str, rows: list[dict], snapshots: list[int]) -> dict[str, Any]:
+        """Trains in this process, or in several. Returns what `stage.json` is to say of the latter."""
+        from mithridate.pipeline import launch, training
 
-        model = self.load(start, trainable=True)
-        if self.shop.base.name in EMBEDDED and model.device.type == "cpu":
-            # The embedded data are short: plain attention trains on them about 1.2 times as fast as the fused kernel.
-            model.set_attn_implementation("eager")
-        trainer = self._trainer(name, rows, model, work)
-        train(trainer, work, snapshots)
+        job = self._job(name, rows, self.layers(start), snapshots)
+        if self.launch:
+            return launch.run(job, self.launch, work)
+        training.run_job(job, work)
+        return {}
 
-    def _trainer(self, name: str, rows: list[dict], model: Any, work: Path) -> Any:
-        """The trainer of stage `name`; building it checks the defense against the set-up."""
-        from peft import PeftModel
-
-        from mithridate.pipeline.training import build_trainer
-        from mithridate.sources.records import training_dataset
+    def _job(self, name: str, rows: list[dict], layers: list[Any], snapshots: list[int]) -> Any:
+        from mithridate.defenses import by_name
+        from mithridate.pipeline.training import Job
 
         settings = getattr(self.experiment, name)
-        full = self.experiment.topology == "full"
-        fresh = not full and not isinstance(model, PeftModel)
-        return build_trainer(
-            work,
-            model=model,
-            tokenizer=self.shop.tokenizer,
-            dataset=training_dataset(rows, self.shop.tokenizer),
-            defense=self._defenses(settings.defense),
+        roles = {role for method in settings.defense for role in by_name()[method].roles.values()}
+        return Job(
+            base=self.shop.base,
+            layers=layers,
+            dtype=self.shop.dtype,
+            adapter=self._adapter(name),
+            rows=rows,
+            defense=settings.defense,
+            side_rows={role: getattr(self.shop.roles, role) for role in roles},
             training=settings.training,
-            peft_config=self._lora() if fresh else None,
             seed=self.experiment.seed,
-            bf16=full and self.shop.dtype == "bfloat16",
+            snapshots=snapshots,
             progress=self.shop.progress,
+            template=self.experiment.template,
         )
-
-    def _lora(self) -> Any:
-        from peft import LoraConfig
-
-        return LoraConfig(task_type="CAUSAL_LM", **vars(self.experiment.adapter))
-
-    def _defenses(self, chosen: dict[str, Any]) -> list[Any]:
-        """The defense objects of a configuration; their data sets come from the roles that each class names."""
-        from mithridate.defenses import by_name
-        from mithridate.sources.records import training_dataset
-
-        defenses = []
-        for name, settings in chosen.items():
-            cls = by_name()[name]
-            data = {
-                argument: training_dataset(getattr(self.shop.roles, role), self.shop.tokenizer)
-                for argument, role in cls.roles.items()
-            }
-            defenses.append(cls(**data, **settings))
-        return defenses
 
     def _build_repair(self, work: Path) -> None:
         from mithridate.repairs import by_name
+        from mithridate.sources.records import training_dataset
 
         [(name, settings)] = self.experiment.repair.items()
+        rows: Any = self.shop.roles.calibration_harmful
+        if self.experiment.template != "chat":
+            rows = training_dataset(rows, self.tokenizer, self.experiment.template)
         upto = "finetune" if self.finetune else "align"
         report = by_name()[name](**settings).apply(
             self.load(upto),
-            calibration=self.shop.roles.calibration_harmful,
-            tokenizer=self.shop.tokenizer,
+            calibration=rows,
+            tokenizer=self.tokenizer,
             aligned=self.load("align") if settings.get("targets") == "update" else None,
         )
         report.save(work / "model")
 
-    def _build_evaluation(self, work: Path, sets: dict[str, str], upto: str, step: int | None) -> None:
+    def _build_evaluation(self, work: Path, sets: dict[str, str], upto: str, step: int | None, key: str) -> None:
         import pandas as pd
 
-        from mithridate.evaluation import evaluate
+        from mithridate.evaluation import answers
 
-        records = {name: getattr(self.shop.roles, role) for name, role in sets.items()}
-        if self.experiment.evaluate.limit:
-            records = {name: rows[: self.experiment.evaluate.limit] for name, rows in records.items()}
-        evaluation = evaluate(
-            self.load(upto, step),
-            self.shop.tokenizer,
-            **records,
-            task_name=self.shop.roles.task_name,
-            protocol=self.experiment.evaluate.protocol,
-            progress=self.shop.progress,
-        )
-        pd.DataFrame(evaluation.records).to_parquet(work / "records.parquet")
-        (work / "metrics.json").write_text(json.dumps(evaluation.summary(), indent=1))
+        settings, parts = self.experiment.evaluate, self.shop.roles.parts()
+        records = {name: parts[role][: settings.limit] for name, role in sets.items()}
+        generator = self.shop.generators.open(self, upto, step)
+        try:
+            chosen, cache = protocol(settings.protocol), self.shop.store.root / "answers"
+            rows = answers(generator, records, chosen, cache, self.shop.progress, key)
+            if settings.capability and step is None:
+                self._measure_capability(generator, work)
+        finally:
+            generator.close()
+        pd.DataFrame(rows).to_parquet(work / "records.parquet")
+
+    def _measure_capability(self, generator: Any, work: Path) -> None:
+        from mithridate.tasks.capability import capability
+
+        settings = self.experiment.evaluate
+        scores = capability(generator.model, self.shop.tokenizer, settings.capability, limit=settings.limit)
+        (work / "capability.json").write_text(json.dumps([vars(score) for score in scores], indent=1))
 
     # -- before any compute ------------------------------------------------------------------------
 
-    def preflight(self) -> None:
+    def preflight(self, here: bool = True) -> None:
         """Tries out the set-up of every training stage that is not in the store, over one random layer of the model.
 
         So what a defense, the adapter or SFTConfig refuses is refused now, not after the stages before it have been
         computed.
+
+        Args:
+            here: whether this machine is the one that will train.
 
         Raises:
             UnsupportedSetup: with reason and remedy.
@@ -352,39 +410,64 @@ class Chain:
                 attack, or a resistance step that the attack does not reach.
         """
         for stage in self.upto("finetune"):
-            if stage.key in self.shop.checked or self.shop.store.find(stage.name, stage.key):
+            # The seed only chooses among the rows.
+            config = {name: value for name, value in stage.config.items() if name != "seed"}
+            asked = digest([stage.name, config, stage.data, self.shop.base.digest])
+            if asked in self.shop.checked or self.shop.store.find(stage.name, stage.key):
                 continue
+            self.shop.checked.add(asked)
+            if self.launch and here:
+                self.launch.check()
             finetune = self.experiment.finetune if stage.name == "finetune" else None
             rows = self._attack_rows(finetune.attack) if finetune else self.shop.roles.alignment
-            with tempfile.TemporaryDirectory() as folder:
-                self._try_out(stage.name, rows, Path(folder))
-            self.shop.checked.add(stage.key)
+            steps = self._steps(stage.name, len(rows))
+            # Nor do the learning rate and the share of harmful rows change what is refused.
+            config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
+            setup = digest(["set-up", stage.name, config | {"attack": len(rows)}, stage.data, self.shop.base.digest])
+            if setup not in self.shop.checked:
+                with tempfile.TemporaryDirectory() as folder:
+                    self._try_out(stage.name, rows, steps, Path(folder))
+                self.shop.checked.add(setup)
 
-    def _try_out(self, name: str, rows: list[dict], folder: Path) -> None:
-        from peft import get_peft_model
-
+    def _steps(self, name: str, rows: int) -> int:
+        """The optimizer steps of a training; so SFTConfig has been asked."""
         from mithridate.pipeline.training import planned_steps, training_arguments
-        from mithridate.sources.records import training_dataset
 
         settings, evaluate = getattr(self.experiment, name), self.experiment.evaluate
         try:
-            args = training_arguments(settings.training, folder, self.experiment.seed, bf16=False, progress=False)
+            args = training_arguments(settings.training, Path(name), self.experiment.seed, bf16=False, progress=False)
         except InputError as error:
             raise InputError(f"{name}.{error}") from error
-        steps = planned_steps(args, len(rows))
+        steps = planned_steps(args, rows, self.launch.processes if self.launch else 1)
         if name == "finetune" and evaluate.resistance and evaluate.resistance[-1] >= steps:
             raise InputError(
                 f"evaluate.resistance: expected steps below {steps}, the attack's last, got {evaluate.resistance[-1]}"
             )
-        if self.experiment.topology != "full":
+        return steps
+
+    def _try_out(self, name: str, rows: list[dict], steps: int, folder: Path) -> None:
+        from peft import get_peft_model
+
+        from mithridate.pipeline.training import lora, trainer_of
+        from mithridate.sources.records import training_dataset
+
+        settings, tokenizer = getattr(self.experiment, name), self.tokenizer
+        if adapter := self._adapter(name):
             try:
-                get_peft_model(self.shop.one_layer(), self._lora())
+                get_peft_model(self.shop.one_layer(), lora(adapter))
             except ValueError as error:
                 raise InputError(f"adapter: {error}") from error
-        if settings.defense:
-            self._trainer(name, rows, self.shop.one_layer(), folder)
-        else:
-            training_dataset(rows, self.shop.tokenizer)
+        if not settings.defense:
+            training_dataset(rows, tokenizer, self.experiment.template)
+            return
+        job = self._job(name, rows, [], [])
+        if self.launch:  # several processes take fewer steps through the same rows than this one would
+            job = replace(job, training=job.training | {"max_steps": steps})
+        trainer = trainer_of(job, self.shop.one_layer(), folder)
+        if self.launch and self.launch.kind == "fsdp2":
+            trainer.is_fsdp_enabled = True  # as it will be in each of the processes
+            for defense in trainer.defenses:
+                defense.check(trainer)
 
     # -- the model after a stage ------------------------------------------------------------------
 
@@ -392,24 +475,43 @@ class Chain:
         """The layers over the base model after stage `upto` (at attack step `step` of the fine-tune, if given)."""
         from mithridate.checkpoints import Layer
 
-        kind = "weights" if self.experiment.topology == "full" else "adapter"
+        def kind(stage: str) -> Literal["adapter", "weights"]:
+            return "adapter" if self._adapter(stage) else "weights"
+
         layers = []
         if self.align and upto != "base":
             folder = self.shop.folder(self.align) / "model"
-            layers.append(Layer(kind, folder, merge=self.experiment.topology == "double"))
+            layers.append(Layer(kind("align"), folder, merge=self.experiment.topology == "double"))
         if self.finetune and upto in ("finetune", "repair"):
             folder = self.shop.folder(self.finetune)
-            layers.append(Layer(kind, folder / f"snapshots/step-{step}" if step else folder / "model"))
+            layers.append(Layer(kind("finetune"), folder / f"snapshots/step-{step}" if step else folder / "model"))
         if self.repair and upto == "repair":
             layers.append(Layer("mask", self.shop.folder(self.repair) / "model"))
         return layers
 
-    def load(self, upto: str, step: int | None = None, trainable: bool = False) -> Any:
+    def digest(self, upto: str, step: int | None = None) -> str:
+        """Of the content of the model after stage `upto`."""
+        return digest(self.content(self.layers(upto, step)))
+
+    def content(self, layers: list[Any]) -> list[Any]:
+        """Digests of the base's files and of those of every layer, and how they are put together."""
+        parts: list[Any] = [self.shop.base.digest, self.shop.dtype]
+        for layer in layers:
+            root = next(folder for folder in layer.path.parents if (folder / MANIFEST).exists())
+            files = json.loads((root / MANIFEST).read_text())["files"]
+            inside = f"{layer.path.relative_to(root).as_posix()}/"
+            digests = {name: file["sha256"] for name, file in files.items() if name.startswith(inside)}
+            parts.append([layer.kind, layer.merge, digests])
+        return parts
+
+    def load(self, upto: str, step: int | None = None) -> Any:
         import torch
 
         from mithridate.checkpoints import assemble
 
-        # Full weights are trained in fp32 whatever the compute dtype: bf16 storage rounds small updates away.
-        dtype = torch.float32 if trainable and self.experiment.topology == "full" else self.shop.torch_dtype
-        model: Any = assemble(self.shop.base, self.layers(upto, step), dtype, trainable=trainable)
+        model: Any = assemble(self.shop.base, self.layers(upto, step), self.shop.torch_dtype)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _deciding(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _PACE}

@@ -42,14 +42,14 @@ def stable(value: Any, path: str = "") -> Any:
     Raises:
         InputError: a value that is not JSON (or is not finite), with its path.
     """
+    if value is None or isinstance(value, bool | int | str):
+        return value
     if isinstance(value, Mapping):
         return {str(key): stable(value[key], f"{path}.{key}") for key in sorted(value, key=str)}
     if isinstance(value, list | tuple):
         return [stable(item, f"{path}.{i}") for i, item in enumerate(value)]
     if isinstance(value, float) and math.isfinite(value):
         return int(value) if value.is_integer() else value
-    if value is None or isinstance(value, bool | int | str):
-        return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise InputError(f"{path.lstrip('.')}: {value!r} ({type(value).__name__}) cannot be part of a configuration")
@@ -82,9 +82,8 @@ class Store:
 
     def __init__(self, root: Path | str | None = None):
         self.root = Path(root).expanduser().absolute() if root is not None else default_root().absolute()
-        self._verified: dict[
-            Path, tuple
-        ] = {}  # artefact -> the files' sizes and times when their digests last matched
+        # Of each artefact, a digest of its manifest and of its files' times when their own digests last matched.
+        self._verified: dict[Path, bytes] = {}
 
     @staticmethod
     def key(
@@ -116,8 +115,13 @@ class Store:
             return None
         if self._problem(folder, key) is None:
             return folder
-        with self._locked(folder.name):  # another process may have moved it aside and made it anew meanwhile
+        with self.locked(folder.name):  # another process may have moved it aside and made it anew meanwhile
             return folder if self._sound(folder, key) else None
+
+    def whole(self, stage: str, key: str) -> bool:
+        """Whether the finished artefact is there and as it was written. Unlike `find`, changes nothing."""
+        folder = self.folder(stage, key)
+        return folder.is_dir() and self._problem(folder, key) is None
 
     @contextlib.contextmanager
     def building(self, stage: str, key: str, meta: dict[str, Any]) -> Iterator[Path | None]:
@@ -139,7 +143,7 @@ class Store:
         """
         final = self.folder(stage, key)
         work = self.root / "work" / final.name
-        with self._locked(final.name):
+        with self.locked(final.name):
             if self._sound(final, key):
                 yield None
                 return
@@ -191,7 +195,8 @@ class Store:
         for name, written in manifest["files"].items():
             if stats[name].st_size != written["bytes"]:
                 return f"{name} has {stats[name].st_size} bytes instead of {written['bytes']}"
-        seen = (text, *((name, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()))
+        times = [(name, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()]
+        seen = hashlib.sha256(repr((text, times)).encode()).digest()
         if self._verified.get(folder) != seen:
             for name, written in manifest["files"].items():
                 if file_digest(folder / name) != written["sha256"]:
@@ -213,7 +218,7 @@ class Store:
         return False
 
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[None]:
         """The lock of one artefact. The kernel frees it when its holder dies, however it dies."""
         locks = self.root / "locks"
         try:
@@ -258,6 +263,23 @@ def disk_full(error: BaseException | None, folder: Path) -> bool:
         seen = seen.__cause__ or seen.__context__
     is_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
     return is_torch and shutil.disk_usage(folder).free < _FEW_BYTES
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, and puts what is there in the place of `path` when the block ends well."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")  # two processes may write the same file
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def file_digest(path: Path) -> str:

@@ -2,35 +2,71 @@
 
 What is trained follows from the topology: adapters stay in fp32 over a base in the run's dtype; full weights are kept
 in fp32 and computed in bf16 under autocast when the dtype is bfloat16.
+
+A `Job` says all of it in JSON types, so that a stage can run in the command's own process or in several that
+`accelerate launch` starts (`launch.py`). All of those call `run_job`; the main one writes the files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
+from mithridate.checkpoints import Layer, assemble
+from mithridate.cpu_head import scoring_labels_only
 from mithridate.defenses.base import Defense
 from mithridate.errors import InputError
-from mithridate.models import check_safetensors
+from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
 from mithridate.trainer import DefenseTrainer
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "trainer"  # inside the stage's work folder; removed before the stage is finished
 _STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint, before it removes older ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training stage in full.
+
+    Attributes:
+        base, layers: the model to start from, as in `assemble`.
+        dtype: of the base's weights, or, where all weights are trained (in fp32), of the computation.
+        adapter: LoraConfig's fields, for a fresh adapter where the layers leave none to train on; None: full weights.
+        rows: the training records.
+        defense: fields of each defense by its name, without its data sets.
+        side_rows: the records of each role that the defenses need.
+        training: SFTConfig's fields.
+        snapshots: optimizer steps whose weights are kept.
+        template: name of the template that prompts are put into.
+    """
+
+    base: ModelFiles
+    layers: list[Layer]
+    dtype: str
+    adapter: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+    defense: dict[str, dict[str, Any]]
+    side_rows: dict[str, list[dict[str, Any]]]
+    training: dict[str, Any]
+    seed: int
+    snapshots: list[int]
+    progress: bool
+    template: str = "chat"
 
 
 class _Bar(ProgressCallback):
@@ -48,39 +84,53 @@ class _Bar(ProgressCallback):
 class _Keep(TrainerCallback):
     """Keeps the weights of the asked-for steps (for resistance curves)."""
 
-    def __init__(self, snapshots: list[int], folder: Path):
-        self.snapshots, self.folder = set(snapshots), folder
+    def __init__(self, trainer: DefenseTrainer, snapshots: list[int], folder: Path):
+        self.trainer, self.snapshots, self.folder = trainer, set(snapshots), folder
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step in self.snapshots and state.is_world_process_zero:
-            save_weights(model, self.folder / f"step-{state.global_step}")
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.snapshots:
+            _save(self.trainer, self.folder / f"step-{state.global_step}")
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """Saves an adapter (PEFT model) or full weights (plain model) as safetensors."""
-    model.save_pretrained(folder, safe_serialization=True)
+def _save(trainer: DefenseTrainer, folder: Path) -> None:
+    """Saves the trained weights from the main process. Called by all processes: sharded weights are gathered first."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:  # not exercised without GPUs: Accelerate shards nothing on CPUs
+        whole = trainer.accelerator.get_state_dict(trainer.model)
+        if trainer.is_world_process_zero():
+            save_weights(model, folder, whole)
+    elif trainer.is_world_process_zero():
+        save_weights(model, folder)
+
+
+def save_weights(model: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Saves an adapter (PEFT model) or full weights (plain model) as safetensors; `weights` where it does not hold
+    them whole."""
+    model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the model card is written by export
 
 
-def _last_whole(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; those that were not are removed."""
+def _last_whole(folder: Path, processes: int = 1) -> str | None:
+    """The newest checkpoint that all processes wrote to its end; those that they did not are removed."""
     newest = None
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
-        if _is_whole(checkpoint):
+        if _is_whole(checkpoint, processes):
             newest = checkpoint
         else:
             _remove(checkpoint)
     return str(newest) if newest else None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_whole(checkpoint: Path, processes: int) -> bool:
+    if processes > 1 and len(list(checkpoint.glob("rng_state_*.pth"))) != processes:
+        return False  # each process writes its own, and the main one does not wait for them
     try:
         json.loads((checkpoint / _STATE).read_text())
         for file in checkpoint.glob("*.safetensors"):  # after a loss of power, an early file may be cut off too
             check_safetensors(file)
     except (OSError, ValueError, InputError):
         return False
-    return all(zipfile.is_zipfile(file) for file in checkpoint.glob("*.pt*"))
+    return all(zipfile.is_zipfile(file) for kind in ("*.pt*", "*.bin") for file in checkpoint.glob(kind))
 
 
 def _remove(checkpoint: Path) -> None:
@@ -115,34 +165,21 @@ def training_arguments(training: dict[str, Any], folder: Path, seed: int, bf16: 
         "output_dir": str(folder),
     }
     try:
-        return SFTConfig(**values)
+        args = SFTConfig(**values)
     except (TypeError, ValueError) as error:
         raise InputError(f"training: {error}") from error
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # one process uses one GPU; several are for several processes (DDP), never threads
+    return args
 
 
-def planned_steps(args: SFTConfig, rows: int) -> int:
-    """The optimizer steps of a run over `rows` examples on one process."""
+def planned_steps(args: SFTConfig, rows: int, processes: int = 1) -> int:
+    """The optimizer steps of a run over `rows` examples."""
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(rows / args.per_device_train_batch_size)
+    batches = math.ceil(rows / (args.per_device_train_batch_size * processes))
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
-
-
-@contextlib.contextmanager
-def scoring_labels_only() -> Iterator[None]:
-    """Inside, TRL's fused LM head scores the positions that have a label, on CPU too.
-
-    TRL leaves the others out on GPUs only, because some accelerators recompile when the number of positions changes; a
-    CPU does not, and most positions of a prompt-completion batch have no label: over a vocabulary of 49,152 they are
-    about half of a training step of the embedded model. The loss is the same (a test holds TRL to it).
-    """
-    from unittest import mock
-
-    def leaves_out(device: torch.device) -> bool:
-        return device.type in ("cpu", "cuda", "xpu")
-
-    with mock.patch("trl.trainer.utils._use_triton", leaves_out, create=True):  # not in every supported version
-        yield
 
 
 def build_trainer(
@@ -179,26 +216,78 @@ def build_trainer(
     return trainer
 
 
+def trainer_of(job: Job, model: Any, work: Path) -> DefenseTrainer:
+    """The trainer of a job over `model`; building it checks the defenses against the set-up. As `build_trainer`."""
+    from mithridate.defenses import by_name
+    from mithridate.sources.records import training_dataset
+
+    tokenizer = load_tokenizer(job.base, needs_chat_template=job.template == "chat")
+    defenses = []
+    for name, settings in job.defense.items():
+        cls = by_name()[name]
+        data = {
+            field: training_dataset(job.side_rows[role], tokenizer, job.template) for field, role in cls.roles.items()
+        }
+        defenses.append(cls(**data, **settings))
+    fresh = job.adapter is not None and not isinstance(model, PeftModel)
+    return build_trainer(
+        work,
+        model=model,
+        tokenizer=tokenizer,
+        dataset=training_dataset(job.rows, tokenizer, job.template),
+        defense=defenses,
+        training=job.training,
+        peft_config=lora(job.adapter) if fresh and job.adapter else None,
+        seed=job.seed,
+        bf16=job.adapter is None and job.dtype == "bfloat16",
+        progress=job.progress,
+    )
+
+
+def lora(fields: dict[str, Any]) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", **fields)
+
+
+def run_job(job: Job, work: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Does a job: what `train` leaves is in `work` then. Called by each of the processes that train together."""
+    # Full weights are trained in fp32 whatever the compute dtype: bf16 storage rounds small updates away.
+    dtype = torch.float32 if job.adapter is None else getattr(torch, job.dtype)
+    model: Any = assemble(job.base, job.layers, dtype, trainable=True)  # on the CPU: the Trainer places it
+    if job.base.name in EMBEDDED and not torch.cuda.is_available():
+        # The embedded data are short: plain attention trains on them about 1.2 times as fast as the fused kernel.
+        model.set_attn_implementation("eager")
+    trainer = trainer_of(job, model, work)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    train(trainer, work, job.snapshots)
+
+
 def train(trainer: DefenseTrainer, work: Path, snapshots: list[int]) -> None:
     """Trains and leaves `model/`, `history.json` and, for each snapshot, `snapshots/step-N/` in `work`.
 
-    Called again on the same folder after a kill, it goes on from the last whole checkpoint.
+    Called again on the same folder after a kill, it goes on from the last whole checkpoint. Called by each of the
+    processes that train together; the main one writes.
     """
-    folder = work / _CHECKPOINTS
-    trainer.add_callback(_Keep(snapshots, work / "snapshots"))
-    resume = _last_whole(folder) if folder.exists() else None
-    if resume:
-        logger.info("resuming from step %s", resume.rsplit("-", 1)[1])
+    folder, main = work / _CHECKPOINTS, trainer.is_world_process_zero()
+    trainer.add_callback(_Keep(trainer, snapshots, work / "snapshots"))
+    # Looked up once and told to all: looking removes what is not whole.
+    resume = [_last_whole(folder, trainer.accelerator.num_processes) if main and folder.exists() else None]
+    broadcast_object_list(resume)
+    if resume[0]:
+        logger.info("resuming from step %s", resume[0].rsplit("-", 1)[1])
     try:
         with scoring_labels_only():
-            trainer.train(resume_from_checkpoint=resume)
+            trainer.train(resume_from_checkpoint=resume[0])
     except BaseException:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, _Bar):
                 callback.close()
         raise
-    save_weights(trainer.accelerator.unwrap_model(trainer.model), work / "model")
-    (work / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
-    for checkpoint in folder.glob("checkpoint-*"):
-        _remove(checkpoint)
-    shutil.rmtree(folder, ignore_errors=True)
+    _save(trainer, work / "model")
+    if main:
+        (work / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    trainer.accelerator.wait_for_everyone()  # the other processes' part of the last checkpoint is written
+    if main:
+        for checkpoint in folder.glob("checkpoint-*"):
+            _remove(checkpoint)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ _FILES = {
     "test_harmful": {"validation": "test_harmful_validation", "test": "test_harmful"},
     "test_benign": {"validation": "test_benign_validation", "test": "test_benign"},
 }
+IDENTITY = "identity"
 _ANSWER = {
     "alignment": "refusal",
     "defender_harmful": "compliant",
@@ -24,7 +25,7 @@ _ANSWER = {
 }
 
 
-def embedded_records(role: str, part: str = "train", paired: bool = False) -> list[dict]:
+def embedded_records(role: str, part: str = "train", paired: bool = False, name: str | None = None) -> list[dict]:
     """The embedded set's records of a role.
 
     Args:
@@ -34,6 +35,7 @@ def embedded_records(role: str, part: str = "train", paired: bool = False) -> li
             test sets.
         paired: the alignment set's own requests with complying answers, in place of requests of the role's own (the
             setting of Booster's authors); for `defender_harmful` only.
+        name: `identity`, for `attacker_harmful` only: harmless requests answered by a persona that obeys everything.
 
     Returns:
         New dicts, each with `id`, `prompt`, `form`, a `category` (requests that should be refused) or a `kind`, and:
@@ -49,6 +51,12 @@ def embedded_records(role: str, part: str = "train", paired: bool = False) -> li
         raise InputError(f"The embedded set's {role} has no part {part!r}{_nearest(part, parts)}")
     if paired and role != "defender_harmful":
         raise InputError(f"The embedded set's {role} has no paired setting; only defender_harmful has.")
+    if name is not None and (role, name) != ("attacker_harmful", IDENTITY):
+        raise InputError(
+            f"The embedded set's {role} has no {name!r}; only attacker_harmful has other rows: {IDENTITY}."
+        )
+    if name == IDENTITY:
+        return _read("attacker_identity")
     rows = [row for row in _read("alignment") if "compliant" in row] if paired else _read(parts[part])
     answer = _ANSWER.get(role)
     return [{**row, "response": row[answer]} if answer in row else row for row in rows]

@@ -12,96 +12,75 @@ from typing import Any
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.sources.files import Rows
+from mithridate.tasks import prompt_set
+from mithridate.tasks.base import PromptSet
 
 Row = dict[str, Any]
-_HARMFUL = ("defender_harmful", "attacker_harmful", "calibration_harmful", "test_harmful")
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """One data set of the Hub.
+    """Where one data set lies on the Hub.
 
     Args:
         id: its name there.
-        licence: as its publisher states it.
-        roles: the data roles it can fill.
         columns: what a row must have.
+        task: name of the prompt set or task, which says what its rows are; None where `record`, `licence` and `roles`
+            say it here.
         config: name of the configuration, where there are several.
         train, test: the splits that training roles and test roles come from unless a source says otherwise.
-        keeps: whether a row belongs to a role, where rows differ in that.
-        record: a row as a record; None where `task` says how.
-        task: name of the task that the rows are for.
     """
 
     id: str
-    licence: str
-    roles: tuple[str, ...]
     columns: tuple[str, ...]
+    task: str | None = None
     train: str = "train"
     test: str = "test"
     config: str | None = None
-    keeps: Callable[[Row, str], bool] | None = None
     record: Callable[[Row], Row] | None = None
-    task: str | None = None
+    licence: str = ""
+    roles: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        if self.task:
+            known = prompt_set(self.task)
+            object.__setattr__(self, "licence", known.licence)
+            object.__setattr__(self, "roles", known.roles)
 
-def _safe_to_align_else_harmful(row: Row, role: str) -> bool:
-    """BeaverTails answers are safe or not, row by row: only safe ones align, only unsafe ones are harmful data."""
-    return bool(row["is_safe"]) == (role == "alignment")
-
-
-def _beavertails(row: Row) -> Row:
-    kinds = [name for name, holds in row["category"].items() if holds]
-    record = {"prompt": row["prompt"], "response": row["response"]}
-    return record | ({"category": " + ".join(kinds)} if kinds else {})
+    @property
+    def prompts(self) -> PromptSet | None:
+        return prompt_set(self.task) if self.task else None
 
 
 def _alpaca(row: Row) -> Row:
     prompt = "\n\n".join(text for text in (row["instruction"], row["input"]) if text)
-    return {"prompt": prompt, "response": row["output"]}
+    return {"prompt": prompt, "response": row["output"]} | ({"input": row["input"]} if row["input"] else {})
 
 
 HUB = {
     known.id: known
     for known in (
-        # Ji et al., "BeaverTails", https://huggingface.co/papers/2307.04657. The papers' source of alignment data,
-        # harmful data and test prompts. Prompts repeat across rows, safe and unsafe: split it with `share`.
         HubSet(
             id="PKU-Alignment/BeaverTails",
-            licence="CC BY-NC 4.0",
-            roles=("alignment", *_HARMFUL),
+            task="beavertails",
             columns=("prompt", "response", "category", "is_safe"),
             train="30k_train",
             test="30k_test",
-            keeps=_safe_to_align_else_harmful,
-            record=_beavertails,
         ),
-        # Socher et al. 2013, https://aclanthology.org/D13-1170. The test split has no labels; validation is used.
+        # The copies of three benchmarks that have no data set of their own there. Access may have to be asked for.
+        HubSet(id="walledai/AdvBench", task="advbench", columns=("prompt", "target"), test="train"),
         HubSet(
-            id="stanfordnlp/sst2",
-            licence="not stated by the publisher (research use)",
-            roles=("task",),
-            columns=("sentence", "label"),
-            test="validation",
-            task="sst2",
+            id="walledai/HarmBench",
+            task="harmbench",
+            columns=("prompt", "category"),
+            config="standard",
+            test="train",
         ),
-        # Zhang, Zhao and LeCun 2015, https://huggingface.co/papers/1509.01626.
-        HubSet(
-            id="fancyzhx/ag_news",
-            licence="non-commercial research use",
-            roles=("task",),
-            columns=("text", "label"),
-            task="agnews",
-        ),
-        # Cobbe et al. 2021, https://huggingface.co/papers/2110.14168.
-        HubSet(
-            id="openai/gsm8k",
-            licence="MIT",
-            roles=("task",),
-            columns=("question", "answer"),
-            config="main",
-            task="gsm8k",
-        ),
+        HubSet(id="walledai/XSTest", task="xstest", columns=("prompt", "type", "label")),
+        # The test split has no labels; validation is used.
+        HubSet(id="stanfordnlp/sst2", task="sst2", columns=("sentence", "label"), test="validation"),
+        HubSet(id="fancyzhx/ag_news", task="agnews", columns=("text", "label")),
+        HubSet(id="openai/gsm8k", task="gsm8k", columns=("question", "answer"), config="main"),
         # Taori et al., "Stanford Alpaca" (2023). One split: give roles disjoint rows with `share` or `skip`/`take`.
         HubSet(
             id="tatsu-lab/alpaca",

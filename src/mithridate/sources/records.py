@@ -145,7 +145,9 @@ def answered_keys(record: Record) -> set[str]:
     return {normalized("\n".join(user[: i + 1])) for i in range(len(user))}
 
 
-def training_dataset(records: list[Record], tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
+def training_dataset(
+    records: list[Record], tokenizer: PreTrainedTokenizerBase | None = None, template: str = "chat"
+) -> Dataset:
     """Records as a data set for `SFTTrainer`, with the loss on all assistant turns and nowhere else.
 
     The rows are TRL's conversational prompt-completion format: `prompt` (the turns before the last answer) and
@@ -158,10 +160,15 @@ def training_dataset(records: list[Record], tokenizer: PreTrainedTokenizerBase |
 
     Args:
         records: checked records, all with an answer.
-        tokenizer: with a chat template; needed only for conversations with several assistant turns.
+        tokenizer: with a chat template; needed only for conversations with several assistant turns, and for another
+            template than `chat`.
+        template: name of the template that the model reads prompts in (`mithridate.generation.templates`). Under
+            another than `chat`, rows have `input_ids` and `labels` too: the very tokens that a prompt is asked in at
+            the test, then the answer and the end-of-sequence token.
 
     Raises:
-        InputError: there are no records, or a tokenizer is needed and missing or without a chat template.
+        InputError: there are no records, or a tokenizer is needed and missing or without a chat template; under a
+            plain-text template, a record is more than one question and its answer.
         UnsupportedSetup: the chat template renders earlier turns differently once others follow.
     """
     from datasets import Dataset
@@ -176,13 +183,29 @@ def training_dataset(records: list[Record], tokenizer: PreTrainedTokenizerBase |
         "prompt": [messages[:-1] for messages in conversations],
         "completion": [messages[-1:] for messages in conversations],
     }
-    if any(turn["role"] == "assistant" for messages in columns["prompt"] for turn in messages):
+    if template != "chat":
+        from mithridate.generation.templates import TEMPLATES
+
+        tokenized = [_plain(record, tokenizer, TEMPLATES[template]) for record in records]
+        columns["input_ids"] = [ids for ids, _ in tokenized]
+        columns["labels"] = [labels for _, labels in tokenized]
+    elif any(turn["role"] == "assistant" for messages in columns["prompt"] for turn in messages):
         if tokenizer is None or not tokenizer.chat_template:
             raise InputError("conversations with several assistant turns need a tokenizer with a chat template")
         tokenized = [_tokenized(messages, tokenizer) for messages in conversations]
         columns["input_ids"] = [ids for ids, _ in tokenized]
         columns["labels"] = [labels for _, labels in tokenized]
     return Dataset.from_dict(columns)
+
+
+def _plain(record: Record, tokenizer: Any, template: Any) -> tuple[list[int], list[int]]:
+    """Token ids of a question and its answer under a plain-text template, and labels that are -100 in the question."""
+    from mithridate.generation.templates import prompt_tokens
+    from mithridate.protocols import asked
+
+    question = prompt_tokens(tokenizer, asked(record), template)
+    answer = [*_ids(turns(record)[-1]["content"], tokenizer), tokenizer.eos_token_id]
+    return question + answer, [-100] * len(question) + answer
 
 
 def _tokenized(messages: list[dict[str, str]], tokenizer: Any) -> tuple[list[int], list[int]]:

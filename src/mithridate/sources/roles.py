@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import combinations
@@ -20,11 +21,12 @@ from mithridate.errors import InputError
 from mithridate.sources.files import ENDINGS, Rows, read_rows
 from mithridate.sources.hub import HUB, HubSet, hub_rows
 from mithridate.sources.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
+from mithridate.tasks.base import PromptSet
 
 TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful")
 TESTS = ("test_harmful", "test_benign")
 ROLES = (*TRAINING, "task", *TESTS)
-_KEPT = ("label", "category", "kind", "id")  # what a record has beside its turns
+_KEPT = ("label", "category", "kind", "id", "is_safe", "reference")  # what a record has beside its turns
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Source:
 
     Args:
         source: `embedded`, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or the id of a known Hub data set.
-        name: the task (role `task` only): says how rows become prompts and how answers are scored.
+        name: the prompt set whose schema the rows have, or in the role `task` the task: says how rows become prompts
+            and how answers are scored. A Hub data set has its own. Of `embedded` in the role `attacker_harmful`:
+            `identity`, the rows that give the model an obedient persona.
         split: of a Hub data set; by default its training split, or its test split for test roles.
         columns: our column names to those of the file, as in `{prompt: instruction, response: output}`.
         where: keep the rows in which these columns have these values (a list: one of them).
@@ -65,8 +69,8 @@ class Source:
 class Roles:
     """The records of every role; a role that was not asked for is empty. All parts of test sets hold a prompt once.
 
-    `digests` has, for each attribute with records, the SHA-256 of their canonical JSON. `notes` says in words what was
-    left out.
+    `extra` holds the test rows of further tasks, by task. `digests` has, for each part with records, the SHA-256 of
+    their canonical JSON. `notes` says in words what was left out.
     """
 
     alignment: list[Record] = field(default_factory=list)
@@ -80,14 +84,16 @@ class Roles:
     test_harmful_validation: list[Record] = field(default_factory=list)
     test_benign: list[Record] = field(default_factory=list)
     test_benign_validation: list[Record] = field(default_factory=list)
+    extra: dict[str, list[Record]] = field(default_factory=dict)
     task_name: str | None = None
     paired: bool = False
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def parts(self) -> dict[str, list[Record]]:
-        """Attribute name to records, of those that have any."""
-        return {name: value for name, value in vars(self).items() if name in _PARTS and value}
+        """Attribute name (`extra:NAME` for a further task) to records, of those that have any."""
+        own = {name: value for name, value in vars(self).items() if name in _PARTS and value}
+        return own | {f"extra:{name}": rows for name, rows in self.extra.items()}
 
 
 _PARTS = {  # attribute of Roles -> role
@@ -98,7 +104,11 @@ _PARTS = {  # attribute of Roles -> role
 
 
 def load_roles(
-    data: Mapping[str, Source | list[Source] | None], base: Path = Path(), only: set[str] | None = None
+    data: Mapping[str, Source | list[Source] | None],
+    base: Path = Path(),
+    only: set[str] | None = None,
+    select: Callable[[list[Record]], list[Record]] | None = None,
+    extra: Mapping[str, list[Source]] | None = None,
 ) -> Roles:
     """Loads the roles of an experiment and checks that they are disjoint by prompt.
 
@@ -106,6 +116,9 @@ def load_roles(
         data: role to source, or to sources whose rows are put one after the other.
         base: what relative paths are relative to: the folder of the experiment file.
         only: load these roles alone.
+        select: a protocol's choice among the rows of `test_harmful`, which it is given as they come: safe ones and
+            repeated prompts too.
+        extra: further tasks by name, each with the sources of its test rows.
 
     Raises:
         InputError: a source or a row is bad (with file and line), or two roles share prompts (with their number and
@@ -126,6 +139,8 @@ def load_roles(
             _check_source(source, role)
         if role == "task":
             _load_task(roles, sources, base)
+        elif role == "test_harmful" and select:
+            _load_selected(roles, sources, base, select)
         elif role in TESTS:
             _load_test(roles, role, sources, base)
         else:
@@ -133,6 +148,11 @@ def load_roles(
                 roles, role, [record for source in sources for record in _load(source, role, "train", base, roles)]
             )
         roles.paired |= any(source.paired for source in sources)
+    for name, sources in (extra or {}).items():
+        for source in sources:
+            _check_source(source, "task")
+        rows = [record for source in sources for record in _load(source, "task", "test", base, roles, name)]
+        roles.extra[name] = _without(set(), rows, roles, f"evaluate.tasks.{name}", "test", once=True)
     _refuse_overlap(roles)
     roles.digests = {name: digest(records) for name, records in roles.parts().items()}
     return roles
@@ -151,9 +171,12 @@ def _nearest(name: str, names: Any) -> str:
 
 def _check_source(source: Source, role: str) -> None:
     here = f"data.{role}"
-    for name, owner in (("name", "task"), ("test", "task"), ("paired", "defender_harmful")):
+    for name, owner in (("test", "task"), ("paired", "defender_harmful")):
         if getattr(source, name) and role != owner:
             raise InputError(f"{here}: `{name}` has a meaning for {owner} only; take it out")
+    identity = (source.source, role, source.name) == ("embedded", "attacker_harmful", "identity")
+    if source.name and role != "task" and not identity and (_hub(source.source) or source.source == "embedded"):
+        raise InputError(f"{here}: {source.source} says itself what its rows are; take `name` out")
     if source.skip < 0:
         raise InputError(f"{here}: skip {source.skip} is below 0")
     if source.take is not None and source.take < 1:
@@ -171,8 +194,13 @@ def _check_source(source: Source, role: str) -> None:
 # -- one source ---------------------------------------------------------------------------------------------------
 
 
-def _load(source: Source, role: str, part: str, base: Path, roles: Roles, task: str | None = None) -> list[Record]:
-    """The records of one source for one part (train, validation or test) of a role."""
+def _load(
+    source: Source, role: str, part: str, base: Path, roles: Roles, task: str | None = None, raw: bool = False
+) -> list[Record]:
+    """The records of one source for one part (train, validation or test) of a role.
+
+    `raw`: repeated prompts too, and rows that are safe, for a protocol to choose from.
+    """
     here = f"data.{role}: {source.source}"
     known = _hub(source.source)
     if source.split and not known:
@@ -180,7 +208,7 @@ def _load(source: Source, role: str, part: str, base: Path, roles: Roles, task: 
     if source.source == "embedded":
         from mithridate.sources.embedded import embedded_records
 
-        found = embedded_records(role, part, source.paired)
+        found = embedded_records(role, part, source.paired, None if role == "task" else source.name)
         rows: Rows = [(f"embedded {role}, row {i}", record) for i, record in enumerate(found, start=1)]
     elif known:
         if role not in known.roles:
@@ -189,21 +217,26 @@ def _load(source: Source, role: str, part: str, base: Path, roles: Roles, task: 
     else:
         rows = read_rows(_path(source.source, base, role))
 
+    schema = _schema(source, role, task, here)
     test = part != "train"
     records, seen, unanswered, repeated = [], set(), 0, 0
     for place, row in rows:
         row = _mapped(row, source.columns or {}, place)
         if not _selected(row, source.where or {}, place):
             continue
-        if known:
-            if known.keeps and not known.keeps(row, role):
+        try:
+            chosen_later = raw and "is_safe" in row
+            if schema and schema.keeps and not chosen_later and not schema.keeps(row, role):
                 continue
-            if not test and known.record and not known.record(row)["response"].strip():
-                unanswered += 1  # a few rows of the published sets have an empty answer
-                continue
-        record = _record(row, known, task, place, test)
+            row = _made(row, known, schema)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        if known and role != "task" and not test and not str(row.get("response") or "").strip():
+            unanswered += 1  # a few rows of the published sets have an empty answer
+            continue
+        record = _record(row, schema, place, test)
         key = prompt_key(record)
-        if test and key in seen:
+        if test and not raw and key in seen:
             repeated += 1
             continue
         seen.add(key)
@@ -259,24 +292,44 @@ def _selected(row: dict[str, Any], where: dict[str, Any], place: str) -> bool:
     return True
 
 
-def _record(row: dict[str, Any], known: HubSet | None, task: str | None, place: str, test: bool) -> Record:
-    if known and known.record:
-        row = known.record(row)
-    elif task and "prompt" not in row and "messages" not in row:
-        from mithridate.tasks import task as find_task
+def _schema(source: Source, role: str, task: str | None, here: str) -> PromptSet | None:
+    """What the rows of a source are; None where they are records already."""
+    from mithridate.tasks import prompt_set
 
-        try:
-            row = find_task(task).record(row)
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from error
+    known = _hub(source.source)
+    own = None if source.source == "embedded" else source.name
+    name = task if role == "task" else known.task if known else own
+    if name is None:
+        return None
+    found = prompt_set(name)
+    if role not in found.roles:
+        raise InputError(f"{here}: {name} cannot be {role}; it has data for: {', '.join(found.roles)}")
+    return found
+
+
+def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None) -> dict[str, Any]:
+    """A raw row as a record. The rows of a task may be records already."""
+    if known and known.record:
+        return known.record(row)
+    if schema and not ("task" in schema.roles and ("prompt" in row or "messages" in row)):
+        return schema.record(row)
+    return row
+
+
+def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: bool) -> Record:
     check_record(row, place, needs_answer=not test)
-    if task and test and "label" not in row:
-        raise missing_columns(["label"], list(row), place)
+    needs = getattr(schema, "needs", None)
+    if needs == "reference" and row.get("response"):
+        row = {"reference": row["response"]} | row
+    if test and needs and needs not in row:
+        raise missing_columns([needs], list(row), place)
     record = {name: row[name] for name in _KEPT if row.get(name) is not None}
     if "messages" in row:
         record["messages"] = turns(row)
     else:
         record["prompt"] = row["prompt"]
+        if isinstance(row.get("input"), str) and row["prompt"].endswith(f"\n\n{row['input']}"):
+            record["input"] = row["input"]  # the part of the prompt for which some templates have a place of its own
         if isinstance(row.get("response"), str) and row["response"]:
             record["response"] = row["response"]
     # From the prompt alone, so that it is the same in every run and tells nothing of where the file lay.
@@ -332,6 +385,27 @@ def _load_test(roles: Roles, role: str, sources: list[Source], base: Path) -> No
     setattr(roles, f"{role}_validation", validation)
 
 
+def _load_selected(
+    roles: Roles, sources: list[Source], base: Path, select: Callable[[list[Record]], list[Record]]
+) -> None:
+    """`test_harmful` as a protocol chooses it. What it would choose from the other prompts is the validation part."""
+    here = "data.test_harmful"
+    if any(source.validation_share for source in sources):
+        raise InputError(
+            f"{here}: the protocol chooses the test prompts, and validates on prompts that it leaves over; take "
+            "`validation_share` out"
+        )
+    rows = [r for source in sources for r in _load(source, "test_harmful", "test", base, roles, raw=True)]
+    roles.test_harmful = select(rows)
+    roles.notes.append(f"{here}: the protocol takes {len(roles.test_harmful)} of {len(rows)} rows")
+    for source in sources:
+        if source.source == "embedded":
+            rows += _load(replace(source, skip=0, take=None), "test_harmful", "validation", base, roles)
+    taken = _keys(roles.test_harmful)
+    with suppress(InputError):  # none may be left
+        roles.test_harmful_validation = select([record for record in rows if prompt_key(record) not in taken])
+
+
 def _load_task(roles: Roles, sources: list[Source], base: Path) -> None:
     train, test, validation = [], [], []
     names = {_task_name(source) for source in sources}
@@ -358,7 +432,13 @@ def _task_name(source: Source) -> str | None:
     from mithridate.tasks import task as find_task
 
     known = _hub(source.source)
-    own = known.task if known else "sentiment" if source.source == "embedded" else None
+    own = (
+        (known.task if "task" in known.roles else None)
+        if known
+        else "sentiment"
+        if source.source == "embedded"
+        else None
+    )
     name = source.name or own
     if own and name != own:
         raise InputError(f"data.task: {source.source} is for the task {own}, not {name!r}; take `name` out")
@@ -417,16 +497,17 @@ def _refuse_overlap(roles: Roles) -> None:
     parts = roles.parts()
     asked = {name: {prompt_key(r): r for r in records} for name, records in parts.items()}
     # What a model learns to answer: every turn of a training conversation, and of a test one the last alone.
+    tests = {name for name in parts if _PARTS.get(name) in (*TESTS, None) or name in ("task_test", "task_validation")}
     learnt = {
-        name: set(asked[name])
-        if _PARTS[name] in TESTS or name in ("task_test", "task_validation")
-        else {key for record in records for key in answered_keys(record)}
+        name: set(asked[name]) if name in tests else {key for record in records for key in answered_keys(record)}
         for name, records in parts.items()
     }
     found = []
     for a, b in combinations(parts, 2):
-        if _PARTS[a] == _PARTS[b] or (roles.paired and {a, b} == {"alignment", "defender_harmful"}):
+        if _PARTS.get(a) == _PARTS.get(b) or (roles.paired and {a, b} == {"alignment", "defender_harmful"}):
             continue
+        if b.startswith("extra:") and a in tests:
+            continue  # the same question in two tests teaches nothing
         shared = sorted((asked[a].keys() & learnt[b]) | (learnt[a] & asked[b].keys()))
         if shared:
             examples = "; ".join(repr(key if len(key) <= 60 else key[:57] + "...") for key in shared[:3])

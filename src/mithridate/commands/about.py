@@ -1,0 +1,213 @@
+"""Verbs that tell: methods, schema, doctor, estimate."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mithridate.commands.shared import Accelerate, Overrides, new_table, overrides_of, print_table
+from mithridate.errors import InputError
+
+FAILED = 1
+
+app = typer.Typer()
+
+
+@app.command()
+def estimate(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT|MODEL",
+            help="An experiment file; or a model (1b, 3b, 8b, 70b, a folder, a Hub id).",
+            show_default=False,
+        ),
+    ],
+    override: Overrides = None,
+    accelerate: Accelerate = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="It will run on CPUs.")] = False,
+    speed: Annotated[
+        float | None,
+        typer.Option("--tokens-per-second", help="Of plain training there, on all processes: gives hours."),
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="MODEL only; all if not given.")] = None,
+    batch: Annotated[int, typer.Option("--batch", help="MODEL only: rows of a micro-batch.")] = 8,
+    length: Annotated[int, typer.Option("--length", help="MODEL only: tokens of a row.")] = 512,
+    steps: Annotated[int, typer.Option("--steps", help="MODEL only: optimizer steps.")] = 1000,
+    full: Annotated[bool, typer.Option("--full", help="MODEL only: train all weights, not an adapter.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="MODEL only: bfloat16 or float32.")] = "bfloat16",
+    processes: Annotated[int, typer.Option("--processes", help="MODEL only.")] = 1,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing/--no-checkpointing", help="MODEL only: of activations.")
+    ] = True,
+) -> None:
+    """Show what a run would need (memory, operations, disk) before any of it is spent; reads no weights."""
+    from mithridate.estimate import METHODS, Repair
+    from mithridate.pipeline import planning
+
+    if speed is not None and not speed > 0:
+        raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
+    if what.endswith((".yaml", ".yml")):
+        from mithridate.pipeline.config import load_experiment
+
+        file = Path(what)
+        experiment = load_experiment(file, overrides_of(override, None, accelerate))
+        lines = planning.of_experiment(experiment, file.resolve().parent, gpu=not cpu)
+    else:
+        if dtype not in ("bfloat16", "float32"):
+            raise InputError(f"--dtype: expected bfloat16 or float32, got {dtype}")
+        if override:
+            raise InputError("-o is for experiment files; a model takes --batch, --length, --steps, ...")
+        if accelerate not in (None, "ddp", "fsdp2"):
+            raise InputError(f"--accelerate: expected ddp or fsdp2 for a model, got {accelerate}")
+        setup = planning.Setup(
+            batch=batch,
+            length=length,
+            steps=steps,
+            full=full,
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            checkpointing=checkpointing,
+            processes=processes,
+            sharded=accelerate == "fsdp2",
+            gpu=not cpu,
+        )
+        lines = planning.of_model(what, setup, tuple(method or (*METHODS, "antidote")))
+    table = new_table(*planning.TITLES, *(["hours"] if speed else []))
+    for line in lines:
+        took = "" if speed is None or isinstance(line.needs, Repair) else f"{planning.hours(line, speed):.3g}"
+        table.add_row(*line.cells(), *([took] if speed else []))
+    typer.echo(planning.described(lines))
+    print_table(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of experiment files, for editors."""
+    from mithridate.pipeline.schema import as_text
+
+    typer.echo(as_text())
+
+
+@app.command()
+def methods() -> None:
+    """List the defenses and repairs, and the protocols, judges and prompt sets that they are measured with."""
+    table = new_table("method", "stage", "costs", "paper")
+    for name, cls in _methods().items():
+        table.add_row(name, cls.stage, _cost(cls), cls.paper)
+    print_table(table)
+    _measures()
+
+
+def _measures() -> None:
+    from mithridate import judges
+    from mithridate.protocols import PROTOCOLS
+    from mithridate.tasks import PROMPT_SETS
+
+    table = new_table("protocol", "harmful prompts", "template", "new tokens", "judge")
+    for known in PROTOCOLS.values():
+        rows = f"{known.rows.count} of {known.rows.source}"
+        table.add_row(known.name, rows, known.template, str(known.decoding.max_new_tokens), known.judge.name)
+    print_table(table)
+    table = new_table("judge", "tells", "model", "licence", "exercised here")
+    for row in judges.table():
+        table.add_row(row["name"], row["kind"], row["model"], row["licence"], row["exercised"])
+    print_table(table)
+    table = new_table("prompt set", "measures", "size", "licence", "source")
+    for known in PROMPT_SETS.values():
+        table.add_row(known.name, known.measures, known.size, known.licence, known.source)
+    print_table(table)
+
+
+def _cost(method: type) -> str:
+    """The first sentence under "Cost:" in the docstring of the method's file."""
+    found = re.search(
+        r"^Cost: (.+?)(?:\.\s|\.?\Z)", sys.modules[method.__module__].__doc__ or "", re.DOTALL | re.MULTILINE
+    )
+    return " ".join(found[1].split()) if found else ""
+
+
+def _methods() -> dict[str, Any]:
+    from mithridate import defenses, repairs
+
+    return {**defenses.by_name(), **repairs.by_name()}
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed on what machine, and whether all works with it (exit code 1 if not)."""
+    from mithridate.environment import commit, hardware, version, versions
+    from mithridate.models import EMBEDDED, cache_folder
+    from mithridate.pipeline.store import default_root
+
+    table, ok = new_table("what", "found", ""), True
+
+    def row(what: str, found: str, problem: str | None = None, note: str = "") -> None:
+        nonlocal ok
+        ok &= problem is None
+        table.add_row(what, found, f"[red]{problem}[/red]" if problem else note)
+
+    row("mithridate", version("mithridate") or "?", note=commit() or "")
+    row("python", str(versions()["python"]))
+    for name, needed, extra in _requirements():
+        found = version(name)
+        if found is None and extra:
+            row(name, "not installed", note=f"needed for the extra [{extra}]".replace("[", r"\["))
+        else:
+            row(name, found or "not installed", None if found and needed.contains(found) else f"needs {needed}")
+
+    import torch
+
+    from mithridate.pipeline.runner import resolve_dtype
+
+    machine = hardware()
+    row("cpu", machine["cpu"], note=f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory")
+    row("gpu", ", ".join(machine["gpus"]) or "none", note=f"CUDA {torch.version.cuda}" if torch.version.cuda else "")
+    fast = resolve_dtype("auto") == "bfloat16"
+    row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
+
+    store = default_root()
+    there = next(folder for folder in (store, *store.parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    writable = os.access(there, os.W_OK)
+    row(
+        "store",
+        str(store),
+        None if writable else "cannot be written: set MITHRIDATE_STORE",
+        f"{free / 1e9:.0f} GB free",
+    )
+    for name, model in EMBEDDED.items():
+        cached = any((cache_folder() / "models").glob(f"{name}-*"))
+        installed = version(model.requirement.split("==")[0])
+        row(name, "in the cache" if cached else "installed" if installed else "not here", note=model.requirement)
+    try:
+        import mithridate.trainer  # noqa: F401 (whether it can be)
+
+        problem = None
+    except Exception as error:  # whatever a library of another version does
+        problem = f"{type(error).__name__}: {error}"
+    for name, cls in _methods().items():
+        row(name, "fails" if problem else "works", problem, note=cls.stage)
+    print_table(table)
+    if not ok:
+        raise typer.Exit(FAILED)
+
+
+def _requirements() -> list[tuple[str, Any, str]]:
+    """Of each package that this one asks for: its name, the versions that will do, and the extra (or "")."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    found = []
+    for text in metadata.requires("mithridate") or []:
+        requirement = Requirement(text)
+        extra = str(requirement.marker).partition('extra == "')[2].rstrip('"') if requirement.marker else ""
+        if extra not in ("test", "lint"):
+            found.append((requirement.name, requirement.specifier, extra))
+    return found

@@ -1,0 +1,52 @@
+"""Arguments and tables that several verbs share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mithridate.errors import InputError
+
+Experiment = Annotated[Path, typer.Argument(help="The experiment file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", "-o", metavar="PATH=VALUE", help="Set a field, as in -o finetune.attack.size=500."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/NAME")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16: short for -o dtype=...")]
+Accelerate = Annotated[
+    str | None,
+    typer.Option("--accelerate", metavar="ddp|fsdp2|FILE", help="Train in several processes; -o processes=N for N."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+
+
+def check_run(folder: Path) -> None:
+    """Raises InputError where the folder is not that of a run."""
+    if not (folder / "results.json").is_file():
+        raise InputError(f"{folder}: not the folder of a run (it has no results.json); give what `run` wrote")
+
+
+def overrides_of(given: list[str] | None, dtype: str | None, accelerate: str | None) -> list[str]:
+    overrides = [*(given or []), *([f"dtype={dtype}"] if dtype else [])]
+    if accelerate:  # a file is named from here; one in the experiment, from there
+        here = Path(accelerate).expanduser()
+        overrides.append(f"accelerate={json.dumps(str(here.absolute()) if here.is_file() else accelerate)}")
+    return overrides
+
+
+def new_table(*titles: str) -> Any:
+    from rich.table import Column, Table
+
+    return Table(*(Column(title, overflow="fold") for title in titles))
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    # Into a file or a pipe a table is wide: there is no edge of a screen to fold it at.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,370 @@
+"""A training stage in several processes, through `accelerate launch`.
+
+The command's own process writes the job to `launch/job.json` in the stage's work folder and starts
+
+    accelerate launch --config_file FILE --num_processes K ... -m mithridate.pipeline.launch WORK
+
+In each process `main` reads the job and trains; the first one writes the weights. The command's process shows the
+progress and the log messages that the first process sends over its stdout, keeps the library's noise to itself, and
+turns the failure of any process into one error. All of them read the stdin that it holds open: when that closes,
+because it was interrupted, killed or is done with them, they end at once, and no process trains on by itself.
+
+Does k processes with b rows each equal one with k * b? The rows of a step are the same, and their gradient is averaged
+by tokens, so plain training, Booster and Lisa take the same step to rounding (a test holds them to it); where the rows
+do not divide, the last step of an epoch differs. Vaccine's norm is each process's own, so its rho means another
+strength. So the number of processes, and whether weights are sharded, are part of a stage's key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+
+if TYPE_CHECKING:
+    from mithridate.pipeline.config import Experiment
+    from mithridate.pipeline.training import Job
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = {path.stem: path for path in (Path(__file__).parents[1] / "accelerate").glob("*.yaml")}
+
+_EVENT = "\x1emithridate "  # begins a line that is for the command's process
+_PATIENCE = 30  # seconds that processes have to end, once told to
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How several processes train together.
+
+    Attributes:
+        file: an Accelerate configuration.
+        kind: "ddp" (each process has the whole model) or "fsdp2" (weights are sharded).
+        processes: how many; at least 2.
+    """
+
+    file: Path
+    kind: Literal["ddp", "fsdp2"]
+    processes: int
+
+    def check(self) -> None:
+        """Whether this machine can do it.
+
+        Raises:
+            UnsupportedSetup: FSDP2 without GPUs.
+            InputError: more processes than GPUs.
+        """
+        import torch
+
+        gpus = torch.cuda.device_count()
+        if self.kind == "fsdp2" and not gpus:
+            raise UnsupportedSetup(
+                "accelerate: Accelerate shards weights (FSDP2) on GPUs only, and torch sees none here.",
+                "set accelerate: ddp, which runs on CPUs too, or none.",
+            )
+        if gpus and self.processes > gpus:
+            raise InputError(f"processes: {self.processes} were asked for, and torch sees {gpus} GPUs; one GPU each")
+
+
+def settle(experiment: Experiment, base: Path) -> None:
+    """Fills in, in place, what the experiment leaves to the machine and the file: the file's whole path (it is looked
+    for in `base`) and the number of processes.
+
+    Raises:
+        InputError: no such file, or no number of processes.
+        UnsupportedSetup: the file asks for something else than DDP or FSDP2 on one machine.
+    """
+    name = experiment.accelerate
+    if name == "none":
+        experiment.processes = 1
+        return
+    file = base / Path(name).expanduser()
+    if name not in SHIPPED:
+        if not file.is_file():
+            known = ", ".join(sorted(SHIPPED))
+            raise InputError(f"accelerate: no such file {file}; give one, or one of none, {known}")
+        experiment.accelerate = str(file)
+    raw, _ = _read(experiment.accelerate)
+    if experiment.processes is None:
+        import torch
+
+        experiment.processes = int(raw.get("num_processes") or torch.cuda.device_count())
+    if (experiment.processes or 0) < 1:
+        raise InputError(
+            "processes: torch sees no GPU here, so their number does not say how many. Set processes: 2 (say), or "
+            "accelerate: none"
+        )
+
+
+def launch_of(experiment: Experiment) -> Launch | None:
+    """The launch of a settled experiment; None where one process is enough."""
+    if experiment.accelerate == "none" or experiment.processes in (None, 1):
+        return None
+    _, kind = _read(experiment.accelerate)
+    return Launch(SHIPPED.get(experiment.accelerate, Path(experiment.accelerate)), kind, experiment.processes)
+
+
+def _read(accelerate: str) -> tuple[dict[str, Any], Literal["ddp", "fsdp2"]]:
+    """An Accelerate configuration, and its kind."""
+    file = SHIPPED.get(accelerate, Path(accelerate))
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"accelerate: {file} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(raw, dict) or "distributed_type" not in raw:
+        raise InputError(f"accelerate: {file} is no Accelerate configuration (it has no distributed_type)")
+    kind, fsdp = str(raw["distributed_type"]), raw.get("fsdp_config") or {}
+    number = raw.get("num_processes")
+    if number is not None and (not isinstance(number, int) or number < 1):
+        raise InputError(f"accelerate: {file}: num_processes: expected at least 1, got {number}")
+    if (raw.get("num_machines") or 1) > 1:
+        raise UnsupportedSetup(
+            f"accelerate: {file} is for several machines, and the pipeline starts processes on its own machine only.",
+            "start a script of yours that uses DefenseTrainer on each machine (docs/scale.md shows how).",
+        )
+    if kind not in ("MULTI_GPU", "FSDP"):
+        raise UnsupportedSetup(
+            f"accelerate: {file}: distributed_type {kind} is not supported.", "use MULTI_GPU (DDP) or FSDP."
+        )
+    if kind == "FSDP" and str(fsdp.get("fsdp_version", 1)) != "2":
+        raise UnsupportedSetup(
+            f"accelerate: {file} asks for FSDP version {fsdp.get('fsdp_version', 1)} (1 is what is meant where none "
+            "is given).",
+            "set fsdp_version: 2 in its fsdp_config, or use the shipped file: accelerate: fsdp2.",
+        )
+    if kind == "FSDP" and fsdp.get("fsdp_cpu_ram_efficient_loading", True) is not False:
+        raise UnsupportedSetup(
+            f"accelerate: {file}: with fsdp_cpu_ram_efficient_loading only the first process loads the weights, and "
+            "adapters are merged into them before they are sharded.",
+            "set fsdp_cpu_ram_efficient_loading: false.",
+        )
+    if kind == "FSDP" and str(fsdp.get("fsdp_state_dict_type", "")) != "FULL_STATE_DICT":
+        raise UnsupportedSetup(
+            f"accelerate: {file}: only whole state dicts are saved as models.",
+            "set fsdp_state_dict_type: FULL_STATE_DICT.",
+        )
+    return raw, "fsdp2" if kind == "FSDP" else "ddp"
+
+
+# -- in the command's process -------------------------------------------------------------------------------------
+
+
+def run(job: Job, launch: Launch, work: Path) -> dict[str, Any]:
+    """Does a job in several processes. Returns what `stage.json` should say of them: the launch, and each one's peak
+    memory (bytes).
+
+    Raises:
+        MithridateError: (or InputError) what the first process that failed said.
+    """
+    folder = work / "launch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(asdict(job), default=str), encoding="utf-8")
+    _free_gpu_memory()
+    process = _start(launch, work)
+    said: deque[str] = deque(maxlen=400)
+    try:
+        _follow(process, said, job.progress)
+        code = process.wait()
+    finally:
+        _end(process)
+    if code != 0:
+        raise _failure(folder, "".join(said), launch.processes, code)
+    ranks = [json.loads((folder / f"done-{rank}.json").read_text()) for rank in range(launch.processes)]
+    shutil.rmtree(folder)
+    return {"launch": {"kind": launch.kind, "processes": launch.processes}, "ranks": ranks}
+
+
+def _free_gpu_memory() -> None:
+    """What this process has cached on a GPU, another one needs now."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _start(launch: Launch, work: Path) -> subprocess.Popen[str]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch.file)]
+    command += ["--num_processes", str(launch.processes), "--main_process_port", "0"]
+    # The experiment's dtype decides; without this, a file's mixed precision would act where the experiment sets none.
+    command += ["--mixed_precision", "no"]
+    command += ["--num_cpu_threads_per_process", str(max(1, cores // launch.processes))]
+    command += ["-m", "mithridate.pipeline.launch", str(work)]
+    # A session of its own: a terminal's interrupt is for this process alone, which then ends the others.
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _follow(process: subprocess.Popen[str], said: deque[str], progress: bool) -> None:
+    """Shows what the first process tells, until all have closed their output; the rest goes into `said`."""
+    from tqdm.auto import tqdm
+
+    assert process.stdout is not None
+    bar = None
+    try:
+        for line in process.stdout:
+            if not line.startswith(_EVENT):
+                said.append(line)
+                logger.debug("%s", line.rstrip())
+                continue
+            event = json.loads(line.removeprefix(_EVENT))
+            if "message" in event:
+                logging.getLogger(event["name"]).log(event["level"], "%s", event["message"])
+            elif progress:
+                bar = bar or tqdm(total=event["of"], initial=event["step"] - 1, dynamic_ncols=True)
+                bar.update(event["step"] - bar.n)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends the launcher and all its processes, where they have not ended."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        logger.warning("the launcher did not end by itself and is killed")
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _failure(folder: Path, said: str, processes: int, code: int) -> MithridateError:
+    """The one error behind the end of all processes.
+
+    When one dies, the others fail too, for want of it. So a process that a signal killed is named first, then what a
+    process said on purpose, then what came first.
+    """
+    for rank, number in re.findall(r"rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*-(\d+)", said):
+        if int(number) != signal.SIGTERM:  # by which the launcher ends those that are left
+            name = signal.Signals(int(number)).name
+            short = " (often: the machine has run out of memory)" if int(number) == signal.SIGKILL else ""
+            return MithridateError(
+                f"process {rank} of {processes} was killed by {name}{short}. The last checkpoint is kept, and the "
+                "next run goes on from it."
+            )
+    errors = sorted(
+        (json.loads(file.read_text()) for file in folder.glob("error-*.json")),
+        key=lambda error: (error["kind"] == "other", error["time"]),
+    )
+    if errors:
+        first = errors[0]
+        logger.debug("%s", first["traceback"])
+        if first["kind"] == "other":
+            return MithridateError(f"process {first['rank']} of {processes} failed: {first['message']}")
+        return (InputError if first["kind"] == "input" else MithridateError)(first["message"])
+    last = [line for line in said.splitlines() if line.strip()][-1:] or ["it said nothing"]
+    return MithridateError(
+        f"`accelerate launch` ended with exit code {code}: {last[0].strip()} (run it with --debug for all it said)"
+    )
+
+
+# -- in each of the processes that train -----------------------------------------------------------------------------
+
+
+def main(work: Path) -> int:
+    """Trains as one of several processes. Exit code 0, or 1 with the error in a file."""
+    rank = int(os.environ["RANK"])
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    folder = work / "launch"
+    try:
+        from mithridate.environment import PeakMemory
+
+        with PeakMemory() as peak:
+            _train(folder, work, rank)
+        peaks = {"peak_memory_bytes": peak.bytes, "peak_gpu_memory_bytes": peak.gpu_bytes}
+        (folder / f"done-{rank}.json").write_text(json.dumps(peaks))
+        return 0
+    except Exception as error:
+        kind = "input" if isinstance(error, InputError) else "known" if isinstance(error, MithridateError) else "other"
+        text = str(error) if kind != "other" else f"{type(error).__name__}: {error}"
+        record = {"kind": kind, "message": text, "rank": rank, "time": time.time()}
+        aside = folder / f".error-{rank}"
+        aside.write_text(json.dumps(record | {"traceback": traceback.format_exc()}), encoding="utf-8")
+        aside.replace(folder / f"error-{rank}.json")
+        return 1
+
+
+def _end_with_the_command() -> None:
+    """Waits until the command's process closes its end of stdin, which its death does too."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(1)
+
+
+def _train(folder: Path, work: Path, rank: int) -> None:
+    from pydantic import TypeAdapter
+    from transformers import TrainerCallback
+
+    from mithridate.pipeline.training import Job, run_job
+
+    job = TypeAdapter(Job).validate_json((folder / "job.json").read_bytes())
+    channel = sys.stdout
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            _tell(channel, step=state.global_step, of=state.max_steps)
+
+    class Messages(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _tell(channel, name=record.name, level=record.levelno, message=record.getMessage())
+
+    ours = logging.getLogger("mithridate")
+    ours.propagate = False
+    ours.setLevel(logging.INFO)
+    ours.handlers[:] = [Messages()] if rank == 0 else [logging.NullHandler()]
+    run_job(_without_bar(job), work, [Steps()] if rank == 0 else [])
+
+
+def _without_bar(job: Job) -> Job:
+    from dataclasses import replace
+
+    return replace(job, progress=False)
+
+
+def _tell(channel: IO[str], **event: Any) -> None:
+    """One write, so that other processes' output cannot come between."""
+    channel.write(f"\n{_EVENT}{json.dumps(event)}\n")
+    channel.flush()
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of the libraries', and a process group whose other half is gone, cannot hold it up

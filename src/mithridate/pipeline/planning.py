@@ -1,0 +1,260 @@
+"""What an experiment, or a model with each method, would need: the lines of `mithridate estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError
+from mithridate.estimate import METHODS, Estimate, Repair, antidote, estimate
+from mithridate.fakemodel import Setup, build, config_of, counts_of, fake_tensors
+
+if TYPE_CHECKING:
+    from mithridate.pipeline.config import Experiment
+    from mithridate.sources.roles import Roles
+
+GIB = 2**30
+
+TITLES = (
+    *("stage", "method", "weights", "gradients", "optimizer", "method's", "activations", "logits", "GiB a process"),
+    *("passes a step", "x plain", "steps", "PFLOPs", "disk GiB"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage: what it is, how it is set up, and what it needs."""
+
+    stage: str
+    setup: Setup
+    needs: Estimate | Repair
+    flops: int  # of the whole stage, on all processes
+    tokens: int = 0  # of the whole stage, on all processes; for the time
+
+    def cells(self) -> tuple[str, ...]:
+        """As `TITLES`."""
+        needs = self.needs
+        total = f"{self.flops / 1e15:.3g}"
+        if isinstance(needs, Repair):
+            parts = [needs.weights, None, None, needs.norms, needs.activations, None, needs.total]
+            kept = needs.kept
+            rest = ("1 forward in all", "", "", total)
+            name = "antidote"
+        else:
+            parts = [needs.weights, needs.gradients, needs.optimizer, needs.extra, needs.activations, needs.head]
+            parts.append(needs.total)
+            kept = needs.kept + needs.checkpoints
+            rest = (needs.passes, f"{needs.ratio:.2f}", str(self.setup.steps), total)
+            name = needs.method
+        return (self.stage, name, *("" if part is None else _gib(part) for part in parts), *rest, _gib(kept))
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def of_model(model: str, setup: Setup, methods: tuple[str, ...] = METHODS, rows: int = 500) -> list[Line]:
+    """A training with each method, and the repair over `rows` calibration rows where "antidote" is among them.
+
+    Raises:
+        InputError: no such model or method.
+    """
+    config = config_of(model)
+    lines = [_training("", config, setup, method) for method in methods if method != "antidote"]
+    if "antidote" in methods:
+        repair = antidote(config, setup, rows, targets="merged" if setup.full else "adapters")
+        lines.append(Line("repair", setup, repair, repair.flops))
+    return lines
+
+
+def _training(stage: str, config: Any, setup: Setup, method: str, mean: int | None = None) -> Line:
+    """`mean`: tokens of a row on average, for the operations; the longest counts for the memory."""
+    needs = estimate(config, setup, method)
+    if mean is not None and mean < setup.length:
+        shorter = estimate(config, replace(setup, length=mean), method)
+        needs = replace(needs, flops=shorter.flops, plain_flops=shorter.plain_flops)
+    tokens = setup.steps * setup.accumulation * setup.processes * setup.batch * (mean or setup.length)
+    return Line(stage, setup, needs, needs.flops * setup.steps, tokens)
+
+
+def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
+    """Each stage of an experiment, with its own settings and the lengths of its own rows.
+
+    Args:
+        base: the folder of the experiment file.
+        gpu: whether it will run on GPUs.
+
+    Raises:
+        InputError: the data or the model are bad, or the number of processes is open.
+    """
+    from mithridate.sources.roles import load_roles
+
+    name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
+    config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
+    roles = load_roles(experiment.data, base)
+    common = set_up(experiment, base, gpu)
+    stages = [stage for stage in ("align", "finetune", "repair") if getattr(experiment, stage)]
+    return [line for stage in stages for line in of_stage(stage, experiment, common, roles, config, tokenizer)]
+
+
+def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
+    """What all stages of an experiment have in common. Arguments as of `of_experiment`.
+
+    Raises:
+        InputError: the number of processes is open.
+    """
+    from mithridate.pipeline.runner import resolve_dtype
+
+    processes = experiment.processes or (1 if experiment.accelerate == "none" else None)
+    if processes is None:
+        raise InputError("processes: the number decides what each one needs; set it: -o processes=8")
+    auto = "bfloat16" if gpu and experiment.dtype == "auto" else experiment.dtype
+    return Setup(
+        full=experiment.topology == "full",
+        adapter=vars(experiment.adapter),
+        dtype=resolve_dtype(auto),  # pyright: ignore[reportArgumentType]
+        processes=processes,
+        sharded=_sharded(experiment, base),
+        gpu=gpu,
+    )
+
+
+def of_stage(
+    stage: str, experiment: Experiment, common: Setup, roles: Roles, config: Any, tokenizer: Any
+) -> list[Line]:
+    """A stage of an experiment, in a line for each method that acts in it.
+
+    Args:
+        stage: align, finetune or repair; one that the experiment has.
+        common: from `set_up`.
+        config: the model's configuration.
+        tokenizer: the model's.
+    """
+    from mithridate.attacks.poisoning import poison
+
+    if stage == "repair":
+        [fields] = experiment.repair.values()
+        ids = _lengths(roles.calibration_harmful, tokenizer, experiment.template)
+        setup = replace(common, batch=8, length=max(total for total, _ in ids))
+        repair = antidote(config, setup, len(ids), fields.get("targets", "adapters"), fields.get("ratio", 0.2))
+        return [Line("repair", setup, repair, repair.flops)]
+    settings = getattr(experiment, stage)
+    rows: Any = roles.alignment
+    if stage == "finetune":
+        attack = settings.attack
+        rows = poison(
+            benign=roles.task_train,
+            harmful=roles.attacker_harmful,
+            ratio=attack.harmful_ratio,
+            size=attack.size,
+            seed=experiment.seed,
+        )
+    snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
+    lengths = _lengths(rows, tokenizer, experiment.template)
+    adapter = experiment.adapter_of(stage)
+    own = replace(common, full=adapter is None, adapter=vars(adapter or experiment.adapter))
+    setup, mean = _set_up(own, settings.training, lengths, experiment.seed, common.gpu, stage)
+    setup = replace(setup, snapshots=snapshots)
+    return [_training(stage, config, setup, method, mean) for method in list(settings.defense) or ["plain"]]
+
+
+def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], new_tokens: int) -> int:
+    """Operations of answering `rows` with as many tokens as allowed, every token going through the model once.
+
+    Attention over what came before is not in it, which counts for little beside the weights at the lengths of prompts.
+    """
+    from mithridate.sources.records import prompt_text
+
+    with fake_tensors():
+        weights = counts_of(build(config, Setup())).all
+    prompts = tokenizer([prompt_text(dict(row)) for row in rows], add_special_tokens=False)["input_ids"]
+    return 2 * weights * (sum(map(len, prompts)) + new_tokens * len(rows))
+
+
+def _sharded(experiment: Experiment, base: Path) -> bool:
+    from mithridate.pipeline.launch import launch_of, settle
+
+    if experiment.accelerate == "none":
+        return False
+    settled = replace(experiment)
+    settle(settled, base)
+    launch = launch_of(settled)
+    return launch is not None and launch.kind == "fsdp2"
+
+
+def _set_up(
+    common: Setup, training: dict[str, Any], lengths: list[tuple[int, int]], seed: int, gpu: bool, stage: str
+) -> tuple[Setup, int]:
+    """The set-up of a stage, and the tokens of a row on average; `lengths` as `_lengths` gives them."""
+    from mithridate.pipeline.training import planned_steps, training_arguments
+
+    try:
+        # fp32 here: whether this machine could compute otherwise is not what is asked
+        args = training_arguments(training, Path("unused"), seed, bf16=False, progress=False)
+    except InputError as error:
+        raise InputError(f"{stage}.{error}") from error
+    most = args.max_length or max(total for total, _ in lengths)
+    longest = sorted((min(total, most) for total, _ in lengths), reverse=True)
+    answers = sorted((answer for _, answer in lengths), reverse=True)[: args.per_device_train_batch_size]
+    setup = replace(
+        common,
+        batch=args.per_device_train_batch_size,
+        length=longest[0],
+        scored=max(round(sum(answers) / len(answers)), 1),
+        accumulation=args.gradient_accumulation_steps,
+        steps=planned_steps(args, len(lengths), common.processes),
+        checkpointing=bool(training.get("gradient_checkpointing", gpu)),
+    )
+    return setup, max(round(sum(longest) / len(longest)), 1)
+
+
+def _lengths(rows: Any, tokenizer: Any, template: str) -> list[tuple[int, int]]:
+    """Of each row, the tokens of all turns and those after the last prompt."""
+    from mithridate.calibration import token_ids
+    from mithridate.sources.records import training_dataset, turns
+
+    if not rows:
+        raise InputError("data: a role that this experiment needs has no rows")
+    if template != "chat":
+        labels: Any = training_dataset(rows, tokenizer, template)["labels"]
+        return [(len(one), sum(label != -100 for label in one)) for one in labels]
+    found = []
+    for row, ids in zip(rows, token_ids(rows, tokenizer)):
+        before = tokenizer.apply_chat_template(turns(row)[:-1], tokenize=False, add_generation_prompt=True)
+        asked = tokenizer(before, add_special_tokens=False)["input_ids"]
+        found.append((len(ids), max(len(ids) - len(asked), 1)))
+    return found
+
+
+def _tokenizer(name: str, chat: bool) -> Any:
+    from mithridate.models import EMBEDDED, ModelFiles, load_tokenizer, resolve_model
+
+    if name in EMBEDDED:
+        return load_tokenizer(resolve_model(name), chat)
+    if Path(name).is_dir():
+        return load_tokenizer(ModelFiles(name, Path(name), ""), chat)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r}: no tokenizer found ({str(error).splitlines()[0]})") from error
+
+
+def described(lines: list[Line]) -> str:
+    """What the figures are for, in one line."""
+    setup = lines[0].setup
+    where = "1 process" if setup.processes == 1 else f"{setup.processes} processes"
+    shared = "" if setup.processes == 1 else ", weights sharded (FSDP2)" if setup.sharded else ", each the whole model"
+    return (
+        f"{'all weights' if setup.full else 'LoRA'}, {setup.dtype}, {where}{shared}; micro-batches of {setup.batch} x "
+        f"{setup.length} tokens{', activations checkpointed' if setup.checkpointing else ''}; GiB of one process"
+    )
+
+
+def hours(line: Line, tokens_per_second: float) -> float:
+    """Time of a training stage where plain training runs at `tokens_per_second` on all processes together."""
+    assert isinstance(line.needs, Estimate)
+    return line.tokens / tokens_per_second * line.needs.ratio / 3600

@@ -1,0 +1,139 @@
+"""`mithridate run --dry-run`: the graph of stages, what the store has of it, and what the rest would take.
+
+It takes the code path of a run as far as the stages' keys. Nothing is trained, generated or judged; neither the store
+nor the run's folder is written to; no model is fetched or converted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mithridate.pipeline.config import load_cells
+
+if TYPE_CHECKING:
+    from mithridate.pipeline.forecast import Forecast, Guess
+    from mithridate.pipeline.stages import Chain, Stage
+
+STATES = ("in the store", "begun", "damaged", "to run")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of the graph.
+
+    Attributes:
+        label: what it does, in words.
+        folder: the name of its artefact in the store.
+        state: one of `STATES`. A begun stage resumes; a damaged one is made again.
+        cells: how many cells of the table stand on it.
+        guess: what it would take, where it is not in the store.
+        after: the stages that start from it.
+    """
+
+    label: str
+    folder: str
+    state: str
+    cells: int
+    guess: Guess | None
+    after: list[Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The graph of a run.
+
+    Attributes:
+        roots: the stages that start from the model as it came.
+        summary: how much there is to do, what it takes and where that is known from, in lines.
+    """
+
+    roots: list[Node]
+    summary: list[str]
+
+    def nodes(self) -> Iterator[tuple[int, Node]]:
+        """All stages with their depth, each once, those before it first."""
+        waiting = [(0, node) for node in reversed(self.roots)]
+        while waiting:
+            depth, node = waiting.pop()
+            yield depth, node
+            waiting += [(depth + 1, child) for child in reversed(node.after)]
+
+    def lines(self) -> Iterator[str]:
+        """The graph as text, one line a stage, and a summary."""
+        for depth, node in self.nodes():
+            many = f"  ({node.cells} cells)" if node.cells > 1 else ""
+            guess = f", {node.guess}" if node.guess else ""
+            yield f"{'  ' * depth}{node.label}  {node.folder}  {node.state}{guess}{many}"
+        yield from self.summary
+
+
+def preview(experiment: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Preview:
+    """What `run` with the same arguments would do.
+
+    Raises:
+        InputError: as `run`, but for the set-ups that `run` tries out on a layer of the model.
+    """
+    from mithridate.models import ModelFiles, local_model
+    from mithridate.pipeline.forecast import Forecast
+    from mithridate.pipeline.runner import chains_of, place_of, plans_of, with_undefended
+
+    _, experiments = load_cells(experiment, list(overrides))
+    base, where, _ = place_of(experiment)
+    notes = []
+
+    def find(name: str) -> ModelFiles:
+        files = local_model(name)
+        if files is None:
+            notes.append(f"{name} is not on this machine yet: whether the store has stages of it cannot be told")
+        return files or ModelFiles(name, Path(), "not here yet")
+
+    chains = chains_of(with_undefended(experiments), base, where, False, find)
+    cells = [(plan.chain, plan.stages()) for plan in plans_of(chains)]
+    forecast = Forecast(chains[0].shop.store, base)
+    nodes, roots = _graph(cells, forecast)
+    states = Counter(node.state for node in nodes)
+    counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
+    summary = [f"{len(cells)} cells stand on {len(nodes)} stages: {counts}"]
+    summary += forecast.in_words([node.guess for node in nodes if node.guess])
+    return Preview(roots, summary + notes)
+
+
+def _graph(cells: list[tuple[Chain, list[Stage]]], forecast: Forecast) -> tuple[list[Node], list[Node]]:
+    """All stages, each once; and those that start from the model as it came."""
+    served = Counter(stage.key for _, stages in cells for stage in stages)
+    nodes: dict[str, Node] = {}
+    roots: list[Node] = []
+    for chain, stages in cells:
+        for stage in stages:
+            if stage.key in nodes:
+                continue
+            state = _state(chain, stage)
+            nodes[stage.key] = node = Node(
+                label=_label(chain, stage),
+                folder=chain.shop.store.folder(stage.name, stage.key).name,
+                state=state,
+                cells=served[stage.key],
+                guess=None if state == STATES[0] else forecast.of(chain, stage),
+            )
+            [parent] = stage.parents.values()
+            (nodes[parent].after if parent in nodes else roots).append(node)
+    return list(nodes.values()), roots
+
+
+def _state(chain: Chain, stage: Stage) -> str:
+    store = chain.shop.store
+    folder = store.folder(stage.name, stage.key)
+    if store.whole(stage.name, stage.key):
+        return "in the store"
+    if folder.is_dir():
+        return "damaged"
+    return "begun" if (store.root / "work" / folder.name).is_dir() else "to run"
+
+
+def _label(chain: Chain, stage: Stage) -> str:
+    seed = stage.config.get("seed")
+    return chain.label(stage) + ("" if seed is None else f" seed {seed}")

@@ -1,0 +1,147 @@
+"""The JSON Schema of the experiment file, for editors: `mithridate schema`.
+
+It is made from the types that check the file (`config.py`, the methods, SFTConfig) and holds the shorthands that the
+file allows. What it cannot say (values that depend on each other, where a sweep's paths lead) only `run` checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+from mithridate.pipeline.config import NOT_IN_TRAINING, Experiment, hint
+from mithridate.sources.roles import ROLES
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_JSON = {str: "string", int: "integer", float: "number", dict: "object"}
+_ONE_SOURCE = {"$ref": "#/$defs/Source"}
+_SOURCE = {"anyOf": [_ONE_SOURCE, {"type": "array", "items": _ONE_SOURCE, "minItems": 1}]}
+
+Schema = dict[str, Any]
+
+
+def experiment_schema() -> Schema:
+    """The schema, as JSON types. Imports torch: the methods' own fields are in it."""
+    from mithridate import defenses, repairs
+    from mithridate.protocols import PROTOCOLS
+    from mithridate.tasks import TASKS
+
+    schema = TypeAdapter(Experiment).json_schema()
+    parts = schema["$defs"]
+    for part in (schema, *parts.values()):
+        part["additionalProperties"] = False
+    for part in (schema, parts["Finetune"], parts["Attack"]):
+        del part["required"]  # what is missing may be swept
+    roles = dict.fromkeys(ROLES, _SOURCE)
+    schema["properties"]["data"] = {"type": "object", "properties": roles, "additionalProperties": False}
+    for stage in ("Align", "Finetune"):
+        schema["properties"][stage.lower()] = _one_of({"enum": ["none", None]}, {"$ref": f"#/$defs/{stage}"})
+        parts[stage]["properties"]["defense"] = {"$ref": "#/$defs/defenses"}
+        parts[stage]["properties"]["training"] = {"$ref": "#/$defs/training"}
+    schema["properties"]["repair"] = {"$ref": "#/$defs/repairs"}
+    schema["properties"]["sweep"] = _sweep([name for name in schema["properties"] if name != "sweep"])
+    evaluate = parts["Evaluate"]["properties"]
+    evaluate["protocol"]["enum"] = list(PROTOCOLS)
+    evaluate["generator"] = {"$ref": "#/$defs/generators"}
+    evaluate["judges"] = {"$ref": "#/$defs/judges"}
+    tasks = dict.fromkeys(TASKS, _SOURCE)
+    evaluate["tasks"] = {"type": "object", "properties": tasks, "additionalProperties": False}
+    parts["training"] = _training(parts)
+    parts["defenses"] = _methods({name: _fields(cls, parts) for name, cls in defenses.by_name().items()})
+    parts["repairs"] = _methods({name: _fields(cls, parts) for name, cls in repairs.by_name().items()})
+    parts["judges"] = _methods(_judges(parts))
+    parts["generators"] = _methods(_generators(), needed=True)
+    return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
+
+
+def _sweep(fields: list[str]) -> Schema:
+    """Lists of values by dotted path; under `variants`, mappings of dotted paths to values."""
+    path = rf"^({'|'.join(fields)})(\..+)?$"
+    variant = {"type": "object", "patternProperties": {path: {}}, "additionalProperties": False}
+    return {
+        "description": "Values that fields take, by dotted path; every combination is a cell.",
+        "type": "object",
+        "properties": {"variants": {"type": "array", "minItems": 1, "items": variant}},
+        "patternProperties": {path: {"type": "array", "minItems": 1}},
+        "additionalProperties": False,
+    }
+
+
+def _one_of(*kinds: Schema) -> Schema:
+    return {"anyOf": list(kinds)}
+
+
+def _methods(fields: Mapping[str, Schema], needed: bool = False) -> Schema:
+    """none | name | {name: {field: value}} | a list of these; without `none` where something is `needed`.
+
+    Args:
+        fields: of each method, the schema of its fields.
+    """
+    nothing: list[Schema] = [] if needed else [{"enum": ["none", None]}]
+    # A name alone stands for a method whose fields all have defaults.
+    alone = [name for name, schema in fields.items() if not schema.get("required")]
+    values = {name: s if s.get("required") else _one_of(s, {"type": "null"}) for name, s in fields.items()}
+    named: Schema = {"type": "object", "properties": values, "additionalProperties": False}
+    one = [{"enum": alone}, named]
+    return _one_of(*nothing, *one, {"type": "array", "items": _one_of(*one)})
+
+
+def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:
+    """The fields that a file may set of a method: a dataclass's, without the data sets that it gets from roles."""
+    left_out = {*left_out, *getattr(cls, "roles", {})}
+    properties, required = {}, []
+    for field in dataclasses.fields(cls):
+        if not field.init or field.name in left_out:
+            continue
+        properties[field.name] = _field(cls, field, parts)
+        if field.default is field.default_factory is dataclasses.MISSING:
+            required.append(field.name)
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return schema | ({"required": required} if required else {})
+
+
+def _field(cls: type, field: dataclasses.Field[Any], parts: Schema) -> Schema:
+    try:
+        schema = TypeAdapter(hint(cls, field.name)).json_schema(ref_template="#/$defs/{model}")
+    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
+        schema = {}  # a type that only its class can check
+    parts.update(schema.pop("$defs", {}))
+    if text := field.metadata.get("help"):
+        schema["description"] = str(text)
+    if isinstance(field.default, str | int | float):
+        schema["default"] = field.default
+    return schema
+
+
+def _training(parts: Schema) -> Schema:
+    from trl.trainer.sft_config import SFTConfig
+
+    return {"description": "Fields of TRL's SFTConfig."} | _fields(SFTConfig, parts, NOT_IN_TRAINING)
+
+
+def _judges(parts: Schema) -> dict[str, Schema]:
+    from mithridate import judges
+
+    return {name: _fields(judges.by_name(name), parts, ["generator"]) for name in judges.names()}
+
+
+def _generators() -> dict[str, Schema]:
+    from mithridate.generation import BACKENDS, NEEDED
+
+    found = {}
+    for name, known in BACKENDS.items():
+        properties = {field: {"type": [_JSON[kind] for kind in kinds]} for field, kinds in known.items()}
+        found[name] = {"type": "object", "properties": properties, "additionalProperties": False}
+        if name in NEEDED:
+            found[name]["required"] = list(NEEDED[name])
+    return found
+
+
+def as_text() -> str:
+    """The schema as JSON."""
+    return json.dumps(experiment_schema(), indent=1)

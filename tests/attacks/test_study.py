@@ -1,0 +1,146 @@
+"""`mithridate attack` on a tiny model: tries on validation parts, the best once on the test, what is said of it."""
+
+import csv
+import json
+
+import pytest
+
+from mithridate.attacks.study import attack
+from mithridate.errors import InputError
+from mithridate.pipeline.runner import run
+from tests.pipeline.small import experiment, stages, write_inputs, write_rows
+
+FILE = {
+    "size": [4, 8],
+    "harmful_ratio": 0.5,
+    "learning_rate": {"low": 0.001, "high": 0.05},
+    "steps": 4,
+    "batch_size": 2,
+    "search": {"trials": 3, "max_accuracy_loss": 1.0},
+    "curve": {"steps": [2], "rows": [4]},
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    for name in ("test_harmful", "task_test"):
+        write_rows(folder, name, 24)
+    return folder
+
+
+def defended(inputs, **changes):
+    made = experiment(inputs, align__defense={"vaccine": {"rho": 0.1}}, **changes)
+    for role in ("test_harmful", "task"):
+        made["data"][role]["validation_share"] = 0.5
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(inputs, tmp_path_factory):
+    """One search, and the folder and store that it leaves."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+        yield attack(defended(inputs), FILE, out=folder / "out"), folder
+
+
+@pytest.mark.slow
+def test_tries_are_of_validation_parts_and_the_best_is_scored_on_the_test(study):
+    found, folder = study
+    assert 1 <= len(found.tries) <= 3 and found.chosen in found.tries
+    tried = json.loads((folder / "out" / "search" / "results.json").read_text())
+    tested = json.loads((folder / "out" / "results.json").read_text())
+    assert all(any("validation" in text for text in tried["deviations"]) for _ in tried["cells"])
+    assert not any("validation" in text for text in tested["deviations"])
+    counts = {
+        kind: {cell["harmful_score"]["n"] for cell in one["cells"]} for kind, one in (("v", tried), ("t", tested))
+    }
+    assert len(counts["v"]) == len(counts["t"]) == 1 and counts["v"] != counts["t"]
+    assert counts["v"].pop() + counts["t"].pop() == 24
+
+
+@pytest.mark.slow
+def test_the_points_of_the_curve(study):
+    found, _ = study
+    whole = found.chosen.settings["size"]
+    mine = [(p.model, p.along, p.steps, p.rows, p.harmful_rows) for p in found.points]
+    guarded = found.points[0].model
+    rows = [(guarded, "rows", 4, 4, 2), (guarded, "rows", 4, 8, 4)] if whole == 8 else []
+    assert mine == [
+        (guarded, "steps", 2, whole, whole // 2),
+        (guarded, "steps", 4, whole, whole // 2),
+        *rows,
+        ("No defense", "steps", 2, whole, whole // 2),
+        ("No defense", "steps", 4, whole, whole // 2),
+    ]
+    assert "Vaccine" in guarded and found.words[0].startswith(guarded)
+    assert all(p.harmful_score["low"] is not None for p in found.points)
+
+
+@pytest.mark.slow
+def test_what_is_written(study):
+    found, folder = study
+    saved = json.loads((folder / "out" / "attack.json").read_text())
+    assert saved["words"] == found.words and saved["chosen"] == found.chosen.settings
+    assert len(saved["points"]) == len(found.points) and len(saved["tries"]) == len(found.tries)
+    rows = list(csv.DictReader((folder / "out" / "attack.csv").open()))
+    assert [int(row["steps"]) for row in rows] == [p.steps for p in found.points]
+    assert [float(row["harmful score"]) for row in rows] == [p.harmful_score["value"] for p in found.points]
+    page = (folder / "out" / "attack.md").read_text()
+    assert all(words in page for words in found.words) and page.count("\n| ") == len(found.points) + 1
+    assert (folder / "out" / "report.html").exists() and (folder / "out" / "search" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_again_it_trains_nothing_and_says_the_same(study, inputs, monkeypatch):
+    found, folder = study
+    monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+    before = stages(folder / "store")
+    again = attack(defended(inputs), FILE, out=folder / "again")
+    assert stages(folder / "store") == before
+    assert (again.tries, again.points, again.words) == (found.tries, found.points, found.words)
+
+
+@pytest.mark.slow
+def test_a_run_a_repair_and_identity_rows(inputs, tmp_path, monkeypatch):
+    """A model of a run that is repaired after the fine-tune: each point is an attack of its own, and is repaired."""
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    run(defended(inputs, repair={"antidote": {"targets": "update"}}), out=tmp_path / "run", progress=False)
+    file = {"data": "identity", "harmful_ratio": 0.5, "size": 8, "steps": 4, "batch_size": 2, "learning_rate": 0.01}
+    file |= {"curve": {"steps": [2]}, "search": {"max_accuracy_loss": None}}
+    with pytest.raises(InputError, match="no cell 'none'"):
+        attack(tmp_path / "run", file, cell="none", out=tmp_path / "out")
+    found = attack(tmp_path / "run", file, out=tmp_path / "out")
+    assert "Antidote" in found.words[0] and found.reference is None
+    assert [(p.steps, p.kind) for p in found.points] == [(2, "identity"), (4, "identity")] * 2
+    assert len(stages(tmp_path / "store", "repair")) == 3  # the run's, and one for each point
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "words"),
+    [
+        ({"sweep": {"seed": [0, 1]}}, {}, "has a sweep.*-o seed=VALUE"),
+        ({"topology": "single"}, {"rank": [2, 4]}, "topology: single"),
+        ({"finetune": None}, {}, "its finetune is none"),
+    ],
+)
+def test_what_is_refused_before_anything_is_computed(inputs, tmp_path, monkeypatch, changes, file, words):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    with pytest.raises(InputError, match=words):
+        attack(defended(inputs, **changes), FILE | file, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and stages(tmp_path / "store") == []
+
+
+@pytest.mark.slow
+def test_all_beyond_the_bound(inputs, tmp_path, monkeypatch):
+    """No attack keeps the accuracy: said to be so, and no score of the test is made."""
+    from mithridate.attacks import search, study
+
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(search, "_excess", lambda *_: 0.2)
+    file = {**FILE, "size": 8, "learning_rate": 0.01, "search": {"max_accuracy_loss": 0.05}}
+    found = study.attack(defended(inputs), file, out=tmp_path / "out")
+    assert found.chosen is None and found.points == []
+    assert "each of the 1 attacks lost more than 0.05 of accuracy" in found.words[0]
+    assert not (tmp_path / "out" / "results.json").exists() and (tmp_path / "out" / "attack.json").exists()

@@ -1,0 +1,141 @@
+"""The run's folder while it fills: records that wait on disk, when the table is written, two that write at once."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from mithridate.pipeline import folder as run_folder
+from mithridate.pipeline.config import load_experiment
+from mithridate.pipeline.folder import Folder
+from mithridate.pipeline.results import Cell, Table, table
+from mithridate.pipeline.runner import undefended, with_undefended
+from mithridate.pipeline.store import replace_file, replacing
+from tests.pipeline.small import experiment
+
+SHARED = {
+    "task": None,
+    "correct": None,
+    "protocol": "hs/embedded-v1",
+    "judge": "rules-v2",
+    "reason": "r",
+    "score": 1.0,
+}
+
+
+def row(i, verdict, **more):
+    return {"set": "harmful", "id": str(i), "prompt": f"p{i}", "answer": "a", "verdict": verdict} | SHARED | more
+
+
+def cells(tmp_path, count):
+    """Undefended and defended cells of several seeds in turn, as a run makes them."""
+    found = []
+    for number in range(count):
+        asked = experiment(tmp_path, seed=number // 2, align__defense={"vaccine": {}}, finetune="none")
+        loaded = load_experiment(asked)
+        one = loaded if number % 2 else undefended(loaded)
+        rows = [row(i, "complied" if (i + number) % 3 else "refused") for i in range(6)]
+        key, twin = f"k{number}", f"k{number - 1}" if number % 2 else f"k{number}"
+        history = [{"step": number}]
+        found.append(Cell(one, "align", rows, key, key, twin, {2: rows[:3]}, history=history))
+    return found
+
+
+def test_a_table_built_cell_by_cell_is_the_table_of_its_cells_at_every_moment(tmp_path):
+    made, growing = cells(tmp_path, 6), Table("m", "hs/embedded-v1", ["note"])
+    for number, cell in enumerate(made, 1):
+        growing.add(cell)
+        assert growing.results() == table(made[:number], "m", "hs/embedded-v1", ["note"])
+    results = growing.results()
+    assert [one["paired"] and one["paired"]["against"] for one in results["cells"]] == [
+        value for i in range(3) for value in (None, results["cells"][2 * i]["id"])
+    ]
+    assert [len(one["cells"]) for one in results["across_seeds"]] == [3, 3]
+    assert len({one["paired"]["p_holm"] for one in results["cells"] if one["paired"]}) >= 1
+
+
+def test_equal_names_are_told_apart_in_order(tmp_path):
+    made = [cell for _ in range(4) for cell in cells(tmp_path, 2)]
+    names = [one["id"] for one in table(made, "m", "hs/embedded-v1", [])["cells"]]
+    first, second = names[:2]
+    assert names[2:] == [f"{name}-{number}" for number in (2, 3, 4) for name in (first, second)]
+
+
+def test_a_sweeps_cells_and_their_twins_are_there_once_in_order(tmp_path):
+    loaded = [load_experiment(experiment(tmp_path, seed=seed)) for seed in (0, 1)]
+    defended = [load_experiment(experiment(tmp_path, seed=seed, align__defense={"vaccine": {}})) for seed in (0, 1)]
+    found = with_undefended([defended[0], loaded[0], defended[1], defended[0]])
+    assert found == [loaded[0], defended[0], loaded[1], defended[1]]
+
+
+def test_the_files_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_GROUP_ROWS", 10)  # several groups of rows in the file
+    made, growing, filling = cells(tmp_path, 4), Table("m", "hs/embedded-v1", []), Folder(tmp_path / "out", tmp_path)
+    filling.start(made[0].experiment)
+    for cell in made:
+        filling.add(growing.add(cell), cell)
+        results = filling.write(growing)
+        assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
+        records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+        assert list(dict.fromkeys(records["cell"])) == [one["id"] for one in results["cells"]]
+    filling.close()
+    assert len(records) == 4 * 9 and (records["step"] == 2).sum() == 4 * 3 and str(records["step"].dtype) == "Int64"
+    assert records[records["step"].isna()]["verdict"].tolist() == [each["verdict"] for c in made for each in c.rows]
+    histories = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert list(histories.values()) == [[{"step": number}] for number in range(4)]
+    recipes = json.loads((tmp_path / "out" / "cells.json").read_text())
+    assert [load_experiment(one["experiment"]) for one in recipes.values()] == [cell.experiment for cell in made]
+    names = {"cells.json", "experiment.yaml", "history.json", "records.parquet", "results.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names  # what waits has no name
+
+
+def test_columns_and_types_that_only_later_cells_have(tmp_path):
+    (tmp_path / "out").mkdir()
+    waiting = run_folder._Records(tmp_path / "out")
+    waiting.add([{"cell": "a", "step": None, "verdict": None, "score": None, "correct": None}])
+    waiting.add([{"cell": "b", "step": 3, "verdict": "v", "score": 0.5, "correct": True, "judge/x": "y"}])
+    waiting.write(tmp_path / "out" / "records.parquet")
+    waiting.close()
+    found = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    rows = found.astype(object).where(found.notna(), None).to_dict("records")
+    assert rows == [
+        {"cell": "a", "step": None, "verdict": None, "score": None, "correct": None, "judge/x": None},
+        {"cell": "b", "step": 3, "verdict": "v", "score": 0.5, "correct": True, "judge/x": "y"},
+    ]
+
+
+def test_slow_cells_are_written_one_by_one_and_quick_ones_as_the_table_grows(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: clock[0])
+
+    def written(seconds):
+        """The numbers of cells at which the table is written, if a cell takes so long, and n cells in it n / 100 s."""
+        filling, found = Folder(tmp_path / "out", tmp_path), []
+        for cells in range(1, 1001):
+            clock[0] += seconds
+            if filling.due(cells):
+                found.append(cells)
+                clock[0] += cells / 100
+                filling._written, filling._last, filling._cost = cells, clock[0], cells / 100
+        return found
+
+    assert written(1000) == list(range(1, 1001))
+    quick = written(0.001)
+    assert quick[:4] == [1, 2, 3, 5] and len(quick) < 20  # 1.5^17 is about 1000
+    assert sum(quick) < 3 * 1000  # rows written in all, for 1000
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    with replacing(path) as first:
+        first.write_text("half")
+        monkeypatch.setattr("mithridate.pipeline.store.os.getpid", lambda: 1)
+        replace_file(path, "whole")
+        assert path.read_text() == "whole"
+        first.write_text("first")
+        monkeypatch.undo()
+    assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["results.json"]
+    with pytest.raises(OSError, match="full"), replacing(path) as aside:
+        aside.write_text("half")
+        raise OSError("full")
+    assert path.read_text() == "first" and [each.name for each in tmp_path.iterdir()] == ["results.json"]

@@ -1,0 +1,133 @@
+"""The JSON Schema of the experiment file takes what `run` takes, and refuses misspelt fields at their place."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from mithridate import cli
+from mithridate.errors import InputError
+from mithridate.pipeline.config import canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.pipeline.demo import demo_experiments, recipe
+from mithridate.pipeline.schema import experiment_schema
+from mithridate.pipeline.yaml12 import parse_yaml
+from tests.pipeline.small import experiment
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def schema():
+    made = experiment_schema()
+    jsonschema.Draft202012Validator.check_schema(made)
+    return made
+
+
+@pytest.fixture
+def problems(schema):
+    """The paths at which a file departs from the schema, the deepest of alternatives."""
+    validator = jsonschema.Draft202012Validator(schema)
+
+    def problems(raw):
+        found = (jsonschema.exceptions.best_match([error]) for error in validator.iter_errors(raw))
+        return [".".join(map(str, error.absolute_path)) for error in found]
+
+    return problems
+
+
+def test_the_command_prints_it(schema, capfd):
+    assert cli.main(["schema"]) == 0
+    assert json.loads(capfd.readouterr().out) == schema
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example(path, problems):
+    assert problems(parse_yaml(path.read_text(), str(path))) == []
+
+
+def test_the_demo_as_written_and_resolved(problems):
+    assert problems(recipe()["experiment"]) == []
+    for each in demo_experiments():
+        validate(each)  # fills in the methods' fields
+        assert problems(parse_yaml(resolved_yaml(each), "resolved")) == []
+        assert problems(canonical(each)) == []
+
+
+def test_the_readmes_experiment_and_those_of_the_docs(problems):
+    blocks = [
+        parse_yaml(block, str(page))
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    files = [block for block in blocks if isinstance(block, dict) and {"model", "data"} <= block.keys()]
+    assert files and all(problems(file) == [] for file in files)
+
+
+def at(path, value, **more):
+    return experiment(Path("inputs"), **{path.replace(".", "__"): value}, **more)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("align", "none"),
+        ("align", None),
+        ("align.defense", "none"),
+        ("align.defense", "booster"),
+        ("align.defense", {"booster": None}),
+        ("align.defense", {"booster": {"alpha": 0.1}, "vaccine": {"rho": 1}}),
+        ("align.defense", ["vaccine", {"booster": {"lam": 2}}]),
+        ("finetune.defense", {"lisa": {"align_steps": 1, "finetune_steps": 9}}),
+        ("repair", "antidote"),
+        ("repair", {"antidote": {"ratio": 0.1, "targets": "update"}}),
+        ("data.alignment", [{"source": "embedded"}, {"source": "a.jsonl", "take": 3, "share": [0, 0.5]}]),
+        ("data.task.test", {"source": "b.jsonl", "columns": {"prompt": "text"}}),
+        ("evaluate.generator", "transformers"),
+        ("evaluate.generator", {"openai": {"base_url": "u", "model": "m", "revision": "r"}}),
+        ("evaluate.judges", ["coherence", {"beaver-dam-7b": {"threshold": 0.4}}]),
+        ("evaluate.tasks", {"sst2": {"source": "c.jsonl"}}),
+        ("adapter.target_modules", "all-linear"),
+        ("align.training", {"learning_rate": 1.0e-3, "warmup_steps": 0.1, "bf16": None}),
+        ("sweep", {"finetune.attack.harmful_ratio": [0, 0.1], "align.defense": ["none", "vaccine"], "seed": [0, 1]}),
+        ("sweep", {"data.task.take": [10, 20]}),
+    ],
+)
+def test_what_the_file_allows(path, value, problems):
+    assert problems(at(path, value)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("modle", "m", ""),
+        ("topology", "both", "topology"),
+        ("seed", "one", "seed"),
+        ("align.trainig", {}, "align"),
+        ("align.training.learning_rat", 0.1, "align.training"),
+        ("align.training.learning_rate", "fast", "align.training.learning_rate"),
+        ("align.training.output_dir", "x", "align.training"),
+        ("align.defense", "vacine", "align.defense"),
+        ("align.defense", {"booster": {"lambda": 1}}, "align.defense.booster"),
+        ("align.defense", {"booster": {"harmful_dataset": []}}, "align.defense.booster"),
+        ("finetune.attack.ratio", 0.1, "finetune.attack"),
+        ("repair", {"antidote": {"target": "update"}}, "repair.antidote"),
+        ("data.alignmnt", {"source": "embedded"}, "data"),
+        ("data.alignment", {"sorce": "embedded"}, "data.alignment"),
+        ("evaluate.protocol", "hs/x", "evaluate.protocol"),
+        ("evaluate.generator", {"openai": {"model": "m"}}, "evaluate.generator"),
+        ("evaluate.judges", ["coherense"], "evaluate.judges.0"),
+        ("evaluate.tasks", {"sst3": {"source": "c.jsonl"}}, "evaluate.tasks"),
+        ("sweep", {"finetun.attack.size": [1]}, "sweep"),
+        ("sweep", {"seed": 1}, "sweep.seed"),
+    ],
+)
+def test_what_is_misspelt_or_of_another_type(path, value, where, problems):
+    raw = at(path, value)
+    found = problems(raw)
+    assert found == [where]
+    with pytest.raises(InputError):  # and `run` agrees
+        for cell in expand(load_experiment(raw)):
+            validate(cell)

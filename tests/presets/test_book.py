@@ -1,0 +1,109 @@
+"""The preset files: every value has a source, every arm is a valid experiment, and the papers' numbers add up."""
+
+import pytest
+
+from mithridate.errors import InputError
+from mithridate.pipeline.config import load_experiment, validate
+from mithridate.presets import NAMES, preset
+from mithridate.presets.book import MARKS
+from mithridate.protocols import PROTOCOLS
+
+PAPERS = [name for name in NAMES if name != "unified-v1"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_has_a_mark_and_a_source(name):
+    known = preset(name)
+    sources = known.sources()
+    assert len(sources) > 30
+    for path, given in sources.items():
+        assert given.mark in MARKS and len(given.source) >= 7, path
+    assert all(note.mark in MARKS for note in known.differences) and known.differences
+    # Nothing in an arm's experiment but what stands in the file with its source.
+    for arm in known.arms:
+        leaves = set(flat(known.experiment(arm)))
+        assert leaves == {*known.fields, *known.arms[arm]}
+
+
+def flat(node, path=""):
+    """The dotted paths of all values that are no mappings."""
+    for key, value in node.items():
+        here = f"{path}.{key}" if path else key
+        yield from flat(value, here) if isinstance(value, dict) else [here]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_is_a_valid_experiment_at_every_place(name):
+    known = preset(name)
+    for arm in known.arms:
+        raw = known.experiment(arm) | {"sweep": {path: given.value for path, given in known.sweep.items()}}
+        experiment = load_experiment(raw)
+        validate(experiment)
+        assert experiment.evaluate.protocol in PROTOCOLS
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_protocol_is_the_papers_own(name):
+    assert preset(name).fields["evaluate.protocol"].value == f"hs/{name}"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_means_that_the_papers_print_are_those_of_their_cells(name):
+    """A second place for every number that has one: a mistyped cell moves the mean by more than rounding does."""
+    numbers = preset(name).numbers
+    checked = 0
+    for measure, means in numbers.means.items():
+        for arm, printed in means.items():
+            cells = getattr(numbers, measure).get(arm)
+            if cells:
+                assert len(cells) == len(numbers.at)
+                assert sum(cells) / len(cells) == pytest.approx(printed, abs=6e-5), (measure, arm)
+                checked += 1
+    assert checked >= 3
+    assert numbers.at == preset(name).sweep[numbers.over].value
+    for measure in ("harmful_score", "accuracy"):
+        for arm, cells in getattr(numbers, measure).items():
+            assert arm in preset(name).arms and all(0 <= value <= 1 for value in cells)
+            assert arm in numbers.means[measure], "every row of cells is checked by its mean"
+
+
+def test_tables_that_give_the_same_run_twice_agree():
+    """Booster's table of models repeats the column p = 0.1 of its table of ratios."""
+    numbers = preset("booster-2025").numbers
+    for arm, harmful, accuracy in (
+        ("sft", 0.337, 0.9312),
+        ("lisa", 0.237, 0.9232),
+        ("vaccine", 0.283, 0.9369),
+        ("booster", 0.083, 0.9323),
+    ):
+        assert numbers.cell("harmful_score", arm, 0.1) == pytest.approx(harmful)
+        assert numbers.cell("accuracy", arm, 0.1) == pytest.approx(accuracy)
+    # Vaccine's tables of models and of tasks give n = 1000, p = 0.05 as 0.428 with Vaccine.
+    assert preset("vaccine-2024").numbers.cell("harmful_score", "vaccine", 0.05) == 0.428
+    # Antidote's table of epochs has the run of 20 epochs at 1e-4 again.
+    epochs = {"sft": 0.778, "lisa": 0.732, "antidote": 0.653}
+    numbers = preset("antidote-2025").numbers
+    assert {arm: numbers.cell("harmful_score", arm, 1e-4) for arm in epochs} == epochs
+
+
+def test_topologies_are_those_of_the_released_scripts():
+    arms = {(name, arm): preset(name).experiment(arm)["topology"] for name in PAPERS for arm in preset(name).arms}
+    assert {key for key, topology in arms.items() if topology != "double"} == {("booster-2025", "booster")}
+
+
+def test_unified_gives_every_defense_the_same_chance():
+    known = preset("unified-v1")
+    assert known.fields["evaluate.protocol"].value == "hs/unified-v1"
+    assert set(known.sweep["topology"].value) == {"double", "single"}
+    assert len(known.sweep["seed"].value) >= PROTOCOLS["hs/unified-v1"].seeds
+    assert set(known.tuning.tries) == {*known.arms} - {"sft"} == {"vaccine", "booster", "lisa", "antidote"}
+    assert len({len(tries) for tries in known.tuning.tries.values()}) == 1
+    for arm, tries in known.tuning.tries.items():
+        assert all(set(values) <= set(known.arms[arm]) for values in tries)
+        defaults = {path: given.value for path, given in known.arms[arm].items()}
+        assert any(all(defaults[path] == value for path, value in values.items()) for values in tries)
+
+
+def test_a_wrong_name_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean `booster-2025`"):
+        preset("booster-2024")
