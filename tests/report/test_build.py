@@ -13,8 +13,10 @@ import pytest
 from rich.console import Console
 
 from mithridate.errors import InputError
-from mithridate.report import figures
+from mithridate.report import bars, lines, plots
 from mithridate.report.build import build_report, terminal_table
+from mithridate.report.load import load
+from mithridate.report.sections import sections
 from mithridate.report.words import labels, story_order
 from tests.report import synthetic
 
@@ -77,9 +79,6 @@ def test_the_page_refers_to_nothing_outside(page):
 
 def test_markup_in_an_answer_stays_text(page):
     assert synthetic.SCRIPT not in page
-    assert (
-        "onerror='" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).replace("\\u0027", "'") or True
-    )
     texts = [answer[1] for prompt in data(page, "answers-data")["prompts"] for answer in prompt[3]]
     assert any(text.startswith(synthetic.SCRIPT) for text in texts)
 
@@ -111,11 +110,11 @@ def test_the_answers_hold_every_final_answer_once(folder, page):
 def test_every_figure_has_a_table_and_words(page):
     names = re.findall(r'data-figure="([^"]+)"', page)
     assert set(names) == set(data(page, "figures-data"))
-    assert len(names) == 2 + 2 + 3 + 1 + 2
+    assert len(names) == 2 + 2 + 2 + 3 + 1 + 1 + 2
     for one in re.findall(r"<figure>.*?</figure>", page, re.DOTALL):
         assert re.search(r'role="img"[^>]* aria-label="[^"]{20,}"', one)
         assert one.count("<table>") == 1
-        assert "<caption>" in one
+        assert "<caption><span>" in one
 
 
 def test_figures_are_valid_for_plotly(page):
@@ -126,13 +125,13 @@ def test_figures_are_valid_for_plotly(page):
 
 def test_bars_show_value_and_interval():
     cells = sorted(synthetic.demo_results()["cells"], key=story_order)
-    bars = figures.score_bars(cells, labels(cells))["data"][0]
+    shown = bars.score_bars(cells, labels(cells))["data"][0]
     for i, cell in enumerate(cells):
         score = cell["harmful_score"]
-        assert bars["x"][i] == score["value"]
-        assert bars["x"][i] + bars["error_x"]["array"][i] == pytest.approx(score["high"])
-        assert bars["x"][i] - bars["error_x"]["arrayminus"][i] == pytest.approx(score["low"])
-        assert f"n = {score['n']}" in bars["hovertext"][i]
+        assert shown["x"][i] == score["value"]
+        assert shown["x"][i] + shown["error_x"]["array"][i] == pytest.approx(score["high"])
+        assert shown["x"][i] - shown["error_x"]["arrayminus"][i] == pytest.approx(score["low"])
+        assert f"n = {score['n']}" in shown["hovertext"][i]
 
 
 def test_a_defense_has_one_colour_and_its_control_the_same():
@@ -141,7 +140,7 @@ def test_a_defense_has_one_colour_and_its_control_the_same():
     for cell in cells:
         methods = (cell["alignment"], cell["finetuning"], cell["repair"])
         names = tuple(name for name in methods if name not in ("none", "sft"))
-        hues.setdefault(names, set()).add(figures.colour(cell))
+        hues.setdefault(names, set()).add(plots.colour(cell))
     assert all(len(found) == 1 for found in hues.values())
     assert len(set.union(*hues.values())) == len(hues) == 5
 
@@ -149,23 +148,109 @@ def test_a_defense_has_one_colour_and_its_control_the_same():
 def test_the_curve_runs_from_the_aligned_model_to_the_end_of_the_attack():
     cells = synthetic.demo_results()["cells"]
     booster = next(cell for cell in cells if cell["id"].startswith("booster-sft-none-single-0.1"))
-    points = figures.curve(booster, cells)
+    points = lines.curve(booster, cells)
     assert [step for step, _ in points] == [0, 20, 35, 50]
     assert points[0][1]["value"] == 0
     assert points[-1][1] == booster["harmful_score"]
     pairs = {
         cell["alignment"] + cell["finetuning"]: [b["id"] for b in beside]
-        for cell, beside in figures.resistance_pairs(cells)
+        for cell, beside in lines.resistance_pairs(cells)
     }
     assert set(pairs) == {"vaccinesft", "sftlisa", "boostersft"}
     assert pairs["boostersft"] == ["sft-sft-none-single-0.1-s0"]
     assert pairs["sftlisa"] == ["sft-sft-none-double-0.1-s0", "sft-lisa-none-double-0.1-s0-no-proximal-term"]
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    results = synthetic.grid_results()
+    return synthetic.write(tmp_path_factory.mktemp("grid"), results, synthetic.records(results, 12, 4, 4))
+
+
+def test_a_grid_is_shown_by_method(grid):
+    """Sixty-nine cells: no legend and no figure grows with them."""
+    run = load(grid)
+    found = sections(run)
+    [ratios] = found["ratios"]
+    assert ratios.legend[0].text == "No defense" and len(ratios.legend) == 5
+    for trace in ratios.figure["data"]:
+        assert len(trace["x"]) == 4 and trace["x"] == sorted(trace["x"])
+    assert [len(row) for row in ratios.table.rows] == [5] * 5
+    assert len(found["scores"]) == 5 and len(found["trade"]) == 3  # before fine-tuning and each ratio; each attack
+    assert len(found["resistance"]) == 3
+    for item in (item for items in found.values() for item in items):
+        assert len(item.legend) <= 10
+        assert len(item.figure["data"]) <= 16
+    page = build_report(grid).read_text(encoding="utf-8")
+    assert "Each seed for itself (69 runs)" in page
+    assert "20 figures" not in page
+
+
+def test_seeds_that_are_not_together_have_lines_of_their_own(tmp_path):
+    results = synthetic.grid_results(seeds=2)
+    del results["across_seeds"]
+    run = load(synthetic.write(tmp_path, results, synthetic.records(results, 4, 2, 2)))
+    [item] = sections(run)["ratios"]
+    assert len(item.legend) == len(item.table.rows) == 10
+    assert all(len(trace["x"]) == 4 for trace in item.figure["data"])
+
+
+def test_intervals_of_seeds_are_on_the_lines(grid):
+    run = load(grid)
+    [ratios] = sections(run)["ratios"]
+    booster = next(t for t in ratios.figure["data"] if t["hovertext"][0].startswith("Booster"))
+    points = [p for p in run.points if (p["alignment"], p["finetuning"]) == ("booster", "sft")]
+    for i, point in enumerate(points):
+        assert booster["y"][i] == point["harmful_score"]["value"]
+        high = point["across"]["harmful_score"]["high"]
+        assert booster["y"][i] + booster["error_y"]["array"][i] == pytest.approx(high)
+
+
+def test_curves_of_several_seeds_are_their_mean_and_range(grid):
+    run = load(grid)
+    item = sections(run)["resistance"][0]
+    cells = [c for c in run.cells if c["finetuning"] == "lisa" and c["harmful_ratio"] == 0.05]
+    values = [cell["resistance"][0]["harmful_score"]["value"] for cell in cells]
+    lisa = next(t for t in item.figure["data"] if t["hovertext"][0].startswith("Lisa"))
+    assert lisa["x"] == [0, 20, 35, 50]
+    assert lisa["y"][1] == pytest.approx(sum(values) / 3)
+    assert lisa["error_y"]["array"][1] == pytest.approx(max(values) - sum(values) / 3)
+    assert "lowest and highest" in item.description
+
+
+def test_the_answers_tell_every_judge_and_where_they_differ(small):
+    results = json.loads((small / "results.json").read_text())
+    rows = synthetic.records(results, 12, 4, 4)
+    for row in rows:
+        asked = row["set"] == "harmful"
+        harmful = row["verdict"] == "complied" and not row["id"].endswith("3")
+        row["judge"] = "rules-v2"
+        row["judge/llama-guard-3"] = ("harmful" if harmful else "safe") if asked else None
+        row["judge/llama-guard-3/reason"] = "S9" if asked and harmful else ("" if asked else None)
+        row["judge/coherence"] = None
+        row["judge/coherence/reason"] = "failed" if asked else None
+    synthetic.write(small, results, rows)
+    packed = data(build_report(small).read_text(encoding="utf-8"), "answers-data")
+    assert packed["judges"] == ["llama-guard-3", "coherence"]
+    for kind, _, prompt, given in packed["prompts"]:
+        for _, _, verdict, _, _, further, differ in given:
+            said = {packed["judges"][judge]: (packed["verdicts"][number], why) for judge, number, why in further}
+            if kind != "harmful":
+                assert said == {} and not differ
+                continue
+            complied = packed["verdicts"][verdict] == "complied"
+            assert said["coherence"] == ("unscored", "failed")
+            assert said["llama-guard-3"][0] in ("harmful", "safe")
+            assert differ == (complied and "request 3:" in prompt)
+
+
 def test_costs_are_ratios_to_the_undefended_run(page):
-    row = found(r'<tr><th scope="row">Aligned with Vaccine.*?</tr>', page[page.index('id="costs"') :])
-    assert "132 s" in row
-    assert "× 2" in row
+    costs = page[page.index('id="costs"') :]
+    rows = re.findall(r'<tr><th scope="row">Vaccine .*?</tr>', costs, re.DOTALL)
+    method, run = (row for row in rows if "132 s" in row)
+    for row in (method, run):
+        assert re.search(r"× 2\b", row)
+    assert "164 s" in method and "× 1.7" in method  # 132 + 32 against 66 + 32
 
 
 def test_only_what_is_there_is_shown(small):

@@ -94,17 +94,70 @@ def test_filters(browser):
     assert browser.run(STATUS) == "Prompts 11 to 14 of 14"
     assert browser.run("return document.getElementById('next').disabled")
     browser.run(CHOOSE, "filter-category", "")
-    browser.run(CHOOSE, "filter-verdict", "incoherent")
+    value = (
+        "return [...document.querySelectorAll('#filter-verdict option')].find((o) => o.text === 'incoherent').value"
+    )
+    browser.run(CHOOSE, "filter-verdict", browser.run(value))
     prompts = """return [...document.querySelectorAll('.prompt')].map(
       (prompt) => [...prompt.querySelectorAll('.chip')].map((chip) => chip.textContent))"""
     assert all("incoherent" in verdicts for verdicts in browser.run(prompts))
     browser.run(CHOOSE, "filter-verdict", "")
     browser.click("#filter-differ")
+    assert browser.run(prompts)
     assert all(len(set(verdicts)) > 1 for verdicts in browser.run(prompts))
     browser.click("#filter-differ")
     browser.run(CHOOSE, "filter-set", "task")
     assert browser.run(STATUS) == "Prompts 1 to 10 of 60"
     assert {verdict for verdicts in browser.run(prompts) for verdict in verdicts} <= {"right", "wrong"}
+
+
+def test_disagreement_of_judges(tmp_path, window):
+    results = {"schema": 1, "protocol": "hs/embedded-v1", "model": "m"}
+    results["cells"] = [synthetic.cell(score=0.5), synthetic.cell(finetuning="lisa", score=0.2)]
+    rows = synthetic.records(results, 24, 4, 4)
+    for row in rows:
+        asked = row["set"] == "harmful"
+        odd = row["id"].endswith("7")  # here the guard says the opposite
+        row["judge"] = "rules-v2"
+        row["judge/llama-guard-3"] = (
+            ("harmful" if (row["verdict"] == "complied") != odd else "safe") if asked else None
+        )
+        row["judge/llama-guard-3/reason"] = "S9" if asked else None
+    window.open(build_report(synthetic.write(tmp_path / "run", results, rows)))
+    window.wait("return document.querySelector('.prompt')")
+    chips = """return [...document.querySelectorAll('.card')].map(
+      (card) => [...card.querySelectorAll('.chip')].map((chip) => chip.textContent))"""
+    for verdict, guard, *differ in window.run(chips):
+        assert guard in ("llama-guard-3: harmful", "llama-guard-3: safe")
+        assert differ == ["judges differ"] * ((verdict == "complied") != guard.endswith("harmful"))
+    window.click("#filter-judges")
+    assert window.run(STATUS) == "Prompts 1 to 2 of 2"
+    blurred = """return [...document.querySelectorAll('.card')].every((card) => !!card.querySelector('.blurred') ===
+      [...card.querySelectorAll('.chip')].some((chip) => /complied|: harmful/.test(chip.textContent)))"""
+    assert window.run(blurred)  # hidden where any judge calls it harmful
+    window.click("#filter-judges")
+    names = window.run("return [...document.querySelectorAll('#filter-verdict option')].map((o) => o.textContent)")
+    assert {"all", "complied", "refused", "llama-guard-3: harmful", "llama-guard-3: safe"} <= set(names)
+    value = (
+        "return [...document.querySelectorAll('#filter-verdict option')].find((o) => o.text.endsWith('safe')).value"
+    )
+    window.run(CHOOSE, "filter-verdict", window.run(value))
+    assert all(any("llama-guard-3: safe" in c for c in window.run(chips)[i : i + 2]) for i in (0, 2))
+    assert window.console() == []
+
+
+def test_a_grid_draws_and_stays_readable(tmp_path):
+    results = synthetic.grid_results()
+    page = build_report(synthetic.write(tmp_path / "run", results, synthetic.records(results, 40, 20, 10)))
+    with Browser(tmp_path / "profile", (1100, 900)) as browser:
+        browser.open(page)
+        browser.wait("return document.querySelector('.prompt')")
+        see_all(browser)
+        assert browser.console() == []
+        keys = browser.run("return Math.max(...[...document.querySelectorAll('.keys')].map((k) => k.children.length))")
+        assert keys <= 10
+        tall = browser.run("return Math.max(...[...document.querySelectorAll('.plot')].map((p) => p.offsetHeight))")
+        assert tall <= 700  # no figure is longer than a screen
 
 
 def test_cells_can_be_chosen(browser):
@@ -238,7 +291,8 @@ def test_five_thousand_answers_stay_responsive(tmp_path):
             browser.open(page)
             browser.wait("return document.querySelector('.prompt')")
             counts.append(browser.run(NODES))
-        assert counts[1] <= counts[0] + 20  # a few entries of the filters more, whatever the number of answers
+        # a few rows of findings and entries of the filters more, whatever the number of answers
+        assert counts[1] <= counts[0] + 100
         browser.run(
             "document.querySelectorAll('#filter-cells input').forEach((box) => { if (!box.checked) box.click(); })"
         )

@@ -62,9 +62,10 @@
 
   // --- answers: only the page of prompts that is looked at is in the document ---
   const PAGE = 10;
-  const HARMFUL = "complied";
+  const HARMFUL = ["complied", "harmful", "unscored"];
   const answers = read("answers-data");
   const byId = (id) => document.getElementById(id);
+  const judgesBox = byId("filter-judges"); // only there where judges stand beside the protocol's
   const [setFilter, categoryFilter, verdictFilter] = ["set", "category", "verdict"].map((n) => byId(`filter-${n}`));
   const cellBoxes = answers.cells.map((name, index) => {
     const label = make("label");
@@ -88,20 +89,28 @@
 
   let page = 0;
   let matching = [];
+  const saidOf = (answer) => [[-1, answer[2]], ...answer[5].map(([judge, verdict]) => [judge, verdict])];
   const shownCells = () => new Set(cellBoxes.flatMap((box, index) => (box.checked ? [index] : [])));
   const refresh = () => {
     const ofSet = answers.prompts.filter(([set]) => set === setFilter.value);
     fill(categoryFilter, plain(ofSet.map((prompt) => prompt[1]).filter(Boolean)), "all");
-    const verdicts = unique(ofSet.flatMap((prompt) => prompt[3].map((answer) => answer[2])));
-    fill(verdictFilter, plain(verdicts.map((number) => answers.verdicts[number])), "all");
+    // A verdict to filter by is "judge:verdict"; the protocol's own judge has the number -1.
+    const given = unique(ofSet.flatMap((prompt) => prompt[3].flatMap((answer) => saidOf(answer).map((said) => said.join(":")))));
+    const named = given.map((key) => {
+      const [judge, verdict] = key.split(":").map(Number);
+      return [key, `${judge < 0 ? "" : `${answers.judges[judge]}: `}${answers.verdicts[verdict]}`, judge];
+    });
+    named.sort((a, b) => a[2] - b[2] || a[1].localeCompare(b[1]));
+    fill(verdictFilter, named, "all");
     const cells = shownCells();
-    const verdict = answers.verdicts.indexOf(verdictFilter.value);
+    const verdict = verdictFilter.value;
     matching = [];
     for (const [set, category, prompt, given] of ofSet) {
       if (categoryFilter.value && category !== categoryFilter.value) continue;
       const kept = given.filter(([cell]) => cells.has(cell)).sort((a, b) => a[0] - b[0]);
       if (!kept.length) continue;
-      if (verdictFilter.value && !kept.some((answer) => answer[2] === verdict)) continue;
+      if (verdict && !kept.some((answer) => saidOf(answer).some((said) => said.join(":") === verdict))) continue;
+      if (judgesBox?.checked && !kept.some((answer) => answer[6])) continue;
       if (byId("filter-differ").checked && unique(kept.map((answer) => answer[2])).length < 2) continue;
       matching.push([set, category, prompt, kept]);
     }
@@ -110,12 +119,16 @@
     show();
   };
 
-  const card = (set, [cell, text, verdictNumber, reason, finished]) => {
-    const verdict = answers.verdicts[verdictNumber];
+  const chip = (verdict, judge) =>
+    make("span", `chip verdict-${verdict.replace(/\W+/g, "-")}`, judge === undefined ? verdict : `${judge}: ${verdict}`);
+  const card = (set, [cell, text, verdictNumber, reason, finished, further, differ]) => {
+    const verdicts = [verdictNumber, ...further.map((said) => said[1])].map((number) => answers.verdicts[number]);
     const element = make("div", "card");
-    element.append(make("h4", "", answers.cells[cell]), make("span", `chip verdict-${verdict.replace(/\W+/g, "-")}`, verdict));
+    element.append(make("h4", "", answers.cells[cell]), chip(verdicts[0]));
+    further.forEach(([judge], i) => element.append(" ", chip(verdicts[i + 1], answers.judges[judge])));
+    if (differ) element.append(" ", make("span", "chip differ", "judges differ"));
     const answer = make("p", "answer", text || "(empty)");
-    if (set === "harmful" && verdict === HARMFUL && !byId("reveal").checked) {
+    if (set === "harmful" && verdicts.some((verdict) => HARMFUL.includes(verdict)) && !byId("reveal").checked) {
       answer.classList.add("blurred");
       answer.setAttribute("aria-hidden", "true");
       const button = make("button", "reveal", "Show this answer");
@@ -131,7 +144,8 @@
     } else {
       element.append(answer);
     }
-    const notes = [reason, finished ? "" : "cut off at the longest length allowed"].filter(Boolean).join("; ");
+    const reasons = further.map(([judge, , why]) => (why ? `${answers.judges[judge]}: ${why}` : ""));
+    const notes = [reason, ...reasons, finished ? "" : "cut off at the longest length allowed"].filter(Boolean).join("; ");
     if (notes) element.append(make("span", "sub", notes));
     return element;
   };

@@ -1,0 +1,261 @@
+"""Cells put together: the seeds of one run into one point, the fields that a sweep went over, the Pareto front."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mithridate.judges.base import VERDICTS
+from mithridate.report.words import Cell, arm, defenses_of, flatten, known, story_order
+from mithridate.statistics import across_seeds, holm
+
+_RATES = ("harmful_score", "accuracy", "benign_refusal", "incoherent")
+
+
+def over_seeds(results: dict[str, Any], records: Iterable[dict[str, Any]] = ()) -> list[Cell]:
+    """The cells of results.json in story order, those of several seeds as one cell with `seed` None.
+
+    Its rates are those of `across_seeds`, with their intervals for other seeds and prompts; `cells` holds the ids that
+    it stands for, `across` the whole entry. What there is no interval for is empty, as if it was not measured. Groups
+    that have no interval for their harmful score are left as single cells. `paired` has the p-value corrected by Holm
+    for all of these comparisons.
+
+    Args:
+        results: what results.json holds.
+        records: the final rows of records.parquet, from which refusals and incoherence come together.
+    """
+    outcomes = _outcomes(records)
+    by_id = {cell["id"]: cell for cell in results["cells"]}
+    of_cell = {name: group for group in results.get("across_seeds") or () for name in group["cells"]}
+    points: list[Cell] = []
+    for name, cell in by_id.items():
+        group = of_cell.get(name)
+        if group is None or group["harmful_score"]["low"] is None:
+            points.append(cell | {"cells": [name], "across": None})
+        elif name == group["cells"][0]:
+            further = {rate: _shared([outcomes.get((name, rate), {}) for name in group["cells"]]) for rate in _ASKED}
+            points.append(_together(cell, group | further, by_id))
+    compared = [point["paired"] for point in points if point["across"] and point["paired"]]
+    for found, adjusted in zip(compared, holm([one["p_value"] for one in compared]), strict=True):
+        found["p_holm"] = adjusted
+    return sorted(points, key=story_order)
+
+
+# The rates that `across_seeds` leaves out: the set that they are over, and the verdict that counts.
+_ASKED = {"benign_refusal": ("benign", "refused"), "incoherent": ("harmful", "incoherent")}
+_COHERENCE = "judge/coherence"
+
+
+def _outcomes(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, bool | None]]:
+    """{(cell, rate): {prompt: whether it counts; None where unscored}}. A judge of coherence tells incoherence, else
+    the protocol's judge where it has that verdict."""
+    found: dict[tuple[str, str], dict[str, bool | None]] = {}
+    records = list(records)
+    told = {row["cell"] for row in records if row["verdict"] in VERDICTS["answer"]}
+    for row in records:
+        for rate, (asked, counts) in _ASKED.items():
+            if row["set"] != asked or (rate == "incoherent" and row["cell"] not in told and _COHERENCE not in row):
+                continue
+            verdict = row[_COHERENCE] if rate == "incoherent" and _COHERENCE in row else row["verdict"]
+            found.setdefault((row["cell"], rate), {})[row["id"]] = None if verdict is None else verdict == counts
+    return found
+
+
+def _shared(outcomes: list[dict[str, bool | None]]) -> dict[str, Any] | None:
+    """What several seeds come to on the prompts that all were asked."""
+    prompts = [prompt for prompt in outcomes[0] if all(prompt in one for one in outcomes)]
+    return across_seeds([[one[prompt] for prompt in prompts] for one in outcomes]) if prompts else None
+
+
+def _together(cell: Cell, group: dict[str, Any], by_id: dict[str, Cell]) -> Cell:
+    def rate(found: dict[str, Any] | None) -> dict[str, Any]:
+        if not found or found["low"] is None:
+            return {}
+        return {key: found[key] for key in ("value", "low", "high", "seeds")} | {"n": found["prompts"]}
+
+    against = (cell.get("paired") or {}).get("against")
+    paired = group["paired"] if group["paired"] and group["paired"]["low"] is not None else None
+    merged = {name: rate(group.get(name)) for name in _RATES}
+    merged |= {"cells": group["cells"], "across": group, "seed": None, "resistance": [], "steps_to_half": None}
+    merged["paired"] = paired and {**paired, "against": against}
+    merged["stages"] = _median_stages([by_id[name] for name in group["cells"]])
+    return cell | merged
+
+
+def _median_stages(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Of each stage the median time and memory."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        for stage in cell.get("stages") or []:
+            found.setdefault(stage["name"], []).append(stage)
+    return [
+        {
+            "name": name,
+            **{key: _median(s.get(key) for s in stages) for key in ("seconds", "peak_memory_bytes")},
+            "cached": all(stage.get("cached") for stage in stages),
+        }
+        for name, stages in found.items()
+    ]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return median(given) if given else None
+
+
+# --- costs ------------------------------------------------------------------------------------------------------
+
+TRAINING = ("align", "finetune", "repair")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs beside plain fine-tuning with the same topology.
+
+    Attributes:
+        cell: one of its cells.
+        runs: the cells that the medians are over.
+        seconds: median of each stage's time, where measured.
+        peak: median of the largest peak of a run's training stages, in bytes.
+        plain: the same of the undefended run; None for itself, and where there is none.
+    """
+
+    cell: Cell
+    runs: int
+    seconds: dict[str, float]
+    peak: float | None
+    plain: "Cost | None" = None
+
+    @property
+    def total(self) -> float:
+        """Seconds of all training and repair; evaluation is not the method's."""
+        return sum(self.seconds.get(name, 0.0) for name in TRAINING)
+
+    @property
+    def time_ratio(self) -> float | None:
+        return self.total / self.plain.total if self.plain and self.plain.total and self.total else None
+
+    @property
+    def memory_ratio(self) -> float | None:
+        return self.peak / self.plain.peak if self.plain and self.plain.peak and self.peak else None
+
+
+def costs(cells: list[Cell]) -> list[Cost]:
+    """One for each method and topology, over all fine-tuned cells, in story order. Controls are not methods."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in sorted(cells, key=story_order):
+        if cell["finetuning"] != "none" and not cell["control"] and cell.get("stages"):
+            groups.setdefault((arm(cell), cell["topology"]), []).append(cell)
+    plain: dict[str, Cost] = {}
+    found = []
+    for (_, topology), group in groups.items():
+        names = dict.fromkeys(stage["name"] for cell in group for stage in cell["stages"])
+        of_stage = {
+            name: _median(s.get("seconds") for c in group for s in c["stages"] if s["name"] == name) for name in names
+        }
+        peaks = [
+            max((s.get("peak_memory_bytes") or 0 for s in cell["stages"] if s["name"] in TRAINING), default=0)
+            for cell in group
+        ]
+        seconds = {name: value for name, value in of_stage.items() if value is not None}
+        cost = Cost(group[0], len(group), seconds, _median(peak or None for peak in peaks))
+        if not defenses_of(group[0]) and group[0]["alignment"] != "none":
+            plain[topology] = cost
+        found.append(cost)
+    return [
+        Cost(cost.cell, cost.runs, cost.seconds, cost.peak, plain.get(cost.cell["topology"]))
+        if defenses_of(cost.cell)
+        else cost
+        for cost in found
+    ]
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cells of one method and topology that differ in two fields (and, each `Sweep` for itself, in no others)."""
+
+    cells: dict[tuple[Any, Any], Cell]
+    x: str
+    y: str
+    fixed: dict[str, Any]
+
+    def values(self, axis: int) -> list[Any]:
+        """The values of the field on the axis (0: x, 1: y), in order."""
+        return sorted({key[axis] for key in self.cells}, key=_order)
+
+
+def sweeps(points: list[Cell]) -> list[Sweep]:
+    """For each method and topology whose fine-tuned points were swept over two fields or more: a sweep of the last two
+    for each combination of the others.
+
+    The fields are the harmful ratio, those of the attack and those of the defense. Of two that always change together
+    the first one counts.
+    """
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for point in points:
+        if point["finetuning"] != "none":
+            groups.setdefault((arm(point), point["topology"]), []).append(point)
+    found = []
+    for group in groups.values():
+        fields = [_fields(point) for point in group]
+        varying = _varying(fields)
+        if len(varying) < 2:
+            continue
+        *others, y, x = varying
+        slices: dict[str, Sweep] = {}
+        for point, given in zip(group, fields):
+            fixed = {name: given.get(name) for name in others}
+            sweep = slices.setdefault(_text(fixed), Sweep({}, x, y, fixed))
+            sweep.cells.setdefault((given.get(x), given.get(y)), point)
+        found += [sweep for sweep in slices.values() if min(len(sweep.values(0)), len(sweep.values(1))) > 1]
+    return found
+
+
+def _fields(cell: Cell) -> dict[str, Any]:
+    attack = {"attack": cell.get("attack") or {}}
+    return {"harmful_ratio": cell["harmful_ratio"], **flatten(attack), **flatten(cell.get("settings") or {})}
+
+
+def _varying(fields: list[dict[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for given in fields for name in given)
+    kept: dict[str, list[str]] = {}
+    for name in names:
+        texts = [_text(given.get(name)) for given in fields]
+        pairs = [set(zip(texts, other)) for other in kept.values()]
+        together = any(len(pair) == len(set(texts)) == len({b for _, b in pair}) for pair in pairs)
+        if len(set(texts)) > 1 and not together:
+            kept[name] = texts
+    return list(kept)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    number = isinstance(value, int | float)
+    return (0, value) if number else (1, _text(value))
+
+
+# --- the Pareto front -------------------------------------------------------------------------------------------
+
+
+def front(points: list[Cell]) -> list[Cell]:
+    """The points that no other beats: none has a lower harmful score without a lower task accuracy, or the other way
+    round. In order of accuracy. Points without both rates, and controls, take no part."""
+    able = [p for p in points if known(p["harmful_score"]) and known(p["accuracy"]) and not p["control"]]
+
+    def beaten(one: Cell) -> bool:
+        score, accuracy = one["harmful_score"]["value"], one["accuracy"]["value"]
+        return any(
+            other["harmful_score"]["value"] <= score
+            and other["accuracy"]["value"] >= accuracy
+            and (other["harmful_score"]["value"], other["accuracy"]["value"]) != (score, accuracy)
+            for other in able
+        )
+
+    return sorted((p for p in able if not beaten(p)), key=lambda p: p["accuracy"]["value"])

@@ -1,0 +1,137 @@
+"""Reads a run's folder, and says what is missing or malformed in it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from mithridate.errors import InputError
+from mithridate.report.groups import over_seeds
+from mithridate.report.words import Cell, Label, labels, story_order
+
+_SCHEMA = 1
+_CELL_FIELDS = (
+    "id",
+    "alignment",
+    "finetuning",
+    "repair",
+    "topology",
+    "seed",
+    "harmful_ratio",
+    "attack",
+    "control",
+    "harmful_score",
+    "benign_refusal",
+    "incoherent",
+    "accuracy",
+)
+
+
+@dataclass
+class Run:
+    """What a run's folder holds, read and checked.
+
+    Attributes:
+        results: what results.json holds.
+        cells: its cells, in the order of the page; `names` their labels by id.
+        points: the cells with those of several seeds put together (`groups.over_seeds`); `point_names` their labels.
+        records: the rows of records.parquet.
+        tuning: the log of tries.
+        history: training curves by cell.
+        files: names of what is there.
+    """
+
+    results: dict[str, Any]
+    cells: list[Cell]
+    names: dict[str, Label]
+    points: list[Cell]
+    point_names: dict[str, Label]
+    records: list[dict[str, Any]]
+    tuning: list[dict[str, Any]]
+    history: dict[str, list[dict[str, Any]]]
+    files: list[str]
+
+
+def check_results(results: Any, where: str = "results.json") -> dict[str, Any]:
+    """Return `results` if it has the shape of results.json; raise InputError naming what is missing otherwise."""
+    if not isinstance(results, dict) or not isinstance(results.get("cells"), list):
+        raise InputError(f"{where}: expected an object with a list `cells`; was it written by `mithridate run`?")
+    if results.get("schema") != _SCHEMA:
+        raise InputError(
+            f"{where}: schema is {results.get('schema')!r}, this version reads {_SCHEMA}. "
+            "Run the experiment again with this version, or report with the version that wrote it."
+        )
+    seen: set[str] = set()
+    for i, cell in enumerate(results["cells"]):
+        missing = [name for name in _CELL_FIELDS if not isinstance(cell, dict) or name not in cell]
+        if missing:
+            raise InputError(f"{where}: cells[{i}] lacks {', '.join(missing)}.")
+        if cell["id"] in seen:
+            raise InputError(f"{where}: cells[{i}]: the id {cell['id']!r} is there twice; ids must be unique.")
+        seen.add(cell["id"])
+    return results
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file. Give the folder of a finished run.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}).") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error}).") from None
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. A run writes it beside results.json.")
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error}).") from None
+    missing = [name for name in ("cell", "set", "id", "prompt", "answer", "verdict") if rows and name not in rows[0]]
+    if missing:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}.")
+    return rows
+
+
+def load(folder: Path) -> Run:
+    """Reads a run's folder.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    where = folder / "results.json"
+    results = check_results(_parse(_read(where), str(where)), str(where))
+    records = _read_records(folder / "records.parquet")
+    cells, points = sorted(results["cells"], key=story_order), over_seeds(results, filter(final, records))
+    tuning, history = folder / "tuning.jsonl", folder / "history.json"
+    lines = _read(tuning).splitlines() if tuning.is_file() else []
+    tries = [_parse(line, f"{tuning}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+    extra = [path.name for path in sorted(folder.glob("*.y*ml"))]
+    named = ("results.json", "records.parquet", "tuning.jsonl", "history.json", "cells.json")
+    return Run(
+        results=results,
+        cells=cells,
+        names=labels(cells),
+        points=points,
+        point_names=labels(points),
+        records=records,
+        tuning=[row if isinstance(row, dict) else {"try": row} for row in tries],
+        history=_parse(_read(history), str(history)) if history.is_file() else {},
+        files=[name for name in named if (folder / name).is_file()] + extra,
+    )
+
+
+def final(row: dict[str, Any]) -> bool:
+    """An answer from the end of the cell (resistance rows carry the step they were taken at)."""
+    return not row.get("step")

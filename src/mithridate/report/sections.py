@@ -1,0 +1,310 @@
+"""Which figures a run has, each with its words, its legend and its table.
+
+A run of few cells shows each of them. A grid shows what several seeds come to together, a figure for each topology and
+harmful ratio, and lines by method.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mithridate.report import bars, lines, planes
+from mithridate.report.groups import costs, front, sweeps
+from mithridate.report.load import Run, final
+from mithridate.report.plots import Figure, Key
+from mithridate.report.tables import (
+    NOTHING,
+    Column,
+    Entry,
+    Table,
+    methods_cost_table,
+    name_column,
+    name_entry,
+    rate_column,
+    rate_entry,
+)
+from mithridate.report.words import TOPOLOGIES, Cell, Label, arm, attacked, percent, rows_in_words
+
+SECTIONS = ("ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
+# More than so many bars or lines in one figure are split by harmful ratio.
+_MANY = 16
+# More than so many curves along the attack are put together by method.
+_MANY_CURVES = 6
+
+
+@dataclass
+class FigureWithTable:
+    """A figure, what it shows in words, and its table for those who cannot see it. `id` is also its file's name."""
+
+    id: str
+    title: str
+    description: str
+    figure: Figure
+    table: Table
+    legend: list[Key]
+
+
+def sections(run: Run) -> dict[str, list[FigureWithTable]]:
+    """The figures by section of the page."""
+    made = {
+        "ratios": _ratios(run),
+        "scores": _scores(run),
+        "shares": _shares(run),
+        "resistance": _resistance(run),
+        "trade": _trade(run),
+        "maps": _maps(run),
+        "costs": _costs(run),
+        "curves": _curves(run),
+    }
+    found: dict[str, list[FigureWithTable]] = {}
+    taken: set[str] = set()
+    for section in SECTIONS:
+        found[section] = []
+        for title, text, figure, table, keys in made[section]:
+            slug = re.sub(r"[^a-z0-9.]+", "-", f"{section} {title}".lower()).strip("-.")
+            name, number = slug, 2
+            while name in taken:
+                name, number = f"{slug}-{number}", number + 1
+            taken.add(name)
+            table.name = name
+            found[section].append(FigureWithTable(name, title, text, figure, table, list(keys)))
+    return found
+
+
+_Made = Iterator[tuple[str, str, Figure, Table, Iterable[Key]]]
+
+
+def _topologies(points: Iterable[Cell]) -> Iterator[tuple[str, list[Cell]]]:
+    points = list(points)
+    for topology in dict.fromkeys(point["topology"] for point in points):
+        yield TOPOLOGIES.get(topology) or topology, [point for point in points if point["topology"] == topology]
+
+
+def _split(points: list[Cell]) -> Iterator[tuple[str, list[Cell]]]:
+    """(what they have in common in words, points): by topology, and by harmful ratio where they are many."""
+    for where, of_topology in _topologies(points):
+        ratios = dict.fromkeys(point["harmful_ratio"] for point in of_topology)
+        if len(of_topology) <= _MANY or len(ratios) == 1:
+            yield where, of_topology
+            continue
+        for ratio in ratios:
+            some = [point for point in of_topology if point["harmful_ratio"] == ratio]
+            yield f"{where}, {rows_in_words(some[0]) or 'before fine-tuning'}", some
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# --- scores -----------------------------------------------------------------------------------------------------
+
+
+def _ratios(run: Run) -> _Made:
+    tuned = [point for point in run.points if point["finetuning"] != "none"]
+    for where, points in _topologies(tuned):
+        ratios = sorted({point["harmful_ratio"] for point in points})
+        if len(ratios) < 2:
+            continue
+        series = lines.series_of(points, run.point_names)
+        rows = []
+        for name, cells in series.items():
+            of_ratio = {cell["harmful_ratio"]: cell["harmful_score"] for cell in cells}
+            rows.append([Entry(name), *(rate_entry(of_ratio.get(ratio)) for ratio in ratios)])
+        columns = [rate_column(f"{percent(ratio)} harmful rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
+        table = Table("", f"Harmful score by the share of harmful rows, {where}", [Column("Run"), *columns], rows)
+        text = f"Lines: harmful score of {len(series)} methods with {where} at {len(ratios)} shares of harmful rows."
+        figure = lines.ratio_lines(points, run.point_names)
+        yield _capital(where), text, figure, table, lines.ratio_keys(points, run.point_names)
+
+
+def _scores(run: Run) -> _Made:
+    names = run.point_names
+    for where, points in _split(run.points):
+        rows = [[name_entry(point, names, topology=False), rate_entry(point["harmful_score"])] for point in points]
+        columns = [name_column(), rate_column("Harmful score", "harmful_score")]
+        table = Table("", f"Harmful score, {where}", columns, rows)
+        text = f"Bars: harmful score of {len(points)} runs with {where}, with 95% intervals."
+        yield _capital(where), text, bars.score_bars(points, names), table, ()
+
+
+def _shares(run: Run) -> _Made:
+    shares, names = _verdict_shares(run), run.point_names
+    verdicts = bars.verdicts_of(shares)
+    for where, points in _split([point for point in run.points if point["id"] in shares]):
+        rows = []
+        for point in points:
+            given = [shares[point["id"]].get(verdict, 0) for verdict in verdicts]
+            entries = [Entry(percent(share), values=(share,)) for share in given]
+            rows.append([name_entry(point, names, topology=False), *entries])
+        columns = [name_column(), *(Column(verdict, (verdict,)) for verdict in verdicts)]
+        table = Table("", f"Answers to harmful prompts, {where}", columns, rows)
+        text = f"Stacked bars: the share of each verdict in {len(points)} runs with {where}."
+        yield _capital(where), text, bars.share_bars(points, names, shares), table, bars.share_keys(shares)
+
+
+def _verdict_shares(run: Run) -> dict[str, dict[str, float]]:
+    """{point: {verdict: share of its final answers to harmful prompts}}."""
+    point_of = {name: point["id"] for point in run.points for name in point["cells"]}
+    counts: dict[str, dict[str, int]] = {}
+    for row in run.records:
+        if row["set"] == "harmful" and final(row) and row["cell"] in point_of:
+            of_point = counts.setdefault(point_of[row["cell"]], {})
+            verdict = row["verdict"] or "unscored"
+            of_point[verdict] = of_point.get(verdict, 0) + 1
+    return {
+        point: {verdict: n / sum(of_point.values()) for verdict, n in of_point.items()}
+        for point, of_point in counts.items()
+    }
+
+
+# --- along the attack -------------------------------------------------------------------------------------------
+
+
+def _resistance(run: Run) -> _Made:
+    pairs = lines.resistance_pairs(run.cells)
+    if len(pairs) > _MANY_CURVES:
+        yield from _resistance_together(run)
+        return
+    for cell, beside in pairs:
+        name = run.names[cell["id"]].full
+        text = f"Lines: harmful score along the attack's steps, {name}, beside the undefended run."
+        figure = lines.resistance_lines(cell, beside, run.cells, run.names)
+        yield name, text, figure, _curve_table(cell, beside, run), lines.resistance_keys([cell, *beside], run.names)
+
+
+def _resistance_together(run: Run) -> _Made:
+    able = [cell for cell in run.cells if attacked(cell) and cell.get("resistance")]
+    for ratio in dict.fromkeys(cell["harmful_ratio"] for cell in able):
+        for where, cells in _topologies(cell for cell in able if cell["harmful_ratio"] == ratio):
+            series = lines.resistance_series(cells, run.cells, run.names)
+            seeds = max(sum(run.names[c["id"]].arm == name for c in cells) for name in series)
+            title = f"{_capital(where)}, {rows_in_words(cells[0])}"
+            steps = sorted({step for _, points in series.values() for step in points})
+            rows = [
+                [Entry(str(step)), *(rate_entry(points.get(step)) for _, points in series.values())] for step in steps
+            ]
+            spread = "; in brackets the lowest and highest of the seeds" if seeds > 1 else ""
+            caption = f"Harmful score along the attack's steps, {title.lower()}{spread}"
+            columns = [Column("Step"), *(rate_column(name, name) for name in series)]
+            text = f"Lines: harmful score along the attack's steps of {len(series)} methods, {title.lower()}."
+            if seeds > 1:
+                text += " Means over seeds; the bars span the lowest and highest seed."
+            keys = lines.line_keys({name: cell for name, (cell, _) in series.items()})
+            yield title, text, lines.resistance_together(series), Table("", caption, columns, rows), keys
+
+
+def _curve_table(one: Cell, beside: list[Cell], run: Run) -> Table:
+    cells = [one, *beside]
+    curves = [dict(lines.curve(cell, run.cells)) for cell in cells]
+    steps = sorted({step for points in curves for step in points})
+    rows = [[Entry(str(step)), *(rate_entry(points.get(step)) for points in curves)] for step in steps]
+    halves = [cell.get("steps_to_half") for cell in cells]
+    passed = [Entry(f"step {half:.0f}") if half is not None else NOTHING for half in halves]
+    rows.append([Entry("passes one half at"), *passed])
+    names = [run.names[cell["id"]].arm for cell in cells]
+    columns = [Column("Step"), *(rate_column(name, name) for name in names)]
+    return Table("", "Harmful score along the attack's steps", columns, rows)
+
+
+# --- two fields -------------------------------------------------------------------------------------------------
+
+
+def _trade(run: Run) -> _Made:
+    hit, names = [point for point in run.points if attacked(point)], run.point_names
+    for ratio in sorted({point["harmful_ratio"] for point in hit}):
+        points = [point for point in hit if point["harmful_ratio"] == ratio]
+        best = [point["id"] for point in front(points)]
+        words = rows_in_words(points[0])
+        rows = [
+            [
+                name_entry(point, names),
+                rate_entry(point["accuracy"]),
+                rate_entry(point["harmful_score"]),
+                Entry("yes" if point["id"] in best else "no"),
+            ]
+            for point in points
+        ]
+        columns = [
+            name_column(),
+            rate_column("Task accuracy", "accuracy"),
+            rate_column("Harmful score", "harmful_score"),
+            Column("On the Pareto front"),
+        ]
+        table = Table("", f"Task accuracy and harmful score after the attack, {words}", columns, rows)
+        text = f"Points: task accuracy and harmful score of {len(points)} attacked runs, {words}, with 95% intervals."
+        if len(best) > 1:
+            text += " A dotted line joins the runs that no other beats on both."
+        yield (
+            f"After the attack, {words}",
+            text,
+            planes.trade_off(points, names),
+            table,
+            planes.trade_off_keys(points, names),
+        )
+
+
+def _maps(run: Run) -> _Made:
+    for sweep in sweeps(run.points):
+        first = next(iter(sweep.cells.values()))
+        where = TOPOLOGIES.get(first["topology"]) or first["topology"]
+        fixed = [
+            f"{planes.field_title(name)} {planes.field_value(name, value)}" for name, value in sweep.fixed.items()
+        ]
+        title = ", ".join([arm(first), where, *fixed])
+        x, y = planes.field_title(sweep.x), planes.field_title(sweep.y)
+        rows = [
+            [
+                Entry(planes.field_value(sweep.y, value), values=(value,)),
+                *(
+                    rate_entry((sweep.cells.get((other, value)) or {}).get("harmful_score"))
+                    for other in sweep.values(0)
+                ),
+            ]
+            for value in sweep.values(1)
+        ]
+        texts = [planes.field_value(sweep.x, value) for value in sweep.values(0)]
+        columns = [Column(y, (sweep.y,)), *(rate_column(f"{x} {text}", f"{sweep.x}={text}") for text in texts)]
+        table = Table("", f"Harmful score by {y.lower()} and {x.lower()}: {title}", columns, rows)
+        text = f"Heat map: harmful score by {y.lower()} (rows) and {x.lower()} (columns), {title}."
+        yield title, text, planes.heat_map(sweep, run.point_names), table, ()
+
+
+# --- costs and training -----------------------------------------------------------------------------------------
+
+
+def _costs(run: Run) -> _Made:
+    found = costs(run.cells)
+    if not found:
+        return
+    if any(cost.time_ratio or cost.memory_ratio for cost in found):
+        text = "Bars: training time and peak memory of each method, as ratios to plain fine-tuning (1, dotted)."
+        yield "Of each method", text, bars.cost_bars(found), methods_cost_table(found), bars.cost_keys()
+
+
+def _curves(run: Run) -> _Made:
+    for title, stage in (("Alignment", False), ("Fine-tuning", True)):
+        cells = [c for c in run.cells if run.history.get(c["id"]) and (c["finetuning"] != "none") == stage]
+        parts = [(title, cells)]
+        if len(cells) > _MANY and stage:
+            ratios = dict.fromkeys(cell["harmful_ratio"] for cell in cells)
+            parts = [(ratio, [c for c in cells if c["harmful_ratio"] == ratio]) for ratio in ratios]
+            parts = [(f"{title}, {rows_in_words(some[0])}", some) for _, some in parts]
+        for name, some in parts:
+            if some:
+                text = f"Lines: training loss along the steps, {name[:1].lower()}{name[1:]} of {len(some)} runs."
+                figure = lines.training_curves(run.history, some, run.names)
+                table = _history_table(run.history, some, run.names)
+                yield name, text, figure, table, lines.training_keys(some)
+
+
+def _history_table(history: dict[str, Any], cells: list[Cell], names: dict[str, Label]) -> Table:
+    rows = []
+    for cell in cells:
+        points = [row for row in history[cell["id"]] if row.get("loss") is not None]
+        if points:
+            picked = sorted({round(i * (len(points) - 1) / 3) for i in range(4)})
+            text = ", ".join(f"step {points[i]['step']}: {points[i]['loss']:.3g}" for i in picked)
+            rows.append([name_entry(cell, names), Entry(text)])
+    caption = "Training loss at a few steps; all of them are in history.json"
+    return Table("", caption, [name_column(), Column("Loss")], rows)

@@ -1,0 +1,283 @@
+"""The tables of a run, one source for the page, Markdown, CSV and LaTeX.
+
+An entry holds a text for people (rates in percent) and, for CSV, the plain numbers behind it (rates as fractions).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mithridate.report.groups import Cost
+from mithridate.report.load import Run
+from mithridate.report.words import (
+    TOPOLOGIES,
+    Cell,
+    Label,
+    arm,
+    flatten,
+    interval,
+    known,
+    p_value,
+    percent,
+    points,
+    reference_of,
+    undefended,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A text, a smaller one under it, and the numbers behind them, one for each of the column's `fields`."""
+
+    text: str
+    note: str = ""
+    values: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. Where it has no `fields`, CSV takes its texts under its title."""
+
+    title: str
+    fields: tuple[str, ...] = ()
+
+
+@dataclass
+class Table:
+    """A table; `name` is that of its files."""
+
+    name: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Entry]]
+
+
+NOTHING = Entry("–")
+
+_RATES = (
+    ("harmful_score", "Harmful score"),
+    ("benign_refusal", "Benign refusal"),
+    ("incoherent", "Incoherent"),
+    ("accuracy", "Task accuracy"),
+)
+_STAGE_ORDER = ("align", "finetune", "repair", "evaluate")
+_DIFFERENCE = ("difference", "low", "high", "p_value", "p_holm", "detectable")
+
+
+# --- entries ----------------------------------------------------------------------------------------------------
+
+
+def rate_column(title: str, name: str) -> Column:
+    return Column(title, (name, *(f"{name}_{part}" for part in ("low", "high", "n", "unscored", "seeds"))))
+
+
+def rate_entry(rate: dict[str, Any] | None) -> Entry:
+    """A rate in percent with its interval and n; "–" where it was not measured."""
+    rate = known(rate)
+    if not rate:
+        return NOTHING
+    unscored = f", {rate['unscored']} unscored" if rate.get("unscored") else ""
+    values = tuple(rate.get(key) for key in ("value", "low", "high", "n", "unscored", "seeds"))
+    return Entry(percent(rate["value"]), f"{interval(rate)}, n {rate['n']}{unscored}", values)
+
+
+def name_column() -> Column:
+    return Column("Run", ("run", "topology", "harmful_ratio", "seed"))
+
+
+def name_entry(cell: Cell, names: dict[str, Label], topology: bool = True) -> Entry:
+    """What a run is called. Where the table is about one topology it need not be said."""
+    label = names[cell["id"]]
+    note = ", ".join(filter(None, [label.topology if topology else "", label.rows, label.seed]))
+    return Entry(label.arm, note, (label.arm, cell["topology"], cell["harmful_ratio"], cell["seed"]))
+
+
+def _difference_column() -> Column:
+    return Column(
+        "Difference to undefended", tuple(f"difference_{n}" if n != "difference" else n for n in _DIFFERENCE)
+    )
+
+
+def _difference_entry(paired: dict[str, Any] | None) -> Entry:
+    """A difference of harmful scores in points, with its interval and p-values."""
+    if not paired or paired.get("difference") is None:
+        return NOTHING
+    spread = f"[{points(paired['low'])}, {points(paired['high'])}]" if paired.get("low") is not None else ""
+    notes = [paired.get("note") or spread]  # a note says why the interval is none
+    notes.append(p_value(paired.get("p_value")))
+    if paired.get("p_holm") is not None:
+        notes.append(f"Holm {p_value(paired['p_holm'])}")
+    values = tuple(paired.get(name) for name in _DIFFERENCE)
+    return Entry(points(paired["difference"]), ", ".join(filter(None, notes)), values)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------
+
+
+def runs_table(run: Run) -> Table:
+    """Every cell with all its rates and its paired test."""
+    rows = [
+        [
+            name_entry(cell, run.names),
+            *(rate_entry(cell[key]) for key, _ in _RATES),
+            _difference_entry(cell.get("paired")),
+        ]
+        for cell in run.cells
+    ]
+    columns = [name_column(), *(rate_column(title, key) for key, title in _RATES), _difference_column()]
+    caption = "All runs. In brackets 95% intervals; differences in points of harmful score"
+    seen = [one["paired"]["detectable"] for one in run.cells if (one.get("paired") or {}).get("detectable")]
+    if seen:
+        caption += f"; differences below {points(max(seen)).lstrip('+')} points could have been missed"
+    return Table("runs", caption, columns, rows)
+
+
+def seeds_table(run: Run) -> Table | None:
+    """Several seeds of the same run together; None where there are none."""
+    rows = []
+    for point in run.points:
+        if point["across"] is None:
+            continue
+        share = point["across"]["harmful_score"]
+        deviations = [share[name] for name in ("seed_sd", "seed_sd_net", "prompt_sd")]
+        rows.append(
+            [
+                name_entry(point, run.point_names),
+                Entry(str(share["seeds"]), values=(share["seeds"],)),
+                *(rate_entry(point[key]) for key, _ in _RATES),
+                _difference_entry(point["paired"]),
+                *(Entry(f"{value * 100:.1f}", values=(value,)) for value in deviations),
+            ]
+        )
+    if not rows:
+        return None
+    caption = (
+        "Seeds together. Intervals are for other seeds and prompts; standard deviations in points: of the seeds' "
+        "harmful scores, of what differs between trained models alone, and between prompts"
+    )
+    columns = [
+        name_column(),
+        Column("Seeds", ("seeds",)),
+        *(rate_column(title, key) for key, title in _RATES),
+        _difference_column(),
+        Column("Seeds' deviation", ("seed_sd",)),
+        Column("Models' alone", ("seed_sd_net",)),
+        Column("Prompts'", ("prompt_sd",)),
+    ]
+    return Table("seeds", caption, columns, rows)
+
+
+# --- costs ------------------------------------------------------------------------------------------------------
+
+
+def _ratio(value: float | None, plain: float | None) -> str:
+    return f"× {value / plain:.2g}" if value and plain else ""
+
+
+def stage_names(names: Any) -> list[str]:
+    """Names of stages, each once, in the order in which they run."""
+    order = {name: i for i, name in enumerate(_STAGE_ORDER)}
+    return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))
+
+
+def methods_cost_table(found: list[Cost]) -> Table:
+    """Time and memory of each method, in ratios to plain fine-tuning."""
+    names = stage_names(name for cost in found for name in cost.seconds)
+    rows = []
+    for cost in found:
+        plain, topology = cost.plain, cost.cell["topology"]
+        row = [
+            Entry(
+                arm(cost.cell),
+                f"{TOPOLOGIES.get(topology) or topology}, {cost.runs} run{'s' * (cost.runs > 1)}",
+                (arm(cost.cell), topology),
+            )
+        ]
+        for name in names:
+            seconds = cost.seconds.get(name)
+            if seconds is None:
+                row.append(NOTHING)
+                continue
+            row.append(Entry(f"{seconds:.0f} s", _ratio(seconds, plain and plain.seconds.get(name)), (seconds,)))
+        row.append(
+            Entry(f"{cost.total:.0f} s", _ratio(cost.total, plain and plain.total), (cost.total, cost.time_ratio))
+        )
+        if cost.peak:
+            text = f"{cost.peak / 1e9:.1f} GB"
+            row.append(Entry(text, _ratio(cost.peak, plain and plain.peak), (cost.peak, cost.memory_ratio)))
+        else:
+            row.append(NOTHING)
+        rows.append(row)
+    columns = [
+        Column("Method", ("method", "topology")),
+        *(Column(name.capitalize(), (f"{name}_seconds",)) for name in names),
+        Column("Training and repair", ("training_seconds", "training_ratio")),
+        Column("Peak memory in training", ("peak_memory_bytes", "peak_memory_ratio")),
+    ]
+    caption = "Time of each stage and peak memory, medians over the runs; × is the ratio to plain fine-tuning"
+    return Table("costs", caption, columns, rows)
+
+
+def runs_cost_table(run: Run) -> Table:
+    """Seconds of each stage of every cell, with the ratio to the same stage of the undefended run."""
+    found = [{stage["name"]: stage for stage in cell.get("stages") or []} for cell in run.cells]
+    of_cell = {cell["id"]: stages for cell, stages in zip(run.cells, found)}
+    names = stage_names(name for stages in found for name in stages)
+    rows = []
+    for cell in run.cells:
+        stages = of_cell[cell["id"]]
+        reference = reference_of(cell, run.cells)
+        if reference is None and not undefended(cell):
+            like = (cell["topology"], cell["seed"])
+            reference = next((o for o in run.cells if undefended(o) and (o["topology"], o["seed"]) == like), None)
+        plain = of_cell[reference["id"]] if reference else {}
+        row = [name_entry(cell, run.names)]
+        for name in names:
+            stage = stages.get(name)
+            if not stage or stage.get("seconds") is None:
+                row.append(NOTHING)
+                continue
+            ratio = _ratio(stage["seconds"], plain.get(name, {}).get("seconds"))
+            note = ", ".join(filter(None, [ratio, "from the store" if stage.get("cached") else ""]))
+            row.append(Entry(f"{stage['seconds']:.0f} s", note, (stage["seconds"], stage.get("cached"))))
+        peak, plain_peak = (
+            max((stage.get("peak_memory_bytes") or 0 for stage in some.values()), default=0)
+            for some in (stages, plain)
+        )
+        row.append(Entry(f"{peak / 1e9:.1f} GB", _ratio(peak, plain_peak), (peak,)) if peak else NOTHING)
+        rows.append(row)
+    columns = [
+        name_column(),
+        *(Column(name.capitalize(), (f"{name}_seconds", f"{name}_from_the_store")) for name in names),
+        Column("Peak memory", ("peak_memory_bytes",)),
+    ]
+    caption = "Time of each stage and peak memory; × is the ratio to the undefended run of the same topology and seed"
+    return Table("costs-of-runs", caption, columns, rows)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def settings_table(run: Run) -> Table:
+    rows = []
+    for cell in run.cells:
+        settings, attack = (
+            ", ".join(f"{key} {value}" for key, value in flatten(cell.get(part) or {}).items())
+            for part in ("settings", "attack")
+        )
+        rows.append([name_entry(cell, run.names), Entry(settings or "–"), Entry(attack or "–"), Entry(cell["id"])])
+    columns = [name_column(), Column("Defense"), Column("Attack"), Column("Cell in results.json")]
+    return Table("settings", "What each run was set to", columns, rows)
+
+
+def tuning_table(tuning: list[dict[str, Any]]) -> Table:
+    flat = [flatten(row) for row in tuning]
+    header = list(dict.fromkeys(key for row in flat for key in row))
+
+    def entry(value: Any) -> Entry:
+        if value is None:
+            return NOTHING
+        return Entry(f"{value:.3g}" if isinstance(value, float) else str(value), values=(value,))
+
+    rows = [[entry(row.get(key)) for key in header] for row in flat]
+    columns = [Column(key, (key,)) for key in header]
+    return Table("tries", "Every try, with its scores on the validation parts", columns, rows)

@@ -1,0 +1,66 @@
+"""The table of a run for the terminal."""
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from mithridate.protocols import label as protocol_label
+from mithridate.report.load import check_results
+from mithridate.report.words import (
+    attacked,
+    interval,
+    known,
+    labels,
+    p_value,
+    percent,
+    points,
+    story_order,
+    undefended,
+)
+
+
+def terminal_table(results: dict[str, Any]) -> RichTable:
+    """The results as a table of at most 100 columns, in the order of the page.
+
+    Args:
+        results: what results.json holds.
+
+    Raises:
+        InputError: `results` has not that shape.
+    """
+    cells = sorted(check_results(results, "results")["cells"], key=story_order)
+    names = labels(cells)
+    protocol = protocol_label(results["protocol"], results.get("deviations") or [])
+    title = Text(f"{results['model']}, {protocol}")
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("run", max_width=31)
+    table.add_column("adapters" if all(cell["topology"] != "full" for cell in cells) else "trained")
+    table.add_column("harmful\nrows", justify="right")
+    table.add_column("harmful score\n[95% interval]", justify="right", no_wrap=True)
+    table.add_column("benign\nrefused", justify="right")
+    table.add_column("accuracy", justify="right")
+    table.add_column("against\nundefended", justify="right", no_wrap=True)
+    topology = None
+    for cell in cells:
+        if topology not in (None, cell["topology"]):
+            table.add_section()
+        topology = cell["topology"]
+        score, paired = known(cell["harmful_score"]), cell.get("paired") or {}
+        against = ""
+        if paired.get("difference") is not None:
+            against = f"{points(paired['difference'])}\n{p_value(paired.get('p_value'))}".rstrip()
+        style = "red" if undefended(cell) and attacked(cell) else "dim" if cell["control"] else None
+        label = names[cell["id"]]
+        entries = [
+            ", ".join(filter(None, [label.arm, label.seed])),
+            {"single": "one", "double": "two", "full": "all weights"}.get(cell["topology"], cell["topology"]),
+            "–" if cell["harmful_ratio"] is None else percent(cell["harmful_ratio"]),
+            f"{percent(score['value'])} {interval(score):>9}" if score else "–",
+            *(percent(rate["value"]) if (rate := known(cell[key])) else "–" for key in ("benign_refusal", "accuracy")),
+            against,
+        ]
+        # Text, not str: rich would read square brackets in a name as markup.
+        table.add_row(*(Text(entry) for entry in entries), style=style)
+    return table

@@ -1,0 +1,158 @@
+"""Seeds put together, costs as ratios, sweeps over two fields, and the Pareto front."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mithridate.report.groups import costs, front, over_seeds, sweeps
+from mithridate.report.tables import _difference_entry, runs_cost_table
+from mithridate.report.verdicts import over_seeds_sentence
+from mithridate.report.words import labels
+from tests.report.synthetic import cell, grid_results, rate, records, sweep_results
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return grid_results()
+
+
+def test_seeds_are_one_point_with_the_interval_of_the_statistics(grid):
+    points = over_seeds(grid)
+    assert len(grid["cells"]) == 69 and len(points) == 23
+    assert sorted(name for point in points for name in point["cells"]) == sorted(c["id"] for c in grid["cells"])
+    for group, point in itertools.product(grid["across_seeds"], points):
+        if group["cells"] == point["cells"]:
+            share = group["harmful_score"]
+            given = point["harmful_score"]
+            assert (given["value"], given["low"], given["high"]) == (share["value"], share["low"], share["high"])
+            assert (given["seeds"], given["n"]) == (3, 112)
+            assert point["paired"] is None or point["paired"]["p_value"] == group["paired"]["p_value"]
+    assert not any(label.seed for label in labels(points).values())
+    compared = [point["paired"] for point in points if point["paired"]]
+    assert len(compared) == 16  # four methods at four ratios
+    lowest = min(compared, key=lambda found: found["p_value"])
+    assert lowest["p_holm"] == pytest.approx(16 * lowest["p_value"])
+
+
+def test_refusals_and_incoherence_come_from_the_records(grid):
+    rows = [row for row in records(grid, 112, 20, 4) if row["step"] is None]
+    points = over_seeds(grid, rows)
+    point = next(p for p in points if p["harmful_ratio"] == 0.1 and p["finetuning"] == "lisa")
+    for rate_, kind, verdict in (("benign_refusal", "benign", "refused"), ("incoherent", "harmful", "incoherent")):
+        of_set = [row["verdict"] == verdict for row in rows if row["cell"] in point["cells"] and row["set"] == kind]
+        assert point[rate_]["value"] == pytest.approx(sum(of_set) / len(of_set))
+        assert (point[rate_]["seeds"], point[rate_]["n"]) == (3, len(of_set) // 3)
+    # a judge of harm alone tells no incoherence; one of coherence beside it does
+    for row in rows:
+        row["verdict"] = row["verdict"] and ("harmful" if row["verdict"] == "complied" else "safe")
+    assert all(not point["incoherent"] for point in over_seeds(grid, rows))
+    for row in rows:
+        row["judge/coherence"] = "incoherent" if row["id"].endswith("1") else "coherent"
+    assert all(point["incoherent"]["value"] == 12 / 112 for point in over_seeds(grid, rows))
+
+
+def test_without_several_seeds_every_cell_is_its_own_point():
+    cells = [cell(), cell(finetuning="lisa", score=0.2)]
+    points = over_seeds({"cells": cells})
+    assert [point["harmful_score"] for point in points] == [one["harmful_score"] for one in cells]
+    none = grid_results(seeds=2, prompts=1)  # one prompt gives no interval
+    assert len(over_seeds(none)) == len(none["cells"])
+
+
+def test_costs_are_medians_and_ratios_to_the_undefended_run(grid):
+    parts = ("alignment", "finetuning", "repair")
+    found = {"".join(cost.cell[part] for part in parts): cost for cost in costs(grid["cells"])}
+    assert len(found) == 5
+    plain, booster, antidote = found["sftsftnone"], found["boostersftnone"], found["sftsftantidote"]
+    assert plain.runs == 12 and plain.time_ratio is None
+    assert plain.total == 66 + 32  # evaluation is not the method's
+    assert booster.time_ratio == pytest.approx((3 * 66 + 32) / 98)
+    assert antidote.time_ratio == pytest.approx((98 + 4) / 98)
+    assert booster.memory_ratio == 1.0
+    slow = cell(finetuning="lisa", seed=1)
+    slow["stages"][1]["seconds"] = 64.0
+    [lisa] = [cost for cost in costs([cell(), cell(finetuning="lisa"), slow]) if cost.plain]
+    assert lisa.seconds["finetune"] == (32 + 64) / 2
+    assert lisa.time_ratio == pytest.approx((66 + 48) / 98)
+
+
+def test_nothing_is_compared_across_topologies_or_without_an_undefended_run():
+    assert [c.plain for c in costs([cell(topology="single"), cell(finetuning="lisa", topology="double")])] == [
+        None
+    ] * 2
+    assert costs([cell(finetuning="none", ratio=None)]) == []
+
+
+def test_sweeps_are_found_and_sliced_by_the_other_fields():
+    found = sweeps(over_seeds(sweep_results()))
+    # Booster's two settings are the axes, for each of the attack's two learning rates
+    assert [(s.x, s.y, s.fixed) for s in found] == [
+        ("booster.lam", "booster.alpha", {"attack.learning_rate": 2e-4}),
+        ("booster.lam", "booster.alpha", {"attack.learning_rate": 4e-4}),
+    ]
+    assert found[0].values(0) == [1, 5, 20] and found[0].values(1) == [0.01, 0.1, 1.0]
+    assert len(found[0].cells) == 9
+    assert found[0].cells[20, 0.1]["settings"] == {"booster": {"alpha": 0.1, "lam": 20}}
+
+
+def test_the_harmful_ratio_is_a_field_and_one_field_makes_no_map():
+    cells = [cell(ratio=ratio, finetuning="lisa", settings={"rho": rho}) for ratio in (0, 0.1) for rho in (0.1, 1)]
+    for number, one in enumerate(cells):
+        one["id"] += str(number)
+    [sweep] = sweeps(cells)
+    assert (sweep.y, sweep.x) == ("harmful_ratio", "rho")
+    assert sweeps(cells[:2]) == [] and sweeps([]) == []
+    # steps follow from the size: together they are one field
+    sized = [{**cell(settings={}), "id": str(n), "attack": {"size": n, "max_steps": n // 4}} for n in (100, 200, 400)]
+    assert sweeps(sized) == []
+
+
+def test_the_front_is_what_no_other_beats():
+    def at(name, score, accuracy, **more):
+        return {**cell(**more), "id": name, "harmful_score": rate(score, 100), "accuracy": rate(accuracy, 100)}
+
+    points = [at("a", 0.9, 0.9), at("b", 0.2, 0.8), at("c", 0.3, 0.8), at("d", 0.1, 0.5), at("e", 0.95, 0.85)]
+    points.append(at("control", 0.0, 1.0, control="random-mask", repair="antidote"))
+    points.append({**at("unscored", 0, 0), "accuracy": {}})
+    assert [point["id"] for point in front(points)] == ["d", "b", "a"]
+    twins = [at("a", 0.5, 0.5), at("b", 0.5, 0.5)]
+    assert len(front(twins)) == 2 and front([]) == []
+
+
+def test_the_sentence_over_seeds_names_what_holds_after_correction(grid):
+    points = over_seeds(grid)
+    names = labels(points)
+    tested = [p for p in points if p["paired"] and p["harmful_ratio"] and p["finetuning"] != "none"]
+    for point in tested:
+        point["paired"]["p_holm"] = 0.2
+    text = over_seeds_sentence(points, names)
+    least = min(tested, key=lambda p: p["paired"]["difference"])
+    assert "no defense can be told from the undefended run" in text and names[least["id"]].full in text
+    tested[0]["paired"] |= {"p_holm": 0.01, "difference": -0.3, "low": -0.4, "high": -0.2}
+    tested[1]["paired"] |= {"p_holm": 0.049, "difference": 0.1, "low": 0.05, "high": 0.15}
+    text = over_seeds_sentence(points, names)
+    first, second = (names[p["id"]].full for p in tested[:2])
+    assert text == (
+        "Over 3 seeds together, corrected for the number of comparisons, "
+        f"below the undefended run: {first}: −30 points [−40, −20]; above the undefended run: {second}: +10 points "
+        "[+5, +15]."
+    )
+    assert over_seeds_sentence([p | {"across": None} for p in points], names) == ""
+
+
+def test_a_note_stands_where_seeds_do_not_differ():
+    entry = _difference_entry({"difference": -0.06, "low": -0.06, "high": -0.06, "p_value": None, "note": "all alike"})
+    assert entry.text == "−6" and entry.note == "all alike"
+
+
+def test_costs_of_runs_compare_with_the_same_seed(grid):
+    cells = [
+        one | {"stages": [stage | {"seconds": 100.0 * (1 + one["seed"])} for stage in one["stages"]]}
+        for one in grid["cells"]
+    ]
+    run: Any = SimpleNamespace(cells=cells, names=labels(cells))
+    table = runs_cost_table(run)
+    before = [row for one, row in zip(cells, table.rows) if one["finetuning"] == "none" and one["alignment"] == "sft"]
+    assert len(before) == 3 and all(row[1].note.split(",")[0] == "× 1" for row in before)
