@@ -1,7 +1,9 @@
 """What every test stands on: no network, one thread a worker, and stores and caches that vanish with the session."""
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read when the libraries are first imported, so before any test module is. Child processes inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,3 +46,46 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """Counts the skipped tests, none included; `-ra` in pyproject.toml prints each with its reason."""
     count = len(terminalreporter.stats.get("skipped", []))
     terminalreporter.write_line(f"Skipped tests: {count}" + (" (reasons above)" if count else ""))
+
+
+# -- evidence for docs/support_matrix.md ------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--by-hand", action="store_true", help="also run the tests marked `by_hand`")
+    parser.addoption("--evidence", help="write what the tests marked `shows` show, and their outcomes, to this file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What a marked test shows travels with its report, also from a worker process."""
+    for item in items:
+        if item.get_closest_marker("by_hand") and not config.getoption("--by-hand"):
+            item.add_marker(pytest.mark.skip(reason="has not run to its end since the last changes: pytest --by-hand"))
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        for mark in item.iter_markers("shows"):
+            setup, result = mark.args
+            setup = setup or parameters["setup"]
+            methods = mark.kwargs.get("methods") or [str(parameters["name"]).split(",")[0]]
+            for method in methods:
+                cell = {"setup": setup, "method": method, "result": result, "note": mark.kwargs.get("note", "")}
+                item.user_properties.append(("shows", cell | {"test": item.nodeid.rpartition("::")[2].split("[")[0]}))
+
+
+_EVIDENCE: list[dict[str, str]] = []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.option.collectonly:
+        _EVIDENCE.extend(
+            v | {"outcome": "not run"} for i in session.items for k, v in i.user_properties if k == "shows"
+        )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or not report.passed:
+        _EVIDENCE.extend(v | {"outcome": report.outcome} for k, v in report.user_properties if k == "shows")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.option.evidence and not hasattr(session.config, "workerinput"):
+        Path(session.config.option.evidence).write_text(json.dumps(_EVIDENCE, indent=1), encoding="utf-8")

@@ -15,11 +15,11 @@ import mithridate
     "module",
     [
         *("mithridate", "mithridate.errors", "mithridate.cli", "mithridate.pipeline.config"),
-        *("mithridate.attacks", "mithridate.repairs"),
+        *("mithridate.attacks", "mithridate.repairs", "mithridate.executors"),
     ],
 )
 def test_import_needs_no_torch(module):
-    heavy = ["torch", "transformers", "datasets", "scipy", "pandas"]
+    heavy = ["torch", "transformers", "datasets", "scipy", "pandas", "ray", "submitit"]
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
