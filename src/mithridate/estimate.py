@@ -90,8 +90,12 @@ class Estimate:
         return self.flops / self.plain_flops
 
 
-def estimate(config: PretrainedConfig, setup: Setup, method: str = "plain") -> Estimate:
+def estimate(config: PretrainedConfig, setup: Setup, method: str = "plain", every: int = 1) -> Estimate:
     """What a training with a method (one of `METHODS`) needs.
+
+    Args:
+        every: the field of Vaccine and Booster: the steps between are plain ones. Memory is that of the others, and
+            operations are those of a step on average.
 
     Raises:
         InputError: no such method, an adapter that does not fit the model, or a value that means nothing.
@@ -122,8 +126,8 @@ def estimate(config: PretrainedConfig, setup: Setup, method: str = "plain") -> E
         extra += _FP32 * n
     plain = (traced.forward + traced.backward + _head_flops(counts, setup)) * setup.accumulation * setup.processes
     probe = (traced.forward + traced.probe + _head_flops(counts, setup, probe=True)) * setup.accumulation
-    flops = {"vaccine": plain + probe * setup.processes, "booster": 3 * plain}.get(method, plain)
-    named = {"vaccine": "2 forward, 2 backward", "booster": "3 forward, 3 backward"}
+    more = {"vaccine": probe * setup.processes, "booster": 2 * plain}.get(method, 0)
+    named = {"vaccine": "2 forward, 2 backward", "booster": "3 forward, 3 backward"}.get(method)
     return Estimate(
         method=method,
         counts=counts,
@@ -133,9 +137,9 @@ def estimate(config: PretrainedConfig, setup: Setup, method: str = "plain") -> E
         extra=extra,
         activations=activations,
         head=_head_bytes(counts, setup),
-        flops=flops,
+        flops=plain + round(more / every),
         plain_flops=plain,
-        passes=named.get(method, "1 forward, 1 backward"),
+        passes=(named or "1 forward, 1 backward") + (f", 1 step of {every}" if named and every > 1 else ""),
         kept=_FP32 * n * (1 + setup.snapshots),
         checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + (_FP32 * n if method == "lisa" else 0)),
     )

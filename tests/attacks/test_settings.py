@@ -10,6 +10,7 @@ from mithridate.pipeline.config import load_experiment
 from mithridate.sources.roles import load_roles
 from tests.attacks import toy
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "attacks").glob("*.yaml"))
 BASE = {
     "model": "smollm2-135m",
     "data": {role: {"source": "embedded"} for role in ("alignment", "attacker_harmful", "test_harmful")}
@@ -111,7 +112,7 @@ def test_ranks():
         attacked(load_experiment(BASE | {"topology": "single"}), {**CHOSEN, "rank": 4})
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples/attacks").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example(path):
     """An example is named after the experiment that it attacks, and searches something of it."""
     given = load_attack(path)

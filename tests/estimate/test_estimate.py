@@ -168,6 +168,15 @@ def test_accumulation_keeps_the_gradients_beside_the_activations():
     assert often.activations > once.activations and often.flops == 4 * once.flops
 
 
+def test_sparse_variants_cost_their_share():
+    """A step on average: 1 + (r - 1) / k of a plain one, where the method's own steps take r."""
+    for method in ("vaccine", "booster"):
+        dense, sparse = estimate(config(), FULL, method), estimate(config(), FULL, method, every=100)
+        assert sparse.ratio == pytest.approx(1 + (dense.ratio - 1) / 100, abs=1e-6)
+        assert sparse.total == dense.total and sparse.passes == f"{dense.passes}, 1 step of 100"
+    assert estimate(config(), FULL, "lisa", every=100).passes == "1 forward, 1 backward"
+
+
 def test_antidote():
     repair = antidote(config(), SMALL, rows=10)
     factors = [m for n, m in real(SMALL).named_modules() if isinstance(m, nn.Linear) and ".lora_" in n]

@@ -48,6 +48,11 @@ def test_the_stages_of_an_experiment(inputs):
     assert finetune.needs.kept == 3 * 4 * finetune.needs.counts.trained
 
 
+def test_a_sparse_defense(inputs):
+    dense, sparse = (lines(inputs, align__defense={"booster": {"every": k}})[0] for k in (1, 4))
+    assert (dense.needs.ratio, sparse.needs.ratio) == (3, 1.5) and 2 * sparse.flops == dense.flops
+
+
 def test_several_processes(inputs):
     asked = {"align__training": {"num_train_epochs": 4, "per_device_train_batch_size": 2}}
     alone, together = lines(inputs, **asked)[0], lines(inputs, **asked, accelerate="ddp", processes=2)[0]

@@ -69,11 +69,11 @@ def of_model(model: str, setup: Setup, methods: tuple[str, ...] = METHODS, rows:
     return lines
 
 
-def _training(stage: str, config: Any, setup: Setup, method: str, mean: int | None = None) -> Line:
+def _training(stage: str, config: Any, setup: Setup, method: str, mean: int | None = None, every: int = 1) -> Line:
     """`mean`: tokens of a row on average, for the operations; the longest counts for the memory."""
-    needs = estimate(config, setup, method)
+    needs = estimate(config, setup, method, every)
     if mean is not None and mean < setup.length:
-        shorter = estimate(config, replace(setup, length=mean), method)
+        shorter = estimate(config, replace(setup, length=mean), method, every)
         needs = replace(needs, flops=shorter.flops, plain_flops=shorter.plain_flops)
     tokens = setup.steps * setup.accumulation * setup.processes * setup.batch * (mean or setup.length)
     return Line(stage, setup, needs, needs.flops * setup.steps, tokens)
@@ -157,7 +157,10 @@ def of_stage(
     own = replace(common, full=adapter is None, adapter=vars(adapter or experiment.adapter))
     setup, mean = _set_up(own, settings.training, lengths, experiment.seed, common.gpu, stage)
     setup = replace(setup, snapshots=snapshots)
-    return [_training(stage, config, setup, method, mean) for method in list(settings.defense) or ["plain"]]
+    methods = settings.defense or {"plain": {}}
+    return [
+        _training(stage, config, setup, method, mean, fields.get("every", 1)) for method, fields in methods.items()
+    ]
 
 
 def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], new_tokens: int) -> int:
