@@ -52,15 +52,12 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--by-hand", action="store_true", help="also run the tests marked `by_hand`")
     parser.addoption("--evidence", help="write what the tests marked `shows` show, and their outcomes, to this file")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What a marked test shows travels with its report, also from a worker process."""
     for item in items:
-        if item.get_closest_marker("by_hand") and not config.getoption("--by-hand"):
-            item.add_marker(pytest.mark.skip(reason="has not run to its end since the last changes: pytest --by-hand"))
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         for mark in item.iter_markers("shows"):
             setup, result = mark.args

@@ -39,7 +39,6 @@ def test_exactness_steps_antidote_and_generation(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.by_hand
 def test_two_processes(tmp_path):
     code, evidence = run(tmp_path, "processes")
     figures = evidence["sections"]["processes"]["figures"]

@@ -129,7 +129,6 @@ def test_two_processes_equal_one(job, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.by_hand
 @pytest.mark.parametrize("defense", [{}, {"booster": {"alpha": 0.1, "lam": 1.0}}], ids=["plain", "booster"])
 def test_other_methods_in_two_processes_equal_one(job, defense, tmp_path):
     few = replace(job, defense=defense, training=job.training | {"max_steps": 12})
@@ -242,7 +241,6 @@ def test_a_checkpoint_that_one_process_did_not_finish_is_not_used(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.by_hand
 def test_interrupts_and_kills_of_the_command_leave_no_process(inputs, tmp_path, monkeypatch):
     """SIGTERM and SIGKILL in the middle; then the run ends as one that was left alone."""
     training = {"learning_rate": 0.003, "max_steps": STEPS, "save_steps": SAVED, "per_device_train_batch_size": 2}
@@ -417,7 +415,6 @@ def test_lisas_cycle_is_held_against_the_steps_of_several_processes(inputs, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.by_hand
 def test_the_script_for_many_machines(inputs, tmp_path):
     """Two launchers as on two machines, with one process each; the page's own script and line."""
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
