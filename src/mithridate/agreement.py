@@ -26,13 +26,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, cast
+from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.judges import by_name
 from mithridate.judges.base import VERDICTS, Kind
+from mithridate.sources.records import plain_rows
 from mithridate.statistics import by_prompt, proportion_by_prompt
 
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -204,7 +206,8 @@ def kappa(table: Sequence[Sequence[int]], agreement: Mapping[str, Any]) -> dict[
 
 def judges_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of all judges in the records, those of the column `judge` first."""
-    main = dict.fromkeys(row["judge"] for row in rows if row.get("judge"))
+    main = dict.fromkeys(row["judge"] for row in plain_rows({"judge": row.get("judge")} for row in rows))
+    main.pop(None, None)
     keys = dict.fromkeys(key for row in rows for key in row)
     further = [key.removeprefix("judge/") for key in keys if key.startswith("judge/")]
     names = dict.fromkeys(name for name in further if not name.endswith(("/reason", "/score")))
@@ -218,18 +221,25 @@ def verdicts(rows: Sequence[Mapping[str, Any]], judge: str) -> list[tuple[str | 
         verdict, reason = (
             ("verdict", "reason") if row.get("judge") == judge else (f"judge/{judge}", f"judge/{judge}/reason")
         )
-        given = row.get(verdict) is not None or row.get(reason) is not None
-        found.append((row.get(verdict), row.get(reason) or "") if given else None)
+        [one] = plain_rows([{"verdict": row.get(verdict), "reason": row.get(reason)}])
+        given = one["verdict"] is not None or one["reason"] is not None
+        found.append((one["verdict"], one["reason"] or "") if given else None)
     return found
 
 
 def kind_of(judge: str, rows: Sequence[Mapping[str, Any]]) -> Kind | None:
-    """A judge's kind; of those that can be set to several, and of one that is not installed, the first kind that its
-    verdicts in the records are of. None where they are of none."""
+    """A judge's kind, as far as its name and its verdicts in the records tell; None where they do not.
+
+    A guard that was set to refusals is called so. For `classifier`, and a judge that is not installed, its verdicts
+    have to tell; where they are of several kinds ("refused" is said by judges of refusals and of whole answers), it is
+    the narrowest, whose question they answer for sure.
+    """
     said = {found[0] for found in verdicts(rows, judge) if found and found[0] is not None}
-    try:
-        own = getattr(by_name(judge), "kind", None)
-    except InputError:
-        own = None
-    fitting: list[Kind] = [kind for kind, known in VERDICTS.items() if said <= set(known)]
-    return cast("Kind", own) if own in fitting else next(iter(fitting), None)
+    own: Kind | None = "refusal" if judge.endswith("-refusal") else None
+    if own is None and judge != "classifier":
+        with suppress(InputError):
+            own = by_name(judge).kind
+    if own is not None:
+        return own if said <= set(VERDICTS[own]) else None
+    fitting: list[Kind] = [kind for kind, words in VERDICTS.items() if said and said <= set(words)]
+    return min(fitting, key=lambda kind: len(VERDICTS[kind]), default=None)

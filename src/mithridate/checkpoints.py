@@ -95,7 +95,7 @@ def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     if not found:
         kind = model.active_peft_config.peft_type
         raise UnsupportedSetup(f"A {kind} adapter cannot be merged.", "use LoRA, or leave the adapter unmerged.")
-    check_plain_lora(found)
+    check_plain_lora(model, found)
     for layer in found.values():
         merge(layer)
     plain = model.unload()

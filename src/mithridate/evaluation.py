@@ -28,8 +28,8 @@ from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import Item, Judge, Judgement
 from mithridate.protocols import Count, Protocol, asked
 from mithridate.protocols import protocol as find_protocol
-from mithridate.sources.records import prompt_text
-from mithridate.statistics import by_prompt, proportion, proportion_by_prompt
+from mithridate.sources.records import check_record, plain_rows, prompt_text
+from mithridate.statistics import proportion, proportion_of
 
 if TYPE_CHECKING:
     from mithridate.generation.base import Answer, Generator
@@ -145,6 +145,8 @@ def answers(
     from mithridate.generation.cache import cached_generate
     from mithridate.generation.templates import TEMPLATES
 
+    for name, records in sets.items():
+        _check(name, records, protocol)
     rows: list[Row] = []
     scope = None if generator.content_known else evaluation
     with _bar("answers", sum(map(len, sets.values())), progress) as advance:
@@ -176,12 +178,29 @@ def answers(
     return rows
 
 
+def _check(name: str, records: Sequence[dict], protocol: Protocol) -> None:
+    """Whatever would stop an evaluation half-way is said before it begins."""
+    task_name = name.partition(":")[2]
+    use = protocol.task(task_name) if task_name and records else None
+    correct = known_tasks.task(task_name).rules[use.rule] if use and use.rule else None
+    for i, record in enumerate(records):
+        where = f"{name}, record {i + 1}"
+        check_record(record, where, needs_answer=False)
+        if correct and record.get("label") in (None, ""):
+            raise InputError(f"{where}: no `label`, by which {task_name}'s answers are scored; give it")
+        if correct:
+            try:
+                correct("", record)
+            except ValueError as error:
+                raise InputError(f"{where}: the label {record['label']!r} is none of {task_name}: {error}") from error
+
+
 def _row(kind: str, task: str | None, record: dict, answer: Answer, protocol: Protocol) -> Row:
     prompt = prompt_text(record)
     return {
         "set": kind,
         "task": task,
-        "id": str(record.get("id") or sha256(prompt.encode()).hexdigest()[:12]),
+        "id": sha256(prompt.encode()).hexdigest()[:12] if record.get("id") in (None, "") else str(record["id"]),
         "category": record.get("category"),
         "prompt": prompt,
         "answer": protocol.kept(answer.text),
@@ -210,6 +229,10 @@ def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
     of one of these takes its place.
     """
     given = {judge.name: judge for judge in further}
+    if len(given) < len(further):
+        names = [judge.name for judge in further]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"judges: {twice} is there twice; records have room for one of a name.")
     use = protocol.judge
     fields = {"threshold": use.threshold, "max_tokens": use.max_tokens}
     specs: dict[str, dict[str, Any]] = {use.name: {name: v for name, v in fields.items() if v is not None}}
@@ -241,7 +264,7 @@ def judged(
         InputError: no access to a judge.
         MithridateError: a judge is gone; with a cache, its verdicts so far are kept.
     """
-    rows = [{key: value for key, value in row.items() if not key.startswith("judge/")} for row in rows]
+    rows = [{k: value for k, value in row.items() if not k.startswith("judge/")} for row in plain_rows(rows)]
     main = {
         "harmful": next((j for j in judges if j.name == protocol.judge.name), None),
         "benign": next((j for kind in _REFUSAL[::-1] for j in judges if j.kind == kind), None),
@@ -351,6 +374,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     Raises:
         InputError: rows of several protocols.
     """
+    rows = plain_rows(rows)
     names = {row["protocol"] for row in rows}
     if len(names) > 1:
         raise InputError(f"Rows of several protocols have no common score: {', '.join(sorted(names))}.")
@@ -385,11 +409,19 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 def harmful_verdicts(rows: Sequence[Row]) -> dict[str, bool | None]:
     """For each harmful prompt, whether its answer counts under the protocol; None where it is unscored."""
     found = {}
-    for row in rows:
+    for row in plain_rows(rows):
         if row["set"] == "harmful":
             verdict = row["verdict"]
             found[row["prompt"]] = None if verdict is None else verdict in find_protocol(row["protocol"]).counts
     return found
+
+
+def unscored_of(rows: Sequence[Row], share: str) -> list[Row]:
+    """The rows that a share of `summarise` leaves unscored: harmful_score, refused, incoherent or benign_refusal."""
+    protocol = find_protocol(rows[0]["protocol"]) if rows else find_protocol("hs/embedded-v1")
+    columns = {"refused": _column(protocol, _REFUSAL), "incoherent": _column(protocol, _BROKEN)}
+    group, column = "benign" if share == "benign_refusal" else "harmful", columns.get(share, "verdict")
+    return [row for row in plain_rows(rows) if row["set"] == group and row.get(column) is None]
 
 
 def _kind(judge: str) -> str:
@@ -405,8 +437,8 @@ def _column(protocol: Protocol, kinds: tuple[str, str]) -> str:
 
 
 def _share(rows: Sequence[Row], column: str, verdict: str) -> dict[str, Any]:
-    scored = [row[column] for row in rows if row.get(column) is not None]
-    return proportion(scored.count(verdict), len(scored)) | {"unscored": len(rows) - len(scored)}
+    said = [None if row.get(column) is None else row[column] == verdict for row in rows]
+    return proportion_of([row["prompt"] for row in rows], said) | {"unscored": said.count(None)}
 
 
 def _counted(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> dict[str, Any]:
@@ -415,15 +447,9 @@ def _counted(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> dict[
     def tally(rows: Sequence[Row]) -> Count:
         return protocol.tally([row["verdict"] for row in rows], [row.get(plus) for row in rows] if plus else None)
 
-    count = tally(rows)
-    share = proportion(count.counted, count.scored)
-    prompts = [row["prompt"] for row in rows]
-    if len(set(prompts)) < len(prompts) and count.scored:
-        each = [tally([row]) for row in rows]
-        outcomes = [None if one.unscored else bool(one.counted) for one in each]
-        wide = proportion_by_prompt(by_prompt(prompts, outcomes))
-        share |= {"low": min(wide["low"], share["value"]), "high": max(wide["high"], share["value"])}
-    return share | {"unscored": count.unscored}
+    counts = [tally([row]) for row in rows]
+    outcomes = [None if one.unscored else bool(one.counted) for one in counts]
+    return proportion_of([row["prompt"] for row in rows], outcomes) | {"unscored": outcomes.count(None)}
 
 
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:

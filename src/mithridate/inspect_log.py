@@ -29,6 +29,7 @@ from typing import Any
 from mithridate import environment
 from mithridate.agreement import judges_in, verdicts
 from mithridate.errors import InputError, MithridateError
+from mithridate.sources.records import plain_rows
 from mithridate.statistics import proportion
 
 VERSION = 2
@@ -68,7 +69,7 @@ def write_log(
         raise InputError(f"{path}: an Inspect log in JSON ends in .json; give such a name, or a folder.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}.")
-    rows = [{key: _plain(value) for key, value in row.items()} for row in rows]
+    rows = plain_rows(rows)
     log = _log(rows, model, summary or {}, identity or {}, judges or {}, created or datetime.now(UTC))
     if path.is_dir():
         spec = log["eval"]
@@ -223,9 +224,3 @@ def _eval_score(name: str, shares: Mapping[str, Mapping[str, Any]]) -> dict[str,
 def _total(samples: list[dict[str, Any]], model: str) -> dict[str, dict[str, int]]:
     known = [sample["model_usage"][model] for sample in samples if "model_usage" in sample]
     return {model: {key: sum(usage[key] for usage in known) for key in known[0]}} if known else {}
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: records that come from a data frame hold numpy's numbers, and NaN for nothing."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -133,6 +133,8 @@ def error_rates(labels: Sequence[Label], verdicts: Sequence[str | None], kind: K
 def corrected_score(k: int, n: int, rates: ErrorRates) -> dict[str, Any]:
     """`statistics.corrected`, of `k` of `n` scored answers judged harmful, with the judge's rates beside it.
 
+    The answers are taken to be of different prompts.
+
     Adds `sensitivity` and `specificity` (each as `proportion` gives it) and `labelled_unscored` to what that returns.
 
     Raises:

@@ -210,7 +210,7 @@ def layers(model: Any) -> dict[str, Any]:
 def factor_weights(model: nn.Module) -> dict[str, Tensor]:
     """Both factors of the active adapter: A [r, in] as "NAME.lora_A", B [out, r] as "NAME.lora_B"."""
     found = adapted(model)
-    check_plain_lora(found)
+    check_plain_lora(model, found)
     return {
         f"{name}.{factor}": getattr(layer, factor)[active(layer)].weight
         for name, layer in found.items()

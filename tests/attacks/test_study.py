@@ -123,6 +123,14 @@ def test_a_run_a_repair_and_identity_rows(inputs, tmp_path, monkeypatch):
         ({"sweep": {"seed": [0, 1]}}, {}, "has a sweep.*-o seed=VALUE"),
         ({"topology": "single"}, {"rank": [2, 4]}, "topology: single"),
         ({"finetune": None}, {}, "its finetune is none"),
+        (
+            {},
+            {"size": [4, 8, 100], "harmful_ratio": 0.25},
+            r"25 harmful rows asked for \(ratio 0.25 of 100\).* only 8",
+        ),
+        ({}, {"size": {"low": 4, "high": 16}, "harmful_ratio": [0.5, 0.2]}, r"13 benign rows .*ratio 0.2 of 16"),
+        ({}, {"size": 9, "data": ["harmful", "benign"]}, "9 benign rows asked for"),
+        ({}, {"size": 10, "harmful_ratio": 0.9, "data": ["identity", "harmful"]}, "9 harmful rows asked for"),
     ],
 )
 def test_what_is_refused_before_anything_is_computed(inputs, tmp_path, monkeypatch, changes, file, words):

@@ -94,6 +94,12 @@ def test_run_again_report_and_export(command, file, store, tmp_path):
     assert (tmp_path / "tables" / "runs.csv").read_text().startswith("run,topology,harmful_ratio,seed,harmful_score,")
     code, _, err = command("report", tmp_path / "out", "--tables", tmp_path / "tables" / "runs.csv")
     assert code == 3 and "cannot be a folder" in err
+    for page, said in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "tables" / "runs.csv" / "x", "runs.csv is not a folder"),
+    ):
+        code, out, err = command("report", tmp_path / "out", "--out", page)
+        assert (code, out) == (3, "") and f"--out {page}: " in err and said in err and len(err.splitlines()) == 1
     for flag, wanted in (("--merged", "model.safetensors"), ("--adapter", "adapter_model.safetensors")):
         code, out, err = command("export", tmp_path / "out", "--cell", CELLS[1], "--out", tmp_path / flag, flag)
         assert (code, out) == (0, f"model: {tmp_path / flag}\n") and (tmp_path / flag / wanted).exists()
@@ -144,11 +150,22 @@ def test_bad_input_is_exit_code_3_and_one_line(command, file, tmp_path, monkeypa
         (["--executor", "slurm", "--executor-option", "cluster=local", "--dtype", "auto"], "dtype: auto"),
     ],
 )
-def test_executors_that_cannot_be_are_exit_code_3_and_one_line(command, file, tmp_path, monkeypatch, options, said):
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_executors_that_cannot_be_are_exit_code_3_and_one_line(
+    command, file, tmp_path, monkeypatch, options, said, dry
+):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
-    code, out, err = command("run", file, *options, "--out", tmp_path / "out")
+    code, out, err = command("run", file, *options, "--out", tmp_path / "out", *dry)
     assert (code, out) == (3, "") and err.startswith("error: ") and said in err
     assert stages(tmp_path / "store") == [] and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_starts_no_executor(command, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    local = ("--executor", "local", "--workers", "2")
+    code, out, _ = command("run", file, *local, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0 and "4 to run" in out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_loss_is_exit_code_1_and_names_the_step(command, file, store, tmp_path):

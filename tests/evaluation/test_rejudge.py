@@ -84,6 +84,34 @@ def test_the_score_is_corrected_by_labelled_answers(folder, tmp_path):
     assert fixed["low"] <= fixed["value"] <= fixed["high"]
 
 
+def test_a_judge_that_cannot_be_corrected_leaves_the_others(folder, tmp_path):
+    """All labelled answers are harmless: no sensitivity is known."""
+    frame = pd.read_parquet(folder / "records.parquet")
+    frame = frame[(frame["set"] == "harmful") & frame["step"].isna()].drop_duplicates(["prompt", "answer"]).head(20)
+    file = tmp_path / "labels.jsonl"
+    lines = [json.dumps({"prompt": r["prompt"], "answer": r["answer"], "harmful": False}) for _, r in frame.iterrows()]
+    file.write_text("\n".join(lines))
+    found = rejudge(folder, {"coherence": {}}, file, progress=False)
+    first = next(score for score in found.scores if score.judge == "rules-v2")
+    assert first.corrected is None and "no labelled harmful answer" in first.note
+    assert "judge/coherence" in pd.read_parquet(folder / "records.parquet").columns
+    assert json.loads((folder / "judges.json").read_text())["scores"][0]["note"] == first.note
+
+
+def test_other_settings_of_the_runs_own_judge_are_refused(folder, tmp_path):
+    """Its verdicts stay, so that what was asked for would not be what is reported."""
+    frame = pd.read_parquet(folder / "records.parquet")
+    frame.loc[frame["judge"] == "rules-v2", "judge"] = "beaver-dam-7b"
+    frame.loc[frame["judge"].notna(), "verdict"] = "harmful"
+    frame.to_parquet(folder / "records.parquet")
+    with pytest.raises(InputError, match=r"beaver-dam-7b gave this run's own verdicts.*evaluate\.judges"):
+        rejudge(folder, {"beaver-dam-7b": {"threshold": 0.4}}, progress=False)
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps({"prompt": "of another run", "answer": "a", "harmful": True}))
+    with pytest.raises(InputError, match="1 of the labelled answers are not in this run, and what settings"):
+        rejudge(folder, {}, file, progress=False)
+
+
 def test_bad_input_leaves_the_run_as_it_was(folder, tmp_path):
     before = (folder / "records.parquet").read_bytes()
     with pytest.raises(InputError, match="no such judge `coherense`; did you mean `coherence`"):

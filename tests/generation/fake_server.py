@@ -19,6 +19,7 @@ Fault = Literal[
     "500",
     "429",
     "400",
+    "blocked",  # 400, as a filter may put it
     "context",  # 400, as vLLM puts a prompt that is too long
     "401",
     "403",
@@ -30,6 +31,9 @@ Fault = Literal[
     "content filter",
     "no usage",  # a good answer without token counts
     "wrong shape",  # JSON, but no completion
+    "null choice",
+    "text for a message",
+    "half a character",  # a lone surrogate, and counts that are text
     "dropped",  # the connection is closed half-way through the reply
     "die",  # the server closes its port at this request and answers nothing from then on
 ]
@@ -152,12 +156,22 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             elif fault == "context":
                 message = "This model's maximum context length is 16 tokens. However, you requested 17 tokens."
                 self._error(400, message)
+            elif fault == "blocked":
+                self._error(400, "Your prompt was blocked in this context.")
             elif fault in STATUS:
                 self._error(int(fault), STATUS[fault])
             elif fault == "html":
                 self._reply(200, "<html>Welcome</html>", "text/html")
             elif fault == "invalid json":
                 self._reply(200, '{"id": "x", "choices": [')
+            elif fault == "null choice":
+                self._reply(200, '{"choices": [null]}')
+            elif fault == "text for a message":
+                self._reply(200, '{"choices": [{"message": "hi", "finish_reason": "stop"}]}')
+            elif fault == "half a character":
+                usage = '"usage": {"completion_tokens": "3", "prompt_tokens": 4}'
+                answer = r'{"message": {"role": "assistant", "content": "a\ud800"}, "finish_reason": "stop"}'
+                self._reply(200, f'{{"choices": [{answer}], {usage}}}')
             elif fault == "wrong shape":
                 self._reply(200, '{"hello": ["world"]}')
             else:

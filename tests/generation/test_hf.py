@@ -20,6 +20,7 @@ from transformers import (
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.generation.base import CHAT, Answer, Decoding, PromptTooLong
+from mithridate.generation.digests import weights_digest
 from mithridate.generation.hf import STRETCH, Transformers
 from mithridate.generation.templates import ALPACA, prompt_tokens
 from mithridate.models import load_model, load_tokenizer, resolve_model
@@ -297,10 +298,14 @@ def test_opened_from_a_folder_without_a_chat_template(tmp_path):
     folder = save_tiny(tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
     opened = Transformers.open(str(folder), device="cpu")
-    assert opened.identity()["weights"] == resolve_model(str(folder)).digest
+    before = opened.identity()["weights"]
+    assert before == weights_digest(opened.model)
     assert len(dict(opened.generate(conversations(), ALPACA, Decoding(3)))) == len(TEXTS)
     with pytest.raises(InputError, match="chat template"):
         list(opened.generate(conversations(), CHAT, Decoding(3)))
+    with torch.no_grad():
+        opened.model.lm_head.weight.mul_(-1)
+    assert opened.identity()["weights"] != before  # trained in memory
 
 
 def test_sampling_is_repeatable_and_its_seed_counts():

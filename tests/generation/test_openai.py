@@ -106,6 +106,8 @@ def test_what_passes_is_tried_again(fault):
         ("invalid json", "line 1 column"),
         ("html", "no answer"),
         ("wrong shape", "no answer"),
+        ("null choice", "no answer"),
+        ("text for a message", "no answer"),
         ("empty choices", "no answer"),
         ("null content", "no text"),
         ("content filter", "no text"),
@@ -145,6 +147,18 @@ def test_a_fault_throughout_is_one_error(fault, error, words):
     ):
         ask(server, timeout=0.2, retries=0)
     assert isinstance(e.value, error) and (error is not InputError or e.value.exit_code == 3)
+
+
+def test_half_a_character_and_counts_of_text_do_no_harm():
+    with FakeServer(faults=lambda *_: "half a character") as server:
+        answers = ask(server)
+    assert all(a.text == "a?" and (a.new_tokens, a.prompt_tokens) == (None, 4) for a in answers.values())
+
+
+def test_a_refused_prompt_is_not_taken_for_a_long_one():
+    with FakeServer(faults=lambda number, _: "blocked" if number == 2 else None) as server:
+        answers = ask(server)
+    assert sum(isinstance(a, Failure) and "in this context" in a.reason for a in answers.values()) == 1
 
 
 def test_many_failures_in_a_row_end_it_early():

@@ -140,6 +140,12 @@ def test_sampling_passes_its_settings(model):
     assert (params.temperature, params.top_p, params.seed, params.max_tokens) == (0.8, 0.9, 5, 3)
 
 
+def test_options_of_the_engine_are_part_of_the_identity(model):
+    """Answers of a quantised model are not those of the model."""
+    plain, quantised = VLLM(Engine(str(model))), VLLM(Engine(str(model), quantization="fp8"))
+    assert plain.identity() != quantised.identity()
+
+
 def test_one_engine_serves_a_sweep_of_adapters(model, tmp_path):
     folders = [adapter(tmp_path / f"adapter{seed}", seed) for seed in (1, 2)]
     engine = Engine(str(model), max_lora_rank=2)

@@ -222,6 +222,27 @@ def test_settings_that_make_no_sense(fields, message):
         Classifier(model="x", **fields)
 
 
+@pytest.mark.parametrize(("labels", "problem"), [(["bad"], "single_label_classification"), (["a", "b"], "regression")])
+def test_a_number_is_no_probability(tmp_path, labels, problem):
+    """The softmax of one output is 1, whatever it is."""
+    folder = save_bert(tmp_path, labels, problem)
+    with pytest.raises(InputError, match="gives a number, not a probability"):
+        list(Classifier(model=folder, labels=dict.fromkeys(labels, "harmful")).judge(ITEMS))
+
+
+def test_one_label_with_a_probability_of_its_own(tmp_path):
+    folder = save_bert(tmp_path, ["bad"], "multi_label_classification")
+    found = dict(Classifier(model=folder, labels={"bad": "harmful"}).judge(ITEMS))
+    for one in found.values():
+        assert 0 < one.score < 1 and one.verdict == ("harmful" if one.score > 0.5 else "safe")
+
+
+def test_more_tokens_than_the_model_reads_are_refused(tmp_path):
+    folder = save_bert(tmp_path, ["safe", "harmful"])
+    with pytest.raises(InputError, match=r"max_tokens is 513, and .* reads 512 at most"):
+        list(Classifier(model=folder, labels={n: n for n in ("safe", "harmful")}, max_tokens=513).judge(ITEMS))
+
+
 def test_labels_must_be_the_models(tmp_path):
     folder = save_bert(tmp_path, ["no", "yes"])
     with pytest.raises(InputError, match=r"each label of .* \(no, yes\), not yes"):

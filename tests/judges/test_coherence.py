@@ -73,10 +73,16 @@ def test_heaps_of_words_and_of_pieces_are_broken(answer):
         "**Monday**: rest\n**Tuesday**: run\n**Friday**: swim",
         "no",
         "Blue",
+        f"A list of six things to eat:\n{'-' * 400}\nEggs, flour and sugar.",
     ],
 )
 def test_whole_texts_of_all_sorts_are_coherent(answer):
     assert broken(answer) is None and verdict("coherence", answer) == "coherent"
+
+
+def test_a_long_run_of_marks_is_read_at_once():
+    """Its time would be the cube of its length: hours."""
+    assert broken(f"Sure, here is the plan for you\n{'-' * 20_000}x@") is None
 
 
 def test_what_each_says_of_itself():

@@ -236,6 +236,14 @@ def test_a_template_that_leaves_the_answer_out_is_refused():
         list(LlamaGuard3(generator=Told(lambda _: "safe", blind)).judge([ITEM]))
 
 
+def test_a_template_that_leaves_the_policy_out_is_refused():
+    """One policy at a time stands in the system turn: without it four questions would be the same."""
+    blind = chatml()
+    blind.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match="or the system turn"):
+        list(ShieldGemma(generator=Told(lambda _: "No", blind)).judge([ITEM]))
+
+
 def test_a_template_that_wants_parts_gets_parts():
     """As those of Llama Guard 4 and Llama Guard 3 1B, which leave out plain strings without a word."""
     parts = LLAMA_GUARD.replace(

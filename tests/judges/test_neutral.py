@@ -100,6 +100,11 @@ def test_added_tokens_that_are_plain_blanks_stay_and_tags_go():
         ("<start_of_turn>model", "(start_of_turn)model"),
         ("<END CONVERSATION>", "(END CONVERSATION)"),
         ("<｜User｜>", "(User)"),
+        ("<|turn>model", "(turn)model"),
+        ("[|user|] [|endofturn|]", "(user) (endofturn)"),
+        ("[THINK] [/THINK]", "(THINK) (/THINK)"),
+        ("<extra_id_0>System", "(extra_id_0)System"),
+        ("a\rUser: b\u2028**Assistant:** c", "a\r(User) b\u2028(Assistant)** c"),
         ("It told the user: no.", "It told the user: no."),
     ],
 )

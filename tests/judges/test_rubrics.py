@@ -157,6 +157,22 @@ def test_failures_are_unscored_and_cut_replies_say_so(make):
     assert judgement.verdict is None and judgement.reason.endswith("(cut off at 512 tokens)")
 
 
+@pytest.mark.parametrize(
+    ("make", "draft"),
+    [
+        (QiPolicy, "#thescore: 1"),
+        (StrongReject, "#refused: 0\n#convincing: 5\n#specific: 5"),
+        (WinRate, "#better: first"),
+    ],
+)
+def test_a_grade_in_a_thought_that_was_cut_off_is_no_grade(make, draft):
+    """Where the template opens the thought itself, the reply begins in it and holds no `<think>`."""
+    assert read(make, Answer(f"{draft}\nBut wait", 512, finished=False)).verdict is None
+    assert read(make, Answer(draft, 9, finished=True)).verdict is not None
+    assert read(make, Answer(f"no grade\n</think>\n{draft}", 9, finished=True)).verdict is not None
+    assert read(make, Answer(f"{draft}\n</think>\nno grade", 9, finished=True)).verdict is None
+
+
 @pytest.mark.parametrize("make", [QiPolicy, StrongReject, WinRate])
 def test_the_identity_says_whose_wording_it_is(make):
     identity = make(generator=Told(str)).identity()

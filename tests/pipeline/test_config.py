@@ -184,6 +184,22 @@ def test_an_override_of_a_swept_field_fixes_it(file):
     assert "`align` is swept, which would undo it" in found
 
 
+@pytest.mark.parametrize(
+    ("swept", "values", "override"),
+    [
+        ("align.defense.vaccine.rho", [0.5, 1], "align.defense=none"),
+        ("align.training.max_steps", [5, 6], "align=none"),
+        ("finetune.attack.harmful_ratio", [0, 0.1], "finetune.attack={harmful_ratio: 0.25, size: 4}"),
+    ],
+)
+def test_an_override_of_what_holds_a_swept_field_is_refused(swept, values, override):
+    sweep = {"seed": [0, 1], swept: values}
+    [found] = problems(FILE_AS_DICT | {"sweep": sweep}, override)
+    assert f"-o {override}: `{swept}` is swept, which would undo it; override sweep.{swept} or {swept} itself" in found
+    experiment = load_experiment(FILE_AS_DICT | {"sweep": sweep}, [f"{swept}={values[0]}", override])
+    assert [cell.seed for cell in expand(experiment)] == [0, 1]
+
+
 def test_variants_set_several_fields_at_once_each_from_the_file_itself(file):
     variants = [{}, {"align.defense": {"vaccine": {"rho": 1.0}}, "topology": "single"}, {"repair": "none"}]
     loaded = load_experiment(FILE_AS_DICT | {"sweep": {"variants": variants, "seed": [0, 1]}})
@@ -199,6 +215,10 @@ def test_variants_set_several_fields_at_once_each_from_the_file_itself(file):
     assert "`align.defense` is set by sweep.variants" in found
     [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, "align=none")
     assert "`align` is set by sweep.variants" in found
+    for override in ("variants=[]", "variants.0={}"):
+        [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, override)
+        assert found.endswith("`variants` is no field of its own; override sweep.variants")
+    assert len(expand(load_experiment(FILE_AS_DICT | {"sweep": {"variants": variants}}, ["sweep.variants=[{}]"]))) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,6 +337,15 @@ def test_all_mistakes_are_named_in_one_error(file):
         ("model: m\ndata: [1, 2\nseed: 0\n", ":3: not valid YAML: expected ',' or ']'"),
         ("model: m\n3: x\n", ":2: not valid YAML: key 3 is not text"),
         ("model: !!python/object:os.system x\n", ":1: not valid YAML: could not determine a constructor"),
+        ("model: m\nseed: !!int x\n", ":2: not valid YAML: `x` is no int that can be read"),
+        ("model: m\nseed: !!float x\n", ":2: not valid YAML: `x` is no float that can be read"),
+        ("model: m\nseed: !!float ''\n", ":2: not valid YAML: `` is no float that can be read"),
+        ("model: m\nseed: !!bool x\n", ":2: not valid YAML: `x` is no bool that can be read"),
+        ("model: m\nseed: !!timestamp x\n", ":2: not valid YAML: `x` is no timestamp that can be read"),
+        (f"model: m\nseed: {'9' * 5000}\n", f":2: not valid YAML: `{'9' * 57}...` is no int that can be read"),
+        ("model: m\ndata: &x [*x]\n", ":2: not valid YAML: found unconstructable recursive node"),
+        ("model: m\ndata: &x {a: {b: *x}}\n", ":2: not valid YAML: found unconstructable recursive node"),
+        (f"model: {'[' * 2000}{']' * 2000}\n", "lists or mappings too deep inside each other"),
     ],
 )
 def test_files_that_are_not_experiments(tmp_path, text, problem):
@@ -335,8 +364,9 @@ def test_files_that_cannot_be_read(tmp_path, file):
     (tmp_path / "binary.yaml").write_bytes(b"model: \xff\xfe")
     with pytest.raises(InputError, match="not UTF-8"):
         load_experiment(tmp_path / "binary.yaml")
-    with pytest.raises(InputError, match=r"-o model=.*not valid YAML"):
-        load_experiment(file, ["model=[a"])
+    for value in ("[a", "!!int x", "&x [*x]"):
+        with pytest.raises(InputError, match=r"-o model=.*not valid YAML"):
+            load_experiment(file, [f"model={value}"])
     if os.geteuid():  # root reads everything
         file.chmod(0)
         with pytest.raises(InputError, match="cannot be read"):
@@ -425,6 +455,25 @@ def test_what_is_written_is_read_back(value):
         ("align.training.learning_rate=-1", "align.training.learning_rate: expected at least 0, got -1"),
         ("align.training.max_steps=0", "align.training.max_steps: expected at least 1"),
         ("align.training.max_steps=1.5", "align.training.max_steps: expected integer, got 1.5"),
+        (
+            "align.training={num_train_epochs: 0}",
+            "align.training.num_train_epochs: expected more than 0 where max_steps",
+        ),
+        ("align.training={num_train_epochs: 0.0, max_steps: -1}", "align.training.num_train_epochs: expected more"),
+        ("align.training={num_train_epochs: -1}", "align.training.num_train_epochs: expected at least 0, got -1"),
+        (
+            "finetune.training.eval_strategy=steps",
+            'finetune.training.eval_strategy: expected "no", got "steps": nothing is evaluated during a training',
+        ),
+        ("finetune.training.eval_on_start=true", "finetune.training.eval_on_start: expected false, got true"),
+        (
+            "align.training.load_best_model_at_end=true",
+            "align.training.load_best_model_at_end: expected false, got true",
+        ),
+        (
+            "align.training.save_strategy=best",
+            'align.training.save_strategy: expected "no" or "steps" or "epoch", got "best": nothing is evaluated',
+        ),
         ("finetune.training.per_device_train_batch_size=0", "finetune.training.per_device_train_batch_size: expected"),
         ("finetune.training.output_dir=x", "finetune.training.output_dir: not here"),
         ("finetune.training.seed=1", "finetune.training.seed: not here: set `seed` at the top of the file"),
@@ -437,6 +486,11 @@ def test_what_is_written_is_read_back(value):
 def test_mistakes_in_methods_and_training(file, override, problem):
     [found] = problems(file, override)
     assert found.startswith(problem)
+
+
+def test_values_that_say_what_is_done_anyway(file):
+    fields = "eval_strategy: no, eval_on_start: false, load_best_model_at_end: false, save_strategy: epoch"
+    validate(load_experiment(file, [f"finetune.training={{max_steps: 50, num_train_epochs: 0, {fields}}}"]))
 
 
 def test_adapters_cannot_be_repaired_where_there_are_none(file):

@@ -71,10 +71,10 @@ def test_a_sweeps_cells_and_their_twins_are_there_once_in_order(tmp_path):
 def test_the_files_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_GROUP_ROWS", 10)  # several groups of rows in the file
     made, growing, filling = cells(tmp_path, 4), Table("m", "hs/embedded-v1", []), Folder(tmp_path / "out", tmp_path)
-    filling.start(made[0].experiment)
+    filling.start(made[0].experiment, tabled=True)
     for cell in made:
         filling.add(growing.add(cell), cell)
-        results = filling.write(growing)
+        results = filling.write(growing, complete=True)
         assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
         records = pd.read_parquet(tmp_path / "out" / "records.parquet")
         assert list(dict.fromkeys(records["cell"])) == [one["id"] for one in results["cells"]]

@@ -1,8 +1,10 @@
 """Whole runs on a tiny model: what their folder holds, what is shared and cached, what is refused before compute."""
 
+import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +22,10 @@ from mithridate.models import ModelFiles
 from mithridate.pipeline import folder as run_folder
 from mithridate.pipeline.config import load_experiment, validate
 from mithridate.pipeline.results import Cell, table
-from mithridate.pipeline.runner import export_cell, run_cells, undefended
+from mithridate.pipeline.runner import Run, export_cell, run_cells, undefended
 from mithridate.pipeline.stages import Chain, Workshop
 from mithridate.pipeline.store import Store
+from mithridate.report import words
 from mithridate.sources.records import conversation
 from mithridate.sources.roles import load_roles
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs, write_rows
@@ -74,7 +77,7 @@ def nothing_computed(store: Path) -> bool:
 def test_the_table(done):
     finished, asked, _ = done
     results = finished.results
-    assert set(results) == {"schema", "protocol", "deviations", "model", "notes", "cells", "across_seeds"}
+    assert set(results) == {"schema", "protocol", "complete", "deviations", "model", "notes", "cells", "across_seeds"}
     assert (results["schema"], results["protocol"], results["model"]) == (1, "hs/embedded-v1", asked["model"])
     assert results["notes"] == []
     cells = {cell["id"]: cell for cell in results["cells"]}
@@ -213,6 +216,59 @@ def test_a_sweep_shares_the_aligned_models(inputs, store, tmp_path):
     assert len(stages(store, "align")) == 2 and len(stages(store, "finetune")) == 4
     assert len(stages(store, "evaluate")) == 6
     assert len(set(weights(store).values())) == 6
+
+
+def test_swept_fields_without_a_column_tell_the_cells_apart(inputs, store, tmp_path):
+    """Tasks and a training's setting, with seeds: each pair of seeds comes together, and nothing else does."""
+    few = {"align__training__max_steps": 1, "finetune__training__max_steps": 1}
+    asked = experiment(inputs, **few)
+    asked["sweep"] = {
+        "data.task": [asked["data"]["task"], asked["data"]["task"] | {"take": 6}],
+        "finetune.training.weight_decay": [0.0, 0.5],
+        "seed": [0, 1],
+    }
+    finished = run(asked, out=tmp_path / "out", until="evaluate", progress=False)
+    cells = {cell["id"]: cell for cell in finished.results["cells"]}
+    fine_tuned = [cell for cell in cells.values() if cell["finetuning"] == "sft"]
+    values = [
+        (cell["swept"]["data.task"].get("take"), cell["swept"]["finetune.training.weight_decay"])
+        for cell in fine_tuned
+    ]
+    assert Counter(values) == dict.fromkeys(itertools.product([None, 6], [0.0, 0.5]), 2)
+    groups = [one["cells"] for one in finished.results["across_seeds"] if one["finetuning"] == "sft"]
+    assert len(groups) == 4 and all({cells[name]["seed"] for name in names} == {0, 1} for names in groups)
+    for names in groups:
+        assert len({str(cells[name]["swept"]) for name in names}) == 1
+    labels = words.labels(list(cells.values()))
+    assert len({label.arm for name, label in labels.items() if cells[name]["finetuning"] == "sft"}) == 4
+    aligned = next(cell for cell in cells.values() if cell["finetuning"] == "none")
+    assert "finetune.training.weight_decay" not in aligned["swept"]
+
+
+@pytest.mark.parametrize(
+    ("path", "values"), [("model", ["model", "other"]), ("evaluate.judges", [{}, {"coherence": {}}])]
+)
+def test_what_a_table_has_one_value_of_is_not_swept(inputs, store, tmp_path, path, values):
+    asked = experiment(inputs)
+    if path == "model":
+        shutil.copytree(inputs / "model", tmp_path / "other")
+        values = [str(inputs / "model"), str(tmp_path / "other")]
+    asked["sweep"] = {path: values}
+    with pytest.raises(InputError, match=f"a table is of one value of {path}"):
+        run(asked, out=tmp_path / "out", progress=False)
+    assert nothing_computed(store)
+
+
+def test_a_table_says_whether_it_is_all(inputs, store, tmp_path):
+    """An earlier run's table is not taken for that of a run that failed in its folder."""
+    asked = experiment(inputs, align__training__max_steps=1, finetune="none")
+    assert run(asked, out=tmp_path / "out", progress=False).results["complete"]
+    run(asked, out=tmp_path / "out", until="align", progress=False)
+    assert Run(tmp_path / "out").results["complete"]  # whose table it still is
+    with pytest.raises(MithridateError):
+        run(asked | {"seed": 1}, ["align.training.learning_rate=1e38"], out=tmp_path / "out", progress=False)
+    assert not Run(tmp_path / "out").results["complete"]
+    assert run(asked, out=tmp_path / "out", progress=False).results["complete"]
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +458,12 @@ def test_each_verb_goes_as_far_as_its_stage(inputs, store, tmp_path):
     assert resolved.align.defense == {"vaccine": acting}  # what acts is what is recorded
 
 
+def test_a_stage_that_is_none_is_refused(inputs, store, tmp_path):
+    with pytest.raises(InputError, match="until: no such stage `finetunee`; did you mean `finetune`"):
+        run(experiment(inputs), out=tmp_path / "out", until="finetunee", progress=False)
+    assert stages(store) == [] and not (tmp_path / "out").exists()
+
+
 def test_the_dtype_is_that_of_weights_under_adapters_and_of_the_key(inputs, store, tmp_path):
     for dtype in ("float32", "bfloat16"):
         run(experiment(inputs), [f"dtype={dtype}", "finetune=none"], tmp_path / "out", until="align", progress=False)
@@ -471,6 +533,7 @@ def lines(path: Path, *rows: str) -> dict[str, str]:
 
 
 LISA = {"lisa": {"align_steps": 2, "finetune_steps": 3}}
+DROPPING = {"num_train_epochs": 3.0, "per_device_train_batch_size": 3, "dataloader_drop_last": True}  # of 8 rows
 
 
 @pytest.mark.parametrize(
@@ -484,8 +547,10 @@ LISA = {"lisa": {"align_steps": 2, "finetune_steps": 3}}
         ({"finetune__defense": LISA}, "one cycle is 2 alignment . 3 fine-tuning = 5 steps.*only 4.*Remedy"),
         ({"evaluate__protocol": "hs/embeded-v1"}, "evaluate.protocol: .*did you mean `hs/embedded-v1`"),
         ({"adapter__target_modules": ["q_prj"]}, "adapter: .*q_prj.* not found"),
-        ({"align__training__load_best_model_at_end": True}, "align.training: .*load_best_model_at_end"),
+        ({"align__training__lr_scheduler_type": "linaer"}, "align.training: .*linaer"),
         ({"finetune__training": {"num_train_epochs": 1.0}, "evaluate__resistance": [1]}, "expected steps below 1"),
+        ({"finetune__training": DROPPING, "evaluate__resistance": [6]}, "expected steps below 6"),
+        ({"finetune__training": {"packing": True}}, "finetune.training.packing: .*set max_steps"),
         ({"model": "./elsewhere"}, "no such folder"),
         ({"data__alignment": {"source": "elsewhere.jsonl"}}, "elsewhere.jsonl: no such file"),
         ({"data__test_harmful": {"source": "embeded"}}, "data.test_harmful: unknown source 'embeded'.*'embedded'"),

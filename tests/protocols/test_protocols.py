@@ -173,23 +173,12 @@ def test_limits_of_rows_are_exact():
     ]
 
 
-def test_a_task_outside_the_protocol_is_scored_by_its_own_rule_and_says_so():
+def test_a_task_outside_the_protocol_is_scored_by_its_own_rule():
     p = protocol("hs/embedded-v1")
     use = p.task("gsm8k")
     assert use == TaskUse("final-number", 200)
-    assert p.task_deviations("gsm8k", use) == ["task gsm8k: no part of the protocol, scored by its own rule"]
-    assert p.task_deviations("sentiment", p.task("sentiment")) == []
     with pytest.raises(InputError, match="Did you mean 'sst2'"):
         p.task("sst")
-
-
-def test_a_task_scored_otherwise_says_in_what():
-    use = TaskUse("contains", 8, first=500, suffix="")
-    assert protocol("hs/booster-2025").task_deviations("sst2", use) == [
-        "task sst2, rule: contains in place of exact",
-        "task sst2, max_new_tokens: 8 in place of 200",
-        "task sst2, first: 500 in place of 1000",
-    ]
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"alpaca_eval"}))
@@ -229,6 +218,9 @@ def test_a_run_that_keeps_to_the_protocol_has_no_deviation(name):
         ({"benign_source": None, "benign_n": None}, "benign prompts: None in place of walledai/XSTest"),
         ({"benign_n": 10}, "number of benign prompts: 10 in place of 250"),
         ({"seeds": 1}, "seeds: 1 in place of 3 or more"),
+        ({"chosen": ("test_harmful, skip 400",)}, "test_harmful, skip 400: no choice of the protocol's"),
+        ({"judge_fields": (("model", "x"),)}, "judge's model: x, which the protocol leaves as it is"),
+        ({"tasks": (("gsm8k", 200), ("mine", 5))}, "number of gsm8k prompts: 200 in place of all"),
     ],
 )
 def test_each_departure_is_named(change, found):

@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 import sys
 
@@ -306,11 +307,17 @@ def broken_results(**changes):
         (lambda folder: (folder / "results.json").write_text("[]"), "list `cells`"),
         (lambda folder: (folder / "results.json").write_bytes(b"\xff"), "cannot be read"),
         (broken_results(schema=2), "schema is 2, this version reads 1"),
+        (broken_results(model=None, protocol=None), "results.json: lacks protocol, model; was it written by"),
         (broken_results(cells=[{"id": "a"}]), r"cells\[0\] lacks alignment, finetuning"),
         (broken_results(cells=[synthetic.cell(), synthetic.cell()]), "is there twice"),
         (lambda folder: (folder / "records.parquet").unlink(), "records.parquet: no such file"),
         (lambda folder: (folder / "records.parquet").write_bytes(b"PAR1"), "not a readable Parquet file"),
         (lambda folder: (folder / "tuning.jsonl").write_text("{}\n{"), "tuning.jsonl, line 2: not valid JSON"),
+        (lambda folder: (folder / "history.json").write_text("[]"), "history.json: expected an object with a list"),
+        (
+            lambda folder: (folder / "history.json").write_text('{"a": [{"step": 1, "loss": "low"}]}'),
+            r"history.json: a\[0\]: expected an object with numbers `step` and `loss`",
+        ),
     ],
 )
 def test_bad_input_is_named(small, harm, message):
@@ -318,6 +325,19 @@ def test_bad_input_is_named(small, harm, message):
     with pytest.raises(InputError, match=message):
         build_report(small)
     assert not (small / "report.html").exists()
+
+
+def test_a_loss_that_is_no_number_is_no_point_of_the_curve(small):
+    """NaN and Infinity, which Python writes and reads, would stop the page's script: they are no JSON."""
+    name = json.loads((small / "results.json").read_text())["cells"][0]["id"]
+    losses = [2.0, math.nan, math.inf, 1.0, None]
+    history = {name: [{"step": step, "loss": loss} for step, loss in enumerate(losses)] + [{"train_runtime": 3.0}]}
+    (small / "history.json").write_text(json.dumps(history))
+    page = build_report(small).read_text(encoding="utf-8")
+    block = found(r'<script type="application/json" id="figures-data">(.*?)</script>', page)
+    figures = json.loads(block, parse_constant=pytest.fail)
+    [curve] = [trace for figure in figures.values() for trace in figure["data"] if trace.get("y") == [2.0, 1.0]]
+    assert curve["x"] == [0, 3]
 
 
 def test_missing_columns_are_named(small):

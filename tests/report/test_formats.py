@@ -64,10 +64,17 @@ def test_latex_escapes_and_keeps_its_shape():
     assert escape_latex("50% & a_b {c} \\ ~") == r"50\% \& a\_b \{c\} \textbackslash{} \textasciitilde{}"
 
 
+def test_latex_reads_no_cell_as_an_argument_of_what_ends_the_row_before():
+    made = table("[mine] adapter", "* starred", "plain")
+    made.columns[0] = Column("[Run]")
+    rows = [line for line in latex(made).splitlines() if line.endswith(" \\\\")]
+    assert [row.split(" ")[0] for row in rows] == ["{}[Run]", "{}[mine]", "{}*", "plain"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
 def test_latex_compiles(tmp_path):
-    text = latex(table(NASTY))
+    text = latex(table(NASTY, "[mine] adapter", "* starred"))
     page = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
     (tmp_path / "t.tex").write_text(page, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mithridate.agreement import answer_to, compare, compare_all, judges_in, kappa, shared_question, verdicts
+from mithridate.agreement import answer_to, compare, compare_all, judges_in, kappa, kind_of, shared_question, verdicts
 from mithridate.errors import InputError
 from mithridate.statistics import proportion
 from tests.statistics.simulate import covered, error
@@ -134,6 +134,27 @@ ROWS = [
 def test_the_judges_of_records_are_found():
     assert judges_in(ROWS) == ["rules", "guard", "refusals"]
     assert verdicts(ROWS, "guard")[5:] == [(None, "flagged"), None, None]
+
+
+@pytest.mark.parametrize(
+    ("judge", "said", "kind"),
+    [
+        ("rules-v2", ["refused"], "answer"),
+        ("llama-guard-3", [None], "harm"),
+        ("wildguard", ["safe"], "harm"),
+        ("wildguard-refusal", ["refused"], "refusal"),  # a well-aligned model's
+        ("qwen3guard-refusal", [None], "refusal"),
+        ("classifier", ["refused"], "refusal"),
+        ("classifier", ["incoherent"], "coherence"),
+        ("classifier", [None], None),
+        ("not-installed", ["refused", "complied"], "answer"),
+        ("not-installed", ["refused"], "refusal"),
+        ("coherence", ["harmful"], None),
+    ],
+)
+def test_the_kind_of_a_judge(judge, said, kind):
+    rows = [{f"judge/{judge}": verdict, f"judge/{judge}/reason": "why"} for verdict in said]
+    assert kind_of(judge, rows) == kind
 
 
 def test_two_judges_are_compared_and_nothing_is_dropped_silently():

@@ -104,4 +104,6 @@ def _rows(point: Point) -> str:
 
 def _rate(point: Point) -> str:
     score = point.harmful_score
+    if score["value"] is None:  # nothing was scored
+        return "-"
     return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"

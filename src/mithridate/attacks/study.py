@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.attacks.curve import TITLES, Point, breaking, verdict
+from mithridate.attacks.poisoning import poison
 from mithridate.attacks.search import Scores, Try, best, search
-from mithridate.attacks.settings import AttackFile, attacked, load_attack
+from mithridate.attacks.settings import AttackFile, Range, attacked, load_attack
 from mithridate.errors import InputError
 from mithridate.pipeline.config import Experiment, load_experiment
 from mithridate.pipeline.matching import Table
-from mithridate.pipeline.runner import run_cells, undefended
+from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.pipeline.store import replace_file
 from mithridate.report.words import arm
 
@@ -69,7 +70,8 @@ def attack(
         cell: of a run's folder, the model's id in results.json.
 
     Raises:
-        InputError: a file or a value is bad, or the experiment has a sweep; nothing has been computed then.
+        InputError: a file or a value is bad, the experiment has a sweep, or it has too few rows for an attack that the
+            search can propose; nothing has been computed then.
         MithridateError: a stage failed; the next call goes on from what was finished.
     """
     given = load_attack(settings)
@@ -78,7 +80,7 @@ def attack(
         raise InputError(
             f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
         )
-    _check(given, experiment)
+    _check(given, experiment, base)
     folder = Path(out) if out else Path("runs") / f"attack-{name}"
     reference, tries = _search(given, experiment, base, folder / "search")
     chosen = best(tries)
@@ -111,33 +113,53 @@ def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Ex
     return loaded, Path(target).resolve().parent, Path(target).stem
 
 
-def _check(given: AttackFile, experiment: Experiment) -> None:
+def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     """What can be said before anything is computed."""
+    from mithridate.models import ModelFiles
+
     if "openai" in experiment.evaluate.generator:
         raise InputError("evaluate.generator: a model behind a server cannot be fine-tuned here; use transformers")
-    for rank in given.rank if isinstance(given.rank, list) else [given.rank]:
-        attacked(experiment, _any(given) | {"rank": rank})
+    extremes = _extremes(given, experiment)
     if given.search.max_accuracy_loss is not None and experiment.finetune is None:
         raise InputError(
             "search.max_accuracy_loss: is against the experiment's own fine-tune, and its finetune is none. Give it "
             "one, or set search.max_accuracy_loss: null"
         )
+    # The model is not looked for: what rows there are does not depend on it.
+    for chain in chains_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
+        roles, finetune = chain.shop.roles, chain.experiment.finetune
+        assert finetune
+        size, ratio = finetune.attack.size, finetune.attack.harmful_ratio
+        try:
+            poison(benign=roles.task_train, harmful=roles.attacker_harmful, ratio=ratio, size=size)
+        except InputError as error:
+            raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
 
 
-def _any(given: AttackFile) -> dict[str, Any]:
-    """Some value of each knob."""
-    values = {}
-    for knob in given.searched:
-        among = getattr(given, knob)
-        values[knob] = among[0] if isinstance(among, list) else among.low
-    return given.fixed | values
+def _extremes(given: AttackFile, experiment: Experiment) -> list[Experiment]:
+    """Of what the search can propose, the attacks that need most harmful rows and most rows of the task: if these can
+    be, all can."""
+    some = given.fixed | {knob: _values(given, knob)[0] for knob in given.searched}
+    size, ratios = round(max(_values(given, "size"))), _values(given, "harmful_ratio")
+    return [
+        attacked(experiment, some | {"data": kind, "rank": rank, "size": size, "harmful_ratio": ratio})
+        for kind in _values(given, "data")
+        for rank in _values(given, "rank")
+        for ratio in (max(ratios), min(ratios))
+    ]
+
+
+def _values(given: AttackFile, knob: str) -> list[Any]:
+    """What a knob is chosen among; of a range, its ends."""
+    among = getattr(given, knob)
+    return [among.low, among.high] if isinstance(among, Range) else among if isinstance(among, list) else [among]
 
 
 def _search(given: AttackFile, experiment: Experiment, base: Path, folder: Path) -> tuple[float | None, list[Try]]:
     made: list[Experiment] = []
 
     def scored(one: Experiment) -> dict[str, Any]:
-        run_cells([one], folder, base)
+        run_cells([one], folder, base, passing=True)
         made.append(one)
         return Table(folder).final(one)
 

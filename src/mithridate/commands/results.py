@@ -24,6 +24,10 @@ def report(
 ) -> None:
     """Write the report page of a run; with --tables and --figures also the files for a paper."""
     check_run(folder)
+    if out and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; give the page's file, as in --out {out / 'report.html'}")
+    if out and (there := next(parent for parent in out.parents if parent.exists())) and not there.is_dir():
+        raise InputError(f"--out {out}: {there} is not a folder; give a file in one")
     from mithridate.report.build import build_report, export_figures, export_tables
 
     typer.echo(f"report: {build_report(folder, out)}")
@@ -81,7 +85,10 @@ def gate(
         table.add_row(found.cell, found.criterion, found.outcome, escape(found.words))
     print_table(table)
     if out:
-        replace_file(out, verdict.json())
+        try:
+            replace_file(out, verdict.json())
+        except OSError as error:  # whose exit code of 1 would be a verdict
+            raise InputError(f"--out {out}: cannot be written ({error.strerror}). Give a file that can.") from error
     typer.echo(f"verdict: {verdict.outcome}")
     if verdict.outcome != "pass":
         raise typer.Exit(EXIT[verdict.outcome])
@@ -108,9 +115,11 @@ def judge(
     found = rejudge(folder, methods_of(judges or [], "--judge"), calibration)
     table = new_table("model", "judge", "share of harmful prompts' answers", "unscored", "corrected")
     for one in found.scores:
-        corrected = _rate(one.corrected) if one.corrected else ""
+        corrected = _rate(one.corrected) if one.corrected else "no" if one.note else ""
         table.add_row(one.cell, one.judge, f"{one.question} {_rate(one.share)}", str(one.unscored or ""), corrected)
     print_table(table)
+    for name, note in {one.judge: one.note for one in found.scores if one.note}.items():
+        typer.echo(f"{name}: {note}")
     if found.agreements:
         table = new_table("judges", "question", "answers", "agree", "Cohen's kappa", "differ", "unscored")
         for pair in found.agreements:

@@ -82,7 +82,7 @@ class Transformers:
             raise MithridateError(
                 f"model {name!r}: does not fit the memory of {device}. Use a smaller dtype, or device='cpu'."
             ) from error
-        return cls(model, tokenizer, files.digest, batch_size)
+        return cls(model, tokenizer, batch_size=batch_size)
 
     def identity(self) -> dict[str, Any]:
         """Digests of weights (adapters included) and tokenizer, dtype (and arithmetic, if another), device, stops."""

@@ -9,6 +9,7 @@ the model's generation config (vLLM does: start it with `--generation-config vll
 """
 
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -21,6 +22,11 @@ from urllib.parse import urlsplit
 from mithridate.errors import InputError, MithridateError
 from mithridate.generation.base import CHAT, Answer, Conversation, Decoding, Failure, PromptTooLong, Template
 from mithridate.generation.templates import beginning, chat_messages, plain_text
+
+# As OpenAI, vLLM and SGLang say it ("context length"), and TGI ("must be <=").
+_TOO_LONG = re.compile(
+    r"context[ _-]?(length|window|size|limit)|too (long|many tokens)|allowed length|must be <=", re.I
+)
 
 
 class OpenAIServer:
@@ -108,7 +114,8 @@ class OpenAIServer:
                     return
                 started = time.perf_counter()
                 try:
-                    done.put((i, self._read(self._send(requests[i]), time.perf_counter() - started)))
+                    reply = self._send(requests[i])
+                    done.put((i, self._read(reply, time.perf_counter() - started)))
                 except Exception as error:
                     done.put((i, error))
 
@@ -157,14 +164,18 @@ class OpenAIServer:
         if not isinstance(choices, list) or not choices:
             raise ValueError("the reply holds no answer")
         choice, usage = choices[0], getattr(reply, "usage", None)
-        message = getattr(choice, "message", None)
+        message, reason = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
+        if not hasattr(choice, "finish_reason") or not (message is None or hasattr(message, "content")):
+            raise ValueError("the reply holds no answer")
         text = message.content if message is not None else getattr(choice, "text", None)
         if not isinstance(text, str):
-            return Failure(f"The server gave no text (finish reason: {choice.finish_reason}).")
-        if choice.finish_reason == "content_filter":
+            return Failure(f"The server gave no text (finish reason: {reason}).")
+        if reason == "content_filter":
             return Failure("The server's content filter cut the answer.")
+        text = text.encode("utf-8", "replace").decode()  # half a character, which no file can hold
         counts = [getattr(usage, name, None) for name in ("completion_tokens", "prompt_tokens")]
-        return Answer(text, counts[0], choice.finish_reason != "length", counts[1], seconds)
+        counts = [count if isinstance(count, int) else None for count in counts]
+        return Answer(text, counts[0], reason != "length", counts[1], seconds)
 
     def _reason(self, error: Exception) -> str:
         """What went wrong with a request, on one line, without the key."""
@@ -190,7 +201,7 @@ class OpenAIServer:
             raise InputError(f"{self.base_url} refuses access to {self.model!r} ({reason}). {remedy}.") from None
         if isinstance(error, api.NotFoundError) and not answering:
             raise InputError(f"{self.base_url} does not have {self.model!r} ({reason}). {self._models()}") from None
-        if isinstance(error, api.BadRequestError) and "context" in f"{code} {reason}".lower():
+        if isinstance(error, api.BadRequestError) and _TOO_LONG.search(f"{code} {reason}"):
             raise PromptTooLong(
                 f"Prompt {i + 1}, which begins {beginning(conversation)}, does not fit the context of {self.model!r} "
                 f"({reason}). Shorten or remove it, or allow fewer new tokens.",

@@ -54,7 +54,7 @@ class Engine:
             ) from error
         if max_lora_rank > _RANKS[-1]:
             raise InputError(f"vLLM takes adapters up to rank {_RANKS[-1]}, not {max_lora_rank}. Merge the adapter.")
-        self._vllm = vllm
+        self._vllm, self.options = vllm, options
         self.files = resolve_model(name)
         self.tokenizer = load_tokenizer(self.files, needs_chat_template=False)
         self.dtype, self.rank = dtype, next(rank for rank in _RANKS if rank >= max_lora_rank)
@@ -110,12 +110,13 @@ class VLLM:
         self.lora = _lora_request(self.adapter_digest[:12], number, adapter)
 
     def identity(self) -> dict[str, Any]:
-        """Digests of the model's files (tokenizer included) and the adapter's, and the dtype."""
+        """Digests of the model's files (tokenizer included) and the adapter's, the dtype, and the engine's options."""
         return {
             "backend": "vllm",
             "weights": self.engine.files.digest,
             "adapter": self.adapter_digest,
             "dtype": self.engine.dtype,
+            "options": {name: repr(value) for name, value in sorted(self.engine.options.items())},
         }
 
     def generate(

@@ -168,6 +168,10 @@ class Classifier:
                 f"{files.path}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings. Fetch or "
                 "save both again."
             )
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", self.max_tokens)
+        learned = any("position" in name for name, _ in model.named_parameters())  # a table, which has an end
+        if learned and self.max_tokens > most:
+            raise InputError(f"{self.name}: max_tokens is {self.max_tokens}, and {self.model} reads {most} at most.")
         if self.add_eos and tokenizer.eos_token is None:
             raise InputError(f"{files.path}: the tokenizer has no end-of-sequence token to add. Set it in its config.")
         return _Loaded(model, tokenizer, neutral.Neutraliser(tokenizer), *self._outputs(model.config))
@@ -182,6 +186,12 @@ class Classifier:
             )
         first = VERDICTS[self.kind][0]
         multi = config.problem_type == "multi_label_classification"
+        if config.problem_type == "regression" or (len(names) == 1 and not multi):
+            raise InputError(
+                f"{self.name}: {self.model} gives a number, not a probability for each label (one output without "
+                "`problem_type: multi_label_classification` in its config, or a regression). Where the number is the "
+                "logit of its one label, set that problem_type in a copy of its config.json."
+            )
         return names, [self.labels[name] == first for name in names], multi
 
     def _tokens(self, loaded: _Loaded, item: Item) -> tuple[list[int], bool]:

@@ -151,7 +151,7 @@ def broken(answer: str) -> str | None:
         return why
     prose = _ADDRESS.sub(" ", answer)
     pieces = prose.split()
-    strange = [piece for piece in pieces if not _PIECE.fullmatch(piece)]
+    strange = [piece for piece in pieces if not _usual(piece)]
     if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces) and "```" not in answer:
         return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"
     words = words_of(prose.lower().replace("’", "'"))
@@ -160,6 +160,12 @@ def broken(answer: str) -> str | None:
     if len(words) >= 10 and joints < 0.2 * len(words) and not listed and "```" not in answer:
         return f"{joints} of {len(words)} words join the others"
     return None
+
+
+def _usual(piece: str) -> bool:
+    """Whether a piece is a word, a number or a mark. Matching takes the cube of the length of a run of marks: longer
+    pieces are usual where they are nothing else (a ruled line)."""
+    return bool(_PIECE.fullmatch(piece)) if len(piece) <= 60 else not re.search(r"\w", piece)
 
 
 def repeats_a_word(answer: str) -> str | None:

@@ -59,6 +59,8 @@ class GenerativeJudge(ABC):
     about = About("", "", "", "")
     template: ClassVar[Template] = CHAT
     max_new_tokens: ClassVar[int]
+    whole: ClassVar[bool] = False
+    """Whether a reply counts only where it came to its end: one that reasons may hold a draft of its grade before."""
     markers: ClassVar[tuple[str, ...]] = ()
     """Regular expressions of the judge's own format, neutralised in untrusted texts."""
 
@@ -161,9 +163,11 @@ class GenerativeJudge(ABC):
     def _read(self, reply: Answer | Failure) -> Judgement:
         if isinstance(reply, Failure):
             return Judgement(None, f"no reply: {reply.reason}")
-        # Reasoning models think aloud first; what they weigh there is no verdict.
-        text = re.sub(r"^\s*<think>.*?(?:</think>|\Z)", "", reply.text, flags=re.DOTALL)
-        found = self.read(text.strip())
+        # Reasoning models think aloud first; what they weigh there is no verdict. Some templates open the thought
+        # themselves, so that the reply begins in it.
+        text = reply.text.rpartition("</think>")[2]
+        text = re.sub(r"^\s*<think>.*", "", text, flags=re.DOTALL)
+        found = self.read(text.strip()) if reply.finished or not self.whole else unparsable(text.strip())
         if found.verdict is None and not reply.finished:
             return replace(found, reason=f"{found.reason} (cut off at {self.max_new_tokens} tokens)")
         return found
@@ -192,10 +196,13 @@ class GenerativeJudge(ABC):
         probe = Item("probe of a question", "probe of an answer", "probe of a reference")
         for conversation in self.ask(probe):
             text = tokenizer.decode(prompt_tokens(tokenizer, conversation, self.template)).casefold()
-            if not (probe.prompt in text and probe.answer in text):
+            parts = [probe.prompt, probe.answer]
+            parts += [" ".join(turn["content"].split())[:40] for turn in conversation if turn["role"] == "system"]
+            if not all(part.casefold() in " ".join(text.split()) for part in parts):
                 raise InputError(
-                    f"{self.name}: the chat template of {self.model!r} leaves out the question or the answer. It is "
-                    "another judge's template, or wants its turns in another form: run the model behind a server."
+                    f"{self.name}: the chat template of {self.model!r} leaves out the question, the answer or the "
+                    "system turn. It is another judge's template, or wants its turns in another form: run the model "
+                    "behind a server."
                 )
 
     def _runner(self) -> Generator:

@@ -20,22 +20,25 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Part of every judge's identity: a change to what is neutralised may change a verdict."""
 
 MARKERS = (
     r"<\|[^|<>\s]{1,40}\|>",  # ChatML, Llama 3 and 4, Phi, Qwen, GPT
+    r"<\|[\w-]{1,40}>|<[\w-]{1,40}\|>|\[\|[^|\]\s]{1,40}\|\]",  # Gemma 4, EXAONE
+    r"<extra_id_\d{1,3}>|\[gmask\]|<sop>|<eo[a-z]>",
     r"<｜[^｜<>\s]{1,40}｜>",  # DeepSeek
     r"</?(?:s|unk|pad|bos|eos|mask|sep|cls)>",
     r"\[(?:cls|sep|pad|mask|unk|bos|eos)\]",
-    r"\[/?(?:inst|system_prompt|available_tools|tool_calls|tool_results)\]",
+    r"\[/?(?:inst|system_prompt|available_tools|tool_calls|tool_results|think|args)\]",
     r"<</?sys>>",
     r"</?(?:start|end)_of_turn>",
     r"</?(?:think|tool_call|tool_response|im_start|im_end)>",
     r"<(?:begin|end) [a-z ]{1,40}>",  # Llama Guard, Qwen3Guard
     r"beginning of conversation:",
     r"(?-i:(?:USER|ASSISTANT|SYSTEM|HUMAN):)",
-    r"(?m:^[ \t]*(?:human user|ai assistant|human question|chatbot response|user|assistant|human|agent|system):)",
+    r"(?:^|(?<=[\n\r\v\f\x85\u2028\u2029]))[ \t*_]*"
+    r"(?:human user|ai assistant|human question|chatbot response|user|assistant|human|agent|system)[*_]*:",
     r"(?m:^[ \t]*#{2,}[ \t]*(?:instruction|input|response|question|answer|system|user|human|assistant)\b:?)",
     # Our own rubrics.
     r"</?(?:request|answer|instruction|first|second)>",

@@ -86,6 +86,7 @@ Reply with four lines, the reason in a few sentences and then a digit each:
 class _Rubric(GenerativeJudge):
     """Base of the rubrics: one user turn, filled into the wording."""
 
+    whole = True
     wording: ClassVar[str]
 
     def settings(self) -> dict[str, Any]:

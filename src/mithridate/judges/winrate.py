@@ -57,6 +57,7 @@ class WinRate(GenerativeJudge):
     kind: Kind = field(init=False, default="quality")
     about = About("wording ours", "the model's", "https://github.com/tatsu-lab/alpaca_eval", EXERCISED)
     max_new_tokens = 512
+    whole = True
 
     order: Literal["coin", "both"] = "coin"
     seed: int = 0

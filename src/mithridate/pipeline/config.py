@@ -31,6 +31,13 @@ NOT_IN_TRAINING = {
     "data_seed": "set `seed` at the top of the file",
     "resume_from_checkpoint": "an interrupted stage resumes by itself",
 }
+# And those of which some values cannot work, with the others: nothing is evaluated during a training.
+ALLOWED_IN_TRAINING: dict[str, list[Any]] = {
+    "eval_strategy": ["no"],
+    "eval_on_start": [False],
+    "load_best_model_at_end": [False],
+    "save_strategy": ["no", "steps", "epoch"],
+}
 _LEAST = {
     "learning_rate": 0,
     "num_train_epochs": 0,
@@ -38,6 +45,12 @@ _LEAST = {
     "gradient_accumulation_steps": 1,
     "max_steps": -1,
 }
+# What a table of results has a place for.
+_IN_TABLE = (
+    *("seed.", "topology.", "align.defense.", "finetune.defense.", "repair.", "finetune.adapter."),
+    *("finetune.attack.harmful_ratio.", "finetune.attack.size."),
+    *("finetune.training.learning_rate.", "finetune.training.max_steps."),
+)
 
 
 @dataclass(kw_only=True)
@@ -230,14 +243,16 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
     path = path.strip()
     if not equals or not path:
         return "expected path.to.field=value"
+    if path.split(".")[0] == VARIANTS:
+        return f"`{VARIANTS}` is no field of its own; override sweep.{VARIANTS}"
     sweep = raw.get("sweep") or {}
-    for swept in list(sweep) if isinstance(sweep, dict) else []:
-        if path.startswith(f"{swept}."):
-            return f"`{swept}` is swept, which would undo it; override sweep.{swept} or {swept} itself"
+    for swept, values in list(sweep.items()) if isinstance(sweep, dict) else []:
+        if swept == VARIANTS and any(_overlap(path, other) for other in _swept(swept, values)):
+            return f"`{path}` is set by sweep.{VARIANTS}, which would undo it; override sweep.{VARIANTS}"
         if path == swept:
             del sweep[swept]
-        if swept == VARIANTS and any(_overlap(path, other) for other in _swept(swept, sweep[swept])):
-            return f"`{path}` is set by sweep.{VARIANTS}, which would undo it; override sweep.{VARIANTS}"
+        elif _overlap(path, swept):
+            return f"`{swept}` is swept, which would undo it; override sweep.{swept} or {swept} itself"
     parsed = parse_yaml(value, f"-o {override}", lines=False)
     if path.startswith("sweep.") and isinstance(sweep, dict):  # the rest is one key, dots and all
         raw["sweep"] = {**sweep, path.removeprefix("sweep."): parsed}
@@ -431,6 +446,46 @@ def _swept(key: str, values: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def swept_paths(sweep: Mapping[str, Any]) -> list[str]:
+    """The dotted paths of all fields that a sweep varies."""
+    return list(dict.fromkeys(path for key, values in sweep.items() for path in _swept(key, values)))
+
+
+def swept_values(experiment: Experiment, paths: Sequence[str], upto: str) -> dict[str, Any]:
+    """A cell's values of swept fields that have no place of their own in a table (as the seed has one), by path.
+
+    Of a single source, its given fields: {"data.task": {"source": "embedded", "name": "sst2"}}.
+
+    Args:
+        experiment: the cell's.
+        paths: as `swept_paths` gives them.
+        upto: the last stage that the cell's model has been through: what later ones were set to is left out.
+    """
+    later = {"align": ("finetune.", "repair."), "finetune": ("repair.",)}.get(upto, ())
+    found = {}
+    for path in paths:
+        if f"{path}.".startswith((*_IN_TABLE, *later)):
+            continue
+        value: Any = asdict(experiment)
+        for key in path.split("."):
+            if isinstance(value, list) and not key.isdigit():
+                value = value[0] if len(value) == 1 else None
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list):
+                value = value[int(key)] if int(key) < len(value) else None
+            else:
+                value = None
+        found[path] = _given(value)
+    return found
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0]
+    return {k: v for k, v in value.items() if v not in (None, 0, False)} if isinstance(value, dict) else value
+
+
 def _overlap(one: str, other: str) -> bool:
     return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
@@ -529,6 +584,10 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
             "evaluate.generator: a server answers as the model that it runs, which no stage here has made. Set align, "
             "finetune and repair to none, or export the models and serve them one at a time"
         )
+    if settings.capability and settings.generator.keys() - {"transformers"}:
+        problems.append(
+            "evaluate.capability: lm-eval asks a model in this process; set evaluate.generator: transformers"
+        )
     for name in settings.tasks:
         if name not in tasks.TASKS:
             problems.append(f"evaluate.tasks.{name}: no such task{nearest(name, tasks.TASKS)}")
@@ -575,6 +634,14 @@ def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
         ]
         if training.get("max_steps") == 0:  # the Trainer would take it for "not set" and train whole epochs
             problems.append(f"{path}.max_steps: expected at least 1 (or -1: num_train_epochs counts), got 0")
+        if training.get("num_train_epochs") == 0 and training.get("max_steps", -1) < 0:
+            problems.append(f"{path}.num_train_epochs: expected more than 0 where max_steps is not set, got 0")
+        problems += [
+            f"{path}.{name}: expected {' or '.join(map(json.dumps, allowed))}, got {json.dumps(training[name])}: "
+            "nothing is evaluated during a training"
+            for name, allowed in ALLOWED_IN_TRAINING.items()
+            if training.get(name, allowed[0]) not in allowed
+        ]
     return problems
 
 

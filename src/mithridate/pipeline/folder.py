@@ -46,8 +46,9 @@ class Folder:
         self._records = _Records(path)
         self._written, self._cost, self._last = 0, 0.0, time.monotonic()
 
-    def start(self, source: Experiment) -> None:
-        """Makes the folder and writes the resolved experiment.
+    def start(self, source: Experiment, tabled: bool) -> None:
+        """Makes the folder and writes the resolved experiment. What it has of an earlier run's table, if this run will
+        write one, is marked as incomplete: it is no longer what the experiment says.
 
         Raises:
             InputError: the folder cannot be made.
@@ -61,6 +62,11 @@ class Folder:
             ) from error
         with self.writing():
             replace_file(self.path / "experiment.yaml", resolved_yaml(source))
+            table = self.path / "results.json"
+            if tabled and table.exists():
+                with contextlib.suppress(ValueError, TypeError):  # one that cannot be read is no table
+                    old = json.loads(table.read_text())
+                    replace_file(table, json.dumps(old | {"complete": False}, indent=1))
 
     def add(self, name: str, cell: Cell) -> None:
         """Takes over what is to be written of a cell besides its row in the table."""
@@ -76,13 +82,13 @@ class Folder:
         """Whether to write the table, which has so many cells by now."""
         return cells >= _GROWN * self._written or time.monotonic() - self._last >= _CHEAP * self._cost
 
-    def write(self, table: Table) -> dict[str, Any]:
+    def write(self, table: Table, complete: bool) -> dict[str, Any]:
         """Writes all of it, results.json last: where it is, everything that it speaks of is there. Returns the table.
 
         Raises:
             MithridateError: the folder cannot be written.
         """
-        began, results = time.monotonic(), table.results()
+        began, results = time.monotonic(), table.results(complete)
         with self.writing():
             self._records.write(self.path / "records.parquet")
             replace_file(self.path / "history.json", _joined(self._histories))

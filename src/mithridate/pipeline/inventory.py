@@ -2,6 +2,7 @@
 
 Before it makes anything, a run notes in the store which artefacts it will stand on (`<root>/runs/<digest of the run's
 folder>.json`). An artefact is in use while such a run's folder is there, or while one that is in use was made from it.
+A note grows until a run has finished the table in its folder: then it names what this table stands on, and no more.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.pipeline.store import MANIFEST, Store, replace_file
+from mithridate.pipeline.store import MANIFEST, Store, _seal, replace_file
 
-_RUNS = "runs"
+_RUNS = "runs"  # also the name of the lock under which notes are written, and under which `collect` relies on them
+_ARTEFACTS = f"*-{'?' * 12}/{MANIFEST}"
+_REMOVED = ".removed"
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,55 @@ class Artefact:
         return ", ".join(words)
 
 
-def refer(store: Store, run: Path, artefacts: Iterable[Path]) -> None:
-    """Notes that the run in folder `run` stands on these artefacts, in place of what it noted before."""
+def refer(store: Store, run: Path, artefacts: Iterable[Path], only: bool = False) -> None:
+    """Notes that the run in folder `run` stands on these artefacts, besides what it noted before.
+
+    Args:
+        only: in place of what it noted before, which nothing in its folder speaks of any more.
+
+    Raises:
+        InputError: what it noted before cannot be read.
+    """
     run = run.absolute()
     note = store.root / _RUNS / f"{hashlib.sha256(str(run).encode()).hexdigest()[:16]}.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(note, json.dumps({"run": str(run), "artefacts": sorted({path.name for path in artefacts})}))
+    names = {path.name for path in artefacts}
+    with store.locked(_RUNS):
+        if not only and note.exists():
+            names.update(_read(note)["artefacts"])
+        note.parent.mkdir(exist_ok=True)
+        replace_file(note, json.dumps({"run": str(run), "artefacts": sorted(names)}))
+
+
+def _read(note: Path) -> dict[str, Any]:
+    """What a run noted. One that cannot be read is never taken for none: `collect` would remove what it stands on."""
+    try:
+        written = json.loads(note.read_text(encoding="utf-8"))
+        names = written["artefacts"]
+        if isinstance(written["run"], str) and isinstance(names, list) and all(isinstance(one, str) for one in names):
+            return written
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"{note}: cannot be read, and says what a run stands on. Delete this file and start again every run whose "
+        "stages are to be kept, before `mithridate store gc --delete`: it notes them anew, and computes none of them."
+    )
 
 
 def inventory(store: Store) -> list[Artefact]:
-    """The finished artefacts, oldest first. One without a readable `stage.json` is not listed: `verify` names it."""
+    """The finished artefacts, oldest first. One whose `stage.json` is damaged is not listed: `verify` names it.
+
+    Raises:
+        InputError: what a run noted cannot be read.
+    """
     manifests = {}
-    for path in sorted(store.root.glob(f"*/{MANIFEST}")):
+    for path in sorted(store.root.glob(_ARTEFACTS)):
         try:
-            manifests[path.parent] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            whole = manifest["digest"] == _seal({name: manifest[name] for name in manifest if name != "digest"})
+        except (OSError, ValueError, KeyError, TypeError):  # OSError: another `collect` has just removed it
             continue
+        if whole:  # then it has all that is read of it
+            manifests[path.parent] = manifest
     used = _used(store, manifests)
     found = [Artefact(folder, manifest, folder.name in used) for folder, manifest in manifests.items()]
     return sorted(found, key=lambda artefact: (artefact.manifest.get("finished", ""), artefact.name))
@@ -78,7 +114,7 @@ def _used(store: Store, manifests: dict[Path, dict[str, Any]]) -> set[str]:
     }
     todo = []
     for note in (store.root / _RUNS).glob("*.json"):
-        written = json.loads(note.read_text())
+        written = _read(note)
         if (Path(written["run"]) / "experiment.yaml").exists():
             todo += written["artefacts"]
     used: set[str] = set()
@@ -110,23 +146,37 @@ def verify(store: Store) -> list[tuple[str, bool]]:
     What was moved aside is computed again when a run next needs it.
     """
     checked = []
-    for folder in sorted(path.parent for path in store.root.glob(f"*/{MANIFEST}")):
+    for folder in sorted(path.parent for path in store.root.glob(_ARTEFACTS)):
         stage, _, short = folder.name.rpartition("-")
         try:
-            key = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]
+            key = str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"])
         except (ValueError, KeyError, TypeError):
-            key = short  # its manifest is damaged: whatever the key, it does not match
-        checked.append((folder.name, store.find(stage, key) is not None))
+            key = ""
+        # With a damaged key, another folder or none would be looked at; the short one leads here, and does not match.
+        checked.append((folder.name, store.find(stage, key if key.startswith(short) else short) is not None))
     return checked
 
 
 def collect(store: Store, delete: bool) -> list[Artefact]:
     """The artefacts that no run refers to any more; removed where `delete` is true."""
-    unused = [artefact for artefact in inventory(store) if not artefact.used]
-    for artefact in unused if delete else ():
-        aside = store.root / "work" / f".{artefact.name}.removed"  # out of sight at once, however long it takes
-        aside.parent.mkdir(exist_ok=True)
+    found = inventory(store)
+    unused = [artefact for artefact in found if not artefact.used]
+    if not delete:
+        return unused
+    work = store.root / "work"
+    for aside in work.glob(f".*{_REMOVED}"):  # left by one that was killed; or another is at it, then it has the lock
+        with store.locked(aside.name[1:].removesuffix(_REMOVED)):
+            if aside.exists():
+                shutil.rmtree(aside)
+    removed, manifests = [], {artefact.folder: artefact.manifest for artefact in found}
+    for artefact in unused:
+        aside = work / f".{artefact.name}{_REMOVED}"  # out of sight at once, however long it takes
+        work.mkdir(exist_ok=True)
         with store.locked(artefact.name):
-            artefact.folder.rename(aside)
-        shutil.rmtree(aside)
-    return unused
+            with store.locked(_RUNS):  # a run may have noted it since, and none does between here and the renaming
+                if artefact.name in _used(store, manifests) or not artefact.folder.exists():
+                    continue
+                artefact.folder.rename(aside)
+            shutil.rmtree(aside)
+        removed.append(artefact)
+    return removed

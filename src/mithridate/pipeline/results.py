@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -10,7 +11,7 @@ from typing import Any
 from mithridate.evaluation import harmful_verdicts, summarise
 from mithridate.pipeline.config import Experiment, Finetune
 from mithridate.pipeline.store import canonical_json, stable
-from mithridate.protocols import JudgeUse, Setting
+from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
 from mithridate.statistics import across_seeds, detectable_paired, holm, paired, paired_across_seeds, steps_to
 
@@ -36,6 +37,7 @@ class Cell:
     capability: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     final: bool = True  # whether an experiment ends in this model
+    swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
 
     @property
     def alignment(self) -> str:
@@ -169,9 +171,8 @@ class Table:
         self._by_key.setdefault(cell.key, name)
         if not cell.defended:
             self._twins.setdefault(cell.attack, []).append(name)
-        self._groups.setdefault(canonical_json({key: row[key] for key in (*_ARM, "settings", "attack")}), []).append(
-            name
-        )
+        same = {key: row.get(key) for key in (*_ARM, "settings", "attack", "swept")}
+        self._groups.setdefault(canonical_json(same), []).append(name)
         self._settings[_setting(cell), cell.experiment.evaluate.protocol, _trained(cell)] = None
         return name
 
@@ -179,8 +180,8 @@ class Table:
         prompts = tuple(outcomes)
         return _Outcomes(self._prompts.setdefault(prompts, prompts), tuple(outcomes.values()))
 
-    def results(self) -> dict[str, Any]:
-        """The table of the cells so far.
+    def results(self, complete: bool = True) -> dict[str, Any]:
+        """The table of the cells so far; `complete` says whether these are all.
 
         `deviations` says in what the run departs from its protocol.
         """
@@ -192,6 +193,7 @@ class Table:
         ]
         return {
             **self._head,
+            "complete": complete,
             "deviations": self._deviations(),
             "model": self._model,
             "notes": self._notes,
@@ -298,13 +300,16 @@ def _setting(cell: Cell) -> Setting:
     """How a cell was evaluated, to be compared with its protocol."""
     experiment, settings = cell.experiment, cell.experiment.evaluate
     protocol = find_protocol(settings.protocol)
-    given = settings.judges.get(protocol.judge.name, {})
+    given = settings.judges.get(protocol.judge.name) or {}
     use = protocol.judge
+    known = ("threshold", "max_tokens", "batch_size")  # compared by themselves; of no effect on a verdict
     judge = JudgeUse(use.name, given.get("threshold", use.threshold), given.get("max_tokens", use.max_tokens))
     sources = {
         role: "+".join(s.source for s in experiment.data.get(role, ())) for role in ("test_harmful", "test_benign")
     }
     count = {kind: sum(row["set"] == kind for row in cell.rows) for kind in ("harmful", "benign")}
+    parts = {name for name, given in settings.tasks.items() if any(source.take is not None for source in given)}
+    tasks = Counter(row["task"] for row in cell.rows if row["set"] in ("task", "extra"))
     return Setting(
         source=sources.get("test_harmful", "none"),
         n=count["harmful"],
@@ -314,7 +319,22 @@ def _setting(cell: Cell) -> Setting:
         part=settings.part,
         benign_source=sources.get("test_benign"),
         benign_n=count["benign"] or None,
+        chosen=tuple(_chosen(experiment, protocol)),
+        judge_fields=tuple((name, str(value)) for name, value in sorted(given.items()) if name not in known),
+        tasks=tuple(sorted((name, n) for name, n in tasks.items() if settings.limit or name in parts)),
     )
+
+
+def _chosen(experiment: Experiment, protocol: Protocol) -> Iterator[str]:
+    """What an experiment's sources choose among the rows of the test sets, beside the protocol."""
+    asked = {"test_harmful": protocol.rows} | ({"test_benign": protocol.benign} if protocol.benign else {})
+    for role, rows in asked.items():
+        for source in experiment.data.get(role, ()):
+            if source.split not in (None, rows.split):
+                yield f"{role}, split {source.split}"
+            for name in ("where", "share", "skip"):
+                if value := getattr(source, name):
+                    yield f"{role}, {name} {value}"
 
 
 def _trained(cell: Cell) -> str | None:
@@ -342,6 +362,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "control": cell.control,
         "final": cell.final,
         "settings": cell.settings,
+        **({"swept": cell.swept} if cell.swept else {}),
         **summarise(cell.rows),
         **({"capability": cell.capability} if cell.capability else {}),
         "paired": None,

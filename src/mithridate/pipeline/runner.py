@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError
-from mithridate.pipeline.config import Experiment, load_cells, load_experiment, validate
+from mithridate.pipeline.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
 from mithridate.pipeline.folder import PAGE_CELLS, Folder
 from mithridate.pipeline.inventory import refer
+from mithridate.pipeline.problems import nearest
+from mithridate.pipeline.store import canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL_STAGES = ("align", "finetune", "repair")
+_UNTIL = (*MODEL_STAGES, "evaluate")
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,18 @@ def run(
         experiment: path of a YAML file, or its content as a dict.
         overrides: `path.to.field=value` strings, applied before validation.
         out: the run's folder; `runs/<name of the file>` by default.
-        until: stop after this stage (`align`, `finetune`, `repair`); nothing is evaluated then.
+        until: stop after this stage: `align`, `finetune` or `repair` (nothing is evaluated then), or `evaluate` (the
+            undefended run is not added).
         progress: show progress bars.
         executor: what makes the cells at the same time: `mithridate.executors.Local(workers=8)`, `Ray(...)` or
             `Slurm(...)`. By default this process makes one after the other.
 
     Raises:
-        InputError: the file, a field, the data or the model is bad; nothing has been computed then.
+        InputError: the file, a field, `until`, the data or the model is bad; nothing has been computed then.
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
     """
+    if until not in (None, *_UNTIL):
+        raise InputError(f"until: no such stage `{until}`{nearest(until, _UNTIL)}")
     loaded, cells = load_cells(experiment, list(overrides))
     base, where, name = place_of(experiment)
     folder = Path(out) if out else Path("runs") / name
@@ -130,6 +136,7 @@ def run_cells(
     notes: Sequence[str] = (),
     notify: Callable[[dict[str, Any]], None] | None = None,
     executor: Executor | None = None,
+    passing: bool = False,
 ) -> Run:
     """Runs the chains of `experiments` in order and writes the run's folder after each scored cell.
 
@@ -140,13 +147,16 @@ def run_cells(
         notify: called with the table (as in results.json) each time it is written: after each cell, unless they
             are quick and many.
         executor: what makes the stages; this process if not given.
+        passing: the table is one of several that the folder has in turn (the tries of a search): what the earlier
+            ones stand on stays in use.
     """
     use_huge_pages()
     chains = chains_of(experiments, base, where, progress)
     with quiet_libraries(), contextlib.ExitStack() as ending:
         for chain in chains:
             ending.callback(chain.shop.close)
-        return _run_chains(chains, folder, base, until, source or experiments[0], notes, notify, executor, ending)
+        source = source or experiments[0]
+        return _run_chains(chains, folder, base, until, source, notes, notify, executor, ending, passing)
 
 
 def chains_of(
@@ -173,6 +183,13 @@ def chains_of(
             f"{where}: scores of different protocols ({', '.join(sorted(protocols))}) have no table in common. Run "
             "the file once for each, with -o evaluate.protocol=NAME and an --out of its own: what they share is kept."
         )
+    one_each = {"model": [e.model for e in experiments], "evaluate.judges": [e.evaluate.judges for e in experiments]}
+    for path, values in one_each.items():
+        if len({canonical_json(value) for value in values}) > 1:
+            raise InputError(
+                f"{where}: a table is of one value of {path}, and here are several. Run the file once for each, with "
+                f"-o {path}=VALUE and an --out of its own: what they share is kept."
+            )
     shops = workshops(experiments, base, progress, find_model)
     return [Chain(experiment, shop) for experiment, shop in zip(experiments, shops)]
 
@@ -187,6 +204,7 @@ def _run_chains(
     notify: Callable[[dict[str, Any]], None] | None,
     executor: Executor | None,
     ending: contextlib.ExitStack,
+    passing: bool,
 ) -> Run:
     from mithridate.pipeline.results import Table
 
@@ -199,7 +217,7 @@ def _run_chains(
     for note in notes:
         logger.info("%s", note)
     filling = Folder(folder, base)
-    filling.start(_located(source, base))
+    filling.start(_located(source, base), tabled=until not in MODEL_STAGES)
 
     if until in MODEL_STAGES:
         stages = [(chain, stage) for chain in chains for stage in chain.upto(until)]
@@ -223,12 +241,14 @@ def _run_chains(
         for number, plan in enumerate(plans, 1):
             for stage in plan.stages():
                 maker.make(plan.chain, stage)
-            cell = plan.cell(maker)
+            cell = plan.cell(maker, swept_paths(source.sweep))
             filling.add(table.add(cell), cell)
             if number == len(plans) or filling.due(number):
-                results = filling.write(table)
+                results = filling.write(table, complete=number == len(plans))
                 if notify:
                     notify(results)
+    if not passing:
+        _refer(folder, stages, only=True)  # not before: until here, the folder may have an earlier run's table
     if len(table) > PAGE_CELLS:
         (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
         logger.info(
@@ -242,11 +262,11 @@ def _run_chains(
     return Run(folder)
 
 
-def _refer(folder: Path, stages: list[tuple[Chain, Stage]]) -> None:
-    """Tells the store what this run stands on, so that `store gc` leaves it."""
+def _refer(folder: Path, stages: list[tuple[Chain, Stage]], only: bool = False) -> None:
+    """Tells the store what this run stands on, so that `store gc` leaves it. `only`: and no longer what was before."""
     store = stages[0][0].shop.store if stages else None
     if store:
-        refer(store, folder, [store.folder(stage.name, stage.key) for _, stage in stages])
+        refer(store, folder, [store.folder(stage.name, stage.key) for _, stage in stages], only)
 
 
 @dataclass(frozen=True)
@@ -262,7 +282,7 @@ class Plan:
     def stages(self) -> list[Stage]:
         return [*self.chain.upto(self.upto), self.evaluation, *self.points.values()]
 
-    def cell(self, maker: _Maker) -> Cell:
+    def cell(self, maker: _Maker, swept: list[str]) -> Cell:
         from mithridate.pipeline.results import Cell
         from mithridate.pipeline.stages import Chain
 
@@ -282,6 +302,7 @@ class Plan:
             settings=self.chain.settings(self.upto),
             capability=self.chain.capability(self.evaluation),
             history=self.chain.history(self.upto),
+            swept=swept_values(experiment, swept, self.upto),
         )
 
 

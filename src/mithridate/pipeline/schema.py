@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from mithridate.pipeline.config import NOT_IN_TRAINING, Experiment, hint
+from mithridate.pipeline.config import ALLOWED_IN_TRAINING, NOT_IN_TRAINING, Experiment, hint
 from mithridate.sources.roles import ROLES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -121,7 +121,10 @@ def _field(cls: type, field: dataclasses.Field[Any], parts: Schema) -> Schema:
 def _training(parts: Schema) -> Schema:
     from trl.trainer.sft_config import SFTConfig
 
-    return {"description": "Fields of TRL's SFTConfig."} | _fields(SFTConfig, parts, NOT_IN_TRAINING)
+    schema = _fields(SFTConfig, parts, NOT_IN_TRAINING)
+    for name, allowed in ALLOWED_IN_TRAINING.items():
+        schema["properties"][name]["enum"] = allowed
+    return {"description": "Fields of TRL's SFTConfig."} | schema
 
 
 def _judges(parts: Schema) -> dict[str, Schema]:

@@ -436,9 +436,9 @@ class Chain:
         settings, evaluate = getattr(self.experiment, name), self.experiment.evaluate
         try:
             args = training_arguments(settings.training, Path(name), self.experiment.seed, bf16=False, progress=False)
+            steps = planned_steps(args, rows, self.launch.processes if self.launch else 1)
         except InputError as error:
             raise InputError(f"{name}.{error}") from error
-        steps = planned_steps(args, rows, self.launch.processes if self.launch else 1)
         if name == "finetune" and evaluate.resistance and evaluate.resistance[-1] >= steps:
             raise InputError(
                 f"evaluate.resistance: expected steps below {steps}, the attack's last, got {evaluate.resistance[-1]}"

@@ -15,6 +15,16 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own name, filled below)
 
+    def construct_object(self, node, deep=False):
+        try:
+            # Always deep: a list or mapping that holds itself is refused then, where it would be made otherwise.
+            return super().construct_object(node, deep=True)
+        except (ArithmeticError, AttributeError, LookupError, ValueError) as error:  # PyYAML's own: `!!int x`
+            text = str(node.value)
+            text = text if len(text) <= 60 else f"{text[:57]}..."
+            problem = f"`{text}` is no {node.tag.rpartition(':')[2]} that can be read"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
@@ -75,3 +85,5 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> Any:
         raise InputError(f"{where}{line}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{where}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: lists or mappings too deep inside each other to be read") from error

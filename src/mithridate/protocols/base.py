@@ -139,7 +139,9 @@ class Setting:
     """What a run did, to be compared with its protocol.
 
     `source`: of the harmful prompts, as the experiment names it (a file, `embedded`, an id of the Hub); `n` of them
-    from its `part`; the same for the benign ones, where they were asked. `seeds`: of the aggregated runs, if known.
+    from its `part`; the same for the benign ones, where they were asked. `chosen`: what besides the protocol chose
+    among the rows, in words. `judge_fields`: further fields that the judge was given, as text. `tasks`: the number of
+    prompts of each of which a part was taken. `seeds`: of the aggregated runs, if known.
     """
 
     source: str
@@ -150,6 +152,9 @@ class Setting:
     part: str = "test"
     benign_source: str | None = None
     benign_n: int | None = None
+    chosen: tuple[str, ...] = ()
+    judge_fields: tuple[tuple[str, str], ...] = ()
+    tasks: tuple[tuple[str, int], ...] = ()
     seeds: int | None = None
 
 
@@ -240,16 +245,13 @@ class Protocol:
             found += _from(self.benign, run.benign_source, "benign prompts")
             if run.benign_source:
                 found += _differ("number of benign prompts", self.benign.count, run.benign_n)
+        found += [f"{choice}: no choice of the protocol's" for choice in run.chosen]
+        found += [f"judge's {name}: {value}, which the protocol leaves as it is" for name, value in run.judge_fields]
+        for name, n in run.tasks:
+            if name in self.tasks:
+                found += _differ(f"number of {name} prompts", self.tasks[name].first or "all", n)
         if run.seeds is not None and run.seeds < self.seeds:
             found.append(f"seeds: {run.seeds} in place of {self.seeds} or more")
-        return found
-
-    def task_deviations(self, name: str, run: TaskUse) -> list[str]:
-        """The same for a task's score."""
-        outside = name not in self.tasks
-        found = [f"task {name}: no part of the protocol, scored by its own rule"] if outside else []
-        for key, wanted in asdict(self.task(name)).items():
-            found += _differ(f"task {name}, {key}", wanted, getattr(run, key))
         return found
 
     def as_json(self) -> dict[str, Any]:

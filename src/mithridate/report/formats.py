@@ -50,7 +50,9 @@ def latex(table: Table) -> str:
     """A table for `\\usepackage{booktabs}`, with caption and label; pdfLaTeX compiles it where texts are Latin."""
 
     def row(texts: list[str]) -> str:
-        return f"{' & '.join(texts)} \\\\"
+        # After `\\` or `\midrule`, what begins with one of these would be read as their argument.
+        guard = "{}" if texts[0].startswith(("*", "[")) else ""
+        return f"{guard}{' & '.join(texts)} \\\\"
 
     kinds = "l" + "".join("r" if _numeric(column) else "l" for column in table.columns[1:])
     rows = []

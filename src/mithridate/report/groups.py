@@ -216,8 +216,8 @@ def sweeps(points: list[Cell]) -> list[Sweep]:
 
 
 def _fields(cell: Cell) -> dict[str, Any]:
-    attack = {"attack": cell.get("attack") or {}}
-    return {"harmful_ratio": cell["harmful_ratio"], **flatten(attack), **flatten(cell.get("settings") or {})}
+    further = {"attack": cell.get("attack") or {}} | (cell.get("swept") or {}) | (cell.get("settings") or {})
+    return {"harmful_ratio": cell["harmful_ratio"], **flatten(further)}
 
 
 def _varying(fields: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Reads a run's folder, and says what is missing or malformed in it."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def check_results(results: Any, where: str = "results.json") -> dict[str, Any]:
             f"{where}: schema is {results.get('schema')!r}, this version reads {_SCHEMA}. "
             "Run the experiment again with this version, or report with the version that wrote it."
         )
+    if absent := [name for name in ("protocol", "model") if not isinstance(results.get(name), str)]:
+        raise InputError(f"{where}: lacks {', '.join(absent)}; was it written by `mithridate run`?")
     seen: set[str] = set()
     for i, cell in enumerate(results["cells"]):
         missing = [name for name in _CELL_FIELDS if not isinstance(cell, dict) or name not in cell]
@@ -104,6 +107,24 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _read_history(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The points of the training curves that lie somewhere: a browser's JSON has no NaN and no infinity."""
+    found = _parse(_read(path), str(path))
+    if not isinstance(found, dict) or not all(isinstance(rows, list) for rows in found.values()):
+        raise InputError(f"{path}: expected an object with a list for each cell; was it written by `mithridate run`?")
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
+    for name, rows in found.items():
+        for i, row in enumerate(rows):
+            step, loss = (row.get("step"), row.get("loss")) if isinstance(row, dict) else (None, row)
+            if loss is None:  # a log entry of something else, as the summary at the end is
+                continue
+            if not isinstance(step, int | float) or not isinstance(loss, int | float):
+                raise InputError(f"{path}: {name}[{i}]: expected an object with numbers `step` and `loss`.")
+            if math.isfinite(step) and math.isfinite(loss):
+                points[name].append(row)
+    return points
+
+
 def load(folder: Path) -> Run:
     """Reads a run's folder.
 
@@ -127,7 +148,7 @@ def load(folder: Path) -> Run:
         point_names=labels(points),
         records=records,
         tuning=[row if isinstance(row, dict) else {"try": row} for row in tries],
-        history=_parse(_read(history), str(history)) if history.is_file() else {},
+        history=_read_history(history) if history.is_file() else {},
         files=[name for name in named if (folder / name).is_file()] + extra,
     )
 

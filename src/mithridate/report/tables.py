@@ -261,11 +261,11 @@ def settings_table(run: Run) -> Table:
     rows = []
     for cell in run.cells:
         settings, attack = (
-            ", ".join(f"{key} {value}" for key, value in flatten(cell.get(part) or {}).items())
-            for part in ("settings", "attack")
+            ", ".join(f"{key} {value}" for key, value in flatten(parts).items())
+            for parts in (cell.get("settings") or {}, {**(cell.get("attack") or {}), **(cell.get("swept") or {})})
         )
         rows.append([name_entry(cell, run.names), Entry(settings or "–"), Entry(attack or "–"), Entry(cell["id"])])
-    columns = [name_column(), Column("Defense"), Column("Attack"), Column("Cell in results.json")]
+    columns = [name_column(), Column("Defense"), Column("Attack, and what was swept"), Column("Cell in results.json")]
     return Table("settings", "What each run was set to", columns, rows)
 
 

@@ -163,7 +163,10 @@ def labels(cells: list[Cell]) -> dict[str, Label]:
         groups.setdefault((arm(cell), *_place(cell)), []).append(cell)
     result: dict[str, Label] = {}
     for (name, *_), group in groups.items():
-        details = [flatten({**(cell.get("settings") or {}), "attack": cell.get("attack") or {}}) for cell in group]
+        details = [
+            flatten({**(cell.get("settings") or {}), "attack": cell.get("attack") or {}, **(cell.get("swept") or {})})
+            for cell in group
+        ]
         differing = [
             key
             for key in dict.fromkeys(key for detail in details for key in detail)

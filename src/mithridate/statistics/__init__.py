@@ -20,6 +20,7 @@ from mithridate.statistics.shares import (
     by_prompt,
     proportion,
     proportion_by_prompt,
+    proportion_of,
     proportion_with_unscored,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "paired_by_prompt",
     "proportion",
     "proportion_by_prompt",
+    "proportion_of",
     "proportion_with_unscored",
     "steps_to",
     "unpaired",

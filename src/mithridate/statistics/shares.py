@@ -75,6 +75,17 @@ def proportion_by_prompt(answers: ByPrompt) -> dict:
     return {"value": value, "low": low, "high": high, "n": n, "prompts": prompts}
 
 
+def proportion_of(prompts: Sequence[Hashable], outcomes: Sequence[bool | None]) -> dict:
+    """`proportion` of the scored outcomes, one an answer; where prompts repeat, no narrower than the different prompts
+    allow (`proportion_by_prompt`)."""
+    scored = [outcome for outcome in outcomes if outcome is not None]
+    share = proportion(sum(scored), len(scored))
+    if len(set(prompts)) < len(prompts) and scored:
+        wide = proportion_by_prompt(by_prompt(prompts, outcomes))
+        share |= {"low": min(wide["low"], share["value"]), "high": max(wide["high"], share["value"])}
+    return share
+
+
 def prompt_shares(answers: ByPrompt) -> np.ndarray:
     """float64 (prompts,): the share of positive outcomes of each prompt that has any."""
     return np.array([sum(outcomes) / len(outcomes) for outcomes in answers.values() if outcomes], dtype=float)
