@@ -49,6 +49,20 @@ def _messages(row: Mapping[str, Any]) -> list[Any]:
     return []
 
 
+def _require_positions(model: Any, rows: list[list[int]]) -> None:
+    """Checks that no row is longer than a table of positions; rotary ones go on for ever."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+    if most is None or not any(0 <= table.num_embeddings - most <= 2 for table in tables):  # OPT's has two more
+        return
+    for number, row in enumerate(rows, start=1):
+        if len(row) > most:
+            raise InputError(
+                f"calibration row {number}: has {len(row)} tokens, and the model has learned {most} positions. "
+                "Shorten it, or leave it out."
+            )
+
+
 @torch.inference_mode()
 def input_norms(
     model: Any, modules: Mapping[str, nn.Module], rows: list[list[int]], batch_size: int
@@ -63,6 +77,7 @@ def input_norms(
         rows: token ids, one list a row.
 
     Raises:
+        InputError: a row is longer than the model's learned positions.
         UnsupportedSetup: a module is not run, or sees something else than one vector a token.
         MithridateError: a module's inputs are not finite.
     """
@@ -94,6 +109,7 @@ def input_norms(
 
     decoder = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
     device = model.get_input_embeddings().weight.device
+    _require_positions(model, rows)
     ordered = sorted(rows, key=len, reverse=True)  # the longest first: if memory does not suffice, it shows at once
     training = [(module, module.training) for module in model.modules()]
     hooks = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]

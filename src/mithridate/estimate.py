@@ -48,6 +48,7 @@ from mithridate.fakemodel import (
     build,
     decoder_of,
     fake_tensors,
+    layers_before,
     live_bytes,
     passes,
     shortened,
@@ -116,7 +117,7 @@ def estimate(config: PretrainedConfig, setup: Setup, method: str = "plain", ever
     copies = {"booster": 2, "lisa": 1}.get(method, 0) * _FP32 * n // share
     # Gradients that are not there before grow as activations shrink: the first or the last layer's pass is fullest.
     fresh = max(traced.activations, gradients + traced.layer) - gradients
-    activations = traced.activations if setup.accumulation > 1 or method == "lisa" else fresh
+    activations = traced.activations if setup.accumulation > 1 else fresh
     if method == "booster":  # its own gradients are taken beside two copies, then the step's are added to beside none
         activations = max(fresh, traced.activations - copies)
     extra = copies + (traced.vaccine - traced.activations if method == "vaccine" else 0)
@@ -193,12 +194,13 @@ def antidote(
     plain = replace(setup, checkpointing=False)
     counts, traced = passes(config, plain)
     with fake_tensors(), torch.no_grad():
-        decoder = decoder_of(build(shortened(config, 2), plain).eval())
+        model = build(config, plain)
+        decoder = decoder_of(build(shortened(config, layers_before(model) + 2), plain).eval())
         ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
         mask = torch.ones_like(ids)
         with live_bytes()([ids, mask, *decoder.parameters(), *decoder.buffers()]) as counted:
             decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-        linears = [m for m in build(config, plain).modules() if isinstance(m, torch.nn.Linear)]
+        linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         ours = [m for m in linears if m.weight.requires_grad] if targets == "adapters" else linears
         entries = sum(m.weight.numel() for m in ours)
         largest = max((m.weight.numel() for m in ours), default=0)

@@ -3,6 +3,10 @@
 Fake tensors have shapes and no storage; the layers' own forward and backward run on them, with the adapter, the
 activation checkpointing and the mixed precision that training would use. What is counted are the tensors that are
 alive at once, and the operations of matrix products and attention.
+
+A model may begin with layers of another kind (DeepSeek's dense ones, before those with experts). So the passes are run
+on as many of the first layers as hold two and three of the kind that goes on to the end; each further one is taken to
+add the same. Where kinds alternate to the end, that is the whole model, and takes its time (a second or so a layer).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -17,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, UnsupportedSetup
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +50,7 @@ class Setup:
         checkpointing: activations are computed again in the backward pass.
         processes, sharded: how many train together, and whether they share the weights (FSDP2).
         gpu: whether it runs on GPUs; on CPUs the LM head needs more.
-        attention: transformers' implementation.
+        attention: transformers' implementation; "eager" in the place of "sdpa" for a model that does not have that.
     """
 
     batch: int = 8
@@ -116,25 +120,47 @@ def config_of(model: str) -> PretrainedConfig:
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
-    with FakeTensorMode():
-        yield
+    try:
+        with FakeTensorMode(), _grouped_products():
+            yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UnsupportedSetup(
+            f"What this model computes depends on the values in its tensors ({error}), and an estimate has none.",
+            "estimate a model of a similar size without them, or measure a step of this one.",
+        ) from error
+
+
+def _grouped_products() -> Any:
+    """A mode in which a mixture of experts' product has a shape in every dtype: torch's fake one refuses float32."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Grouped(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is not torch.ops.aten._grouped_mm.default:
+                return func(*args, **(kwargs or {}))
+            a, b, offsets = args[:3]
+            groups = offsets.shape if a.dim() == b.dim() == 2 else ()  # the gradient of the experts' weights
+            return a.new_empty((*groups, a.shape[-2], b.shape[-1]))
+
+    return Grouped()
 
 
 def build(config: PretrainedConfig, setup: Setup) -> Any:
-    """The model as it would be trained; to be called under `_fake`."""
+    """The model as it would be trained; to be called under `fake_tensors`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from torch._subclasses.fake_tensor import unset_fake_temporarily
-    from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if setup.full else getattr(torch, setup.dtype)
     with unset_fake_temporarily(), torch.device("meta"):
-        try:
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=setup.attention)
-        except ValueError as error:
-            raise InputError(f"{config.model_type}: {str(error).splitlines()[0]}") from error
+        model = _bare(config, dtype, setup.attention)
         if not setup.full:
             try:
                 model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **setup.adapter))
@@ -147,6 +173,17 @@ def build(config: PretrainedConfig, setup: Setup) -> Any:
         if not setup.full:
             model.enable_input_require_grads()
     return model.train()
+
+
+def _bare(config: PretrainedConfig, dtype: Any, attention: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    except ValueError as error:
+        if attention == "sdpa":  # which Gemma 2 does not have: transformers trains it in "eager"
+            return _bare(config, dtype, "eager")
+        raise InputError(f"{config.model_type}: {str(error).splitlines()[0]}") from error
 
 
 def _on_a_fake_cpu(model: nn.Module) -> None:
@@ -163,9 +200,17 @@ def _on_a_fake_cpu(model: nn.Module) -> None:
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _layers_of(model: Any) -> list[nn.Module]:
+    base = _base_of(model)
+    return [m for m in base.modules() if type(m).__name__ in (getattr(base, "_no_split_modules", None) or ())]
+
+
 def counts_of(model: Any) -> Counts:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    layers = [m for m in base.modules() if type(m).__name__ in (getattr(base, "_no_split_modules", None) or ())]
+    base, layers = _base_of(model), _layers_of(model)
     ends = {p for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m for p in m.parameters()}
     head = base.get_output_embeddings().weight
     return Counts(
@@ -242,11 +287,20 @@ def live_bytes() -> Any:
 
 
 def decoder_of(model: Any) -> nn.Module:
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    return _base_of(model).base_model
+
+
+def layers_before(model: Any) -> int:
+    """How many layers stand before those at the end that have the same modules and weights as the last one."""
+    kinds = [
+        [(n, type(m), [p.shape for p in m.parameters(recurse=False)]) for n, m in layer.named_modules()]
+        for layer in _layers_of(model)
+    ]
+    return max((i + 1 for i, kind in enumerate(kinds) if kind != kinds[-1]), default=0)
 
 
 def passes(config: PretrainedConfig, setup: Setup) -> tuple[Counts, Passes]:
-    """What the passes need. They are run on two and on three layers; each further one is taken to add the same."""
+    """What the passes need; see this module's docstring for which layers they are run on."""
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
     return _passes(_Hashed(config, key))
 
@@ -269,23 +323,25 @@ class _Hashed:
 def _passes(what: _Hashed) -> tuple[Counts, Passes]:
     config, setup = what.config, what.setup
     with fake_tensors():
-        counts = counts_of(build(config, setup))
-    layers = config.get_text_config().num_hidden_layers
-    two, three = (trace(shortened(config, min(n, layers)), setup) for n in (2, 3))
-    if layers <= 3:
-        return counts, three
+        model = build(config, setup)
+        counts, before = counts_of(model), layers_before(model)
+    more = config.get_text_config().num_hidden_layers - before - 3
+    if more <= 0:
+        return counts, trace(config, setup)
+    two, three = (trace(shortened(config, before + n), setup) for n in (2, 3))
     fields = {name: getattr(three, name) for name in vars(three)}
-    grown = {name: v + (layers - 3) * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
+    grown = {name: v + more * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
     return counts, Passes(**grown, layer=three.activations - two.activations)
 
 
 def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """The same model with fewer layers."""
+    """The first layers of the same model."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
-    text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+    text.num_hidden_layers = min(layers, text.num_hidden_layers)
+    for name in ("layer_types", "mlp_layer_types"):
+        if getattr(text, name, None):
+            setattr(text, name, getattr(text, name)[:layers])
     return short
 
 
@@ -339,7 +395,7 @@ def _forget(parameter: Any) -> None:
 
 
 def flop_counter() -> Any:
-    """Torch's counter, which lacks the CPU's fused attention."""
+    """Torch's counter, which lacks the CPU's fused attention and the products of experts."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -349,8 +405,12 @@ def flop_counter() -> Any:
     def back(grad: Any, q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return sdpa_backward_flop_count(grad, q, k, v)
 
+    def grouped(a: Any, b: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return 2 * a[-2] * a[-1] * b[-1]  # every row belongs to one expert
+
     aten: Any = torch.ops.aten
     known = {
+        aten._grouped_mm: grouped,
         aten._scaled_dot_product_flash_attention_for_cpu: ahead,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: back,
     }

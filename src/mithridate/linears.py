@@ -57,12 +57,24 @@ def active(layer: Any) -> str:
     return names[0]
 
 
-def check_plain_lora(layers: dict[str, Any]) -> None:
+def check_plain_lora(model: nn.Module, layers: dict[str, Any]) -> None:
     """Checks that each LoRA layer computes W x + scaling * B A x over an ordinary linear layer, and nothing else.
 
+    Args:
+        model: what holds the layers.
+        layers: from `adapted`.
+
     Raises:
-        UnsupportedSetup: it does not (DoRA and other variants, a bias of its own, an embedding, a convolution).
+        UnsupportedSetup: it does not (DoRA and other variants, a bias of its own, an embedding, a convolution), or the
+            adapter does more beside: it trains single tokens, or runs layers several times.
     """
+    for config in getattr(model, "peft_config", {}).values():
+        for what in ("layer_replication", "trainable_token_indices"):
+            if getattr(config, what, None):
+                raise UnsupportedSetup(
+                    f"The adapter has {what}, which is not in the factors over linear layers.",
+                    "use plain LoRA over linear layers (LoraConfig's defaults).",
+                )
     for name, layer in layers.items():
         adapter = active(layer)
         what = None

@@ -277,11 +277,14 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
             self._metrics, self._total_train_tokens = metrics, tokens
 
     def _prepare_side_dataset(self, dataset: Dataset, name: str) -> Dataset:
+        if self._skip_prepare_dataset:  # the user's own collator takes the rows as they are
+            return self._remove_unused_columns(dataset, description=name)
         # Whether the loss is on completions alone follows from the side data's own format, as TRL decides it from the
         # training set's: otherwise prompts would be trained on where the two differ.
         completion_only, asked = self.completion_only_loss, self.args.completion_only_loss
         if asked is None:
-            self.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names)
+            columns = set(dataset.column_names)
+            self.completion_only_loss = {"prompt", "completion"} <= columns or "completion_mask" in columns
         try:
             # not packed: packing would tie the rows of a step to one another; truncated as the trainer's are
             rows: Any = self._prepare_dataset(

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer
+from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.defenses import by_name
@@ -17,8 +18,8 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.trainer import DefenseMixin
-from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
+from mithridate.trainer import DefenseMixin, DefenseTrainer
+from tests.defenses.helpers import DEFAULTS, error, model, rows, same, trainer_for, update, weights
 from tests.tiny import tiny_tokenizer
 
 USER, HARMFUL = rows("user"), rows("harmful!")
@@ -63,7 +64,7 @@ def test_without_a_defense_it_is_sfttrainer_bit_for_bit(checkpointing, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "defense", [Vaccine(rho=0.0), Booster(harmful_dataset=HARMFUL, lam=0.0)], ids=["rho=0", "lam=0"]
+    "defense", [Vaccine(rho=0.0), Booster(harmful_dataset=HARMFUL, lam=1e-99)], ids=["rho=0", "lam is nearly 0"]
 )
 def test_a_defense_of_no_strength_is_plain_training_with_the_same_dropout(defense, tmp_path):
     """So its extra passes leave no trace: not in the random numbers, the gradients, the metrics, the token count."""
@@ -498,6 +499,14 @@ def test_seeding_defenses_add_up(tmp_path):
     assert error(moved, pull) < 1e-6
 
 
+def test_booster_of_strength_zero_takes_no_harmful_pass(tmp_path, monkeypatch):
+    """0 times a gradient that is not finite would be no number."""
+    monkeypatch.setattr(DefenseMixin, "gradient", lambda *_: pytest.fail("a harmful pass"))
+    plain, _ = usual_run(tmp_path / "a")
+    idle, _ = usual_run(tmp_path / "b", defense=Booster(harmful_dataset=HARMFUL, lam=0))
+    assert same(plain, idle)
+
+
 # -- formats of the side data ----------------------------------------------------------------------------------------
 
 
@@ -508,6 +517,54 @@ def test_side_data_in_another_format_are_trained_on_their_answers_alone(tmp_path
     one = update(model(), tmp_path, defense=DEFENSES["booster"](), data=USER)
     other = update(model(), tmp_path, defense=DEFENSES["booster"](), data=tokenised)
     assert error(other, one) < 1e-9
+
+
+def test_tokenised_side_data_are_trained_on_what_their_mask_says(tmp_path):
+    """Their own prompts do not count, whatever the training set's format."""
+    reference = trainer_for(model(), tmp_path, data=HARMFUL).train_dataset
+
+    def masked(row):
+        return {"input_ids": row["input_ids"], "completion_mask": [int(label != -100) for label in row["labels"]]}
+
+    tokenised = reference.map(masked, remove_columns=reference.column_names)
+    batch = trainer_for(model(), tmp_path, data=USER).side_data(tokenised, "tokenised").take(0, 1)[0]
+    assert torch.equal(
+        batch["labels"], trainer_for(model(), tmp_path, data=USER).side_data(HARMFUL, "").take(0, 1)[0]["labels"]
+    )
+
+
+@pytest.mark.parametrize("name", ["booster", "lisa"])
+def test_side_data_go_to_the_users_own_collator_as_they_are(name, tmp_path):
+    """Rows that only it understands, with TRL's preparation switched off."""
+    tokenizer, seen = tiny_tokenizer(), set()
+
+    def collate(given):
+        seen.update(row["q"] for row in given)
+        batch = tokenizer([row["q"] + row["a"] for row in given], padding=True, return_tensors="pt")
+        return {**batch, "labels": batch["input_ids"].clone()}
+
+    def own(word):
+        return Dataset.from_list([{"q": f"{word} {i}?", "a": "!"} for i in range(8)])
+
+    defense = (
+        Booster(harmful_dataset=own("side"))
+        if name == "booster"
+        else Lisa(alignment_dataset=own("side"), align_steps=1, finetune_steps=1)
+    )
+    args = SFTConfig(
+        str(tmp_path),
+        **DEFAULTS | {"max_steps": 2, "remove_unused_columns": False, "learning_rate": 0.1},
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    DefenseTrainer(
+        model=model(),
+        args=args,
+        train_dataset=own("user"),
+        processing_class=tokenizer,
+        data_collator=collate,
+        defense=defense,
+    ).train()
+    assert {text.split()[0] for text in seen} == {"side", "user"}
 
 
 def test_side_data_are_truncated_like_the_training_set(tmp_path):

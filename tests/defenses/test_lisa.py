@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from mithridate.defenses.lisa import Lisa, _planned_steps
 from mithridate.errors import InputError, UnsupportedSetup
@@ -123,6 +124,19 @@ def test_a_checkpoint_is_resumed_only_by_the_same_defense(whole, tmp_path):
     (checkpoint / "defense.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be read"):
         resume(lisa())
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_weights_that_are_unfrozen_or_frozen_in_the_middle_are_refused(freeze, tmp_path):
+    class Change(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            model.model.layers[0].mlp.up_proj.requires_grad_(not freeze)
+
+    net = model("full", torch.float32)
+    net.model.layers[0].mlp.up_proj.requires_grad_(freeze)
+    t = trainer_for(net, tmp_path, defense=lisa(proximal_start=0), data=USER, callbacks=[Change()], **RUN)
+    with pytest.raises(UnsupportedSetup, match=r"began with \d+ trained tensors and has \d+ now"):
+        t.train()
 
 
 def test_a_step_is_in_the_start_by_exact_arithmetic(tmp_path):

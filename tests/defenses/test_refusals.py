@@ -101,6 +101,17 @@ def test_vaccine_refuses_reentrant_checkpointing(tmp_path):
     checkpointed("vaccine", tmp_path, use_reentrant=False)
 
 
+def test_vaccine_refuses_reentrant_checkpointing_of_the_model_itself(tmp_path):
+    for reentrant in (False, True):
+        net = model("lora", torch.float32)
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        if reentrant:
+            with pytest.raises(UnsupportedSetup, match="re-entrant checkpointing"):
+                trainer_for(net, tmp_path, defense=Vaccine(), data=USER)
+            net.gradient_checkpointing_disable()
+        trainer_for(net, tmp_path, defense=Vaccine(), data=USER).train()
+
+
 @pytest.mark.shows("offload", "refused")
 @pytest.mark.parametrize("name", DEFENSES)
 def test_other_kinds_of_checkpointing_are_refused(name, undefended, tmp_path):
@@ -152,6 +163,11 @@ def test_boosters_values_out_of_range_are_refused(wrong):
 def test_vaccines_sites_are_names(sites):
     with pytest.raises(InputError, match="Vaccine: sites must be"):
         Vaccine(sites=sites)
+
+
+def test_vaccines_sites_are_a_regular_expression():
+    with pytest.raises(InputError, match=r"Vaccine: sites='\(' is no regular expression"):
+        Vaccine(sites="(")
 
 
 @pytest.mark.shows("compile", "refused")

@@ -4,16 +4,30 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
-from mithridate.errors import InputError
+from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.estimate import METHODS, antidote, estimate, optimizer_bytes
-from mithridate.fakemodel import SIZES, Setup, build, config_of, counts_of, fake_tensors, live_bytes, passes, trace
+from mithridate.fakemodel import (
+    SIZES,
+    Setup,
+    build,
+    config_of,
+    counts_of,
+    fake_tensors,
+    flop_counter,
+    live_bytes,
+    passes,
+    trace,
+)
 from tests.defenses.helpers import rows, trainer_for
+from tests.families import models as families
 from tests.tiny import save_tiny, tiny_llama
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]}
@@ -97,6 +111,60 @@ def test_fake_passes_need_what_real_ones_do(kind, checkpointing):
     assert traced.activations == pytest.approx(counted.peak, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["Gemma2", "Mixtral", "Qwen3Moe"])
+def test_other_families_need_what_they_really_do(name):
+    """Without fused attention (Gemma 2), or with experts, whose product torch's fake tensors refuse in float32."""
+    _, traced = passes(families.config(name), FULL)
+    model = AutoModelForCausalLM.from_config(families.config(name), dtype=torch.float32).train()
+    model.get_input_embeddings().requires_grad_(False)
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) if p.requires_grad else None
+    ids = torch.zeros(FULL.batch, FULL.length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, -1] = 0
+    with flop_counter() as ahead:
+        model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    with live_bytes()([ids, mask, *model.parameters(), *model.buffers()]) as counted:
+        model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
+    assert traced.forward == ahead.get_total_flops()
+    assert traced.activations == pytest.approx(counted.peak, rel=0.05)
+    assert antidote(families.config(name), FULL, rows=4).activations < traced.activations
+
+
+def test_the_operations_of_experts_by_hand():
+    """Each token goes through two of four experts: as many products, forward and backward, as of two dense layers."""
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    adapter = {"r": 2, "target_modules": attention}
+    for setup, backward in ((FULL, 2), (replace(FULL, full=False, adapter=adapter), 1)):
+        one, two = (
+            passes(transformers.MixtralConfig(**families.SMALL, num_local_experts=4, num_experts_per_tok=k), setup)[1]
+            for k in (1, 2)
+        )
+        more = 2 * 2 * FULL.batch * FULL.length * 3 * 16 * 24  # of two layers: gate, up, down
+        assert two.forward - one.forward == more and two.backward - one.backward == backward * more
+
+
+def test_experts_that_are_looped_over_are_refused():
+    looped = transformers.MixtralConfig(**families.SMALL, num_local_experts=2)
+    looped._experts_implementation = "eager"
+    with pytest.raises(UnsupportedSetup, match=r"depends on the values in its tensors.*measure a step"):
+        passes(looped, FULL)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [{"mlp_only_layers": [0, 1, 2], "num_hidden_layers": 7}, {"decoder_sparse_step": 2, "num_hidden_layers": 5}],
+    ids=["first", "in turn"],
+)
+def test_layers_of_several_kinds(kinds):
+    """Dense layers before those with experts; dense ones and others in turn: as predicted, and as run whole."""
+    deep = transformers.Qwen3MoeConfig(**families.SMALL | families.EXPERTS | kinds)
+    predicted, run = passes(deep, FULL)[1], trace(deep, FULL)
+    for name in ("forward", "backward", "probe"):
+        assert getattr(predicted, name) == getattr(run, name)
+    assert predicted.activations == pytest.approx(run.activations, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", [FULL, SMALL, replace(FULL, checkpointing=True)], ids=["full", "lora", "again"])
 def test_more_layers_add_the_same_each(setup):
@@ -168,6 +236,11 @@ def test_accumulation_keeps_the_gradients_beside_the_activations():
     assert often.activations > once.activations and often.flops == 4 * once.flops
 
 
+def test_lisas_gradients_are_not_there_before_the_backward_pass():
+    """It pulls after the last one."""
+    assert estimate(config(), FULL, "lisa").activations == estimate(config(), FULL).activations
+
+
 def test_sparse_variants_cost_their_share():
     """A step on average: 1 + (r - 1) / k of a plain one, where the method's own steps take r."""
     for method in ("vaccine", "booster"):
@@ -214,6 +287,7 @@ def test_the_methods_copies_are_the_real_ones(kind, tmp_path):
     length = batch["input_ids"].shape[1]
     for method, peak in counted.items():
         needs = estimate(config(), replace(setup, batch=8, length=length), method)
+        print(f"{kind} {method}: {(needs.total - needs.weights) / 1e6:.1f} predicted, {peak / 1e6:.1f} counted (MB)")
         assert needs.total - needs.weights == pytest.approx(peak, rel=0.05), method
 
 

@@ -48,6 +48,21 @@ def test_the_stages_of_an_experiment(inputs):
     assert finetune.needs.kept == 3 * 4 * finetune.needs.counts.trained
 
 
+def test_the_users_checkpointing_counts_under_either_name(inputs):
+    """The new name before its old alias, as transformers reads them; without either, the place of the run decides."""
+    for training, gpu, expected in (
+        ({}, True, True),
+        ({}, False, False),
+        ({"gradient_checkpointing": False}, True, False),
+        ({"activation_checkpointing": False}, True, False),
+        ({"activation_checkpointing": True}, False, True),
+        ({"activation_checkpointing": False, "gradient_checkpointing": True}, True, False),
+    ):
+        asked = {"max_steps": 4, "per_device_train_batch_size": 2} | training
+        setup, _ = planning._set_up(Setup(), asked, [(9, 3)] * 8, seed=0, gpu=gpu, stage="align")
+        assert setup.checkpointing == expected, training
+
+
 def test_a_sparse_defense(inputs):
     dense, sparse = (lines(inputs, align__defense={"booster": {"every": k}})[0] for k in (1, 4))
     assert (dense.needs.ratio, sparse.needs.ratio) == (3, 1.5) and 2 * sparse.flops == dense.flops

@@ -232,7 +232,7 @@ def test_a_hostile_exchange_does_not_change_the_prompts_structure(make, tokenize
 def test_a_template_that_leaves_the_answer_out_is_refused():
     """A judge that never sees the answer would call all of them safe."""
     blind = llama3(LLAMA_GUARD.replace("messages", "messages[:1]"))
-    with pytest.raises(InputError, match="leaves out the question or the answer"):
+    with pytest.raises(InputError, match="leaves out the question, the answer"):
         list(LlamaGuard3(generator=Told(lambda _: "safe", blind)).judge([ITEM]))
 
 

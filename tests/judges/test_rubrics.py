@@ -177,7 +177,7 @@ def test_a_grade_in_a_thought_that_was_cut_off_is_no_grade(make, draft):
 def test_the_identity_says_whose_wording_it_is(make):
     identity = make(generator=Told(str)).identity()
     assert identity["rubric"] == "ours, v1" and len(identity["wording_sha256"]) == 64
-    assert identity["model"] == {"backend": "told"} and identity["neutral"] == 1
+    assert identity["model"] == {"backend": "told"} and identity["neutral"] == 2
     assert make(generator=Told(str)).identity() == identity
 
 

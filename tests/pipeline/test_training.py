@@ -61,6 +61,8 @@ def test_what_sftconfig_refuses_is_bad_input(tmp_path):
         ({"num_train_epochs": 1}, 7),
         ({"num_train_epochs": 2, "gradient_accumulation_steps": 3}, 8),
         ({"num_train_epochs": 0.5}, 8),
+        ({"num_train_epochs": 3, "dataloader_drop_last": True}, 7),
+        ({"num_train_epochs": 2, "dataloader_drop_last": True, "gradient_accumulation_steps": 3}, 7),
     ],
 )
 def test_planned_steps_are_the_trainers(tmp_path, settings, rows):
@@ -69,6 +71,14 @@ def test_planned_steps_are_the_trainers(tmp_path, settings, rows):
     made.train_dataset = made.train_dataset.select(range(rows))
     made.train()
     assert planned_steps(made.args, rows) == made.state.global_step
+
+
+def test_packed_rows_need_max_steps(tmp_path):
+    args = training_arguments({"packing": True, "max_length": 128}, tmp_path, 0, False, False)
+    with pytest.raises(InputError, match=r"training\.packing: .*set max_steps"):
+        planned_steps(args, 20)
+    args = training_arguments({"packing": True, "max_steps": 5}, tmp_path, 0, False, False)
+    assert planned_steps(args, 20) == 5
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------

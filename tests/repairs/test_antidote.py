@@ -279,6 +279,9 @@ def test_refusals_name_reason_and_remedy():
         (Antidote(), merged, {}, "unmerge_adapter"),
         (Antidote(), two, {}, "set_adapter"),
         (Antidote(), with_lora(tiny_llama(), use_dora=True), {}, "not plain LoRA"),
+        (Antidote(), with_lora(tiny_llama(), layer_replication=[[0, 2], [1, 2]]), {}, "has layer_replication"),
+        (Antidote(), with_lora(tiny_llama(), trainable_token_indices=[5]), {}, "has trainable_token_indices"),
+        (Antidote(), lora, {"calibration": iter(CALIBRATION)}, "read only once"),
         (Antidote(targets="update"), lora, {}, "pass aligned="),
         (Antidote(targets="update"), lora, {"aligned": lora}, "of its own"),
         (Antidote(targets="merged"), quantised, {}, "quantised"),
@@ -318,6 +321,9 @@ def test_bad_input_is_named():
     model = with_lora(tiny_llama())
     with pytest.raises(InputError, match="row 2: has no answer"):
         Antidote().apply(model, [CALIBRATION[0], {"prompt": "hello"}], TOKENIZER)
+    for size in (0, 1.5):
+        with pytest.raises(InputError, match=f"batch_size must be a whole number of rows, at least 1, not {size}"):
+            Antidote().apply(model, CALIBRATION, TOKENIZER, batch_size=size)
     with pytest.raises(InputError, match="no layer"):
         Antidote(targets="update", score="magnitude").apply(model, aligned=tiny_llama(num_hidden_layers=1))
     with pytest.raises(InputError, match="no update"):
@@ -325,6 +331,17 @@ def test_bad_input_is_named():
     model.base_model.model.model.layers[0].input_layernorm.weight.data[0] = float("nan")
     with pytest.raises(MithridateError, match="not finite"):
         Antidote().apply(model, CALIBRATION, TOKENIZER)
+
+
+def test_a_calibration_row_longer_than_the_learned_positions_is_named():
+    sizes = {"vocab_size": 259, "hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 16, "num_hidden_layers": 2}
+    model = with_lora(OPTForCausalLM(OPTConfig(**sizes, num_attention_heads=2, max_position_embeddings=40)))
+    rows = [{"input_ids": [3] * length} for length in (40, 41)]
+    with pytest.raises(InputError, match=r"calibration row 2: has 41 tokens, .* learned 40 positions\. Shorten"):
+        Antidote().apply(model, rows)
+    Antidote().apply(model, rows[:1])
+    rotary = with_lora(tiny_llama(max_position_embeddings=40))
+    Antidote().apply(rotary, rows)
 
 
 def test_it_is_found_by_name():

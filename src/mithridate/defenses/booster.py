@@ -20,7 +20,8 @@ trainable tensors together.
 
 Differs from the official code in:
 - gradient accumulation: h and w' belong to the optimizer step, with as many harmful micro-batches as the step has
-  (there: erased in each micro-step, so only accumulation 1 works); k micro-batches equal one large batch;
+  (there: erased in each micro-step, so only accumulation 1 works); k micro-batches equal one large batch. In a shorter
+  last window of an epoch they are fewer harmful rows than one whole batch would have;
 - the harmful batch has per_device_train_batch_size rows (there: always 10);
 - w is restored by copy, bit for bit (there: by adding the step back);
 - both harmful passes draw the same dropout masks;
@@ -64,7 +65,7 @@ class Booster(Defense):
     Args:
         harmful_dataset: harmful prompts with harmful answers, in any format the trainer takes.
         alpha: length of the simulated harmful step, over all trainable tensors.
-        lam: weight of the regulariser; 0 is plain training.
+        lam: weight of the regulariser; 0 is plain training, without the harmful passes.
         every: add the regulariser every so many optimizer steps, that many times as strong; 1 is every step.
     """
 
@@ -108,7 +109,7 @@ class Booster(Defense):
         from mithridate.grads import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
         turn, within = divmod(t.state.global_step, self.every)
-        if within:
+        if within or self.lam == 0:
             return
         params, device = t.params, t.args.device
         window = self._harmful.take(turn, t.current_gradient_accumulation_steps)

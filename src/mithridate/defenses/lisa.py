@@ -17,7 +17,8 @@ global_step < proximal_start * max_steps, as in the official code (10 %; the pap
 Differs from the official code in:
 - the proximal gradient rho * (w - anchor) is added in closed form, once per optimizer step, to what the micro-batches
   accumulated (and data-parallel ranks averaged), before clipping; so gradient accumulation changes nothing, and steps
-  are optimizer steps;
+  are optimizer steps. An alignment step has as many micro-batches as the user step that it replaces: in a shorter last
+  window of an epoch, fewer rows than one whole batch would have;
 - the anchor and the place in the alignment data are saved with each checkpoint, so that a run resumed in the middle of
   a state equals the uninterrupted one;
 - a run shorter than one cycle is refused (it would end without the user's data, or without the full phase).
@@ -134,7 +135,7 @@ class Lisa(Defense):
         pulling = t.state.global_step >= Fraction(str(self.proximal_start)) * t.state.max_steps
         if not (pulling or t.logging_now):
             return
-        params, strength = t.params, self.rho * t.loss_scale
+        params, strength = self._trained(t), self.rho * t.loss_scale
         distances = []
         with torch.no_grad():
             for part in blocks(params):
@@ -162,7 +163,18 @@ class Lisa(Defense):
 
         from mithridate.grads import local
 
-        torch._foreach_copy_(local(self._anchor), local(t.params))
+        torch._foreach_copy_(local(self._anchor), local(self._trained(t)))
+
+    def _trained(self, t: DefenseMixin) -> list[nn.Parameter]:
+        """The trained weights, one for each tensor of the anchor."""
+        params = t.params
+        if len(params) != len(self._anchor):
+            raise UnsupportedSetup(
+                f"Lisa: the run began with {len(self._anchor)} trained tensors and has {len(params)} now, so there is "
+                "no point to hold them to.",
+                "freeze and unfreeze weights before the training, or train in two runs.",
+            )
+        return params
 
     def _require_a_cycle(self, max_steps: int) -> None:
         if max_steps >= self.cycle:

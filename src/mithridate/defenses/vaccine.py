@@ -35,6 +35,7 @@ scaling was tested, on CPU), data parallelism, FSDP2.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,15 +80,20 @@ class Vaccine(Defense):
             raise InputError(
                 f'Vaccine: sites must be "attention", a regular expression, or a list of names, not {self.sites!r}.'
             )
+        if isinstance(self.sites, str):
+            try:
+                re.compile(self.sites)
+            except re.error as error:
+                raise InputError(f"Vaccine: sites={self.sites!r} is no regular expression: {error}.") from error
 
     def check(self, t: DefenseMixin) -> None:
         from mithridate.hooks import find_sites
 
         super().check(t)
-        if t.args.gradient_checkpointing and (t.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        if _reentrant(t):
             raise UnsupportedSetup(
                 "Vaccine: re-entrant checkpointing refuses gradients of activations.",
-                "gradient_checkpointing_kwargs={'use_reentrant': False}.",
+                "gradient_checkpointing_kwargs={'use_reentrant': False}, wherever it is switched on.",
             )
         find_sites(t.model, self.sites)
 
@@ -121,6 +127,18 @@ class Vaccine(Defense):
             usable = (norm > 0) & norm.isfinite()
             shifts = []
             while gradients:  # one after the other: together they are as large as the activations that they shift
-                shifts.append(torch.where(usable, gradients.pop(0) * (self.rho / norm), 0))
+                g = gradients.pop(0)
+                # at least float32: a GPU may round the factor, which fp16 may not hold, to the gradient's own dtype
+                shift = (g.to(torch.promote_types(g.dtype, torch.float32)) * (self.rho / norm)).to(g.dtype)
+                shifts.append(torch.where(usable, shift, 0))
             sites.shift(shifts)
             return step(model, inputs, num_items_in_batch)
+
+
+def _reentrant(t: DefenseMixin) -> bool:
+    """Whether checkpointing, by the Trainer's arguments or as it is switched on in the model itself, is re-entrant."""
+    if t.args.gradient_checkpointing:  # the Trainer switches it on anew
+        return bool((t.args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+    used = [m for m in t.model.modules() if getattr(m, "gradient_checkpointing", False)]
+    functions = [getattr(m, "_gradient_checkpointing_func", None) for m in used]
+    return any(getattr(function, "keywords", {}).get("use_reentrant") for function in functions)

@@ -196,19 +196,23 @@ def _set_up(
     try:
         # fp32 here: whether this machine could compute otherwise is not what is asked
         args = training_arguments(training, Path("unused"), seed, bf16=False, progress=False)
+        steps = planned_steps(args, len(lengths), common.processes)
     except InputError as error:
         raise InputError(f"{stage}.{error}") from error
     most = args.max_length or max(total for total, _ in lengths)
     longest = sorted((min(total, most) for total, _ in lengths), reverse=True)
     answers = sorted((answer for _, answer in lengths), reverse=True)[: args.per_device_train_batch_size]
+    # the new name and its old alias; not from `args`, whose default is this machine's
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    asked = [training[name] for name in names if training.get(name) is not None]
     setup = replace(
         common,
         batch=args.per_device_train_batch_size,
         length=longest[0],
         scored=max(round(sum(answers) / len(answers)), 1),
         accumulation=args.gradient_accumulation_steps,
-        steps=planned_steps(args, len(lengths), common.processes),
-        checkpointing=bool(training.get("gradient_checkpointing", gpu)),
+        steps=steps,
+        checkpointing=bool(asked[0] if asked else gpu),
     )
     return setup, max(round(sum(longest) / len(longest)), 1)
 

@@ -175,11 +175,21 @@ def training_arguments(training: dict[str, Any], folder: Path, seed: int, bf16: 
 
 
 def planned_steps(args: SFTConfig, rows: int, processes: int = 1) -> int:
-    """The optimizer steps of a run over `rows` examples."""
+    """The optimizer steps of a run over `rows` examples.
+
+    Raises:
+        InputError: the examples are packed, and `max_steps` is not set.
+    """
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(rows / (args.per_device_train_batch_size * processes))
-    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    if args.packing:
+        raise InputError(
+            "training.packing: how many steps a run over packed rows takes is known only once they are packed; set "
+            "max_steps, or packing: false"
+        )
+    batch = args.per_device_train_batch_size * processes
+    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
 
 
 def build_trainer(

@@ -161,7 +161,7 @@ class Antidote(Repair):
                 "Antidote: targets='adapters' prunes the fine-tuning adapter, and this model has no LoRA adapter.",
                 "set targets='update' with the aligned model, or targets='merged'.",
             )
-        check_plain_lora(found)
+        check_plain_lora(model, found)
         merged = [name for name, layer in found.items() if layer.merged]
         if self.targets == "adapters" and merged:
             raise UnsupportedSetup(
@@ -190,6 +190,11 @@ class Antidote(Repair):
                 "pass aligned=..., the aligned model, to apply().",
             )
         if self.score == "wanda" and self.ratio > 0:
+            if calibration is not None and not hasattr(calibration, "__len__"):
+                raise UnsupportedSetup(
+                    f"Antidote: the calibration set is a {type(calibration).__name__}, which can be read only once.",
+                    "pass a list or a datasets.Dataset: calibration=list(rows).",
+                )
             if calibration is None or len(calibration) == 0:
                 raise UnsupportedSetup(
                     "Antidote: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
@@ -223,11 +228,14 @@ class Antidote(Repair):
 
         Raises:
             UnsupportedSetup: see `check`.
-            InputError: a calibration row has no answer, or the aligned model is of another kind.
+            InputError: a calibration row has no answer or is too long for the model, batch_size is no whole number
+                from 1 up, or the aligned model is of another kind.
             MithridateError: activations are not finite.
         """
         from mithridate.masks import Mask
 
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"Antidote: batch_size must be a whole number of rows, at least 1, not {batch_size!r}.")
         self.check(model, calibration, tokenizer, aligned)
         weights = self._weights(model, aligned)
         norms: dict[str, Tensor] = {}
