@@ -238,7 +238,7 @@ def _plain_twins(cell: dict[str, Any], results: dict[str, Any]) -> list[str]:
     cells = {other["id"]: other for other in results["cells"] if other["finetuning"] == "sft" and not _defended(other)}
     against = (cell.get("paired") or {}).get("against")
     if against in cells:
-        return [against]
+        return [str(against)]
     same = ("topology", "seed", "harmful_ratio", "attack")
 
     def twin(other: dict[str, Any]) -> bool:

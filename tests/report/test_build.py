@@ -287,6 +287,26 @@ def test_metrics_that_were_not_measured(small):
     assert "–" in printed(results)
 
 
+def test_a_run_that_has_not_finished_says_so(small):
+    words = "The run has not finished: these are the 2 models"
+    assert words not in build_report(small).read_text()
+    results = json.loads((small / "results.json").read_text())
+    (small / "results.json").write_text(json.dumps(results | {"complete": False}))
+    assert words in build_report(small).read_text()
+
+
+def test_cells_of_a_sweep_are_named_by_what_was_swept(small):
+    results = json.loads((small / "results.json").read_text())
+    cells = [synthetic.cell() | {"id": f"c{n}", "swept": {"data.task": {"name": n}}} for n in ("sst2", "agnews")]
+    names = [label.full for label in labels(cells).values()]
+    assert ["name sst2" in names[0], "name agnews" in names[1]] == [True, True]
+    (small / "results.json").write_text(json.dumps(results | {"cells": cells}))
+    records = [row | {"cell": cell["id"]} for cell in cells for row in synthetic.records({**results, "cells": [cell]})]
+    assert (
+        "data.task.name sst2" in build_report(synthetic.write(small, results | {"cells": cells}, records)).read_text()
+    )
+
+
 def test_no_cells(small):
     results = {"schema": 1, "protocol": "p", "model": "m", "cells": []}
     synthetic.write(small, results, [{"cell": "", "set": "", "id": "", "prompt": "", "answer": "", "verdict": ""}])

@@ -149,7 +149,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
-        headline=[*filter(None, [over_seeds_sentence(run.points, run.point_names)]), *headline(run.cells)],
+        headline=[*_unfinished(run), *_over_seeds(run), *headline(run.cells)],
         findings=[(item, run.names[item.cell["id"]].full) for item in findings(run.cells)],
         verdicts=VERDICTS,
         sections=found,
@@ -179,6 +179,17 @@ def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
             "form-action 'none'",
         ]
     )
+
+
+def _unfinished(run: Run) -> list[str]:
+    if run.results.get("complete", True):
+        return []
+    return [f"The run has not finished: these are the {len(run.cells)} models that it has scored so far."]
+
+
+def _over_seeds(run: Run) -> list[str]:
+    sentence = over_seeds_sentence(run.points, run.point_names)
+    return [sentence] if sentence else []
 
 
 def _plotly_script() -> str:
