@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.pipeline.store import MANIFEST, Store, _seal, replace_file
+from mithridate.pipeline.store import MANIFEST, Store, replace_file, seal
 
 _RUNS = "runs"  # also the name of the lock under which notes are written, and under which `collect` relies on them
 _ARTEFACTS = f"*-{'?' * 12}/{MANIFEST}"
@@ -96,7 +96,7 @@ def inventory(store: Store) -> list[Artefact]:
     for path in sorted(store.root.glob(_ARTEFACTS)):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            whole = manifest["digest"] == _seal({name: manifest[name] for name in manifest if name != "digest"})
+            whole = manifest["digest"] == seal({name: manifest[name] for name in manifest if name != "digest"})
         except (OSError, ValueError, KeyError, TypeError):  # OSError: another `collect` has just removed it
             continue
         if whole:  # then it has all that is read of it

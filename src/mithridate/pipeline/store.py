@@ -171,7 +171,7 @@ class Store:
                         for path in _files(work)
                     },
                 }
-                manifest["digest"] = _seal(manifest)
+                manifest["digest"] = seal(manifest)
                 (work / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
                 for path in [*_files(work), work / MANIFEST, *(p for p in work.rglob("*") if p.is_dir()), work]:
                     _sync(path)
@@ -183,7 +183,7 @@ class Store:
         try:
             text = (folder / MANIFEST).read_text(encoding="utf-8")
             manifest = json.loads(text)
-            if manifest.pop("digest") != _seal(manifest):
+            if manifest.pop("digest") != seal(manifest):
                 return f"{MANIFEST} was changed"
             if manifest["key"] != key:
                 return f"{MANIFEST} belongs to the key {manifest['key']}"
@@ -288,7 +288,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
+    """SHA-256 (64 hex digits) of a manifest without its `digest`, which this becomes."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
