@@ -34,7 +34,7 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.judges import by_name
 from mithridate.judges.base import VERDICTS, Kind
-from mithridate.sources.records import plain_rows
+from mithridate.sources.records import plain_value
 from mithridate.statistics import by_prompt, proportion_by_prompt
 
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -206,8 +206,7 @@ def kappa(table: Sequence[Sequence[int]], agreement: Mapping[str, Any]) -> dict[
 
 def judges_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of all judges in the records, those of the column `judge` first."""
-    main = dict.fromkeys(row["judge"] for row in plain_rows({"judge": row.get("judge")} for row in rows))
-    main.pop(None, None)
+    main = dict.fromkeys(name for row in rows if (name := plain_value(row.get("judge"))))
     keys = dict.fromkeys(key for row in rows for key in row)
     further = [key.removeprefix("judge/") for key in keys if key.startswith("judge/")]
     names = dict.fromkeys(name for name in further if not name.endswith(("/reason", "/score")))
@@ -221,9 +220,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]], judge: str) -> list[tuple[str | 
         verdict, reason = (
             ("verdict", "reason") if row.get("judge") == judge else (f"judge/{judge}", f"judge/{judge}/reason")
         )
-        [one] = plain_rows([{"verdict": row.get(verdict), "reason": row.get(reason)}])
-        given = one["verdict"] is not None or one["reason"] is not None
-        found.append((one["verdict"], one["reason"] or "") if given else None)
+        said, why = plain_value(row.get(verdict)), plain_value(row.get(reason))
+        found.append(None if said is None and why is None else (said, why or ""))
     return found
 
 

@@ -26,10 +26,11 @@ from mithridate import judges as known_judges
 from mithridate import tasks as known_tasks
 from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import Item, Judge, Judgement
-from mithridate.protocols import Count, Protocol, asked
+from mithridate.protocols import Count, Protocol, TaskUse, asked
 from mithridate.protocols import protocol as find_protocol
 from mithridate.sources.records import check_record, plain_rows, prompt_text
 from mithridate.statistics import proportion, proportion_of
+from mithridate.tasks.base import Scorer
 
 if TYPE_CHECKING:
     from mithridate.generation.base import Answer, Generator
@@ -154,10 +155,9 @@ def answers(
             if not records:
                 continue
             kind, _, task_name = name.partition(":")
-            use = protocol.task(task_name) if task_name else None
+            use, correct = _scoring(task_name, protocol)
             records = use.prepare(records) if use else records
             decoding = use.decoding() if use else protocol.decoding
-            correct = known_tasks.task(task_name).rules[use.rule] if use and use.rule else None
             found, failed = {}, []
             how = generator, [asked(record) for record in records], TEMPLATES[protocol.template], decoding
             for i, answer in cached_generate(*how, cache, scope) if cache else generator.generate(*how[1:]):
@@ -178,11 +178,16 @@ def answers(
     return rows
 
 
+def _scoring(task: str, protocol: Protocol) -> tuple[TaskUse | None, Scorer | None]:
+    """How a task is asked and, where it has a rule, scored; nothing where there is no task."""
+    use = protocol.task(task) if task else None
+    return use, known_tasks.task(task).rules[use.rule] if use and use.rule else None
+
+
 def _check(name: str, records: Sequence[dict], protocol: Protocol) -> None:
     """Whatever would stop an evaluation half-way is said before it begins."""
     task_name = name.partition(":")[2]
-    use = protocol.task(task_name) if task_name and records else None
-    correct = known_tasks.task(task_name).rules[use.rule] if use and use.rule else None
+    _, correct = _scoring(task_name, protocol) if records else (None, None)
     for i, record in enumerate(records):
         where = f"{name}, record {i + 1}"
         check_record(record, where, needs_answer=False)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from mithridate.errors import InputError
 from mithridate.evaluation import summarise, unscored_of
 from mithridate.report.load import check_results
+from mithridate.sources.records import plain_rows
 from mithridate.statistics import paired, proportion, proportion_with_unscored
 
 Outcome = Literal["pass", "undecided", "fail"]
@@ -105,8 +106,8 @@ def gate(folder: str | Path, limits: Limits, cells: Sequence[str] = ()) -> GateV
     lacking = [name for name in ("cell", "step", "set", "prompt", "verdict", "protocol") if name not in frame.columns]
     if lacking:
         raise InputError(f"{folder / 'records.parquet'} has no column {lacking[0]!r}: run the experiment again")
-    frame = frame[frame["step"].isna()].astype(object)
-    rows = {name: part.where(part.notna(), None).to_dict("records") for name, part in frame.groupby("cell")}
+    final = frame[frame["step"].isna()].groupby("cell")
+    rows = {name: plain_rows(part.to_dict("records")) for name, part in final}
     findings = [found for cell in _chosen(results, cells, folder) for found in _findings(cell, rows, results, limits)]
     if not results.get("complete", True):
         words = f"the run has not finished: its table has {len(results['cells'])} cells so far; run it again to go on"

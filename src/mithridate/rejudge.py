@@ -18,6 +18,7 @@ from mithridate.judges import by_name, judge
 from mithridate.judges.base import Judge, Kind
 from mithridate.labels import corrected_score, error_rates, labelled_items, read_labels
 from mithridate.pipeline.store import Store, replace_file
+from mithridate.sources.records import plain_rows
 from mithridate.statistics import proportion_of
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def rejudge(
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: not the folder of a run: {str(error).splitlines()[0]}") from error
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    rows = plain_rows(frame.to_dict("records"))
     labels = read_labels(calibration) if calibration else []
     judges = [judge({name: dict(settings)}) for name, settings in specs.items()]
     own = {row["judge"] for row in rows if row["judge"]}

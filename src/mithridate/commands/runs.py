@@ -48,28 +48,14 @@ def run(
     options = _options(executor_option)
     if not dry_run:
         return _run(file, override, out, dtype, accelerate, None, (executor, workers, options))
-    overrides = overrides_of(override, dtype, accelerate)
-    _check_executor(file, overrides, (executor, workers, options))
+    from mithridate.executors import executor_of
+    from mithridate.pipeline.config import load_experiment
     from mithridate.pipeline.preview import preview
 
-    for line in preview(file, overrides).lines():
+    overrides = overrides_of(override, dtype, accelerate)
+    chosen = executor_of(executor, workers, options, load_experiment(file, overrides))
+    for line in preview(file, overrides, chosen).lines():
         typer.echo(line)
-
-
-def _check_executor(file: Path, overrides: list[str], executor: tuple[str | None, int | None, dict[str, Any]]) -> None:
-    """Refuses the executor that a run would refuse."""
-    from mithridate.executors import executor_of
-    from mithridate.pipeline.config import load_cells
-
-    loaded, cells = load_cells(file, overrides)
-    chosen = executor_of(*executor, loaded)
-    if chosen:
-        from mithridate.models import ModelFiles
-        from mithridate.pipeline.runner import chains_of, place_of
-
-        base, where, _ = place_of(file)
-        # The model is not looked for: no executor asks which it is.
-        chosen.check(chains_of(cells, base, where, False, lambda name: ModelFiles(name, Path(), "")))
 
 
 def _stage(name: str, text: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mithridate.pipeline.config import load_cells
 
 if TYPE_CHECKING:
+    from mithridate.executors.base import Executor
     from mithridate.pipeline.forecast import Forecast, Guess
     from mithridate.pipeline.stages import Chain, Stage
 
@@ -71,8 +72,10 @@ class Preview:
         yield from self.summary
 
 
-def preview(experiment: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Preview:
-    """What `run` with the same arguments would do.
+def preview(
+    experiment: str | Path | dict[str, Any], overrides: Sequence[str] = (), executor: Executor | None = None
+) -> Preview:
+    """What `run` with the same arguments would do. The executor is asked whether it can, and not started.
 
     Raises:
         InputError: as `run`, but for the set-ups that `run` tries out on a layer of the model.
@@ -92,6 +95,8 @@ def preview(experiment: str | Path | dict[str, Any], overrides: Sequence[str] = 
         return files or ModelFiles(name, Path(), "not here yet")
 
     chains = chains_of(with_undefended(experiments), base, where, False, find)
+    if executor:
+        executor.check(chains)
     cells = [(plan.chain, plan.stages()) for plan in plans_of(chains)]
     forecast = Forecast(chains[0].shop.store, base)
     nodes, roots = _graph(cells, forecast)

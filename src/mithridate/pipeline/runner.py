@@ -554,6 +554,6 @@ def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
     found = next((row for row in run.results["cells"] if row["id"] == cell), None)
     if found is None or frame.empty:
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(run.cells)}.")
-    rows = frame.drop(columns="step").astype(object).where(frame.notna(), None).to_dict("records")
+    rows = frame.drop(columns="step").to_dict("records")
     shares = {name: value for name, value in found.items() if isinstance(value, dict) and "value" in value}
     return write_log(out, rows, run.results["model"], shares, {"cell": cell, "settings": found["settings"]})

@@ -149,7 +149,10 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
-        headline=[*_unfinished(run), *_over_seeds(run), *headline(run.cells)],
+        headline=[
+            *filter(None, [_unfinished(run), over_seeds_sentence(run.points, run.point_names)]),
+            *headline(run.cells),
+        ],
         findings=[(item, run.names[item.cell["id"]].full) for item in findings(run.cells)],
         verdicts=VERDICTS,
         sections=found,
@@ -181,15 +184,10 @@ def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
     )
 
 
-def _unfinished(run: Run) -> list[str]:
+def _unfinished(run: Run) -> str | None:
     if run.results.get("complete", True):
-        return []
-    return [f"The run has not finished: these are the {len(run.cells)} models that it has scored so far."]
-
-
-def _over_seeds(run: Run) -> list[str]:
-    sentence = over_seeds_sentence(run.points, run.point_names)
-    return [sentence] if sentence else []
+        return None
+    return f"The run has not finished: these are the {len(run.cells)} models that it has scored so far."
 
 
 def _plotly_script() -> str:

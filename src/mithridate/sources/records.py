@@ -130,10 +130,11 @@ def prompt_text(record: Record) -> str:
 
 def plain_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Records of an evaluation as they were written: pandas has NaN where there was nothing, and numpy's numbers."""
-    return [{key: _plain_value(value) for key, value in row.items()} for row in rows]
+    return [{key: plain_value(value) for key, value in row.items()} for row in rows]
 
 
-def _plain_value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """One value of such a record."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return None if isinstance(value, float) and math.isnan(value) else value
 
