@@ -62,7 +62,7 @@ from mithridate.fakemodel import Setup, config_of
 from mithridate.pipeline.launch import SHIPPED
 from mithridate.pipeline.training import scoring_labels_only
 from mithridate.repairs.antidote import Antidote
-from mithridate.trainer import DefenseTrainer
+from mithridate.training.trainer import DefenseTrainer
 from tests.defenses import reference
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 

@@ -36,11 +36,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
 from measure import Relay, peak_bytes, write
-from mithridate.cpu_head import scoring_labels_only
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
-from mithridate.trainer import DefenseTrainer
+from mithridate.training.cpu_head import scoring_labels_only
+from mithridate.training.trainer import DefenseTrainer
 from tests.tiny import tiny_tokenizer
 
 METHODS = ("plain", "lisa", "vaccine", "booster")

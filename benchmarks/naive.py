@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mithridate.hooks import find_sites
+from mithridate.training.activations import find_sites
 
 
 class NaiveSide(SFTTrainer):

@@ -42,13 +42,13 @@ from trl.trainer import utils
 from trl.trainer.sft_trainer import SFTTrainer
 
 from measure import Relay, median_and_spread, peak_bytes, ratios, shown, write
-from mithridate.cpu_head import scoring_labels_only
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.models import load_model, load_tokenizer, resolve_model
 from mithridate.repairs.antidote import Antidote
-from mithridate.trainer import DefenseTrainer
+from mithridate.training.cpu_head import scoring_labels_only
+from mithridate.training.trainer import DefenseTrainer
 from naive import NaiveBooster, NaiveLisa, NaiveSide, NaiveVaccine, antidote
 
 LENGTH, LABELLED, ROWS = 64, 15, 8
@@ -219,7 +219,7 @@ class _StopAfter:
 
 
 def repair(rounds: int, tiny: bool) -> dict[str, Any]:
-    from mithridate.calibration import token_ids
+    from mithridate.repairs.input_norms import token_ids
     from mithridate.sources.embedded import embedded_records
 
     model, tokenizer = build("lora", tiny, attention="sdpa")

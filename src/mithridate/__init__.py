@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mithridate import _moved
+
 if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
     from mithridate.defenses.base import Defense
@@ -13,17 +15,19 @@ if TYPE_CHECKING:
     from mithridate.evaluation import evaluate
     from mithridate.pipeline.runner import Run, run
     from mithridate.repairs.antidote import Antidote
-    from mithridate.trainer import DefenseMixin, DefenseTrainer
+    from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 # Where each public name lives. Imported on first use (PEP 562), so that `import mithridate` needs no torch.
 _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "Booster": "mithridate.defenses.booster",
     "Defense": "mithridate.defenses.base",
-    "DefenseMixin": "mithridate.trainer",
-    "DefenseTrainer": "mithridate.trainer",
+    "DefenseMixin": "mithridate.training.trainer",
+    "DefenseTrainer": "mithridate.training.trainer",
     "InputError": "mithridate.errors",
     "Lisa": "mithridate.defenses.lisa",
     "MithridateError": "mithridate.errors",

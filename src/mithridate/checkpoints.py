@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mithridate.card import Story, card
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.linears import adapted, check_plain_lora, merge
-from mithridate.masks import Mask
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_model, read_json
+from mithridate.repairs.linears import adapted, check_plain_lora, merge
+from mithridate.repairs.masks import Mask
 
 
 @dataclass(frozen=True)

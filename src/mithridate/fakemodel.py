@@ -419,7 +419,7 @@ def flop_counter() -> Any:
 
 def vaccine_step(model: Any, forward: Any) -> None:
     """Vaccine's two passes, as its `training_step` runs them."""
-    from mithridate.hooks import ActivationShifts, find_sites
+    from mithridate.training.activations import ActivationShifts, find_sites
 
     with ActivationShifts(find_sites(model)) as sites:
         gradients = sites.gradients(forward)

@@ -64,8 +64,8 @@ def test_naive_lisa_is_the_papers_rule(tmp_path):
 
 
 def test_naive_antidote_marks_what_the_library_marks():
-    from mithridate.calibration import token_ids
     from mithridate.repairs.antidote import Antidote
+    from mithridate.repairs.input_norms import token_ids
     from tests.tiny import tiny_tokenizer
 
     net = model("lora", torch.float32)

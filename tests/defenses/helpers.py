@@ -13,7 +13,7 @@ from torch import nn
 from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mithridate.trainer import DefenseMixin, DefenseTrainer
+from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)

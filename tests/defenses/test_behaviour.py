@@ -18,7 +18,7 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.trainer import DefenseMixin, DefenseTrainer
+from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 from tests.defenses.helpers import DEFAULTS, error, model, rows, same, trainer_for, update, weights
 from tests.tiny import tiny_tokenizer
 
@@ -207,7 +207,7 @@ def test_an_evaluation_between_two_logs_takes_nothing_from_the_diagnostics(tmp_p
 
 
 def _with_evaluation(data):
-    from mithridate.trainer import DefenseTrainer
+    from mithridate.training.trainer import DefenseTrainer
 
     class Evaluating(DefenseTrainer):
         def __init__(self, **kwargs):

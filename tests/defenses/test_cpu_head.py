@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl.trainer import utils
 
-from mithridate.cpu_head import KeptProbabilities, scoring_labels_only, without_metrics
+from mithridate.training.cpu_head import KeptProbabilities, scoring_labels_only, without_metrics
 from tests.defenses.helpers import error, model, rows, trainer_for
 
 

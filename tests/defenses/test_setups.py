@@ -8,7 +8,7 @@ import torch
 from mithridate.defenses.booster import FIDELITY, Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
-from mithridate.grads import effective_step
+from mithridate.training.gradients import effective_step
 from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
 
 USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful", 7)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mithridate.sidedata import SideData
+from mithridate.training.side_data import SideData
 
 sizes = st.integers(1, 40)
 steps = st.integers(0, 10**6)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.hooks import ActivationShifts, find_sites
+from mithridate.training.activations import ActivationShifts, find_sites
 from tests.defenses.helpers import model, rows, trainer_for
 
 USER = rows("user")

@@ -25,7 +25,7 @@ from transformers.utils import logging  # noqa: E402
 from trl.trainer.sft_trainer import SFTTrainer  # noqa: E402
 
 from mithridate.errors import UnsupportedSetup  # noqa: E402
-from mithridate.trainer import DefenseTrainer  # noqa: E402
+from mithridate.training.trainer import DefenseTrainer  # noqa: E402
 from tests.defenses.helpers import rows, trainer_for  # noqa: E402
 from tests.distributed.cases import CASES, DEFENSES, Case, model  # noqa: E402
 

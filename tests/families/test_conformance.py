@@ -13,8 +13,8 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import UnsupportedSetup
-from mithridate.hooks import ActivationShifts, find_sites
 from mithridate.repairs.antidote import Antidote
+from mithridate.training.activations import ActivationShifts, find_sites
 from tests.defenses import reference
 from tests.defenses.helpers import batch_of, error, rows, same, trainer_for, update, weights
 from tests.families.models import FAMILIES, SMALL, attention, build, with_lora

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from mithridate.calibration import token_ids
 from mithridate.errors import InputError
 from mithridate.generation.templates import TEMPLATES, prompt_tokens
 from mithridate.pipeline.config import load_experiment
@@ -13,6 +12,7 @@ from mithridate.pipeline.planning import _lengths
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.stages import Chain
 from mithridate.protocols import asked
+from mithridate.repairs.input_norms import token_ids
 from mithridate.sources.records import training_dataset
 from mithridate.sources.roles import load_roles
 from mithridate.tasks.sst2 import record

@@ -10,9 +10,9 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import OPTConfig, OPTForCausalLM
 
 from mithridate import Antidote, InputError, UnsupportedSetup
-from mithridate.calibration import token_ids
 from mithridate.errors import MithridateError
 from mithridate.repairs import by_name
+from mithridate.repairs.input_norms import token_ids
 from tests.repairs import naive
 from tests.tiny import tiny_llama, tiny_tokenizer
 

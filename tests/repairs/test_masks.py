@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate import Antidote, InputError
-from mithridate.masks import FILE, Mask, highest, share
+from mithridate.repairs.masks import FILE, Mask, highest, share
 from tests.repairs import naive
 from tests.repairs.test_antidote import CALIBRATION, TOKENIZER, same, state, with_lora
 from tests.tiny import tiny_llama

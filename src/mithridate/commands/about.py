@@ -186,7 +186,7 @@ def doctor() -> None:
         installed = version(model.requirement.split("==")[0])
         row(name, "in the cache" if cached else "installed" if installed else "not here", note=model.requirement)
     try:
-        import mithridate.trainer  # noqa: F401 (whether it can be)
+        import mithridate.training.trainer  # noqa: F401 (whether it can be)
 
         problem = None
     except Exception as error:  # whatever a library of another version does

@@ -14,7 +14,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mithridate.trainer import DefenseMixin
+    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)

@@ -49,8 +49,8 @@ from mithridate.errors import MithridateError, UnsupportedSetup
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mithridate.sidedata import SideData
-    from mithridate.trainer import DefenseMixin
+    from mithridate.training.side_data import SideData
+    from mithridate.training.trainer import DefenseMixin
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Booster(Defense):
     def on_step_begin(self, t: DefenseMixin) -> None:
         import torch
 
-        from mithridate.grads import blocks, effective_step, fork_rng, global_norm, local, perturbed
+        from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
         turn, within = divmod(t.state.global_step, self.every)
         if within or self.lam == 0:

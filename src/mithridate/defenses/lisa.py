@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
-    from mithridate.sidedata import SideData
-    from mithridate.trainer import DefenseMixin
+    from mithridate.training.side_data import SideData
+    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)
@@ -129,7 +129,7 @@ class Lisa(Defense):
         """Adds rho * (w - anchor) to the gradient, block by block, so that no copy of the weights is made."""
         import torch
 
-        from mithridate.grads import blocks, global_norm
+        from mithridate.training.gradients import blocks, global_norm
 
         # in exact arithmetic: 0.1 * 30 is more than 3 in floating point
         pulling = t.state.global_step >= Fraction(str(self.proximal_start)) * t.state.max_steps
@@ -161,7 +161,7 @@ class Lisa(Defense):
     def _remember(self, t: DefenseMixin) -> None:
         import torch
 
-        from mithridate.grads import local
+        from mithridate.training.gradients import local
 
         torch._foreach_copy_(local(self._anchor), local(self._trained(t)))
 

@@ -46,7 +46,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mithridate.trainer import DefenseMixin
+    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ class Vaccine(Defense):
                 raise InputError(f"Vaccine: sites={self.sites!r} is no regular expression: {error}.") from error
 
     def check(self, t: DefenseMixin) -> None:
-        from mithridate.hooks import find_sites
+        from mithridate.training.activations import find_sites
 
         super().check(t)
         if _reentrant(t):
@@ -98,7 +98,7 @@ class Vaccine(Defense):
         find_sites(t.model, self.sites)
 
     def on_train_begin(self, t: DefenseMixin) -> None:
-        from mithridate.hooks import find_sites
+        from mithridate.training.activations import find_sites
 
         self._sites = find_sites(t.model, self.sites)
 
@@ -115,8 +115,8 @@ class Vaccine(Defense):
 
         import torch
 
-        from mithridate.grads import fork_rng, global_norm
-        from mithridate.hooks import ActivationShifts
+        from mithridate.training.activations import ActivationShifts
+        from mithridate.training.gradients import fork_rng, global_norm
 
         with ActivationShifts(self._sites) as sites:
             with fork_rng(t.args.device):  # the second pass draws the same dropout masks

@@ -219,7 +219,7 @@ def _set_up(
 
 def _lengths(rows: Any, tokenizer: Any, template: str) -> list[tuple[int, int]]:
     """Of each row, the tokens of all turns and those after the last prompt."""
-    from mithridate.calibration import token_ids
+    from mithridate.repairs.input_norms import token_ids
     from mithridate.sources.records import training_dataset, turns
 
     if not rows:

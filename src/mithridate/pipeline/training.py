@@ -27,11 +27,11 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from trl import SFTConfig
 
 from mithridate.checkpoints import Layer, assemble
-from mithridate.cpu_head import scoring_labels_only
 from mithridate.defenses.base import Defense
 from mithridate.errors import InputError
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
-from mithridate.trainer import DefenseTrainer
+from mithridate.training.cpu_head import scoring_labels_only
+from mithridate.training.trainer import DefenseTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ from mithridate.repairs.base import Repair
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mithridate.masks import Mask
+    from mithridate.repairs.masks import Mask
 
 Targets = Literal["adapters", "update", "merged"]
 Scope = Literal["row", "tensor", "global"]
@@ -146,8 +146,8 @@ class Antidote(Repair):
         Raises:
             UnsupportedSetup: with the reason and a remedy.
         """
-        from mithridate.linears import adapted, base_linear, check_plain_lora, other_matrices
-        from mithridate.masks import layers
+        from mithridate.repairs.linears import adapted, base_linear, check_plain_lora, other_matrices
+        from mithridate.repairs.masks import layers
 
         kinds = {p.device.type for p in model.parameters()} - {"cpu", "cuda"}
         if kinds or any(hasattr(p, "placements") for p in model.parameters()):
@@ -232,7 +232,7 @@ class Antidote(Repair):
                 from 1 up, or the aligned model is of another kind.
             MithridateError: activations are not finite.
         """
-        from mithridate.masks import Mask
+        from mithridate.repairs.masks import Mask
 
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"Antidote: batch_size must be a whole number of rows, at least 1, not {batch_size!r}.")
@@ -240,7 +240,7 @@ class Antidote(Repair):
         weights = self._weights(model, aligned)
         norms: dict[str, Tensor] = {}
         if self.score == "wanda" and self.ratio > 0:
-            from mithridate.calibration import input_norms, token_ids
+            from mithridate.repairs.input_norms import input_norms, token_ids
 
             rows = token_ids(calibration, tokenizer)
             norms = input_norms(model, {name: module for name, (module, _) in weights.items()}, rows, batch_size)
@@ -251,8 +251,8 @@ class Antidote(Repair):
 
     def _weights(self, model: Any, aligned: Any) -> dict[str, tuple[nn.Module, Any]]:
         """For each weight to prune: the module whose inputs count, and a function for the tensor to score."""
-        from mithridate.linears import active, adapted, effective_weight
-        from mithridate.masks import layers
+        from mithridate.repairs.linears import active, adapted, effective_weight
+        from mithridate.repairs.masks import layers
 
         if self.targets == "adapters":
             return {
@@ -291,7 +291,7 @@ class Antidote(Repair):
     def _mark(self, mask: Mask, weights: dict[str, tuple[nn.Module, Any]], norms: dict[str, Tensor]) -> None:
         import torch
 
-        from mithridate.masks import highest
+        from mithridate.repairs.masks import highest
 
         with torch.no_grad():
             scores = ((name, self._score(name, tensor(), norms)) for name, (_, tensor) in weights.items())
@@ -321,7 +321,7 @@ class Antidote(Repair):
         return score * norms[name].to(score.device) if norms else score
 
     def _notes(self, model: Any) -> list[str]:
-        from mithridate.linears import adapted
+        from mithridate.repairs.linears import adapted
 
         notes = []
         if self.targets == "adapters" and getattr(model, "keeps_alignment", False):

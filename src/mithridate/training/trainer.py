@@ -26,11 +26,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mithridate.cpu_head import without_metrics
 from mithridate.defenses.base import Defense, refuse_wrong_training
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.grads import global_norm, take_grads
-from mithridate.sidedata import SideData
+from mithridate.training.cpu_head import without_metrics
+from mithridate.training.gradients import global_norm, take_grads
+from mithridate.training.side_data import SideData
 
 _Trainer: Any = object  # for type checkers: the mixin uses a Trainer's attributes without being one
 

@@ -18,8 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mithridate.errors import InputError
-from mithridate.linears import active, adapted, base_linear, check_plain_lora, decoder_linears, effective_weight, merge
 from mithridate.models import check_safetensors
+from mithridate.repairs.linears import (
+    active,
+    adapted,
+    base_linear,
+    check_plain_lora,
+    decoder_linears,
+    effective_weight,
+    merge,
+)
 
 FILE = "mask.safetensors"
 _FORMAT = "mithridate-mask/1"

@@ -1,0 +1,1 @@
+"""The Trainer that runs defenses, and what it offers them."""
