@@ -43,8 +43,9 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mithridate.defenses.base import Defense, require_every, require_number, require_rows
 from mithridate.errors import MithridateError, UnsupportedSetup
+from mithridate.methods.base import Cost, require_number, require_rows, require_whole
+from mithridate.methods.defense import Defense
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,7 +71,17 @@ class Booster(Defense):
     """
 
     paper: ClassVar[str] = "Booster (Huang, Hu, Ilhan, Tekin, Liu; ICLR 2025), https://arxiv.org/abs/2409.01586"
+    citation: ClassVar[str] = """@inproceedings{booster,
+  title     = {Booster: Tackling Harmful Fine-tuning for Large Language Models via Attenuating Harmful Perturbation},
+  author    = {Huang, Tiansheng and Hu, Sihao and Ilhan, Fatih and Tekin, Selim Furkan and Liu, Ling},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2409.01586}
+}"""
+    provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "alignment"
+    strength: ClassVar[str | None] = "lam"
+    off: ClassVar[dict[str, Any] | None] = {"lam": 0.0}
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful"}
 
     harmful_dataset: Dataset
@@ -83,7 +94,10 @@ class Booster(Defense):
     def __post_init__(self) -> None:
         require_number(self, "alpha", 0, open_low=True)
         require_number(self, "lam", 0)
-        require_every(self)
+        require_whole(self, "every", 1, "number of steps")
+
+    def cost(self) -> Cost:
+        return Cost() if self.lam == 0 else Cost(passes=1 + 2 / self.every, passing_copies=2)
 
     def check(self, t: DefenseMixin) -> None:
         import torch

@@ -33,12 +33,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mithridate.defenses.base import Defense, require_number, require_rows
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.base import Cost, Method, require_number, require_rows
+from mithridate.methods.defense import Defense
+from mithridate.methods.examples import rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,7 +63,16 @@ class Lisa(Defense):
     """
 
     paper: ClassVar[str] = "Lisa (Huang, Hu, Ilhan, Tekin, Liu; NeurIPS 2024), https://arxiv.org/abs/2405.18641"
+    citation: ClassVar[str] = """@inproceedings{lisa,
+  title     = {Lisa: Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning Attack},
+  author    = {Huang, Tiansheng and Hu, Sihao and Ilhan, Fatih and Tekin, Selim Furkan and Liu, Ling},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2405.18641}
+}"""
+    provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "fine-tuning"
+    strength: ClassVar[str | None] = "rho"
     roles: ClassVar[dict[str, str]] = {"alignment_dataset": "alignment"}
 
     alignment_dataset: Dataset
@@ -79,6 +90,16 @@ class Lisa(Defense):
             require_number(self, name, 1)
         require_number(self, "rho", 0)
         require_number(self, "proximal_start", 0, 1)
+
+    def cost(self) -> Cost:
+        return Cost(copies=1, saved=1)
+
+    def controls(self) -> dict[str, Method]:
+        return {"no-proximal-term": replace(self, rho=0.0)}
+
+    @classmethod
+    def example(cls) -> Lisa:
+        return cls(alignment_dataset=rows_of("alignment"), align_steps=1, finetune_steps=2, proximal_start=0.0)
 
     @property
     def cycle(self) -> int:

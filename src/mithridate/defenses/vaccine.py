@@ -40,8 +40,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mithridate.defenses.base import Defense, require_every, require_number
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.base import Cost, require_number, require_whole
+from mithridate.methods.defense import Defense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +62,17 @@ class Vaccine(Defense):
     """
 
     paper: ClassVar[str] = "Vaccine (Huang, Hu, Liu; NeurIPS 2024), https://arxiv.org/abs/2402.01109"
+    citation: ClassVar[str] = """@inproceedings{vaccine,
+  title     = {Vaccine: Perturbation-aware Alignment for Large Language Models against Harmful Fine-tuning Attack},
+  author    = {Huang, Tiansheng and Hu, Sihao and Liu, Ling},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  url       = {https://arxiv.org/abs/2402.01109}
+}"""
+    provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "alignment"
+    strength: ClassVar[str | None] = "rho"
+    off: ClassVar[dict[str, Any] | None] = {"rho": 0.0}
 
     rho: float = 2.0
     sites: str | list[str] = "attention"
@@ -70,7 +81,7 @@ class Vaccine(Defense):
 
     def __post_init__(self) -> None:
         require_number(self, "rho", 0)
-        require_every(self)
+        require_whole(self, "every", 1, "number of steps")
         names = [self.sites] if isinstance(self.sites, str) else self.sites
         if (
             not isinstance(names, list | tuple)
@@ -85,6 +96,10 @@ class Vaccine(Defense):
                 re.compile(self.sites)
             except re.error as error:
                 raise InputError(f"Vaccine: sites={self.sites!r} is no regular expression: {error}.") from error
+
+    def cost(self) -> Cost:
+        acting = 0.0 if self.rho == 0 else 1 / self.every
+        return Cost(passes=1 + acting, activations=acting)
 
     def check(self, t: DefenseMixin) -> None:
         from mithridate.training.activations import find_sites

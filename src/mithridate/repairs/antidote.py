@@ -38,13 +38,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.repairs.base import Repair
+from mithridate.methods.base import Cost, Method
+from mithridate.methods.repair import Repair
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -117,7 +118,18 @@ class Antidote(Repair):
     paper: ClassVar[str] = (
         "Antidote (Huang, Bhattacharya, Joshi, Kimball, Liu; ICML 2025), https://arxiv.org/abs/2408.09600"
     )
-    inputs: ClassVar[dict[str, str]] = {"calibration": "calibration_harmful"}
+    citation: ClassVar[str] = """@inproceedings{antidote,
+  title     = {Antidote: Post-fine-tuning Safety Alignment for Large Language Models against Harmful Fine-tuning},
+  author    = {Huang, Tiansheng and Bhattacharya, Gautam and Joshi, Pratik and Kimball, Joshua and Liu, Ling},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2408.09600}
+}"""
+    provenance: ClassVar[str] = "exact"
+    roles: ClassVar[dict[str, str]] = {"calibration": "calibration_harmful"}
+    models: ClassVar[dict[str, str]] = {"aligned": "aligned"}
+    strength: ClassVar[str | None] = "ratio"
+    off: ClassVar[dict[str, Any] | None] = {"ratio": 0.0}
 
     ratio: float = 0.2
     targets: Targets = "adapters"
@@ -139,6 +151,19 @@ class Antidote(Repair):
                 raise InputError(f"Antidote: {name} must be one of {', '.join(choices)}, not {value!r}.{hint}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise InputError(f"Antidote: seed must be a whole number, at least 0, not {self.seed!r}.")
+
+    def cost(self) -> Cost:
+        scoring = self.score == "wanda" and self.ratio > 0
+        return Cost(passes=0, once_forwards=float(scoring), kept=1 / 8 + 4 * self.ratio)
+
+    def controls(self) -> dict[str, Method]:
+        return {"random-mask": replace(self, score="random")}
+
+    def data_roles(self) -> dict[str, str]:
+        return dict(self.roles) if self.score == "wanda" and self.ratio > 0 else {}
+
+    def model_inputs(self) -> dict[str, str]:
+        return dict(self.models) if self.targets == "update" else {}
 
     def check(self, model: Any, calibration: Any = None, tokenizer: Any = None, aligned: Any = None) -> None:
         """Refuses what cannot be done, before any compute is spent.
