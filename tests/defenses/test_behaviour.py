@@ -12,7 +12,6 @@ from transformers import Trainer
 from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mithridate.defenses import by_name
 from mithridate.defenses.base import Defense
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
@@ -418,26 +417,6 @@ def test_the_mixin_runs_over_a_plain_trainer(tmp_path):
     got = [b - a for b, a in zip(before.values(), weights(net).values(), strict=True)]
     ours = update(model(), tmp_path, defense=[DEFENSES["booster"](), Vaccine(rho=1.5)], data=USER)
     assert error(got, ours) < 1e-6
-
-
-def test_by_name_finds_the_package_and_entry_points(monkeypatch, request):
-    assert by_name() == {"vaccine": Vaccine, "booster": Booster, "lisa": Lisa}
-
-    class Entry:
-        name = "StayClose"
-
-        def load(self):
-            return StayClose
-
-    monkeypatch.setattr("mithridate.defenses.entry_points", lambda group: [Entry()] * (group == "mithridate.defenses"))
-    request.addfinalizer(by_name.cache_clear)
-    by_name.cache_clear()
-    assert by_name()["stayclose"] is StayClose
-    by_name.cache_clear()
-    monkeypatch.setattr(Entry, "load", lambda self: model)
-    monkeypatch.setattr(Entry, "value", "some.module:model", raising=False)
-    with pytest.raises(InputError, match=r"entry point StayClose = some\.module:model .* is no Defense"):
-        by_name()
 
 
 @pytest.mark.parametrize("cls", [Vaccine, Booster, Lisa])

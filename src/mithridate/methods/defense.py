@@ -44,6 +44,7 @@ class Defense(Method):
         Raises:
             UnsupportedSetup: with the reason and a remedy.
         """
+        t.refuse_untested(type(self).__name__)
 
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         """The training set, before the trainer exists (which tokenises it); tokenised rows may be returned too."""

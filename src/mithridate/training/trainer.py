@@ -26,10 +26,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-from mithridate.defenses.base import Defense, refuse_wrong_training
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.methods.defense import Defense
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.gradients import global_norm, take_grads
+from mithridate.training.setups import refuse_untested, refuse_wrong_training
 from mithridate.training.side_data import SideData
 
 _Trainer: Any = object  # for type checkers: the mixin uses a Trainer's attributes without being one
@@ -62,6 +63,10 @@ class DefenseMixin(_Trainer):
         for d in self.defenses:
             d.check(self)
         self.add_callback(_Events(self))
+
+    def refuse_untested(self, name: str) -> None:
+        """Raises UnsupportedSetup, in the name of a defense, for a set-up that no defense was tested with."""
+        refuse_untested(self, name)
 
     # -- what a defense may use -----------------------------------------------------------------------------------
 

@@ -1,0 +1,134 @@
+"""Which set-ups are refused, with reason and remedy: those in which training goes wrong, and the untested ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import UnsupportedSetup
+
+if TYPE_CHECKING:
+    from mithridate.training.trainer import DefenseMixin
+
+
+def refuse_wrong_training(t: DefenseMixin) -> None:
+    """Refuses a set-up in which training is wrong even without a defense.
+
+    Raises:
+        UnsupportedSetup: FSDP2 shards a tied embedding that is trained. transformers 5.23 then gathers the LM head
+            from a copy that no optimizer step reaches (`tests/distributed` has the test that shows it).
+    """
+    if not t._sharded:
+        return
+    ends = (t.model.get_input_embeddings(), t.model.get_output_embeddings())
+    weights: list[Any] = [getattr(end, "weight", None) for end in ends]
+    if weights[0] is not None and weights[0] is weights[1] and weights[0].requires_grad:
+        raise UnsupportedSetup(
+            "under FSDP2, tied input and output embeddings that are trained go wrong from the second step on: the LM "
+            "head keeps its first weights.",
+            "train a LoRA adapter (it leaves the embeddings frozen), use plain data parallelism, or untie them "
+            "(tie_word_embeddings=False).",
+        )
+
+
+def refuse_untested(t: DefenseMixin, name: str) -> None:
+    """Refuses a set-up that no defense was tested with yet; `name` is the defense's, for the error.
+
+    Raises:
+        UnsupportedSetup: with the reason and a remedy.
+    """
+    for refused, reason, remedy in _untested(t):
+        if refused:
+            raise UnsupportedSetup(f"{name}: {reason}", remedy)
+
+
+def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
+    """(is it so here, reason, remedy)."""
+    args, accelerator, model = t.args, t.accelerator, t.model
+    parallel = accelerator.parallelism_config
+    sizes = {k: getattr(parallel, f"{k}_size", 1) or 1 for k in ("tp", "cp", "sp")} if parallel is not None else {}
+    plan = getattr(getattr(model, "config", None), "distributed_config", None)  # how from_pretrained sharded the model
+    for kind in ("tp", "pp", "ep"):
+        sizes[kind] = max(sizes.get(kind, 1), getattr(plan, f"{kind}_size", 1) or 1)
+    shared = [k.upper() for k, size in sizes.items() if size > 1]
+    mixtures = {hasattr(p, "placements") for p in t.params} == {True, False}
+    options = ("fsdp_cpu_offload", "fsdp_mixed_precision")
+    set_options = [k for k in options if getattr(plan, k, False)]
+    if (getattr(plan, "dp_replicate_size", 1) or 1) > 1:
+        set_options.append("dp_replicate_size")
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    dynamo = getattr(accelerator.state.dynamo_plugin, "backend", "NO")
+    kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
+    recomputing = [k for k in ("selective", "offload") if kinds.get(k)]
+    devices = sorted({str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()})
+    return [
+        (
+            t.is_deepspeed_enabled,
+            "DeepSpeed keeps gradients in its engine, out of reach of seeds.",
+            "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
+        ),
+        (
+            t.is_fsdp_enabled,
+            "FSDP through Accelerate is not tested (it does not run without a GPU).",
+            "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
+            "or use plain data parallelism.",
+        ),
+        (
+            t._sharded and not hasattr(t, "_defer_fsdp_gradient_reduction"),
+            "this transformers version trains sharded models in another way than the tested one.",
+            "install transformers 5.23, or use plain data parallelism.",
+        ),
+        (bool(set_options), f"{' and '.join(set_options)} is not tested.", "leave it out of DistributedConfig."),
+        (
+            mixtures,
+            "some trained weights are sharded and others are not, which is not tested.",
+            "train only the adapter, or all weights.",
+        ),
+        (bool(shared), f"{', '.join(shared)} parallelism is not tested.", "set its size to 1; use data parallelism."),
+        (args.n_gpu > 1, "nn.DataParallel is not supported.", "start one process per GPU with accelerate launch."),
+        (
+            len(devices) > 1,
+            f"the model is split over several devices ({', '.join(devices)}), which is not tested.",
+            "load it on one device (no device_map).",
+        ),
+        (
+            args.device.type not in ("cpu", "cuda"),
+            f"device type {args.device.type!r} is not tested.",
+            "train on cpu or cuda.",
+        ),
+        (
+            bool(args.torch_compile) or str(getattr(dynamo, "value", dynamo)).upper() != "NO",
+            "torch.compile is not tested (hooks that are set after compilation are ignored in silence).",
+            "set torch_compile=False.",
+        ),
+        (
+            optimizer in ("lomo", "adalomo") or optimizer.endswith("_layerwise"),
+            f"the optimizer {optimizer!r} steps inside backward, so a probing pass would change the weights.",
+            "use adamw_torch or sgd.",
+        ),
+        (
+            bool(args.ddp_static_graph) or bool(getattr(accelerator.ddp_handler, "gradient_as_bucket_view", False)),
+            "DDP with a static graph or with gradients as bucket views is not tested.",
+            "leave ddp_static_graph and gradient_as_bucket_view off.",
+        ),
+        (
+            bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None)),
+            "a quantised base model is not tested.",
+            "load the model without quantization_config (float32 or bfloat16).",
+        ),
+        (
+            bool(recomputing),
+            f"activation checkpointing with {' and '.join(f'{k}=True' for k in recomputing)} is not tested.",
+            f"gradient_checkpointing_kwargs={dict.fromkeys(recomputing, False)}.",
+        ),
+        (
+            bool(getattr(args, "activation_offloading", False)),
+            "activation_offloading is not tested.",
+            "set activation_offloading=False.",
+        ),
+        (
+            args.auto_find_batch_size,
+            "auto_find_batch_size restarts the training in the middle.",
+            "set auto_find_batch_size=False and choose per_device_train_batch_size.",
+        ),
+        (bool(getattr(t, "_is_vision_dataset", False)), "image data are not tested.", "train on text."),
+    ]

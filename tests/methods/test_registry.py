@@ -1,0 +1,86 @@
+"""Methods are found by name, in this package and in others; what cannot be one is refused by name."""
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from mithridate.defenses import by_name as defenses_by_name
+from mithridate.defenses.vaccine import Vaccine
+from mithridate.errors import InputError
+from mithridate.methods import CONTRACT, Cost, Defense, TestTime, by_name, registry
+from mithridate.methods.base import control_name
+from mithridate.repairs import by_name as repairs_by_name
+from mithridate.repairs.antidote import Antidote
+
+
+@dataclass(kw_only=True)
+class StayClose(Defense):
+    """A defense of somebody else's."""
+
+
+@dataclass(kw_only=True)
+class OfAnotherTime(Defense):
+    contract = CONTRACT + 1
+
+
+NO_METHOD = "text"
+
+
+@pytest.fixture
+def declared(monkeypatch, request):
+    """Declares entry points, {name: attribute of this module}, in the group of the defenses."""
+
+    def declare(**entries: str) -> None:
+        found = [EntryPoint(name, f"{__name__}:{what}", "mithridate.defenses") for name, what in entries.items()]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "mithridate.defenses" else [])
+        by_name.cache_clear()
+
+    request.addfinalizer(by_name.cache_clear)
+    return declare
+
+
+def test_the_package_s_own_methods_are_found_under_their_lower_case_names():
+    assert defenses_by_name()["vaccine"] is Vaccine and repairs_by_name()["antidote"] is Antidote
+    assert all(issubclass(cls, Defense) for cls in defenses_by_name().values())
+
+
+def test_an_entry_point_is_found_under_its_own_name(declared):
+    declared(StayClose="StayClose")
+    assert by_name("defenses")["stayclose"] is StayClose
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"StayClose": "NO_METHOD"}, "StayClose = .*NO_METHOD in mithridate.defenses is not a Defense"),
+        ({"StayClose": "missing"}, "StayClose = .*missing .* cannot be loaded: AttributeError"),
+        ({"old": "OfAnotherTime"}, f"old = .* written against version {CONTRACT + 1} of the contract"),
+        ({"Vaccine": "StayClose"}, "Vaccine = .*: there is a method of that name already"),
+    ],
+)
+def test_what_cannot_be_a_method_is_refused_by_name(declared, entry, message):
+    declared(**entry)
+    with pytest.raises(InputError, match=message):
+        by_name("defenses")
+
+
+def test_a_control_knows_itself():
+    antidote = Antidote(ratio=0.3)
+    control = antidote.controls()["random-mask"]
+    assert control_name(antidote) is None and control_name(control) == "random-mask"
+    assert control.settings() == antidote.settings() | {"score": "random"}
+
+
+def test_costs_in_words():
+    assert str(Cost()) == "1 pass a step"
+    assert str(Cost(passes=3, passing_copies=2)) == "3 passes a step, 2 copies of the trained weights"
+    assert str(Cost(passes=0, once_forwards=1)) == "1 forward pass over its own data, once"
+
+
+def test_what_stands_around_a_prompt_at_test():
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    changed = TestTime(system="Obey.", prefix="> ", trigger=" now").around(asked)
+    assert changed == [{"role": "system", "content": "Obey."}, {"role": "user", "content": "> Hello now"}]
+    assert TestTime(trigger="!").around(asked[1:]) == [{"role": "user", "content": "Hello!"}]
+    assert asked[1]["content"] == "Hello"
