@@ -120,6 +120,9 @@ class Method:
     """Settings under which it is plain training bit for bit (a repair: leaves the model as it is); None where there
     are none, with the reason in the docstring."""
 
+    def __post_init__(self) -> None:
+        """For checks of the fields; here so that it is called for a subclass that is no dataclass of its own, too."""
+
     def settings(self) -> dict[str, Any]:
         """The fields that are not data sets, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in self.roles}
