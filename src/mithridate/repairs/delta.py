@@ -136,8 +136,8 @@ class Delta:
         repair: its name.
         settings: its settings.
         notes: what a reader of the numbers should know.
-        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first.
-            Where no changed weight lies under an adapter it is False once applied.
+        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first,
+            in the layers that are changed. Where none of these lies under an adapter it is False once applied.
         changes: by name, what became of each tensor.
     """
 
