@@ -85,6 +85,8 @@ def _of_its_kind(value: Any, harmful: Any) -> Any:
 
 
 if TYPE_CHECKING:
+    from mithridate.methods import Phase
+
     AnyAttack = Attack | dict[str, Any]
 else:  # one type for pydantic, so that what is wrong with an `Attack` is not taken for an attack of another kind
     AnyAttack = Annotated[Attack, WrapValidator(_of_its_kind)]
@@ -693,7 +695,7 @@ def _own_problems(path: str, values: dict[str, Any], cls: Any) -> list[str]:
 def _place_problems(experiment: Experiment) -> list[str]:
     """Methods where they cannot act, or that would have nothing to act on."""
     from mithridate.methods import by_name
-    from mithridate.pipeline.methods import POST_ALIGNMENT, defenses_of, method_of
+    from mithridate.pipeline.methods import POST_ALIGNMENT, attack_of, defenses_of, method_of
 
     problems = []
     placed: dict[bool, list[str]] = {True: [], False: []}
@@ -712,6 +714,8 @@ def _place_problems(experiment: Experiment) -> list[str]:
         if len(names) > 1:
             where = "between alignment and fine-tuning" if before else "after fine-tuning"
             problems.append(f"repair: expected one repair {where}, got {len(names)}: {', '.join(names)}")
+    if experiment.finetune:
+        problems += _phase_problems(experiment, attack_of(experiment.finetune).phases(), bool(placed[True]))
     chosen = experiment.align.defense if experiment.align else {}
     for name, method in zip(chosen, defenses_of(chosen)):
         later = {kind for kind in method.model_inputs().values() if kind not in ("base", "start")}
@@ -719,6 +723,20 @@ def _place_problems(experiment: Experiment) -> list[str]:
             problems.append(
                 f"align.defense.{name}: needs a model ({', '.join(sorted(later))}) that is there only after the "
                 "alignment. Put it under finetune.defense"
+            )
+    return problems
+
+
+def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: bool) -> list[str]:
+    """What the trainings of an attack ask for beside the experiment's own."""
+    problems = []
+    for number, phase in enumerate(phases, 1):
+        where = f"finetune.attack: phase {number}"
+        problems += _training_problems(f"{where}: training", dict(phase.training))
+        if phase.adapter is not None and experiment.topology == "single" and hardened and experiment.align:
+            problems.append(
+                f"{where}: has an adapter of its own, for which that of the alignment is merged, and the repair before "
+                "fine-tuning may have changed that one. Set topology: double"
             )
     return problems
 

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 # Raised when the same inputs no longer give the same artefact.
 VERSIONS = {
-    **{"align": 1, "harden": 1, "unaligned": 1, "attack-rows": 1, "finetune": 1, "repair": 1},
-    "evaluate": 2,
+    **{"align": 1, "harden": 1, "unaligned": 1, "attack-rows": 1, "finetune": 1},
+    **{"repair": 2, "evaluate": 2},
 }
 _ROWS = "rows.json"  # of `attack-rows`
 
@@ -301,9 +301,7 @@ class Chain:
         settings = {method: self.experiment.repair[method]}
         config = {"repair": settings, "topology": self.experiment.topology, "dtype": self.shop.dtype}
         config |= self._template()
-        # Rows that the settings make no use of count too, where they are given: so did those of the first keys.
-        unused = [role for role in repair.roles.values() if role in self.shop.roles.parts()]
-        data = self._data([*repair.data_roles().values(), *unused], {})
+        data = self._data([*repair.data_roles().values()], {})
         parents = self._parents(parent) | self._asked(name, self.align if name == "harden" else self.start, [repair])
         return Stage(name, config, parents, data, lambda work: self._build_repair(work, name, repair))
 
@@ -643,7 +641,7 @@ class Chain:
         if self.finetune and upto in ("finetune", "repair"):
             layers = phase_layers(layers, self._adapter("finetune"), self.shop.folder(self.finetune), step)
         if self.repair and upto == "repair":
-            layers = [*layers, Layer("mask", self.shop.folder(self.repair) / "model")]
+            layers = [*layers, Layer("delta", self.shop.folder(self.repair) / "model")]
         return layers
 
     def _aligned(self, stage: Stage | None) -> list[Any]:
@@ -656,7 +654,7 @@ class Chain:
             [layer] = phase_layers([], self._adapter("align"), self.shop.folder(self.align), None)
             layers.append(replace(layer, merge=self.experiment.topology == "double"))
         if stage and stage is self.harden:
-            layers.append(Layer("mask", self.shop.folder(stage) / "model"))
+            layers.append(Layer("delta", self.shop.folder(stage) / "model"))
         return layers
 
     def _model(self, name: str, kind: str) -> list[Any]:

@@ -413,10 +413,12 @@ def _under(
     before = done[-1]["adapter"] if done else adapter
     if next == before:
         return layers
-    free = [i for i, layer in enumerate(layers) if layer.kind == "adapter" and not layer.merge]
-    # Of adapters that are not merged, a later one takes the place of an earlier one.
-    merged = [replace(layer, merge=True) if i in free else layer for i, layer in enumerate(layers)]
-    return [layer for i, layer in enumerate(merged) if i not in free[:-1]]
+    if not layers or layers[-1].kind != "adapter" or layers[-1].merge:
+        return layers
+    *rest, last = layers
+    while rest and rest[-1].kind == "adapter" and not rest[-1].merge:  # trained on since: `last` is in its place
+        rest.pop()
+    return [*rest, replace(last, merge=True)]
 
 
 def _over(start: list[Layer], done: list[dict[str, Any]], path: Path) -> list[Layer]:
