@@ -280,7 +280,7 @@ def test_refusals_name_reason_and_remedy():
         (Antidote(), two, {}, "set_adapter"),
         (Antidote(), with_lora(tiny_llama(), use_dora=True), {}, "not plain LoRA"),
         (Antidote(), with_lora(tiny_llama(), layer_replication=[[0, 2], [1, 2]]), {}, "has layer_replication"),
-        (Antidote(), with_lora(tiny_llama(), trainable_token_indices=[5]), {}, "has trainable_token_indices"),
+        (Antidote(), with_lora(tiny_llama(), trainable_token_indices=[5]), {}, "trainable_token_indices"),
         (Antidote(targets="update"), lora, {}, "pass aligned="),
         (Antidote(targets="update"), lora, {"aligned": lora}, "of its own"),
         (Antidote(targets="merged"), quantised, {}, "quantised"),
@@ -341,6 +341,22 @@ def test_a_calibration_row_longer_than_the_learned_positions_is_named():
     Antidote().apply(model, rows[:1])
     rotary = with_lora(tiny_llama(max_position_embeddings=40))
     Antidote().apply(rotary, rows)
+
+
+def test_what_an_experiment_asks_for_in_vain_is_refused_in_its_own_words():
+    run = {"topology": "double", "finetuned": True, "adapter": True}
+    for targets in ("adapters", "update", "merged"):
+        Antidote(targets=targets).check_run(**run)
+    Antidote(targets="merged").check_run(topology="full", finetuned=False, adapter=False)
+    Antidote(targets="adapters").check_run(topology="single", finetuned=False, adapter=True)
+    for targets, changes, words in [
+        ("update", {"finetuned": False}, "^targets: `update` takes back .* `finetune` is none"),
+        ("adapters", {"finetuned": False, "adapter": False}, "^targets: `adapters` prunes .* merged under topology"),
+        ("adapters", {"topology": "full", "adapter": False}, "and topology: full trains none"),
+        ("adapters", {"adapter": False}, "and finetune.adapter: full trains none"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            Antidote(targets=targets).check_run(**(run | changes))
 
 
 def test_it_is_found_by_name():

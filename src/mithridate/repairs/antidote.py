@@ -17,21 +17,24 @@ Differs from the official code in:
 - one ordinary batched pass over the model, instead of each layer twice at batch size 1: nothing is pruned until all
   scores are known, so the result is the same. Pad tokens are skipped; there they would count.
 - exactly ceil(ratio * n) entries of a row, ties to the lower column; there int(n * (1 - ratio)) entries stay.
-- the mask keeps what it removed, so that it can be undone bit for bit.
+- what is removed is remembered, so that it can be undone bit for bit.
 
 The paper differs from its code, which is followed here: it averages norms (the code: squares, then takes the root),
 and takes the top share of all weights at once (the code: of each row; `scope="global"` is the paper's wording).
 
 Variants, which are other methods and have their own names: `targets="update"` takes entries of the fine-tune's change
-W - W_aligned back (scored by |W - W_aligned| * s); `targets="merged"` zeroes entries of the weights themselves.
-`score="magnitude"` leaves s out; `score="random"` is the control.
+W - W_aligned back (scored by |W - W_aligned| * s), in every weight that changed: in embeddings, norms and biases,
+which have no input features, by |W - W_aligned| alone. `targets="merged"` zeroes entries of linear layers' weights.
+`score="magnitude"` leaves s out; `score="random"` is the control. With `ratio` 0 nothing changes, bit for bit.
 
 Cost: one forward pass over the calibration set, without the LM head; no gradients. Memory: the model, one batch's
 activations, 8 bytes an input feature; scores of one weight at a time (`scope="global"`: of all, 8 bytes an entry).
 
-Set-ups: one device or `device_map`; LoRA over linear layers on any base for "adapters"; LoRA or a plain model, not
-quantised, for "update" and "merged". Refused: DoRA and other variants; for the latter two quantised weights, and plain
-models with weight matrices outside linear layers (fused experts, convolutions).
+Set-ups: one device or `device_map`. "adapters": plain LoRA over linear layers of any base, where the factors hold all
+that the fine-tune changed. "update": LoRA, whole modules and biases trained beside it, or all weights; "merged": LoRA,
+or all weights; for both not quantised. Refused, before the calibration pass: soft prompts, DoRA and other variants and
+kinds of adapters, adapters over embeddings or tied weights; for "adapters" initialisations that take from the base
+weights (PiSSA and the like); plain models with weight matrices outside linear layers (fused experts, convolutions).
 """
 
 from __future__ import annotations
@@ -187,7 +190,8 @@ class Antidote(Repair):
         if self.targets == "adapters":
             self._check_factors(model)
         else:
-            self._check_weights(model)
+            self._check_quantised(model)
+            self._check_matrices(model)
         if self.targets == "update":
             self._check_aligned(model, aligned)
         elif beside := beside_factors(model):
@@ -222,13 +226,15 @@ class Antidote(Repair):
                     "set targets='update' with the aligned model, or targets='merged'.",
                 )
 
-    def _check_weights(self, model: Any) -> None:
+    def _check_quantised(self, model: Any) -> None:
         coarse = [name for name, weight in weights(model).items() if not weight.tensor.is_floating_point()]
         if getattr(model, "is_quantized", False) or coarse:
             raise UnsupportedSetup(
                 f"Antidote: targets={self.targets!r} edits weights, and this model's are quantised.",
                 "load the model in float32 or bfloat16, or set targets='adapters'.",
             )
+
+    def _check_matrices(self, model: Any) -> None:
         left_out = [] if adapted(model) else other_matrices(model)
         if left_out:
             raise UnsupportedSetup(
@@ -247,7 +253,7 @@ class Antidote(Repair):
             )
         try:
             check_adapters(aligned)
-            self._check_weights(aligned)
+            self._check_quantised(aligned)
         except UnsupportedSetup as error:
             raise UnsupportedSetup(f"Of the aligned model: {error.reason}", error.remedy) from error
 
@@ -320,8 +326,8 @@ class Antidote(Repair):
             if new is None or old is None or new.tensor.shape != old.tensor.shape:
                 layer, _, own = name.rpartition(".")
                 raise InputError(
-                    f"Antidote: model and aligned model have no layer {layer} with a {own} of the same shape. Pass the "
-                    "model that the fine-tune started from."
+                    f"Antidote: model and aligned model have no layer {layer} with a {own} of the same shape. Pass "
+                    "the model that the fine-tune started from."
                 )
             if id(new.tensor) in seen:  # tied: under its first name
                 continue
@@ -341,7 +347,7 @@ class Antidote(Repair):
                 raise UnsupportedSetup(
                     f"Antidote: the fine-tune changed {name}, a matrix that is no linear layer's and no embedding's, "
                     "so its rows are not known to be outputs.",
-                    "fine-tune with a LoRA adapter on linear layers (attention, say), without this in modules_to_save.",
+                    "fine-tune with LoRA on linear layers (attention, say), without this in modules_to_save.",
                 )
             changed[name] = _Scored((new.lora or new.module) if linear else None, update, earlier)
         if not changed:
