@@ -27,7 +27,14 @@ _TOPOLOGIES = {
     "double": "the alignment adapter merged, a fresh adapter in fine-tuning",
     "full": "all weights",
 }
-_STAGES = {"align": "Alignment", "finetune": "Fine-tuning", "repair": "Repair"}
+_STAGES = {
+    "align": "Alignment",
+    "harden": "Repair before fine-tuning",
+    "unaligned": "A model without its alignment, to compare with",
+    "attack-rows": "Rows of the attack",
+    "finetune": "Fine-tuning",
+    "repair": "Repair",
+}
 _RATES = {  # of a cell: its name, and the role that it is measured on
     "harmful_score": ("Harmful score", "test_harmful"),
     "refused": ("Refused, of harmful prompts", "test_harmful"),

@@ -132,7 +132,7 @@ def of_stage(
         config: the model's configuration.
         tokenizer: the model's.
     """
-    from mithridate.attacks.poisoning import poison
+    from mithridate.pipeline.methods import attack_of, part_of
 
     if stage == "repair":
         [fields] = experiment.repair.values()
@@ -143,14 +143,13 @@ def of_stage(
     settings = getattr(experiment, stage)
     rows: Any = roles.alignment
     if stage == "finetune":
-        attack = settings.attack
-        rows = poison(
-            benign=roles.task_train,
-            harmful=roles.attacker_harmful,
-            ratio=attack.harmful_ratio,
-            size=attack.size,
-            seed=experiment.seed,
-        )
+        attack = attack_of(settings)
+        given = {name: getattr(roles, part_of(role)) for name, role in attack.data_roles().items()}
+        if attack.needs_model:
+            raise InputError(
+                "finetune.attack: its rows depend on the model, so that what their training takes is not known before"
+            )
+        rows = attack.rows(given, experiment.seed)
     snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
     lengths = _lengths(rows, tokenizer, experiment.template)
     adapter = experiment.adapter_of(stage)

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from mithridate.pipeline.config import ALLOWED_IN_TRAINING, NOT_IN_TRAINING, Experiment, hint
+from mithridate.methods.registry import by_name
+from mithridate.pipeline.config import ALLOWED_IN_TRAINING, HARMFUL, NOT_IN_TRAINING, Experiment, hint
 from mithridate.sources.roles import ROLES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -35,7 +36,7 @@ def experiment_schema() -> Schema:
     parts = schema["$defs"]
     for part in (schema, *parts.values()):
         part["additionalProperties"] = False
-    for part in (schema, parts["Finetune"], parts["Attack"]):
+    for part in (schema, parts["Finetune"]):
         del part["required"]  # what is missing may be swept
     roles = dict.fromkeys(ROLES, _SOURCE)
     schema["properties"]["data"] = {"type": "object", "properties": roles, "additionalProperties": False}
@@ -54,6 +55,9 @@ def experiment_schema() -> Schema:
     parts["training"] = _training(parts)
     parts["defenses"] = _methods({name: _fields(cls, parts) for name, cls in defenses.by_name().items()})
     parts["repairs"] = _methods({name: _fields(cls, parts) for name, cls in repairs.by_name().items()})
+    del parts["Attack"]
+    parts["Finetune"]["properties"]["attack"] = {"$ref": "#/$defs/attacks"}
+    parts["attacks"] = _attacks({name: _fields(cls, parts) for name, cls in by_name("attacks").items()})
     parts["judges"] = _methods(_judges(parts))
     parts["generators"] = _methods(_generators(), needed=True)
     return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
@@ -89,6 +93,16 @@ def _methods(fields: Mapping[str, Schema], needed: bool = False) -> Schema:
     named: Schema = {"type": "object", "properties": values, "additionalProperties": False}
     one = [{"enum": alone}, named]
     return _one_of(*nothing, *one, {"type": "array", "items": _one_of(*one)})
+
+
+def _attacks(fields: Mapping[str, Schema]) -> Schema:
+    """One of the attacks, by its kind; the harmful one need not name it. What fields are missing may be swept."""
+    kinds = []
+    for name, schema in fields.items():
+        kind = {"kind": {"const": name}}
+        needed = [] if name == HARMFUL else ["kind"]
+        kinds.append({**schema, "properties": kind | schema["properties"], "required": needed})
+    return _one_of(*kinds)
 
 
 def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:

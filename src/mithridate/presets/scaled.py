@@ -118,7 +118,7 @@ def unfit(experiment: Experiment) -> str | None:
     finetune = experiment.finetune
     if finetune is None:
         return None
-    attack, lisa = finetune.attack, finetune.defense.get("lisa")
+    attack, lisa = finetune.harmful, finetune.defense.get("lisa")
     if attack.harmful_ratio and not round(attack.harmful_ratio * attack.size):
         return f"of {attack.size} rows none would be harmful"
     if lisa:
