@@ -72,6 +72,7 @@ class Vaccine(Defense):
     provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "alignment"
     strength: ClassVar[str | None] = "rho"
+    colour: ClassVar[str] = "#009E73"
     off: ClassVar[dict[str, Any] | None] = {"rho": 0.0}
 
     rho: float = 2.0

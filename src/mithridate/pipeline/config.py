@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from mithridate.errors import InputError
+from mithridate.methods.types import hint
 from mithridate.pipeline.problems import error_of, explained, kind, nearest
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
@@ -660,14 +661,6 @@ def field_problems(path: str, values: dict[str, Any], cls: type, names: list[str
             for item in explained(error, value):
                 problems.append(f"{path}.{name}{'' if item.startswith(':') else '.'}{item}")
     return problems
-
-
-@cache
-def hint(cls: type, name: str) -> Any:
-    """The type of one field. (`get_type_hints` fails where any other field has a type imported for checkers only.)"""
-    owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
-    hint = owner.__annotations__[name]
-    return eval(hint, dict(vars(sys.modules[owner.__module__]))) if isinstance(hint, str) else hint
 
 
 def _repair_problems(experiment: Experiment) -> list[str]:

@@ -129,6 +129,7 @@ class Antidote(Repair):
     roles: ClassVar[dict[str, str]] = {"calibration": "calibration_harmful"}
     models: ClassVar[dict[str, str]] = {"aligned": "aligned"}
     strength: ClassVar[str | None] = "ratio"
+    colour: ClassVar[str] = "#CC79A7"
     off: ClassVar[dict[str, Any] | None] = {"ratio": 0.0}
 
     ratio: float = 0.2
@@ -153,8 +154,15 @@ class Antidote(Repair):
             raise InputError(f"Antidote: seed must be a whole number, at least 0, not {self.seed!r}.")
 
     def cost(self) -> Cost:
-        scoring = self.score == "wanda" and self.ratio > 0
-        return Cost(passes=0, once_forwards=float(scoring), kept=1 / 8 + 4 * self.ratio)
+        scoring, own = self.score == "wanda" and self.ratio > 0, self.targets == "adapters"
+        return Cost(
+            passes=0,
+            once_forwards=float(scoring),
+            changes="adapter" if own else "linear",
+            kept=1 / 8 + 4 * self.ratio,
+            working=8 if own else 16,  # scores in float64; of whole weights, float32 beside them, merged and as changed
+            per_input=8 * scoring,
+        )
 
     def controls(self) -> dict[str, Method]:
         return {"random-mask": replace(self, score="random")}
