@@ -26,7 +26,9 @@ def bibtex_of(name: str, kinds: Iterable[str] = tuple(KINDS)) -> str:
 
     kind = next((kind for kind in kinds if name in by_name(kind)), None)
     if kind is None:
-        raise InputError(f"{name}: no such method{nearest(name, [known for kind in kinds for known in by_name(kind)])}")
+        raise InputError(
+            f"{name}: no such method{nearest(name, [known for kind in kinds for known in by_name(kind)])}"
+        )
     found = facts(kind, name)
     return found["citation"].strip() or f"@misc{{{name},\n  note = {{{found['paper'] or name}}}\n}}"
 

@@ -34,7 +34,10 @@ def estimate(
         float | None,
         typer.Option("--tokens-per-second", help="Of plain training there, on all processes: gives hours."),
     ] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="MODEL only; all if not given.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="MODEL only: a name, or {name: {field: value}}; all if not given."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="MODEL only: rows of a micro-batch.")] = 8,
     length: Annotated[int, typer.Option("--length", help="MODEL only: tokens of a row.")] = 512,
     steps: Annotated[int, typer.Option("--steps", help="MODEL only: optimizer steps.")] = 1000,
@@ -46,14 +49,14 @@ def estimate(
     ] = True,
 ) -> None:
     """Show what a run would need (memory, operations, disk) before any of it is spent; reads no weights."""
-    from mithridate.estimate import METHODS, Repair
+    from mithridate.estimate import METHODS, REPAIRS, Repair
     from mithridate.pipeline import planning
+    from mithridate.pipeline.config import load_experiment, methods_of
 
     if speed is not None and not speed > 0:
         raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
+    left_out: list[str] = []
     if what.endswith((".yaml", ".yml")):
-        from mithridate.pipeline.config import load_experiment
-
         file = Path(what)
         experiment = load_experiment(file, overrides_of(override, None, accelerate))
         lines = planning.of_experiment(experiment, file.resolve().parent, gpu=not cpu)
@@ -75,13 +78,20 @@ def estimate(
             sharded=accelerate == "fsdp2",
             gpu=not cpu,
         )
-        lines = planning.of_model(what, setup, tuple(method or (*METHODS, "antidote")))
+        lines = planning.of_model(what, setup, methods_of(method or METHODS, "--method"))
+        for name in () if method else REPAIRS:
+            try:
+                lines += planning.of_model(what, setup, [name])
+            except InputError as error:  # which this set-up has nothing for
+                left_out.append(f"{name} is left out: {error}")
     table = new_table(*planning.TITLES, *(["hours"] if speed else []))
     for line in lines:
         took = "" if speed is None or isinstance(line.needs, Repair) else f"{planning.hours(line, speed):.3g}"
         table.add_row(*line.cells(), *([took] if speed else []))
     typer.echo(planning.described(lines))
     print_table(table)
+    for note in left_out:
+        typer.echo(note)
 
 
 @app.command()
@@ -96,11 +106,12 @@ def schema() -> None:
 def methods(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these, with all facts.")] = None,
 ) -> None:
-    """List the defenses, repairs and attacks, and the protocols, judges and prompt sets that they are measured with."""
+    """List the defenses, repairs and attacks, and the protocols, judges and prompt sets that measure them."""
     from mithridate.methods.index import facts, index
-    from mithridate.pipeline.problems import nearest
 
     if names:
+        from mithridate.pipeline.problems import nearest
+
         for name in names:
             found = [facts(kind, name) for kind, known in _kinds().items() if name in known]
             if not found:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import sys
 from dataclasses import MISSING, fields
 from functools import cache
@@ -18,7 +19,6 @@ from typing import Any
 
 from mithridate.methods.base import Method
 from mithridate.methods.registry import KINDS, by_name
-from mithridate.methods.types import json_schema
 
 FILE = Path(__file__).with_name("index.json")
 STAGES = ("attack", "alignment", "post-alignment", "fine-tuning", "post-fine-tuning")
@@ -26,7 +26,7 @@ STAGES = ("attack", "alignment", "post-alignment", "fine-tuning", "post-fine-tun
 
 @cache
 def index() -> list[dict[str, Any]]:
-    """The methods of this package, in the order of their stages: see `facts_of`."""
+    """The methods of this package, in the order of their stages and years: see `facts_of`."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -46,6 +46,8 @@ def facts_of(kind: str, name: str, cls: type[Method]) -> dict[str, Any]:
 
     `fields` holds the JSON Schema of each field that a file may set, `required` the names of those without a default.
     """
+    from mithridate.methods.types import json_schema  # needs pydantic, which takes longer than all the rest here
+
     own = [f for f in fields(cls) if f.init and f.name not in cls.roles]
     required = [f.name for f in own if f.default is f.default_factory is MISSING]
     made = cls.example() if required else cls.without_data()
@@ -82,8 +84,13 @@ def shipped(kind: str) -> dict[str, type[Method]]:
 def generated() -> str:
     """The text of `index.json`, from the classes."""
     found = [facts_of(kind, name, cls) for kind in KINDS for name, cls in shipped(kind).items()]
-    ordered = sorted(found, key=lambda entry: (STAGES.index(entry["stage"]), entry["name"]))
+    ordered = sorted(found, key=lambda entry: (STAGES.index(entry["stage"]), _year(entry), entry["name"]))
     return json.dumps(ordered, indent=1) + "\n"
+
+
+def _year(entry: dict[str, Any]) -> str:
+    found = re.search(r"year\s*=\s*\{(\d+)\}", entry["citation"])
+    return found[1] if found else ""
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache

@@ -97,15 +97,10 @@ class Forecast:
                 flops = of_answers(config, shop.tokenizer, rows, limit)
                 return Guess(flops / self.speed, _RECORD_BYTES * len(rows), "operations")
             common = set_up(chain.experiment, self._base, gpu=self._gpus > 0)
-            lines = of_stage(stage.name, chain.experiment, common, shop.roles, config, shop.tokenizer)
+            line = of_stage(stage.name, chain.experiment, common, shop.roles, config, shop.tokenizer)
         except MithridateError:  # a model that cannot be counted, say
             return Guess(None, None, "unknown")
-        # Methods that act together each add their own passes to the plain one.
-        first = lines[0].needs
-        plain = getattr(first, "plain_flops", first.flops)
-        more = sum(line.needs.flops - plain for line in lines)
-        flops = lines[0].flops / first.flops * (plain + more)
-        return Guess(flops / self.speed, first.kept, "operations")
+        return Guess(line.flops / self.speed, line.needs.kept, "operations")
 
     def in_words(self, guesses: list[Guess]) -> Iterator[str]:
         """The sum of guesses, and where they come from."""

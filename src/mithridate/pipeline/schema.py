@@ -1,7 +1,8 @@
 """The JSON Schema of the experiment file, for editors: `mithridate schema`.
 
 It is made from the types that check the file (`config.py`, the methods, SFTConfig), of which the latter two are read
-from generated indexes, and holds the shorthands that the file allows. What it cannot say (values that depend on each other, where a sweep's paths lead) only `run` checks.
+from generated indexes, and holds the shorthands that the file allows. What it cannot say (values that depend on each
+other, where a sweep's paths lead) only `run` checks.
 """
 
 from __future__ import annotations

@@ -160,7 +160,9 @@ class Antidote(Repair):
             once_forwards=float(scoring),
             changes="adapter" if own else "linear",
             kept=1 / 8 + 4 * self.ratio,
-            working=8 if own else 16,  # scores in float64; of whole weights, float32 beside them, merged and as changed
+            working=8
+            if own
+            else 16,  # scores in float64; of whole weights, float32 beside them, merged and as changed
             per_input=8 * scoring,
         )
 

@@ -2,7 +2,8 @@
 
 Each is a small versioned file. The users' tasks are scored by named rules, to the letter of the papers' protocols
 (`mithridate.protocols` says which protocol uses which); the answers to the other prompt sets are for judges.
-`task(name)` and `prompt_set(name)` find them by name, tasks of other packages (entry points in `mithridate.tasks`) too. General capability, by lm-eval's own tasks: `capability.py`.
+`task(name)` and `prompt_set(name)` find them by name, tasks of other packages (entry points in `mithridate.tasks`)
+too. General capability, by lm-eval's own tasks: `capability.py`.
 """
 
 from collections.abc import Mapping
