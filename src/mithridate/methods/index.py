@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mithridate.errors import InputError
 from mithridate.methods.base import Method
 from mithridate.methods.registry import KINDS, by_name
 
@@ -38,7 +39,15 @@ def facts(kind: str, name: str) -> dict[str, Any]:
         InputError: it is another package's, and cannot be loaded.
     """
     found = next((entry for entry in index() if (entry["kind"], entry["name"]) == (kind, name)), None)
-    return found or facts_of(kind, name, by_name(kind)[name])
+    if found:
+        return found
+    cls = by_name(kind)[name]
+    try:
+        return facts_of(kind, name, cls)
+    except Exception as error:  # whatever the package's own code raises
+        raise InputError(
+            f"{cls.__module__}.{cls.__name__} cannot say what it costs or needs: {type(error).__name__}: {error}."
+        ) from error
 
 
 def facts_of(kind: str, name: str, cls: type[Method]) -> dict[str, Any]:

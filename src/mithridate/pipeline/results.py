@@ -9,6 +9,9 @@ from functools import cache
 from typing import Any
 
 from mithridate.evaluation import harmful_verdicts, summarise
+from mithridate.methods.base import control_name
+from mithridate.methods.index import facts
+from mithridate.methods.registry import by_name
 from mithridate.pipeline.config import Experiment, Finetune
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.protocols import JudgeUse, Protocol, Setting
@@ -64,11 +67,12 @@ class Cell:
     @property
     def control(self) -> str | None:
         """The name of the control that this cell is, if it is one: the method without the part that is its claim."""
-        if self.upto == "repair" and self.settings.get("antidote", {}).get("score") == "random":
-            return "random-mask"
-        if self.finetune and self.settings.get("lisa", {}).get("rho") == 0:
-            return "no-proximal-term"
-        return None
+        experiment, finetune = self.experiment, self.finetune
+        acting = [("repairs", name) for name in experiment.repair] if self.upto == "repair" else []
+        acting += [("defenses", name) for name in (finetune.defense if finetune else ())]
+        acting += [("defenses", name) for name in (experiment.align.defense if experiment.align else ())]
+        found = (_control(kind, name, self.settings.get(name, {})) for kind, name in acting)
+        return next(filter(None, found), None)
 
     @property
     def defended(self) -> bool:
@@ -85,6 +89,13 @@ class Cell:
         experiment, finetune = self.experiment, self.finetune
         attack = str((vars(finetune.attack), finetune.training, finetune.adapter)) if finetune else None
         return (experiment.model, experiment.topology, experiment.seed, attack, self.alignment == NONE)
+
+
+def _control(kind: str, name: str, settings: dict[str, Any]) -> str | None:
+    """The name of the control that a method with these settings is itself."""
+    if not facts(kind, name)["controls"]:
+        return None
+    return control_name(by_name(kind)[name].without_data(**settings))
 
 
 def table(cells: list[Cell], model: str, protocol: str, notes: list[str]) -> dict[str, Any]:
