@@ -13,8 +13,8 @@ from mithridate.report.words import Cell, defenses_of, interval, method_facts, p
 Figure = dict[str, Any]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, on white as on near-black. A method has its own
-# (`Method.colour`); combinations and methods without one take the rest in order of appearance, the same in all figures of
-# a page. Where these run out, they begin anew: marker, dash and label tell runs apart as well.
+# (`Method.colour`); combinations and methods without one take the rest in order of appearance, the same in all figures
+# of a page. Where these run out, they begin anew: marker, dash and label tell runs apart as well.
 UNDEFENDED = "#808080"
 FREE_COLOURS = ("#56B4E9", "#D55E00", "#B89A00", "#8A5A44")
 # Tol's muted colours, so that a verdict is never taken for a defense.
