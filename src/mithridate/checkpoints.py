@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mithridate.card import Story, card
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_model, read_json
-from mithridate.repairs.linears import adapted, check_plain_lora, merge
-from mithridate.repairs.masks import Mask
+from mithridate.repairs.delta import Delta
+from mithridate.repairs.linears import adapted, check_adapters, merge
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Layer:
 
     Attributes:
         kind: "adapter" (a PEFT folder), "weights" (a whole model's folder, which takes the place of all before it), or
-            "mask" (a repair's folder).
+            "delta" (what a repair changed).
         path: the folder.
-        merge: whether an adapter is merged into the weights. Of adapters that are not, a later one takes the place of
-            an earlier one: it is the same adapter, trained on (topology `single`).
+        merge: whether an adapter is merged into the weights. Where it is not, a later adapter takes its place: it is the
+            same one, trained on (topology `single`).
     """
 
-    kind: Literal["adapter", "weights", "mask"]
+    kind: Literal["adapter", "weights", "delta"]
     path: Path
     merge: bool = False
 
@@ -42,7 +42,8 @@ def assemble(
 ) -> PreTrainedModel | PeftModel:
     """Builds the model of a chain, on the CPU: a PEFT model where an adapter is left unmerged, else a plain one.
 
-    A mask over weights (`targets` update or merged) merges the adapter under it.
+    Layers act in their order, so that a repair may lie between two trainings. One that changed merged weights
+    (`Delta.merged`) merges the adapter beneath it for good.
 
     Weights are in `dtype`; unmerged adapters are in fp32. An adapter is merged into the weights in `dtype` that it was
     trained over, in fp32 arithmetic with one rounding at the end.
@@ -62,24 +63,22 @@ def assemble(
     if start is not None:
         check_safetensors_in(source.path)
     model: Any = load_model(source, dtype)
-    kept = None
-    for layer in layers[0 if start is None else start + 1 :]:
-        if layer.kind == "adapter" and layer.merge:
-            model = merge_adapter(_with_adapter(model, layer.path, trainable=False))
-        elif layer.kind == "adapter":
-            kept = layer
-    if kept:
-        model = _with_adapter(model, kept.path, trainable)
-        model.keeps_alignment = [layer.merge for layer in layers if layer.kind == "adapter"].count(False) > 1
-    else:
+    rest = layers[0 if start is None else start + 1 :]
+    trained_on = False
+    for layer, after in zip(rest, [*rest[1:], None]):
+        if layer.kind == "delta":
+            merged = Delta.load(layer.path).apply(model).merged
+            model = merge_adapter(model) if merged else model
+        elif not layer.merge and after is not None and after.kind == "adapter":
+            trained_on = True  # the next one takes its place
+        else:
+            trained_on = trained_on or isinstance(model, PeftModel)
+            model = _with_adapter(model.unload() if isinstance(model, PeftModel) else model, layer.path, trainable)
+            model.keeps_alignment = trained_on
+            model = merge_adapter(model) if layer.merge else model
+            trained_on = False
+    if not isinstance(model, PeftModel):
         model.requires_grad_(True)
-    trained = [i for i, layer in enumerate(layers) if layer.kind != "mask"]
-    for layer in (layer for layer in layers if layer.kind == "mask"):
-        mask = Mask.load(layer.path)
-        update = mask.settings["targets"] == "update"
-        mask.apply(model, assemble(base, layers[: trained[-1]], dtype) if update else None)
-        if mask.settings["targets"] != "adapters":
-            model = merge_adapter(model)
     return model
 
 
@@ -95,7 +94,7 @@ def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     if not found:
         kind = model.active_peft_config.peft_type
         raise UnsupportedSetup(f"A {kind} adapter cannot be merged.", "use LoRA, or leave the adapter unmerged.")
-    check_plain_lora(model, found)
+    check_adapters(model)
     for layer in found.values():
         merge(layer)
     plain = model.unload()
@@ -178,19 +177,21 @@ def export(
 def _write_adapter(
     base: ModelFiles, layers: list[Layer], dtype: torch.dtype, tokenizer: Any, aside: Path, folder: Path
 ) -> None:
-    edited = [layer for layer in layers if layer.kind == "mask"]
-    if any(Mask.load(layer.path).settings["targets"] != "adapters" for layer in edited):
-        raise InputError("this repair changed the merged weights, which no adapter holds: export the model merged")
-    model = assemble(base, layers, dtype)
+    model: Any = assemble(base, layers, dtype)
+    deltas = [Delta.load(layer.path) for layer in layers if layer.kind == "delta"]
     if not isinstance(model, PeftModel):
-        raise InputError("this model has no adapter of its own (full or merged weights): export it merged")
+        what = "this model has no adapter of its own (full or merged weights)"
+        if layers and layers[-1].kind == "delta" and deltas[-1].merged:
+            what = "this repair changed the merged weights, which no adapter holds"
+        raise InputError(f"{what}: export the model merged")
     local = Path(base.name).expanduser()
-    under = [layer for layer in layers if layer.merge or layer.kind == "weights"]
-    separate = bool(under) or (base.name in EMBEDDED and not local.is_dir())
+    altered = any(layer.merge or layer.kind == "weights" for layer in layers)
+    altered = altered or not all(delta.only_factors for delta in deltas)
+    separate = altered or (base.name in EMBEDDED and not local.is_dir())
     named = str(folder / "base") if separate else str(local.absolute()) if local.is_dir() else base.name
     config: PeftConfig = model.peft_config["default"]
     config.base_model_name_or_path = named
     model.save_pretrained(str(aside), save_embedding_layers=False)
     if separate:
-        assemble(base, under, dtype).save_pretrained(str(aside / "base"))
+        model.unload().save_pretrained(str(aside / "base"))
         tokenizer.save_pretrained(aside / "base")

@@ -132,7 +132,7 @@ def test_a_mask_in_the_chain_is_the_repaired_model(made, base, tmp_path, parts, 
     report = Antidote(targets=targets, score="magnitude").apply(model, aligned=assemble(base, chain[:-1], dtype))
     assert ("this cut takes from it as well" in report.table()) == (targets == "adapters" and parts[0] == "a1")
     report.save(tmp_path)
-    again = assemble(base, [*chain, Layer("mask", tmp_path)], dtype)
+    again = assemble(base, [*chain, Layer("delta", tmp_path)], dtype)
     assert torch.equal(logits(again), logits(model))
     assert not torch.equal(logits(again), plain)
 
@@ -145,7 +145,7 @@ def test_a_merged_export_loads_in_plain_transformers(made, base, tmp_path, parts
         model = assemble(base, chain, torch.float32)
         repair = Antidote(targets="update", score="magnitude")
         repair.apply(model, aligned=assemble(base, chain[:-1], torch.float32)).save(tmp_path / "mask")
-        chain.append(Layer("mask", tmp_path / "mask"))
+        chain.append(Layer("delta", tmp_path / "mask"))
     out = export(base, chain, torch.float32, TOKENIZER, tmp_path / "deep" / "out")
     assert out == tmp_path / "deep" / "out" and [p.name for p in out.parent.iterdir()] == ["out"]
     loaded = AutoModelForCausalLM.from_pretrained(out)
@@ -161,7 +161,7 @@ def test_an_exported_adapter_loads_in_plain_peft(made, base, tmp_path, parts, wi
     chain = layers(made, *parts)
     if masked:
         Antidote(score="magnitude").apply(assemble(base, chain, torch.float32)).save(tmp_path / "mask")
-        chain.append(Layer("mask", tmp_path / "mask"))
+        chain.append(Layer("delta", tmp_path / "mask"))
     out = export(base, chain, torch.float32, TOKENIZER, tmp_path / "out", merged=False)
     assert (out / "base").exists() == with_base  # an untouched base of the user's own is named, not copied
     expected = logits(assemble(base, chain, torch.float32))
@@ -174,7 +174,7 @@ def test_what_no_adapter_holds_is_exported_merged_only(made, base, tmp_path):
     chain = layers(made, "m1", "a2")
     model = assemble(base, chain, torch.float32)
     Antidote(targets="merged", score="magnitude").apply(model).save(tmp_path / "mask")
-    for refused in ([*chain, Layer("mask", tmp_path / "mask")], layers(made, "w1"), layers(made, "m1"), []):
+    for refused in ([*chain, Layer("delta", tmp_path / "mask")], layers(made, "w1"), layers(made, "m1"), []):
         with pytest.raises(InputError, match="export"):
             export(base, refused, torch.float32, TOKENIZER, tmp_path / "out", merged=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mask"]
@@ -217,7 +217,7 @@ def test_damaged_layers_are_one_clear_error(made, base, tmp_path):
         ("adapter", damaged("adapter1", "adapter_config.json", lambda p: p.write_text("{")), "adapter_config.json"),
         ("weights", damaged("weights1", "model.safetensors", truncate), "model.safetensors: damaged"),
         ("weights", damaged("weights1", "model.safetensors", Path.unlink), "no safetensors weights"),
-        ("mask", tmp_path / "nowhere", "mask.safetensors: no such file"),
+        ("delta", tmp_path / "nowhere", "delta.safetensors: no such file"),
     ]:
         with pytest.raises(InputError, match=words):
             assemble(base, [Layer(kind, folder)], torch.float32)

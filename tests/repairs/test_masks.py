@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate import Antidote, InputError
-from mithridate.repairs.masks import FILE, Mask, highest, share
+from mithridate.repairs.delta import FILE
+from mithridate.repairs.masks import Mask, highest, share
 from tests.repairs import naive
 from tests.repairs.test_antidote import CALIBRATION, TOKENIZER, same, state, with_lora
 from tests.tiny import tiny_llama
@@ -44,7 +45,7 @@ def test_a_saved_mask_repairs_and_undoes_a_fresh_copy(tmp_path, targets, dtype):
     mask = Mask.load(tmp_path)
     assert mask.settings == report.mask.settings
     assert mask.digest == report.mask.digest
-    mask.apply(fresh, aligned)
+    mask.apply(fresh)
     assert same(fresh, state(model))
     mask.undo(fresh)
     assert same(fresh, before)
@@ -53,7 +54,7 @@ def test_a_saved_mask_repairs_and_undoes_a_fresh_copy(tmp_path, targets, dtype):
 def test_the_file_alone_undoes_a_model_that_was_saved_after_its_repair(tmp_path):
     model = tiny_llama()
     before = state(model)
-    Antidote(targets="merged").apply(model, CALIBRATION, TOKENIZER).save(tmp_path)
+    Antidote(targets="merged").apply(model, CALIBRATION, TOKENIZER).save(tmp_path, undo=True)
     other = tiny_llama(seed=5)
     other.load_state_dict(model.state_dict())
     Mask.load(tmp_path).undo(other)
@@ -80,18 +81,18 @@ def test_a_mask_is_refused_by_other_weights_and_changes_nothing():
             mask.apply(other)
         assert same(other, before)
     with pytest.raises(InputError, match="not applied yet"):
-        Mask(mask.settings, mask.shapes, mask.bits).undo(with_lora(tiny_llama()))
+        Mask().undo(with_lora(tiny_llama()))
 
 
 def test_a_damaged_mask_is_one_clear_error(tmp_path):
-    Antidote(score="magnitude").apply(with_lora(tiny_llama())).save(tmp_path)
+    Antidote(score="magnitude").apply(with_lora(tiny_llama())).save(tmp_path, undo=True)
     whole = (tmp_path / FILE).read_bytes()
     at = int.from_bytes(whole[:8], "little") + 8
     for broken, words in [
         (whole[:-1], "damaged"),
         (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], "damaged"),  # a removed value
         (whole[:-1] + bytes([whole[-1] ^ 128]), "damaged"),  # a bit of a mask
-        (whole.replace(b"mithridate-mask/1", b"mithridate-mask/9"), "another version"),
+        (whole.replace(b"mithridate-delta/1", b"mithridate-delta/9"), "another version"),
         (b"", "damaged"),
     ]:
         (tmp_path / FILE).write_bytes(broken)

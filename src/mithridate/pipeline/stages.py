@@ -30,7 +30,7 @@ from mithridate.protocols import protocol
 from mithridate.sources.roles import Roles
 
 # Raised when the same inputs no longer give the same artefact.
-VERSIONS = {"align": 1, "finetune": 1, "repair": 1, "evaluate": 2}
+VERSIONS = {"align": 1, "finetune": 1, "repair": 2, "evaluate": 2}
 
 _NOT_GIVEN = "needed by this experiment and not given"
 # What of a generator's fields decides how fast it answers, and not what.
@@ -486,7 +486,7 @@ class Chain:
             folder = self.shop.folder(self.finetune)
             layers.append(Layer(kind("finetune"), folder / f"snapshots/step-{step}" if step else folder / "model"))
         if self.repair and upto == "repair":
-            layers.append(Layer("mask", self.shop.folder(self.repair) / "model"))
+            layers.append(Layer("delta", self.shop.folder(self.repair) / "model"))
         return layers
 
     def digest(self, upto: str, step: int | None = None) -> str:

@@ -37,70 +37,54 @@ models with weight matrices outside linear layers (fused experts, convolutions).
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.repair import Repair
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mithridate.repairs.masks import Mask
+from mithridate.repairs.delta import Delta
+from mithridate.repairs.input_norms import as_rows, input_norms, token_ids
+from mithridate.repairs.linears import (
+    adapted,
+    beside_factors,
+    check_adapters,
+    factors,
+    layers,
+    other_matrices,
+    weights,
+)
+from mithridate.repairs.masks import highest
 
 Targets = Literal["adapters", "update", "merged"]
 Scope = Literal["row", "tensor", "global"]
 Score = Literal["wanda", "magnitude", "random"]
 
+RepairReport = Delta  # what `apply` returned before every repair returned a Delta; the name stays importable
 
-@dataclass
-class RepairReport:
-    """What a repair did.
+# LoRA's initialisations that leave the weights beneath as they were. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# put a part of them into the factors.
+_LEAVES_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A tensor to prune.
 
     Attributes:
-        mask: the entries that it removed.
-        notes: what a reader of the numbers should know.
+        module: whose inputs weigh its entries; None where it has no input features (embeddings, norms, biases).
+        tensor: what is scored; fp32 or wider.
+        new: what its entries become, of its shape; None: zero.
     """
 
-    mask: Mask
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def total(self) -> tuple[int, int]:
-        """Removed entries and all entries of the weights that it acted on."""
-        counts = self.mask.counts().values()
-        return sum(removed for removed, _ in counts), sum(entries for _, entries in counts)
-
-    def table(self) -> str:
-        """Shape, removed entries and their share for each weight and in all, as text; the notes below."""
-        counts = self.mask.counts()
-        rows = [(n, "x".join(map(str, self.mask.shapes[n])), *counts[n]) for n in counts] + [("all", "", *self.total)]
-        width = max(len(name) for name, *_ in rows)
-        lines = [f"{'weight':<{width}}  {'shape':>12}  {'removed':>12}  {'share':>7}"]
-        lines += [f"{n:<{width}}  {shape:>12}  {k:>12,}  {k / of if of else 0:>7.2%}" for n, shape, k, of in rows]
-        return "\n".join([*lines, *self.notes])
-
-    def save(self, folder: str | Path) -> None:
-        """Writes `mask.safetensors` (see `Mask.save`) and `report.json` into a folder."""
-        self.mask.save(folder)
-        removed, entries = self.total
-        facts = {
-            "settings": self.mask.settings,
-            "mask": self.mask.digest,
-            "removed": removed,
-            "entries": entries,
-            "weights": {name: list(count) for name, count in self.mask.counts().items()},
-            "notes": self.notes,
-        }
-        (Path(folder) / "report.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-
-    def undo(self, model: Any) -> None:
-        """Puts the removed values back, bit for bit."""
-        self.mask.undo(model)
+    module: nn.Module | None
+    tensor: Callable[[], Tensor]
+    new: Callable[[], Tensor] | None = None
 
 
 @dataclass(kw_only=True)
@@ -159,11 +143,9 @@ class Antidote(Repair):
             passes=0,
             once_forwards=float(scoring),
             changes="adapter" if own else "linear",
-            kept=1 / 8 + 4 * self.ratio,
-            working=8
-            if own
-            else 16,  # scores in float64; of whole weights, float32 beside them, merged and as changed
-            per_input=8 * scoring,
+            kept=1 / 8 + (4 * self.ratio if self.targets == "update" else 0),
+            working=8 if own else 16,  # float64 scores; of merged weights, float32 ones before and after beside them
+            per_input=8.0 * scoring,
         )
 
     def controls(self) -> dict[str, Method]:
@@ -175,71 +157,114 @@ class Antidote(Repair):
     def model_inputs(self) -> dict[str, str]:
         return dict(self.models) if self.targets == "update" else {}
 
+    def check_run(self, *, topology: str, finetuned: bool, adapter: bool) -> None:
+        if self.targets == "update" and not finetuned:
+            raise InputError(
+                "targets: `update` takes back part of what the fine-tune changed, and `finetune` is none. "
+                "Set `finetune`, or targets: merged"
+            )
+        if self.targets == "adapters" and topology == "double" and not finetuned:
+            raise InputError(
+                "targets: `adapters` prunes the fine-tuning adapter, and `finetune` is none (the alignment adapter is "
+                "merged under topology: double). Set `finetune`, or targets: merged"
+            )
+        if self.targets == "adapters" and not adapter:
+            trained = "topology: full" if topology == "full" else "finetune.adapter: full"
+            raise InputError(
+                f"targets: `adapters` prunes the fine-tuning adapter, and {trained} trains none. "
+                "Set targets: update or merged"
+            )
+
     def check(self, model: Any, calibration: Any = None, tokenizer: Any = None, aligned: Any = None) -> None:
         """Refuses what cannot be done, before any compute is spent.
 
         Raises:
             UnsupportedSetup: with the reason and a remedy.
+            InputError: a calibration row that cannot be used, by its number and field.
         """
-        from mithridate.repairs.linears import adapted, base_linear, check_plain_lora, other_matrices
-        from mithridate.repairs.masks import layers
-
-        kinds = {p.device.type for p in model.parameters()} - {"cpu", "cuda"}
-        if kinds or any(hasattr(p, "placements") for p in model.parameters()):
+        for one in [model] if aligned is None else [model, aligned]:
+            kinds = {p.device.type for p in one.parameters()} - {"cpu", "cuda"}
+            if kinds or any(hasattr(p, "placements") for p in one.parameters()):
+                raise UnsupportedSetup(
+                    f"Antidote: weights that are {f'on {kinds.pop()}' if kinds else 'sharded'} are not tested.",
+                    "load the model on cpu or cuda, whole (device_map may place its layers).",
+                )
+        check_adapters(model)
+        if self.targets == "adapters":
+            self._check_factors(model)
+        else:
+            self._check_weights(model)
+        if self.targets == "update":
+            self._check_aligned(model, aligned)
+        elif beside := beside_factors(model):
             raise UnsupportedSetup(
-                f"Antidote: weights that are {f'on {kinds.pop()}' if kinds else 'sharded'} are not tested.",
-                "load the model on cpu or cuda, whole (device_map may place its layers).",
+                f"Antidote: targets={self.targets!r} acts on the adapter's layers, and the fine-tune trained "
+                f"{len(beside)} other weights too ({beside[0]}, for one), which would stay as they are.",
+                "set targets='update' with the aligned model, which takes back from all that was trained; or "
+                "fine-tune without modules_to_save, bias and other trained weights.",
             )
+        if self.score == "wanda" and self.ratio > 0:
+            self._check_calibration(calibration, tokenizer)
+
+    def _check_factors(self, model: Any) -> None:
         found = adapted(model)
-        if self.targets == "adapters" and not found:
+        if not found:
             raise UnsupportedSetup(
                 "Antidote: targets='adapters' prunes the fine-tuning adapter, and this model has no LoRA adapter.",
                 "set targets='update' with the aligned model, or targets='merged'.",
             )
-        check_plain_lora(model, found)
         merged = [name for name, layer in found.items() if layer.merged]
-        if self.targets == "adapters" and merged:
+        if merged:
             raise UnsupportedSetup(
                 f"Antidote: the adapter is merged at the moment ({merged[0]}), so its factors see no input.",
                 "call model.unmerge_adapter() first.",
             )
-        if self.targets != "adapters":
-            weights = {name: base_linear(layer).weight for name, layer in layers(model).items()}
-            coarse = [name for name, weight in weights.items() if not weight.is_floating_point()]
-            if getattr(model, "is_quantized", False) or coarse:
+        for config in model.peft_config.values():
+            start = getattr(config, "init_lora_weights", True)
+            if start not in _LEAVES_BASE:
                 raise UnsupportedSetup(
-                    f"Antidote: targets={self.targets!r} edits weights, and this model's are quantised.",
-                    "load the model in float32 or bfloat16, or set targets='adapters'.",
+                    f"Antidote: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
+                    "weights into the factors: to cut these is to cut the base model.",
+                    "set targets='update' with the aligned model, or targets='merged'.",
                 )
-            left_out = [] if found else other_matrices(model)
-            if left_out:
-                raise UnsupportedSetup(
-                    f"Antidote: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
-                    f"weight matrices elsewhere ({left_out[0]}, for one), which would be left whole.",
-                    "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
-                )
-        if self.targets == "update" and (aligned is None or aligned is model):
+
+    def _check_weights(self, model: Any) -> None:
+        coarse = [name for name, weight in weights(model).items() if not weight.tensor.is_floating_point()]
+        if getattr(model, "is_quantized", False) or coarse:
+            raise UnsupportedSetup(
+                f"Antidote: targets={self.targets!r} edits weights, and this model's are quantised.",
+                "load the model in float32 or bfloat16, or set targets='adapters'.",
+            )
+        left_out = [] if adapted(model) else other_matrices(model)
+        if left_out:
+            raise UnsupportedSetup(
+                f"Antidote: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
+                f"weight matrices elsewhere ({left_out[0]}, for one), which would be left whole.",
+                "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
+            )
+
+    def _check_aligned(self, model: Any, aligned: Any) -> None:
+        own = {id(parameter) for parameter in model.parameters()}
+        if aligned is None or any(id(parameter) in own for parameter in aligned.parameters()):
             raise UnsupportedSetup(
                 "Antidote: targets='update' takes back part of what the fine-tune changed, and needs the model before "
                 "it, as an object of its own.",
-                "pass aligned=..., the aligned model, to apply().",
+                "pass aligned=..., the aligned model loaded anew, to apply().",
             )
-        if self.score == "wanda" and self.ratio > 0:
-            if calibration is not None and not hasattr(calibration, "__len__"):
-                raise UnsupportedSetup(
-                    f"Antidote: the calibration set is a {type(calibration).__name__}, which can be read only once.",
-                    "pass a list or a datasets.Dataset: calibration=list(rows).",
-                )
-            if calibration is None or len(calibration) == 0:
-                raise UnsupportedSetup(
-                    "Antidote: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
-                    "pass calibration=..., harmful prompts with their answers (a few hundred are enough to start).",
-                )
-            if "input_ids" not in next(iter(calibration)) and (tokenizer is None or not tokenizer.chat_template):
-                raise UnsupportedSetup(
-                    "Antidote: the calibration set has to be put into the model's chat template, and there is none.",
-                    "pass tokenizer=..., with a chat template.",
-                )
+        try:
+            check_adapters(aligned)
+            self._check_weights(aligned)
+        except UnsupportedSetup as error:
+            raise UnsupportedSetup(f"Of the aligned model: {error.reason}", error.remedy) from error
+
+    def _check_calibration(self, calibration: Any, tokenizer: Any) -> None:
+        if calibration is None or (hasattr(calibration, "__len__") and len(calibration) == 0):
+            raise UnsupportedSetup(
+                "Antidote: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
+                "pass calibration=..., harmful prompts with their answers (a few hundred are enough to start).",
+            )
+        if hasattr(calibration, "__len__"):  # what can be read only once is left to apply()
+            token_ids(calibration, tokenizer)
 
     def apply(
         self,
@@ -248,7 +273,7 @@ class Antidote(Repair):
         tokenizer: Any = None,
         batch_size: int = 8,
         aligned: Any = None,
-    ) -> RepairReport:
+    ) -> Delta:
         """Repairs the model in place. Training modes, hooks and `requires_grad` are as before when this returns.
 
         With "update" and "merged", an adapter is merged into the weights beneath (fp32 arithmetic, one rounding): save
@@ -256,7 +281,7 @@ class Antidote(Repair):
 
         Args:
             model: fine-tuned: a PEFT model, or a plain one.
-            calibration: harmful prompts *with* answers: records, or a data set in one of TRL's formats.
+            calibration: harmful prompts *with* answers: records, or rows in any of TRL's formats (see `token_ids`).
             tokenizer: with a chat template; not needed where the calibration rows hold `input_ids`.
             batch_size: rows of one forward pass; has no influence on the result.
             aligned: the model before the fine-tune; needed for "update".
@@ -267,84 +292,97 @@ class Antidote(Repair):
                 from 1 up, or the aligned model is of another kind.
             MithridateError: activations are not finite.
         """
-        from mithridate.repairs.masks import Mask
-
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"Antidote: batch_size must be a whole number of rows, at least 1, not {batch_size!r}.")
-        self.check(model, calibration, tokenizer, aligned)
-        weights = self._weights(model, aligned)
+        rows = None if calibration is None or not self.data_roles() else as_rows(calibration)
+        self.check(model, rows, tokenizer, aligned)
+        with torch.no_grad():
+            scored = self._scored(model, aligned)
         norms: dict[str, Tensor] = {}
-        if self.score == "wanda" and self.ratio > 0:
-            from mithridate.repairs.input_norms import input_norms, token_ids
+        if rows is not None:
+            seen = {name: one.module for name, one in scored.items() if one.module is not None}
+            norms = input_norms(model, seen, token_ids(rows, tokenizer), batch_size)
+        delta = Delta("antidote", self.settings(), merged=self.targets != "adapters")
+        self._mark(delta, scored, norms)
+        delta.apply(model)
+        delta.notes += self._notes(model, delta)
+        return delta
 
-            rows = token_ids(calibration, tokenizer)
-            norms = input_norms(model, {name: module for name, (module, _) in weights.items()}, rows, batch_size)
-        mask = Mask(settings=self.settings())
-        self._mark(mask, weights, norms)
-        mask.apply(model, aligned)
-        return RepairReport(mask, self._notes(model))
-
-    def _weights(self, model: Any, aligned: Any) -> dict[str, tuple[nn.Module, Any]]:
-        """For each weight to prune: the module whose inputs count, and a function for the tensor to score."""
-        from mithridate.repairs.linears import active, adapted, effective_weight
-        from mithridate.repairs.masks import layers
-
+    def _scored(self, model: Any, aligned: Any) -> dict[str, _Scored]:
+        """The tensors to prune, by name."""
         if self.targets == "adapters":
-            return {
-                f"{name}.{factor}": (
-                    module := getattr(layer, factor)[active(layer)],
-                    lambda m=module: m.weight.detach(),
-                )
-                for name, layer in adapted(model).items()
-                for factor in ("lora_A", "lora_B")
-            }
-        found = layers(model)
+            return {n: _Scored(m, lambda m=m: m.weight.detach()) for n, m in factors(model).items()}
+        found = weights(model)
         if self.targets == "merged":
-            return {f"{n}.weight": (layer, lambda m=layer: effective_weight(m)) for n, layer in found.items()}
-        before = layers(aligned)
-        changed = {}
-        for name, layer in found.items():
-            old = before.get(name)
-            if old is None or effective_weight(old).shape != effective_weight(layer).shape:
+            names = {f"{name}.weight": layer for name, layer in layers(model).items()}
+            return {n: _Scored(layer, found[n].effective) for n, layer in names.items()}
+        return self._changed(model, weights(aligned))
+
+    def _changed(self, model: Any, before: dict[str, Any]) -> dict[str, _Scored]:
+        """Every weight that the fine-tune changed, whatever it is: so all of it can be taken back."""
+        found, seen, changed = weights(model), set(), {}
+        for name in [*found, *(name for name in before if name not in found)]:
+            new, old = found.get(name), before.get(name)
+            if new is None or old is None or new.tensor.shape != old.tensor.shape:
+                layer, _, own = name.rpartition(".")
                 raise InputError(
-                    f"Antidote: the aligned model has no layer {name} of the same shape. Pass the model that the "
-                    "fine-tune started from."
+                    f"Antidote: model and aligned model have no layer {layer} with a {own} of the same shape. Pass the "
+                    "model that the fine-tune started from."
                 )
+            if id(new.tensor) in seen:  # tied: under its first name
+                continue
+            seen.add(id(new.tensor))
 
-            def update(layer: Any = layer, old: Any = old) -> Tensor:
-                return effective_weight(layer) - effective_weight(old).to(effective_weight(layer).device)
+            def earlier(new: Any = new, old: Any = old) -> Tensor:
+                return old.effective().to(new.tensor.device)
 
-            # Layers that the fine-tune left alone have nothing to take back.
-            if bool(update().any()):
-                changed[f"{name}.weight"] = (layer, update)
+            def update(new: Any = new, earlier: Any = earlier) -> Tensor:
+                return new.effective() - earlier()
+
+            # Weights that the fine-tune left alone have nothing to take back.
+            if not bool(update().any()):
+                continue
+            linear = isinstance(new.module, nn.Linear) and name.endswith(".weight")
+            if not linear and not isinstance(new.module, nn.Embedding) and new.tensor.dim() > 1:
+                raise UnsupportedSetup(
+                    f"Antidote: the fine-tune changed {name}, a matrix that is no linear layer's and no embedding's, "
+                    "so its rows are not known to be outputs.",
+                    "fine-tune with a LoRA adapter on linear layers (attention, say), without this in modules_to_save.",
+                )
+            changed[name] = _Scored((new.lora or new.module) if linear else None, update, earlier)
         if not changed:
             raise InputError(
                 "Antidote: the model's weights equal the aligned model's, so there is no update to prune."
             )
+        blind = [name for name, one in changed.items() if one.module is None]
+        if blind and self.scope == "global" and self.data_roles():
+            raise UnsupportedSetup(
+                f"Antidote: scope='global' compares scores across weights, and {blind[0]} has no input features, so "
+                "that its scores are on another scale.",
+                "set scope='row' (the reference) or 'tensor', or score='magnitude'.",
+            )
         return changed
 
-    def _mark(self, mask: Mask, weights: dict[str, tuple[nn.Module, Any]], norms: dict[str, Tensor]) -> None:
-        import torch
+    @torch.no_grad()
+    def _mark(self, delta: Delta, scored: dict[str, _Scored], norms: dict[str, Tensor]) -> None:
+        def mark(name: str, marked: Tensor) -> None:
+            new = scored[name].new
+            delta.mark(name, marked, None if new is None else new()[marked])
 
-        from mithridate.repairs.masks import highest
-
-        with torch.no_grad():
-            scores = ((name, self._score(name, tensor(), norms)) for name, (_, tensor) in weights.items())
-            if self.scope != "global":
-                for name, score in scores:
-                    rows = score if self.scope == "row" else score.reshape(1, -1)
-                    mask.mark(name, highest(rows, self.ratio).reshape(score.shape))
-                return
-            every = dict(scores)
-            flat = torch.cat([score.flatten().cpu() for score in every.values()])
-            marked = highest(flat[None], self.ratio)[0].split([score.numel() for score in every.values()])
-            for (name, score), part in zip(every.items(), marked):
-                mask.mark(name, part.reshape(score.shape))
+        scores = ((name, self._score(name, one.tensor(), norms)) for name, one in scored.items())
+        if self.scope != "global":
+            for name, score in scores:
+                rows = score if self.scope == "row" and score.dim() == 2 else score.reshape(1, -1)
+                mark(name, highest(rows, self.ratio).reshape(score.shape))
+            return
+        every = dict(scores)
+        flat = torch.cat([score.flatten().cpu() for score in every.values()])
+        marked = highest(flat[None], self.ratio)[0].split([score.numel() for score in every.values()])
+        for (name, score), part in zip(every.items(), marked):
+            mark(name, part.reshape(score.shape).to(score.device))
 
     def _score(self, name: str, tensor: Tensor, norms: dict[str, Tensor]) -> Tensor:
-        """[out, in], fp64."""
-        import torch
-
+        """Of the tensor's shape, fp64."""
         if self.score == "random":
             # By name, so that a layer's draw does not depend on which others there are.
             seed = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
@@ -353,11 +391,9 @@ class Antidote(Repair):
         score = tensor.double().abs()
         if not bool(torch.isfinite(score).all()):
             raise MithridateError(f"{name}: the weights are not finite, so there is no ranking them.")
-        return score * norms[name].to(score.device) if norms else score
+        return score * norms[name].to(score.device) if name in norms else score
 
-    def _notes(self, model: Any) -> list[str]:
-        from mithridate.repairs.linears import adapted
-
+    def _notes(self, model: Any, delta: Delta) -> list[str]:
         notes = []
         if self.targets == "adapters" and getattr(model, "keeps_alignment", False):
             notes.append("The adapter holds the alignment too (topology single), so this cut takes from it as well.")
@@ -365,6 +401,6 @@ class Antidote(Repair):
             notes.append(
                 "Cuts the whole adapter: if alignment trained the same one (topology single), from the alignment too."
             )
-        elif adapted(model):
+        elif delta.merged:
             notes.append("The adapter was merged into the weights: save the model with merge_and_unload().")
         return notes

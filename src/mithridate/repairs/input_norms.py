@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,43 +10,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.sources.records import turns
+from mithridate.repairs.linears import plain
+from mithridate.repairs.rows import as_rows, token_ids
 
-
-def token_ids(rows: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[list[int]]:
-    """Each row's whole conversation, prompt and answer, in the chat template.
-
-    Args:
-        rows: records (`prompt` and `response`, or `messages`), or TRL's prompt-completion rows (turns or strings). A
-            row that has `input_ids` is taken as it is.
-
-    Raises:
-        InputError: naming the row that lacks a prompt or an answer.
-    """
-    ids = []
-    for number, row in enumerate(rows, start=1):
-        if "input_ids" in row:
-            ids.append(list(row["input_ids"]))
-            continue
-        messages = _messages(row)
-        if not messages or messages[-1]["role"] != "assistant":
-            raise InputError(
-                f"calibration row {number}: has no answer, and prompt and answer both count. Give it prompt and "
-                "response, messages, or prompt and completion."
-            )
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        # The template has written the special tokens already: adding them here would double the BOS.
-        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return ids
-
-
-def _messages(row: Mapping[str, Any]) -> list[Any]:
-    if isinstance(row.get("completion"), list) and isinstance(row.get("prompt"), list):
-        return [*row["prompt"], *row["completion"]]
-    if "messages" in row or isinstance(row.get("prompt"), str):
-        answer = row.get("response") or row.get("completion")
-        return turns({**row, "response": answer})
-    return []
+__all__ = ["as_rows", "input_norms", "token_ids"]
 
 
 def _require_positions(model: Any, rows: list[list[int]]) -> None:
@@ -73,7 +40,8 @@ def input_norms(
 
     Args:
         model: a causal language model, plain or PEFT; its modules' training modes are put back.
-        modules: modules of the decoder whose first argument is [rows, tokens, features].
+        modules: modules of the decoder whose first argument is [rows, tokens, features]; or the output embeddings,
+            which see what the decoder returns.
         rows: token ids, one list a row.
 
     Raises:
@@ -107,7 +75,9 @@ def input_norms(
 
         return add
 
-    decoder = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    decoder: Any = plain(model).base_model
+    head = model.get_output_embeddings()
+    heads = set() if head is None else {id(module) for module in head.modules()}  # under PEFT, with what wraps it
     device = model.get_input_embeddings().weight.device
     _require_positions(model, rows)
     ordered = sorted(rows, key=len, reverse=True)  # the longest first: if memory does not suffice, it shows at once
@@ -124,7 +94,10 @@ def input_norms(
             keep = torch.arange(len(batch[0]), device=device) < lengths[:, None]
             places = keep.flatten().nonzero().flatten()
             latest.clear()
-            decoder(input_ids=ids, use_cache=False)
+            output = decoder(input_ids=ids, use_cache=False)
+            for name, module in modules.items():
+                if id(module) in heads:
+                    hook(name)(module, (output[0],))
     finally:
         for handle in hooks:
             handle.remove()

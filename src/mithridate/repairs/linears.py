@@ -1,10 +1,14 @@
-"""The linear layers of a model, with or without LoRA over them: their names, their effective weights, merging.
+"""The weights of a model, with or without an adapter over them: their names, what they amount to, merging.
 
-A layer has the same name whether a PEFT model holds it or a plain one ("model.layers.0.self_attn.q_proj").
+A weight has the name that it has in the plain model ("model.layers.0.self_attn.q_proj.weight"), whether that model is
+at hand or a PEFT model that wraps it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,18 +17,88 @@ from torch import Tensor, nn
 from mithridate.errors import UnsupportedSetup
 
 
-def adapted(model: nn.Module) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Weight:
+    """A weight, and what stands round it.
+
+    Attributes:
+        tensor: the parameter: under LoRA, the one of the layer beneath.
+        module: what holds it.
+        lora: the LoRA layer over it, if any.
+        copied: whether it belongs to a copy that was trained whole beside an adapter (`modules_to_save`).
+    """
+
+    tensor: nn.Parameter
+    module: nn.Module
+    lora: Any = None
+    copied: bool = False
+
+    def effective(self) -> Tensor:
+        """What the model computes with, in fp32 (fp64 if it is): see `effective_weight`."""
+        return _wide(self.tensor.detach()) if self.lora is None else effective_weight(self.lora)
+
+
+def plain(model: Any) -> nn.Module:
+    """The model that a PEFT model wraps; a plain model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def weights(model: Any) -> dict[str, Weight]:
+    """Every weight that takes part in the model, by its name in the plain model; a tied one under each of its names.
+
+    Of a module that an adapter's training copied (`modules_to_save`) it is the copy, while that is in use.
+    """
+    found = {}
+    for name, module, lora, copied in _modules(plain(model), ""):
+        for own, parameter in module.named_parameters(recurse=False):
+            over = lora if own == "weight" else None
+            found[f"{name}.{own}" if name else own] = Weight(parameter, module, over, copied)
+    return found
+
+
+def _modules(
+    module: nn.Module, name: str, lora: Any = None, copied: bool = False
+) -> Iterator[tuple[str, nn.Module, Any, bool]]:
+    """The modules of the plain model, with those that PEFT put between them left out."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    if isinstance(module, BaseTunerLayer):
+        yield from _modules(module.get_base_layer(), name, module if isinstance(module, LoraLayer) else None, copied)
+    elif isinstance(module, AuxiliaryTrainingWrapper):
+        copies: Any = getattr(module, "modules_to_save", {})
+        used = [n for n in module.active_adapters if n in copies and not module.disable_adapters]
+        inner = copies[used[0]] if used else module.original_module
+        yield from _modules(inner, name, lora, copied or bool(used))
+    else:
+        yield name, module, lora, copied
+        for own, child in module.named_children():
+            yield from _modules(child, f"{name}.{own}" if name else own, None, copied)
+
+
+def shared(found: dict[str, Weight]) -> set[str]:
+    """Names of weights that have several names (tied embeddings)."""
+    times = Counter(id(weight.tensor) for weight in found.values())
+    return {name for name, weight in found.items() if times[id(weight.tensor)] > 1}
+
+
+def adapted(model: Any) -> dict[str, Any]:
     """The LoRA layers of a model by name; none for a plain model."""
     from peft.tuners.lora import LoraLayer
 
-    prefix = "base_model.model."  # what a PEFT model puts before the names of the model in it
-    return {n.removeprefix(prefix): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    return {name: module for name, module in plain(model).named_modules() if isinstance(module, LoraLayer)}
 
 
 def decoder_linears(model: Any) -> dict[str, nn.Module]:
     """Every `nn.Linear` of a plain model by name, without its output embeddings."""
     head = model.get_output_embeddings()
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+
+
+def layers(model: Any) -> dict[str, Any]:
+    """The linear layers whose weights `targets="merged"` cuts: those under an adapter, or all of the decoder."""
+    return adapted(model) or decoder_linears(model)
 
 
 def other_matrices(model: Any) -> list[str]:
@@ -46,10 +120,15 @@ def active(layer: Any) -> str:
     """The name of the one active adapter of a LoRA layer.
 
     Raises:
-        UnsupportedSetup: there is none, or there are several.
+        UnsupportedSetup: there is none, or there are several, or adapters are switched off.
     """
+    if layer.disable_adapters:
+        raise UnsupportedSetup(
+            "The adapter is switched off at the moment, so the model is the one beneath it.",
+            "switch it on: model.enable_adapter_layers(), or leave the `with model.disable_adapter():` block.",
+        )
     names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(names) != 1 or layer.disable_adapters:
+    if len(names) != 1:
         raise UnsupportedSetup(
             f"{len(names)} LoRA adapters over linear layers are active ({', '.join(names) or 'none'}), not one.",
             "activate the fine-tuning adapter alone: model.set_adapter(name).",
@@ -57,37 +136,145 @@ def active(layer: Any) -> str:
     return names[0]
 
 
-def check_plain_lora(model: nn.Module, layers: dict[str, Any]) -> None:
-    """Checks that each LoRA layer computes W x + scaling * B A x over an ordinary linear layer, and nothing else.
-
-    Args:
-        model: what holds the layers.
-        layers: from `adapted`.
+def factors(model: Any) -> dict[str, nn.Linear]:
+    """Both factors of the active adapter: A [r, in] as "NAME.lora_A", B [out, r] as "NAME.lora_B".
 
     Raises:
-        UnsupportedSetup: it does not (DoRA and other variants, a bias of its own, an embedding, a convolution), or the
-            adapter does more beside: it trains single tokens, or runs layers several times.
+        UnsupportedSetup: see `check_adapters`.
     """
-    for config in getattr(model, "peft_config", {}).values():
-        for what in ("layer_replication", "trainable_token_indices"):
-            if getattr(config, what, None):
-                raise UnsupportedSetup(
-                    f"The adapter has {what}, which is not in the factors over linear layers.",
-                    "use plain LoRA over linear layers (LoraConfig's defaults).",
-                )
-    for name, layer in layers.items():
-        adapter = active(layer)
-        what = None
-        if not isinstance(base_linear(layer), nn.Linear):
-            what = f"is over {type(base_linear(layer)).__name__}, not nn.Linear"
-        elif adapter in layer.lora_variant:
-            what = f"is a {type(layer.lora_variant[adapter]).__name__}, not plain LoRA"
-        elif layer.lora_bias[adapter]:
-            what = "has a bias of its own (lora_bias)"
-        if what:
+    check_adapters(model)
+    return {
+        f"{name}.{factor}": getattr(layer, factor)[active(layer)]
+        for name, layer in adapted(model).items()
+        for factor in ("lora_A", "lora_B")
+    }
+
+
+_LEAVE_OUT = "leave {} out of the adapter's target_modules, and fine-tune again: LoRA on attention and MLP is enough."
+_PLAIN = "use plain LoRA over linear layers (LoraConfig's defaults)"
+
+
+def check_adapters(model: Any) -> None:
+    """Checks that what the adapters in use do to the model can be seen in its weights.
+
+    That is so where each layer computes W x + scaling * B A x over an ordinary linear layer of its own, and where
+    nothing else was trained but whole modules (`modules_to_save`) and the weights themselves. A plain model passes.
+
+    Raises:
+        UnsupportedSetup: it is not so (soft prompts, IA3 and other kinds, DoRA and other variants, trained tokens, an
+            adapter over an embedding or a tied weight, several adapters at once), with a remedy.
+    """
+    configs = getattr(model, "peft_config", {})
+    for config in configs.values():
+        if getattr(config, "layer_replication", None):
             raise UnsupportedSetup(
-                f"The adapter at {name} {what}.", "use plain LoRA over linear layers (LoraConfig's defaults)."
+                "The adapter has layer_replication: it runs layers several times, under names of their own.",
+                f"{_PLAIN}, and fine-tune again.",
             )
+    tied = shared(weights(model))
+    for name, layer in adapted(model).items():
+        _check_layer(name, layer, f"{name}.weight" in tied)
+    for name, kind in _unseen(model):
+        if kind == "prompt_encoder":
+            raise UnsupportedSetup(
+                f"The adapter is a soft prompt ({name}): it lies before the model's input, in none of its weights.",
+                f"{_PLAIN} for the fine-tune; a soft prompt is taken away by not loading it.",
+            )
+        if kind == "trainable_tokens_delta":
+            raise UnsupportedSetup(
+                f"The adapter has trainable_token_indices ({name}), which is not in the factors over linear layers.",
+                "leave trainable_token_indices out of the adapter, and fine-tune again.",
+            )
+        kinds = sorted({getattr(c.peft_type, "value", str(c.peft_type)) for c in configs.values()})
+        raise UnsupportedSetup(
+            f"The adapter ({', '.join(kinds)}) holds {name}, which is no LoRA adapter's factor over a linear layer.",
+            "merge it first (model = model.merge_and_unload()), and set targets='update' with the aligned model, or "
+            f"targets='merged'; or {_PLAIN}.",
+        )
+
+
+def _check_layer(name: str, layer: Any, tied: bool) -> None:
+    from peft.tuners.lora.layer import ParamWrapper
+
+    base, last = base_linear(layer), name.rpartition(".")[2]
+    if isinstance(layer, ParamWrapper):
+        raise UnsupportedSetup(
+            f"The adapter at {name} is over a parameter (target_parameters), not over an nn.Linear.",
+            f"{_PLAIN}: target_modules instead of target_parameters.",
+        )
+    if not isinstance(base, nn.Linear):
+        raise UnsupportedSetup(
+            f"The adapter at {name} is over {type(base).__name__}, not nn.Linear.", _LEAVE_OUT.format(last)
+        )
+    if tied:
+        raise UnsupportedSetup(
+            f"The adapter at {name} is over a weight that is tied (the embeddings share it), so that merging it would "
+            "change them too.",
+            _LEAVE_OUT.format(last),
+        )
+    adapter = active(layer)
+    what = None
+    if adapter in layer.lora_variant:
+        what = f"is a {type(layer.lora_variant[adapter]).__name__}, not plain LoRA"
+    elif layer.lora_bias.get(adapter):
+        what = "has a bias of its own (lora_bias)"
+    if what:
+        raise UnsupportedSetup(
+            f"The adapter at {name} {what}.",
+            "merge it first (model = model.merge_and_unload()), and set targets='update' with the aligned model, or "
+            f"targets='merged'; or {_PLAIN}.",
+        )
+
+
+def _unseen(model: Any) -> list[tuple[str, str]]:
+    """The parameters in use that are neither weights of the plain model nor factors of LoRA: name, and kind."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    seen = {id(parameter) for parameter in plain(model).parameters()} if not hasattr(model, "peft_config") else set()
+    seen |= {id(weight.tensor) for weight in weights(model).values()}
+    for layer in adapted(model).values():
+        for factor in (layer.lora_A, layer.lora_B):
+            seen |= {id(part.weight) for part in factor.values() if isinstance(part, nn.Linear)}
+    in_use = getattr(model, "active_adapters", [])  # transformers' own models have a method of that name
+    holders, active_names, names = {"prompt_encoder"}, set([] if callable(in_use) else in_use), set()
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            seen |= {id(parameter) for parameter in module.original_module.parameters()}
+        if isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
+            holders |= set(module.adapter_layer_names)
+            active_names |= set(module.active_adapters)
+            names |= set(module._get_available_adapters())
+    found = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) in seen:
+            continue
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part in holders), None)
+        kind = parts[at] if at is not None else parts[-1]
+        belongs = parts[at + 1] if at is not None and at + 1 < len(parts) else ""
+        if belongs not in names - active_names:  # an adapter that is not in use changes nothing
+            found.append((name, kind))
+    return found
+
+
+def beside_factors(model: Any) -> list[str]:
+    """Weights that the fine-tune of a PEFT model can have changed beside the adapter's factors; none of a plain model.
+
+    Copies that were trained whole (`modules_to_save`), biases (`bias`), and whatever else is set to be trained.
+    """
+    configs = getattr(model, "peft_config", {})
+    if not configs:
+        return []
+    biases = {getattr(config, "bias", "none") for config in configs.values()} - {"none"}
+    lora = set(adapted(model))
+    return [
+        name
+        for name, weight in weights(model).items()
+        if weight.copied
+        or weight.tensor.requires_grad
+        or (name.endswith(".bias") and ("all" in biases or (biases and name.removesuffix(".bias") in lora)))
+    ]
 
 
 def effective_weight(layer: Any) -> Tensor:
@@ -95,14 +282,16 @@ def effective_weight(layer: Any) -> Tensor:
 
     May share its memory with the layer: not to be written to.
     """
-    weight = base_linear(layer).weight.detach()
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    weight = weight.to(wide)
+    weight = _wide(base_linear(layer).weight.detach())
     if layer is base_linear(layer) or layer.merged:
         return weight
     adapter = active(layer)
-    a, b = layer.lora_A[adapter].weight.detach().to(wide), layer.lora_B[adapter].weight.detach().to(wide)
+    a, b = (factor[adapter].weight.detach().to(weight.dtype) for factor in (layer.lora_A, layer.lora_B))
     return weight + layer.scaling[adapter] * (b @ a)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -1,0 +1,683 @@
+"""What a repair changed in a model: saved, applied to a fresh copy, undone bit for bit.
+
+A repair computes new values, notes them in a `Delta`, and applies that:
+
+    delta = Delta(repair="mine", settings=self.settings())
+    delta.mark("model.layers.0.mlp.up_proj.weight", mask, values)      # some entries of a weight
+    delta.replace("model.norm.weight", tensor)                         # a whole weight
+    delta.replace_factors("model.layers.0.self_attn.q_proj", a, b)     # LoRA's factors, of any rank
+    return delta.apply(model)
+
+Weights go by their names in the plain model, factors of the active adapter by "LAYER.lora_A" and "LAYER.lora_B".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mithridate.errors import InputError, MithridateError
+from mithridate.repairs.linears import (
+    active,
+    adapted,
+    base_linear,
+    check_adapters,
+    effective_weight,
+    factors,
+    merge,
+    weights,
+)
+
+FILE = "delta.safetensors"
+_FORMAT = "mithridate-delta/1"
+_SAMPLE = 64  # entries of a weight by which it is known again
+# How far off they may be, as a share of their size: merging rounds a little differently on another device.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+
+
+@dataclass
+class Entries:
+    """Some entries of a tensor.
+
+    Attributes:
+        shape: of the whole tensor.
+        bits: one bit an entry, row by row, packed into uint8.
+        values: what the marked entries become, row by row: [marked]; None: zero.
+    """
+
+    shape: tuple[int, ...]
+    bits: np.ndarray = field(repr=False)
+    values: Tensor | None = field(default=None, repr=False)
+
+    def mask(self) -> Tensor:
+        """Bool, of the tensor's shape, on the CPU."""
+        flat = np.unpackbits(self.bits, count=math.prod(self.shape)).astype(bool)
+        return torch.from_numpy(flat).reshape(self.shape)
+
+    def count(self) -> tuple[int, int]:
+        return int(np.unpackbits(self.bits).sum()), math.prod(self.shape)
+
+    def parts(self) -> dict[str, Tensor]:
+        bits = {"mask": torch.from_numpy(self.bits)}
+        return bits if self.values is None else bits | {"values": self.values}
+
+
+@dataclass
+class Dense:
+    """A whole tensor: `value` takes its place."""
+
+    value: Tensor = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    def count(self) -> tuple[int, int]:
+        return self.value.numel(), self.value.numel()
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"dense": self.value}
+
+
+@dataclass
+class Factors:
+    """Both factors of a LoRA layer, of any rank.
+
+    Attributes:
+        a: [rank, in].
+        b: [out, rank].
+        scaling: of B A; None: as the layer has it.
+        alpha: LoRA's alpha, from which PEFT computes the scaling; known once applied.
+    """
+
+    a: Tensor = field(repr=False)
+    b: Tensor = field(repr=False)
+    scaling: float | None = None
+    alpha: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.b), len(self.a), self.a.shape[1])
+
+    def count(self) -> tuple[int, int]:
+        entries = self.a.numel() + self.b.numel()
+        return entries, entries
+
+    def parts(self) -> dict[str, Tensor]:
+        return {"lora_A": self.a, "lora_B": self.b}
+
+
+_KINDS = {"entries": Entries, "dense": Dense, "factors": Factors}
+
+
+@dataclass
+class Delta:
+    """What a repair changed.
+
+    Attributes:
+        repair: its name.
+        settings: its settings.
+        notes: what a reader of the numbers should know.
+        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first.
+            Where no changed weight lies under an adapter it is False once applied.
+        changes: by name, what became of each tensor.
+    """
+
+    repair: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    merged: bool = True
+    changes: dict[str, Entries | Dense | Factors] = field(default_factory=dict, repr=False)
+    _before: dict[str, Tensor] = field(default_factory=dict, repr=False)  # how each tensor is known again
+    _undo: dict[str, _Undo] | None = field(default=None, repr=False)
+
+    # -- made by a repair ---------------------------------------------------------------------------
+
+    def mark(self, name: str, mask: Tensor, values: Tensor | None = None) -> None:
+        """Entries of a tensor become `values`.
+
+        Args:
+            name: of a weight, or of a LoRA factor.
+            mask: bool, of its shape.
+            values: [marked entries], row by row; None: zero.
+        """
+        if values is not None:
+            values = _own(values)
+            if values.shape != (int(mask.sum()),):
+                raise InputError(f"{name}: {tuple(values.shape)} values for {int(mask.sum())} marked entries")
+            values = values if bool(values.any()) else None
+        self.changes[name] = Entries(tuple(mask.shape), np.packbits(mask.flatten().cpu().numpy()), values)
+
+    def replace(self, name: str, value: Tensor) -> None:
+        """A tensor becomes `value`, of its shape."""
+        self.changes[name] = Dense(_own(value))
+
+    def replace_factors(self, layer: str, a: Tensor, b: Tensor, scaling: float | None = None) -> None:
+        """The factors of the active adapter at a layer become A [rank, in] and B [out, rank].
+
+        Args:
+            layer: name of the linear layer.
+            a, b: of any rank, the same in both.
+            scaling: of B A; None: as it is.
+        """
+        if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
+            raise InputError(f"{layer}: factors of shape {tuple(a.shape)} and {tuple(b.shape)} have no product B A")
+        self.changes[layer] = Factors(_own(a), _own(b), scaling)
+
+    # -- what it says -------------------------------------------------------------------------------
+
+    @property
+    def mask(self) -> Self:
+        """Itself: a repair's report once held a mask of its own."""
+        return self
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Which entries of a tensor were changed: bool, of its shape, on the CPU."""
+        change = self.changes[name]
+        return change.mask() if isinstance(change, Entries) else torch.ones(change.shape, dtype=torch.bool)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each changed tensor; of factors (out, rank, in)."""
+        return {name: change.shape for name, change in self.changes.items()}
+
+    @property
+    def bits(self) -> dict[str, np.ndarray]:
+        """The masks, packed: one bit an entry."""
+        return {name: change.bits for name, change in self.changes.items() if isinstance(change, Entries)}
+
+    @property
+    def only_factors(self) -> bool:
+        """Whether it changed nothing but LoRA's factors, so that the weights beneath are as they were."""
+        return all(
+            isinstance(change, Factors) or name.endswith((".lora_A", ".lora_B")) or not change.count()[0]
+            for name, change in self.changes.items()
+        )
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Changed entries and all entries of each tensor."""
+        return {name: change.count() for name, change in self.changes.items()}
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Changed entries and all entries of the tensors that it acted on."""
+        counts = self.counts().values()
+        return sum(changed for changed, _ in counts), sum(entries for _, entries in counts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and new values: the same change has the same digest, whoever computed it."""
+        whole = hashlib.sha256()
+        for name, change in sorted(self.changes.items()):
+            whole.update(json.dumps([name, change.shape, getattr(change, "alpha", None)]).encode())
+            for part, tensor in sorted(change.parts().items()):
+                whole.update(part.encode() + _bytes(tensor))
+        return whole.hexdigest()
+
+    def table(self) -> str:
+        """Shape, changed entries and their share for each tensor and in all, as text; the notes below."""
+        counts = self.counts()
+        rows = [(n, "x".join(map(str, self.shapes[n])), *counts[n]) for n in counts] + [("all", "", *self.total)]
+        width = max(len("weight"), *(len(name) for name, *_ in rows))
+        lines = [f"{'weight':<{width}}  {'shape':>12}  {'changed':>12}  {'share':>7}"]
+        lines += [f"{n:<{width}}  {shape:>12}  {k:>12,}  {k / of if of else 0:>7.2%}" for n, shape, k, of in rows]
+        return "\n".join([*lines, *self.notes])
+
+    # -- on a model ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def apply(self, model: Any, aligned: Any = None) -> Self:
+        """Changes the model in place; needs no other model. Returns itself, which can then be undone.
+
+        The first time, the model is the one that the repair was made on, and is remembered by some of its entries;
+        after that, only the same model is taken.
+
+        Args:
+            model: changed in place, or left as it is where this raises.
+            aligned: not used: it was needed when masks held no values.
+
+        Raises:
+            InputError: the model lacks a changed tensor, has it in another shape or dtype, or is another model than
+                the one that this was made for (repaired already, or trained further).
+            UnsupportedSetup: its adapters are of a kind that `check_adapters` refuses.
+        """
+        places = self._places(model)
+        first = not self._before
+        before = {name: _known(change, places[name], self.merged) for name, change in self.changes.items()}
+        if first:
+            self._fit(places)
+            self.merged = self.merged and any(_to_merge(self.changes[name], places[name]) for name in self.changes)
+            self._before = before
+        else:
+            for name, known in self._before.items():
+                place = places[name]  # factors are stored, never merged: they are the same everywhere
+                tolerance = 1e-6 if place.factor else _TOLERANCE.get(place.tensor.dtype, 1e-4)
+                if not _alike(known, before[name], tolerance):
+                    raise InputError(
+                        f"{name}: this repair was made for other weights: the model is another one, is repaired "
+                        "already, or was trained since. Apply it to the model it was made on, or run the repair on "
+                        "this one."
+                    )
+        undo = {}
+        try:
+            for name, change in self.changes.items():
+                undo[name] = _change(change, places[name], self.merged)
+        except BaseException:  # out of memory, interrupted
+            for name in undo:
+                _put_back(self.changes[name], undo[name], places[name])
+            raise
+        self._undo = undo
+        return self
+
+    @torch.no_grad()
+    def undo(self, model: Any) -> None:
+        """Puts everything back, bit for bit: values, factors and their rank, adapters that `apply` merged.
+
+        With a delta that was read from a file, on a model that was saved with its adapter merged, the adapter stays
+        merged.
+
+        Raises:
+            InputError: there is nothing to undo, or the model is not exactly as the repair left it. Nothing is changed
+                then.
+        """
+        if self._undo is None:
+            raise InputError(
+                "there is nothing to undo: this repair was not applied yet, is undone already, or was saved without "
+                "the values that it replaced (save(folder, undo=True) keeps them)"
+            )
+        lost = [name for name, undo in self._undo.items() if undo.unmerged is not None and name not in _lora(model)]
+        if lost:
+            raise InputError(
+                f"{lost[0]}: the adapter that this repair merged is gone (merge_and_unload), so it cannot be taken out "
+                "again. Undo before merge_and_unload(), or load base and adapter anew. To take the repair alone out of "
+                "a merged model: save(folder, undo=True), then Delta.load(folder).undo(model)."
+            )
+        places = self._places(model)
+        for name, undo in self._undo.items():
+            _check_state(name, self.changes[name], undo, places[name])
+        for name, undo in self._undo.items():
+            _put_back(self.changes[name], undo, places[name])
+        self._undo = None
+
+    def _places(self, model: Any) -> dict[str, _Place]:
+        """Where each change goes. Raises InputError where the model has no such place."""
+        check_adapters(model)
+        found, parts, over = weights(model), factors(model), adapted(model)
+        places = {}
+        for name, change in self.changes.items():
+            if isinstance(change, Factors):
+                layer = over.get(name)
+                if layer is None or layer.merged:
+                    what = "has no LoRA adapter there" if layer is None else "has its adapter merged"
+                    raise InputError(f"{name}: the repair changed LoRA's factors, and the model {what}")
+                beneath = base_linear(layer)
+                if change.a.shape[1] != beneath.in_features or change.b.shape[0] != beneath.out_features:
+                    raise InputError(f"{name}: factors {change.shape} do not fit the layer")
+                places[name] = _Place(layer.lora_A[active(layer)].weight, layer, model, factor=True)
+                continue
+            if name in parts:
+                tensor, layer = parts[name].weight, None
+            elif name in found:
+                tensor, layer = found[name].tensor, found[name].lora
+            else:
+                raise InputError(
+                    f"{name}: the model has no such weight. Apply the repair to the model it was made on."
+                )
+            if tuple(tensor.shape) != change.shape:
+                raise InputError(
+                    f"{name}: the repair is for shape {change.shape} and the model has it with shape "
+                    f"{tuple(tensor.shape)}"
+                )
+            known = change.value if isinstance(change, Dense) else change.values
+            if self._before and known is not None and known.dtype != tensor.dtype and name not in parts:
+                raise InputError(
+                    f"{name}: the repair was made in {known.dtype} and the model is in {tensor.dtype}. Load it in "
+                    f"{known.dtype}."
+                )
+            places[name] = _Place(tensor, layer, model, factor=name in parts)
+        twice = [n for n, c in Counter(id(place.tensor) for place in places.values()).items() if c > 1]
+        if twice:
+            names = [name for name, place in places.items() if id(place.tensor) == twice[0]]
+            raise InputError(
+                f"{' and '.join(names)} are one tensor (tied): a repair changes it under one of its names"
+            )
+        return places
+
+    def _fit(self, places: dict[str, _Place]) -> None:
+        """New values in the dtype of what they replace, so that a saved delta gives the very same model."""
+        for name, change in self.changes.items():
+            dtype = places[name].tensor.dtype
+            if isinstance(change, Factors):
+                layer = places[name].layer
+                adapter, rank = active(layer), len(change.a)
+                scaling = layer.scaling[adapter] if change.scaling is None else change.scaling
+                change.alpha = scaling * (math.sqrt(rank) if layer.use_rslora.get(adapter) else rank)
+                change.a, change.b = change.a.to(dtype), change.b.to(dtype)
+            elif isinstance(change, Dense):
+                change.value = change.value.to(dtype)
+            elif change.values is not None:
+                change.values = change.values.to(dtype)
+
+    # -- on disk ------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, undo: bool = False) -> None:
+        """Writes `delta.safetensors` and `report.json` into a folder.
+
+        Args:
+            folder: made where it is missing.
+            undo: whether the values that were replaced are kept too, so that the file alone can undo the repair.
+
+        Raises:
+            InputError: `undo` is asked for, and nothing was applied yet.
+            MithridateError: it cannot be written.
+        """
+        if undo and self._undo is None:
+            raise InputError("undo values are there only after apply(), and before undo()")
+        tensors = {f"{n}:{part}": t for n, change in self.changes.items() for part, t in change.parts().items()}
+        tensors |= {f"{name}:before": known for name, known in self._before.items()}
+        kept = self._undo if undo and self._undo is not None else {}
+        for name, one in kept.items():
+            tensors |= {f"{name}:undo:{part}": t.detach().cpu().contiguous() for part, t in one.values.items()}
+        kinds = {cls: kind for kind, cls in _KINDS.items()}
+        facts: dict[str, Any] = {
+            "format": _FORMAT,
+            "repair": self.repair,
+            "settings": self.settings,
+            "notes": self.notes,
+            "merged": self.merged,
+            "changes": {
+                name: {"kind": kinds[type(change)], "shape": change.shape, "alpha": getattr(change, "alpha", None)}
+                for name, change in self.changes.items()
+            },
+            "undo": {name: {"after": one.after, "lora": one.lora} for name, one in kept.items()},
+        }
+        facts = json.loads(json.dumps(facts, default=str))
+        facts["sha256"] = _checksum(facts, tensors)
+        changed, entries = self.total
+        report = {
+            "repair": self.repair,
+            "settings": facts["settings"],
+            "mask": self.digest,
+            "removed": changed,
+            "entries": entries,
+            "weights": {name: list(count) for name, count in self.counts().items()},
+            "notes": self.notes,
+        }
+        folder = Path(folder)
+        aside = folder / f".{FILE}.{os.getpid()}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # One key, so that equal changes make equal files (the library orders several keys at random).
+            save_file(tensors, aside, metadata={"mithridate": json.dumps(facts, sort_keys=True)})
+            aside.replace(folder / FILE)
+            (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        except Exception as error:  # OSError, or safetensors' own
+            reason = getattr(error, "strerror", None) or error
+            raise MithridateError(
+                f"{folder}: cannot be written ({reason}). Make room, or give another one."
+            ) from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Reads a delta from the folder that it was saved to.
+
+        Raises:
+            InputError: the file is missing, damaged, of another version, or no delta.
+        """
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise InputError(f"{path}: no such file. {_older(path.parent)}Save it again, or run the repair again.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["mithridate"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            form = facts["format"]
+            whole = form != _FORMAT or _checksum(facts, tensors) == facts.pop("sha256")
+        except Exception as error:  # a file or header that is not ours: KeyError, ValueError, the library's own
+            raise InputError(
+                f"{path}: damaged, or not of this project. Save it again, or run the repair again."
+            ) from error
+        if form != _FORMAT:
+            raise InputError(f"{path}: of another version ({form}). Run the repair again.")
+        if not whole:
+            raise InputError(f"{path}: damaged: its content is not what was saved. Run the repair again.")
+        delta = cls(facts["repair"], facts["settings"], facts["notes"], facts["merged"])
+        undo = {}
+        for name, fact in facts["changes"].items():
+            delta.changes[name] = _read(name, fact, tensors)
+            if f"{name}:before" in tensors:
+                delta._before[name] = tensors[f"{name}:before"]
+            if name in facts["undo"]:
+                start = f"{name}:undo:"
+                values = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+                undo[name] = _Undo(values, facts["undo"][name]["after"], facts["undo"][name]["lora"])
+        delta._undo = undo if undo or (facts["undo"] and not delta.changes) else None
+        return delta
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a change goes: the tensor, the LoRA layer over it (or whose factors are changed), and the model."""
+
+    tensor: nn.Parameter
+    layer: Any
+    model: Any
+    factor: bool
+
+
+@dataclass
+class _Undo:
+    """What takes a change back.
+
+    Attributes:
+        values: what stood there: "values" (marked entries), "dense", or "lora_A" and "lora_B".
+        after: checksum of the tensors as the repair left them.
+        lora: of factors: rank, alpha and the config's patterns before.
+        unmerged: the weight beneath an adapter that `apply` merged into it.
+    """
+
+    values: dict[str, Tensor]
+    after: int = 0
+    lora: dict[str, Any] = field(default_factory=dict)
+    unmerged: Tensor | None = None
+
+
+def _lora(model: Any) -> set[str]:
+    return {f"{name}.weight" for name in adapted(model)}
+
+
+def _to_merge(change: Entries | Dense | Factors, place: _Place) -> bool:
+    """Whether an adapter has to be merged before the change; a change of nothing needs no merging."""
+    if isinstance(change, Factors) or place.layer is None or place.layer.merged:
+        return False
+    return change.count()[0] > 0
+
+
+def _current(change: Entries | Dense | Factors, place: _Place, merged: bool) -> Tensor:
+    """The tensor at a place, in its own dtype; with the adapter merged, where it is going to be."""
+    if merged and _to_merge(change, place):
+        return effective_weight(place.layer).to(place.tensor.dtype)
+    return place.tensor.detach()
+
+
+def _known(change: Entries | Dense | Factors, place: _Place, merged: bool) -> Tensor:
+    """By what a tensor is known again: its size and some entries, the same of the part that is changed; [n], fp64."""
+    if isinstance(change, Factors):
+        adapter = active(place.layer)
+        pair = (place.layer.lora_A[adapter].weight, place.layer.lora_B[adapter].weight)
+        return torch.cat([_sketch(part.detach()) for part in pair])
+    now = _current(change, place, merged)
+    if isinstance(change, Entries):
+        return torch.cat([_sketch(now), _sketch(now[change.mask().to(now.device)])])
+    return _sketch(now)
+
+
+def _sketch(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+    size = torch.linalg.vector_norm(flat, dtype=wide).double() / max(1, flat.numel()) ** 0.5
+    step = max(1, flat.numel() // _SAMPLE)
+    return torch.cat([size.reshape(1), flat[::step][:_SAMPLE].double()]).cpu()
+
+
+def _alike(known: Tensor, now: Tensor, tolerance: float) -> bool:
+    if known.shape != now.shape:
+        return False
+    return float((known - now).norm()) <= tolerance * float(known.norm())
+
+
+def _change(change: Entries | Dense | Factors, place: _Place, merged: bool) -> _Undo:
+    """Makes one change. Returns what takes it back."""
+    tensor = place.tensor
+    if isinstance(change, Factors):
+        return _swap_factors(change, place)
+    unmerged = None
+    if merged and _to_merge(change, place):
+        unmerged = tensor.detach().clone()
+        merge(place.layer)
+    if isinstance(change, Dense):
+        undo = _Undo({"dense": tensor.detach().clone()}, unmerged=unmerged)
+        tensor.copy_(change.value)
+    else:
+        mask = change.mask().to(tensor.device)
+        undo = _Undo({"values": tensor[mask].clone()}, unmerged=unmerged)
+        tensor[mask] = 0 if change.values is None else change.values.to(tensor)
+    undo.after = _state(change, place)
+    return undo
+
+
+def _swap_factors(change: Factors, place: _Place) -> _Undo:
+    layer, adapter = place.layer, active(place.layer)
+    undo = _Undo({"lora_A": layer.lora_A[adapter].weight, "lora_B": layer.lora_B[adapter].weight})
+    config, name = place.model.peft_config[adapter], _name_of(place)
+    undo.lora = {
+        "r": layer.r[adapter],
+        "alpha": layer.lora_alpha[adapter],
+        "scaling": layer.scaling[adapter],
+        "patterns": [config.rank_pattern.get(name), config.alpha_pattern.get(name)],
+    }
+    _set_factors(layer, change.a.to(place.tensor), change.b.to(place.tensor))
+    rank, alpha = len(change.a), change.alpha
+    assert alpha is not None
+    layer.r[adapter], layer.lora_alpha[adapter] = rank, alpha
+    layer.scaling[adapter] = alpha / (math.sqrt(rank) if layer.use_rslora.get(adapter) else rank)
+    # PEFT takes the first pattern that fits a name, so this layer's own stands first.
+    config.rank_pattern = {name: rank} | {n: r for n, r in config.rank_pattern.items() if n != name}
+    config.alpha_pattern = {name: alpha} | {n: a for n, a in config.alpha_pattern.items() if n != name}
+    undo.after = _state(change, place)
+    return undo
+
+
+def _set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
+    adapter = active(layer)
+    for module, value in ((layer.lora_A[adapter], a), (layer.lora_B[adapter], b)):
+        trained = module.weight.requires_grad
+        module.weight = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=trained)
+        module.out_features, module.in_features = value.shape
+
+
+def _name_of(place: _Place) -> str:
+    return next(name for name, layer in adapted(place.model).items() if layer is place.layer)
+
+
+def _state(change: Entries | Dense | Factors, place: _Place) -> int:
+    """Checksum of all that a change touches, exact to the bit, the same on every device."""
+    if isinstance(change, Factors):
+        adapter = active(place.layer)
+        parts = [place.layer.lora_A[adapter].weight, place.layer.lora_B[adapter].weight]
+    else:
+        parts = [place.tensor]
+    return sum(_sum_of_bits(part.detach()) * (2 * i + 1) for i, part in enumerate(parts)) % 2**63
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Sum of each entry's bits as a whole number times its place; whole numbers add up the same in any order."""
+    wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    flat, total, chunk = tensor.contiguous().view(-1).view(wide), 0, 1 << 22
+    for start in range(0, flat.numel(), chunk):
+        part = flat[start : start + chunk].to(torch.int64)
+        place = torch.arange(start + 1, start + 1 + len(part), device=part.device) % 65_521 + 1
+        total += int((part * place).sum())
+    return total
+
+
+def _check_state(name: str, change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> None:
+    unmerged_since = undo.unmerged is not None and place.layer.merged_adapters != [active(place.layer)]
+    if unmerged_since or _state(change, place) != undo.after:
+        raise InputError(
+            f"{name}: is not as this repair left it: undone already, never repaired, trained or repaired again since, "
+            "its adapter unmerged or its dtype changed since, or another model. Undo it on the model that it repaired, "
+            "and what came after it first."
+        )
+
+
+def _put_back(change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> None:
+    tensor, layer = place.tensor, place.layer
+    if isinstance(change, Factors):
+        adapter, name = active(layer), _name_of(place)
+        a, b = undo.values["lora_A"], undo.values["lora_B"]
+        if not isinstance(a, nn.Parameter):  # read from a file
+            a, b = a.to(tensor), b.to(tensor)
+        _set_factors(layer, a, b)
+        layer.r[adapter], layer.lora_alpha[adapter] = undo.lora["r"], undo.lora["alpha"]
+        layer.scaling[adapter] = undo.lora["scaling"]
+        config = place.model.peft_config[adapter]
+        for pattern, old in zip((config.rank_pattern, config.alpha_pattern), undo.lora["patterns"]):
+            pattern.pop(name)
+            if old is not None:
+                pattern[name] = old
+    elif undo.unmerged is not None:
+        tensor.copy_(undo.unmerged)
+        layer.merged_adapters.clear()
+    elif isinstance(change, Dense):
+        tensor.copy_(undo.values["dense"])
+    else:
+        tensor[change.mask().to(tensor.device)] = undo.values["values"].to(tensor)
+
+
+def _read(name: str, fact: dict[str, Any], tensors: dict[str, Tensor]) -> Entries | Dense | Factors:
+    if fact["kind"] == "dense":
+        return Dense(tensors[f"{name}:dense"])
+    if fact["kind"] == "factors":
+        return Factors(tensors[f"{name}:lora_A"], tensors[f"{name}:lora_B"], alpha=fact["alpha"])
+    return Entries(tuple(fact["shape"]), tensors[f"{name}:mask"].numpy(), tensors.get(f"{name}:values"))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, which nobody else writes to."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _checksum(facts: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over all that a file says: a flipped bit must not become another model."""
+    said = {name: value for name, value in facts.items() if name != "sha256"}
+    whole = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        whole.update(name.encode() + _bytes(tensors[name]))
+    return whole.hexdigest()
+
+
+def _older(folder: Path) -> str:
+    """What to say of a folder that an earlier release saved."""
+    return (
+        "Its mask.safetensors is of an earlier release and holds no new values. "
+        * (folder / "mask.safetensors").is_file()
+    )
