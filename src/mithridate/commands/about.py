@@ -78,7 +78,7 @@ def estimate(
             sharded=accelerate == "fsdp2",
             gpu=not cpu,
         )
-        lines = planning.of_model(what, setup, methods_of(method or METHODS, "--method"))
+        lines = planning.of_model(what, setup, methods_of(method, "--method") if method else METHODS)
         for name in () if method else REPAIRS:
             try:
                 lines += planning.of_model(what, setup, [name])
