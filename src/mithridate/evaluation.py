@@ -13,6 +13,7 @@ What is asked of a model, how it is judged and what counts is the protocol's: se
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from mithridate import judges as known_judges
 from mithridate import tasks as known_tasks
 from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import Item, Judge, Judgement
+from mithridate.methods.base import TestTime
 from mithridate.protocols import Count, Protocol, TaskUse, asked
 from mithridate.protocols import protocol as find_protocol
 from mithridate.sources.records import check_record, plain_rows, prompt_text
@@ -127,6 +129,7 @@ def answers(
     cache: Path | None = None,
     progress: bool = False,
     evaluation: str | None = None,
+    around: Sequence[TestTime] = (),
 ) -> list[Row]:
     """One row a prompt with the model's answer. Answers to tasks with a rule are scored by it; the rest is for judges.
 
@@ -137,6 +140,8 @@ def answers(
         cache: folder in which answers are kept by content; None keeps nothing.
         progress: whether to show a progress bar.
         evaluation: what the answers belong to: those of a server are kept for this alone.
+        around: what is put around each prompt, one after the other; rows keep the bare prompt, and say so in the
+            column `at_test` (JSON), which they have only then.
 
     Raises:
         InputError: an unknown task, a rule that the task lacks, or a prompt that does not fit.
@@ -159,13 +164,16 @@ def answers(
             records = use.prepare(records) if use else records
             decoding = use.decoding() if use else protocol.decoding
             found, failed = {}, []
-            how = generator, [asked(record) for record in records], TEMPLATES[protocol.template], decoding
+            prompts = [_around(asked(record), around) for record in records]
+            how = generator, prompts, TEMPLATES[protocol.template], decoding
             for i, answer in cached_generate(*how, cache, scope) if cache else generator.generate(*how[1:]):
                 advance()
                 if isinstance(answer, Failure):
                     failed.append(answer.reason)
                     continue
                 row = _row(kind, task_name or None, records[i], answer, protocol)
+                if around:
+                    row["at_test"] = json.dumps([vars(each) for each in around])
                 if correct:
                     row |= {"correct": correct(row["answer"], records[i]), "label": str(records[i]["label"])}
                 found[i] = row
@@ -176,6 +184,12 @@ def answers(
                 )
             rows += [found[i] for i in range(len(records))]
     return rows
+
+
+def _around(conversation: list[dict[str, str]], around: Sequence[TestTime]) -> list[dict[str, str]]:
+    for each in around:
+        conversation = each.around(conversation)
+    return conversation
 
 
 def _scoring(task: str, protocol: Protocol) -> tuple[TaskUse | None, Scorer | None]:

@@ -13,7 +13,6 @@ add the same. Where kinds alternate to the end, that is the whole model, and tak
 from __future__ import annotations
 
 import contextlib
-import copy
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.models import shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -333,17 +333,6 @@ def _passes(what: _Hashed) -> tuple[Counts, Passes]:
     fields = {name: getattr(three, name) for name in vars(three)}
     grown = {name: v + more * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
     return counts, Passes(**grown, layer=three.activations - two.activations)
-
-
-def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """The first layers of the same model."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    text.num_hidden_layers = min(layers, text.num_hidden_layers)
-    for name in ("layer_types", "mlp_layer_types"):
-        if getattr(text, name, None):
-            setattr(text, name, getattr(text, name)[:layers])
-    return short
 
 
 def trace(config: PretrainedConfig, setup: Setup) -> Passes:

@@ -6,6 +6,7 @@ run. Nothing here imports torch until a model is loaded.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -471,3 +472,33 @@ def _convert(name: str, gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def shortened(config: Any, layers: int, others: int | None = None) -> Any:
+    """A copy of a model's configuration (transformers') with the first layers only.
+
+    Args:
+        config: also of a model with parts of their own (one that reads images, say), whose text part is shortened.
+        layers: how many are left at most.
+        others: how many the other parts keep at most; all, if not given.
+    """
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    _cut(text, layers)
+    if others is not None:
+        parts = (getattr(short, name, None) for name in getattr(short, "sub_configs", {}))
+        for part in parts:
+            if part is not None and part is not text:
+                _cut(part, others)
+    return short
+
+
+def _cut(config: Any, layers: int) -> None:
+    for name in ("num_hidden_layers", "num_layers", "depth"):
+        count = getattr(config, name, None)
+        if not isinstance(count, int) or count <= layers:
+            continue
+        setattr(config, name, layers)
+        for key, value in list(vars(config).items()):  # what is said of each layer (`layer_types` and the like)
+            if isinstance(value, list) and len(value) == count and not key.endswith("_id"):
+                setattr(config, key, value[:layers])

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.attacks.curve import TITLES, Point, breaking, verdict
-from mithridate.attacks.poisoning import poison
 from mithridate.attacks.search import Scores, Try, best, search
 from mithridate.attacks.settings import AttackFile, Range, attacked, load_attack
 from mithridate.errors import InputError
-from mithridate.pipeline.config import Experiment, load_experiment
+from mithridate.pipeline.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.matching import Table
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.pipeline.store import replace_file
@@ -103,7 +102,7 @@ def attack(
 def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:
     if not isinstance(target, Mapping) and Path(target).is_dir():
         experiment, base = Table(Path(target)).experiment(cell)
-        loaded = load_experiment(asdict(experiment), overrides) if overrides else experiment
+        loaded = load_experiment(canonical(experiment), overrides) if overrides else experiment
         return loaded, base, Path(target).resolve().name
     if cell is not None:
         raise InputError("--cell: chooses among the models of a run; an experiment file has one")
@@ -127,11 +126,8 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
         )
     # The model is not looked for: what rows there are does not depend on it.
     for chain in chains_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
-        roles, finetune = chain.shop.roles, chain.experiment.finetune
-        assert finetune
-        size, ratio = finetune.attack.size, finetune.attack.harmful_ratio
         try:
-            poison(benign=roles.task_train, harmful=roles.attacker_harmful, ratio=ratio, size=size)
+            chain.attack_rows()
         except InputError as error:
             raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
 
@@ -172,7 +168,7 @@ def _search(given: AttackFile, experiment: Experiment, base: Path, folder: Path)
 
     reference = None
     if given.search.max_accuracy_loss is not None and experiment.finetune:
-        plain = replace(experiment.finetune.attack, harmful_ratio=0.0)
+        plain = replace(experiment.finetune.harmful, harmful_ratio=0.0)
         evaluate = replace(experiment.evaluate, part="validation", resistance=[])
         finetune = replace(experiment.finetune, attack=plain)
         reference = scored(replace(experiment, finetune=finetune, evaluate=evaluate))["accuracy"].get("value")
@@ -229,7 +225,7 @@ def _point(
     model: str, kind: str, along: Any, scored: dict[str, Any], experiment: Experiment, step: int | None = None
 ) -> Point:
     assert experiment.finetune
-    attack = experiment.finetune.attack
+    attack = experiment.finetune.harmful
     return Point(
         model=model,
         along=along,

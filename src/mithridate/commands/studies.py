@@ -96,7 +96,7 @@ def reproduce(
         table = new_table("case", "seed", "topology", "rows of the attack")
         for case in made.cases:
             one = case.experiment
-            size = str(one.finetune.attack.size) if one.finetune else ""
+            size = str(one.finetune.harmful.size) if one.finetune else ""
             table.add_row(label(case.arm, case.at), str(one.seed), one.topology, size)
         print_table(table)
         for text in (*budget(tries(made)), *made.deviations):

@@ -141,9 +141,9 @@ class Method:
     are none, with the reason in the docstring."""
 
     @classmethod
-    def without_data(cls, **settings: Any) -> Self:
-        """An instance with these settings and no data sets: enough to ask it what it states about itself."""
-        return cls(**dict.fromkeys(field for field in cls.roles if field in _field_names(cls)), **settings)
+    def without_data(cls, **fields: Any) -> Self:
+        """An instance whose data sets, where they are not given, are None: enough to ask it what it states."""
+        return cls(**dict.fromkeys(field for field in cls.roles if field in _field_names(cls)) | fields)
 
     def settings(self) -> dict[str, Any]:
         """The fields that are not data sets, by name."""

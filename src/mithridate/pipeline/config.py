@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, WrapValidator
 
 from mithridate.errors import InputError
 from mithridate.methods.types import hint
@@ -23,6 +23,7 @@ from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
 from mithridate.sources.roles import ROLES, Source
 
+HARMFUL = "harmful"  # the kind of attack where none is given
 VARIANTS = "variants"  # the key of a sweep that is no field's path
 # SFTConfig's fields that the pipeline itself sets, with what to do instead.
 NOT_IN_TRAINING = {
@@ -48,7 +49,7 @@ _LEAST = {
 # What a table of results has a place for.
 _IN_TABLE = (
     *("seed.", "topology.", "align.defense.", "finetune.defense.", "repair.", "finetune.adapter."),
-    *("finetune.attack.harmful_ratio.", "finetune.attack.size."),
+    "finetune.attack.",
     *("finetune.training.learning_rate.", "finetune.training.max_steps."),
 )
 
@@ -79,17 +80,45 @@ class Attack:
     size: int
 
 
+def _of_its_kind(value: Any, harmful: Any) -> Any:
+    return dict(value) if isinstance(value, dict) and value.get("kind", HARMFUL) != HARMFUL else harmful(value)
+
+
+if TYPE_CHECKING:
+    from mithridate.methods import Phase
+
+    AnyAttack = Attack | dict[str, Any]
+else:  # one type for pydantic, so that what is wrong with an `Attack` is not taken for an attack of another kind
+    AnyAttack = Annotated[Attack, WrapValidator(_of_its_kind)]
+
+
 @dataclass(kw_only=True)
 class Finetune:
     """The user's fine-tune, which is the attack where harmful rows are in it.
 
+    `attack`: of the kind `harmful`, which need not be written, an `Attack`; of another kind a mapping of `kind` and of
+    the fields of the attack of that name, which `validate` looks into.
     `adapter`: a fresh one for this stage alone, or `full`: it trains all weights; None: as in alignment.
     """
 
-    attack: Attack
+    attack: AnyAttack
     defense: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     adapter: Adapter | Literal["full"] | None = None
+
+    @property
+    def harmful(self) -> Attack:
+        """The attack, where only the harmful kind will do.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        if isinstance(self.attack, Attack):
+            return self.attack
+        raise InputError(
+            f"finetune.attack: is of the kind {self.attack['kind']}, and only the kind {HARMFUL} is meant here. Give "
+            "harmful_ratio and size instead"
+        )
 
 
 @dataclass(kw_only=True)
@@ -270,10 +299,11 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
     """
     if not experiment.sweep:
         return [experiment]
-    base = json.dumps(asdict(experiment) | {"sweep": {}})
+    base = json.dumps(_plain(experiment) | {"sweep": {}})
     cells, problems = [], {}
     for values in itertools.product(*experiment.sweep.values()):
         raw = json.loads(base)  # a fresh copy; several times faster than deepcopy
+        _normalise(raw)
         chosen = dict(zip(experiment.sweep, values))
         found = []
         for key, value in chosen.items():
@@ -293,12 +323,22 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON types in one fixed form, every field present; `load_experiment` reads it back."""
-    return stable(asdict(experiment))
+    return stable(_plain(experiment))
+
+
+def _plain(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as mappings and lists; defenses that act in an order of their own are a list, which keeps it."""
+    raw = asdict(experiment)
+    for stage in ("align", "finetune"):
+        methods = raw[stage]["defense"] if raw[stage] else {}
+        if list(methods) != in_order(methods):
+            raw[stage]["defense"] = [{name: fields} for name, fields in methods.items()]
+    return raw
 
 
 def resolved_yaml(experiment: Experiment) -> str:
     """The experiment with every field, as a file that `run` takes; of data sources, what was given."""
-    raw = asdict(experiment)
+    raw = _plain(experiment)
     for sources in (*raw["data"].values(), *raw["evaluate"]["tasks"].values()):
         sources[:] = [{name: value for name, value in source.items() if value is not None} for source in sources]
     return dump_yaml(raw)
@@ -316,6 +356,11 @@ def _normalise(raw: dict[str, Any]) -> list[str]:
     for stage in ("align", "finetune"):
         if raw.get(stage) == "none":
             raw[stage] = None
+    finetune = raw.get("finetune")
+    if isinstance(finetune, dict) and isinstance(finetune.get("attack"), dict):
+        attack = finetune["attack"]
+        if attack.get("kind") == HARMFUL:
+            finetune["attack"] = {name: value for name, value in attack.items() if name != "kind"}
     for path in _METHODS:
         owner = raw.get(path[0]) if len(path) == 2 else raw
         if isinstance(owner, dict) and path[-1] in owner:
@@ -339,14 +384,16 @@ def _methods(spec: Any) -> tuple[dict[str, Any], list[str]]:
     if isinstance(spec, dict):
         methods = {name: {} if values is None else values for name, values in spec.items()}
         wrong = [f"{name}: expected fields, got {kind(v)}" for name, v in methods.items() if not isinstance(v, dict)]
-        return ({}, wrong) if wrong else (_ordered(methods), [])
+        if wrong:
+            return {}, wrong
+        return (_Listed(methods) if isinstance(spec, _Listed) else _ordered(methods)), []
     if isinstance(spec, list):
-        methods, problems = {}, []
+        methods, problems = _Listed(), []
         for item in spec:
             more, found = _methods(item)
             problems += found + [f"{name} is there twice" for name in more if name in methods]
             methods |= more
-        return _ordered(methods), problems
+        return methods, problems
     return {}, [f"expected none, a name, {{name: {{field: value}}}} or a list of these, got {kind(spec)}"]
 
 
@@ -362,9 +409,17 @@ def methods_of(words: Sequence[str], where: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+class _Listed(dict[str, Any]):
+    """Methods that were written as a list: they act in its order. Those of a mapping act in the canonical one."""
+
+
 def _ordered(methods: dict[str, Any]) -> dict[str, Any]:
-    """One order whatever the file's, so that a combination has one name: `vaccine+booster`, as in results.json."""
-    return dict(sorted(methods.items(), reverse=True))
+    return {name: methods[name] for name in in_order(methods)}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of methods in the canonical order, so that a combination has one name: `vaccine+booster`."""
+    return sorted(names, reverse=True)
 
 
 def _set(node: Any, path: str, value: Any, walked: str = "") -> str | None:
@@ -407,12 +462,11 @@ def _parse(raw: dict[str, Any], text: str | None = None) -> tuple[Experiment | N
     except ValidationError as error:
         named = tuple(problem.partition(":")[0] for problem in problems)
         return None, problems + [text for text in explained(error, raw, _PARTS) if not text.startswith(named)]
-    # JSON's keys came sorted; the order of these two is the file's.
+    # JSON's keys came sorted; the order of these is the file's.
     experiment.sweep = raw.get("sweep") or {}
-    if experiment.align:
-        experiment.align.defense = _ordered(experiment.align.defense)
-    if experiment.finetune:
-        experiment.finetune.defense = _ordered(experiment.finetune.defense)
+    for name in ("align", "finetune"):
+        if stage := getattr(experiment, name):
+            stage.defense = {method: stage.defense[method] for method in raw[name].get("defense") or {}}
     return experiment, problems + _value_problems(experiment)
 
 
@@ -525,12 +579,11 @@ def _value_problems(experiment: Experiment) -> list[str]:
     need(all(a < b for a, b in itertools.pairwise([0, *steps])), "evaluate.resistance", "ascending steps from 1 up")
     if experiment.finetune:
         attack, end = experiment.finetune.attack, experiment.finetune.training.get("max_steps")
-        need(0 <= attack.harmful_ratio <= 1, "finetune.attack.harmful_ratio", "a fraction from 0 to 1")
-        need(attack.size >= 1, "finetune.attack.size", "at least 1 row")
-        if steps and isinstance(end, int) and end > 0:
-            need(steps[-1] < end, "evaluate.resistance", f"steps below finetune.training.max_steps ({end})")
-    if len(experiment.repair) > 1:
-        problems.append(f"repair: expected one repair, got {len(experiment.repair)}: {', '.join(experiment.repair)}")
+        if isinstance(attack, Attack):
+            need(0 <= attack.harmful_ratio <= 1, "finetune.attack.harmful_ratio", "a fraction from 0 to 1")
+            need(attack.size >= 1, "finetune.attack.size", "at least 1 row")
+            if steps and isinstance(end, int) and end > 0:  # attacks of other kinds may have trainings of their own
+                need(steps[-1] < end, "evaluate.resistance", f"steps below finetune.training.max_steps ({end})")
     return problems
 
 
@@ -546,18 +599,20 @@ def validate(experiment: Experiment, where: str = "experiment") -> None:
     Raises:
         InputError: with every problem found, one a line.
     """
-    from mithridate import defenses, repairs
+    from mithridate.methods import by_name
 
     problems = []
     for stage in ("align", "finetune"):
         settings = getattr(experiment, stage)
         if settings is not None:
-            problems += _method_problems(f"{stage}.defense", settings.defense, defenses.by_name())
+            problems += _method_problems(f"{stage}.defense", settings.defense, by_name("defenses"))
             problems += _training_problems(f"{stage}.training", settings.training)
-    problems += _method_problems("repair", experiment.repair, repairs.by_name())
+    if experiment.finetune:
+        problems += _attack_problems(experiment.finetune.attack, by_name("attacks"))
+    problems += _method_problems("repair", experiment.repair, by_name("repairs"))
     problems += _evaluate_problems(experiment)
     if not problems:
-        problems += _repair_problems(experiment)
+        problems += _place_problems(experiment)
     if problems:
         raise error_of(where, problems)
 
@@ -601,22 +656,88 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
 def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, values in methods.items():
-        if name not in known:
+        if name in known:
+            problems += _own_problems(f"{path}.{name}", values, known[name])
+        else:
             problems.append(f"{path}.{name}: no such method{nearest(name, known)}")
-            continue
-        cls = known[name]
-        filled = dict.fromkeys(getattr(cls, "roles", {}))  # data sets, from the experiment's roles
-        names = [f.name for f in fields(cls) if f.init and f.name not in filled]
-        found = [f"{path}.{name}.{f}: comes from data.{cls.roles[f]}; leave it out" for f in values if f in filled]
-        own = {field: value for field, value in values.items() if field not in filled}
-        found += field_problems(f"{path}.{name}", own, cls, names)
-        if not found:
-            try:
-                method = cls(**filled, **values)
-                values |= {field: getattr(method, field) for field in names}
-            except (InputError, TypeError, ValueError) as error:  # the method's own checks of its values
-                found.append(f"{path}.{name}: {error}")
-        problems += found
+    return problems
+
+
+def _attack_problems(attack: Attack | dict[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Of an attack of another kind than the harmful one, which has been checked."""
+    if isinstance(attack, Attack):
+        return []
+    own = {name: value for name, value in attack.items() if name != "kind"}
+    if attack["kind"] not in known:
+        return [f"finetune.attack.kind: no such attack `{attack['kind']}`{nearest(str(attack['kind']), known)}"]
+    problems = _own_problems("finetune.attack", own, known[attack["kind"]])
+    attack |= own
+    return problems
+
+
+def _own_problems(path: str, values: dict[str, Any], cls: Any) -> list[str]:
+    """Of the fields of one method; those that were not given are filled in, in place."""
+    from mithridate.pipeline.methods import method_of
+
+    names = [f.name for f in fields(cls) if f.init and f.name not in cls.roles]
+    problems = [f"{path}.{f}: comes from data.{cls.roles[f]}; leave it out" for f in values if f in cls.roles]
+    own = {field: value for field, value in values.items() if field not in cls.roles}
+    problems += field_problems(path, own, cls, names)
+    if not problems:
+        try:
+            method = method_of(cls, values)
+            values |= {field: getattr(method, field) for field in names}
+        except (InputError, TypeError, ValueError) as error:  # the method's own checks of its values
+            problems.append(f"{path}: {error}")
+    return problems
+
+
+def _place_problems(experiment: Experiment) -> list[str]:
+    """Methods where they cannot act, or that would have nothing to act on."""
+    from mithridate.methods import by_name
+    from mithridate.pipeline.methods import POST_ALIGNMENT, attack_of, defenses_of, method_of
+
+    problems = []
+    placed: dict[bool, list[str]] = {True: [], False: []}
+    for name, values in experiment.repair.items():
+        cls = by_name("repairs")[name]
+        before = cls.stage == POST_ALIGNMENT
+        placed[before].append(name)
+        finetuned = experiment.finetune is not None and not before
+        adapter = experiment.adapter_of("finetune" if finetuned else "align") is not None
+        kept = adapter and (finetuned or (experiment.align is not None and experiment.topology == "single"))
+        try:
+            method_of(cls, values).check_run(topology=experiment.topology, finetuned=finetuned, adapter=kept)
+        except InputError as error:
+            problems.append(f"repair.{name}.{error}")
+    for before, names in placed.items():
+        if len(names) > 1:
+            where = "between alignment and fine-tuning" if before else "after fine-tuning"
+            problems.append(f"repair: expected one repair {where}, got {len(names)}: {', '.join(names)}")
+    if experiment.finetune:
+        problems += _phase_problems(experiment, attack_of(experiment.finetune).phases(), bool(placed[True]))
+    chosen = experiment.align.defense if experiment.align else {}
+    for name, method in zip(chosen, defenses_of(chosen)):
+        later = {kind for kind in method.model_inputs().values() if kind not in ("base", "start")}
+        if later:
+            problems.append(
+                f"align.defense.{name}: needs a model ({', '.join(sorted(later))}) that is there only after the "
+                "alignment. Put it under finetune.defense"
+            )
+    return problems
+
+
+def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: bool) -> list[str]:
+    """What the trainings of an attack ask for beside the experiment's own."""
+    problems = []
+    for number, phase in enumerate(phases, 1):
+        where = f"finetune.attack: phase {number}"
+        problems += _training_problems(f"{where}: training", dict(phase.training))
+        if phase.adapter is not None and experiment.topology == "single" and hardened and experiment.align:
+            problems.append(
+                f"{where}: has an adapter of its own, for which that of the alignment is merged, and the repair before "
+                "fine-tuning may have changed that one. Set topology: double"
+            )
     return problems
 
 
@@ -659,28 +780,4 @@ def field_problems(path: str, values: dict[str, Any], cls: type, names: list[str
         except ValidationError as error:
             for item in explained(error, value):
                 problems.append(f"{path}.{name}{'' if item.startswith(':') else '.'}{item}")
-    return problems
-
-
-def _repair_problems(experiment: Experiment) -> list[str]:
-    """A repair that would have nothing to act on."""
-    problems = []
-    for name, values in experiment.repair.items():
-        targets = values.get("targets")
-        if targets == "update" and experiment.finetune is None:
-            problems.append(
-                f"repair.{name}.targets: `update` takes back part of what the fine-tune changed, and `finetune` is "
-                "none. Set `finetune`, or targets: merged"
-            )
-        if targets == "adapters" and experiment.adapter_of("finetune") is None:
-            trained = "topology: full" if experiment.topology == "full" else "finetune.adapter: full"
-            problems.append(
-                f"repair.{name}.targets: `adapters` prunes the fine-tuning adapter, and {trained} trains none. "
-                "Set targets: update or merged"
-            )
-        if targets == "adapters" and experiment.topology == "double" and experiment.finetune is None:
-            problems.append(
-                f"repair.{name}.targets: `adapters` prunes the fine-tuning adapter, and `finetune` is none (the "
-                "alignment adapter is merged under topology: double). Set `finetune`, or targets: merged"
-            )
     return problems

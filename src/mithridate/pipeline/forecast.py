@@ -96,11 +96,13 @@ class Forecast:
                 rows = [row for role in stage.data for row in parts[role][: settings.limit]]
                 flops = of_answers(config, shop.tokenizer, rows, limit)
                 return Guess(flops / self.speed, _RECORD_BYTES * len(rows), "operations")
+            if stage.name not in ("align", "harden", "finetune", "repair"):
+                return Guess(None, None, "unknown")
             common = set_up(chain.experiment, self._base, gpu=self._gpus > 0)
-            line = of_stage(stage.name, chain.experiment, common, shop.roles, config, shop.tokenizer)
+            lines = of_stage(stage.name, chain.experiment, common, shop.roles, config, shop.tokenizer)
         except MithridateError:  # a model that cannot be counted, say
             return Guess(None, None, "unknown")
-        return Guess(line.flops / self.speed, line.needs.kept, "operations")
+        return Guess(sum(line.flops for line in lines) / self.speed, lines[-1].needs.kept, "operations")
 
     def in_words(self, guesses: list[Guess]) -> Iterator[str]:
         """The sum of guesses, and where they come from."""
@@ -140,7 +142,8 @@ def _likeness(name: str, config: dict[str, Any], data: dict[str, str], model: st
     if "training" in config:
         config["training"] = {key: value for key, value in config["training"].items() if key != "learning_rate"}
     if "attack" in config:
-        config["attack"] = config["attack"]["size"]
+        attack = config["attack"]
+        config["attack"] = attack if "kind" in attack else attack["size"]
     if "step" in config:
         config["step"] = config["step"] is not None  # on the way, no benign prompts are asked
     rows = {role: digest for role, digest in data.items() if role != "attacker_harmful"}

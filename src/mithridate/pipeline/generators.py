@@ -48,8 +48,7 @@ class Generators:
         on_top = layers[-1] if layers and layers[-1].kind == "adapter" and not layers[-1].merge else None
         # Of adapters that are not merged, a later one takes the place of an earlier one.
         below = [layer for layer in layers[:-1] if layer.kind != "adapter" or layer.merge] if on_top else layers
-        trained = (chain.experiment.adapter_of(stage) for stage in ("align", "finetune"))
-        rank = max((adapter.r for adapter in trained if adapter), default=0)
+        rank = chain.largest_rank()
         shop, key = chain.shop, digest([chain.content(below), options, rank])
         if self._engine is None or self._engine[0] != key:
             self.close()

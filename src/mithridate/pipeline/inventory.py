@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
+from mithridate.pipeline.methods import attack_in_words
 from mithridate.pipeline.store import MANIFEST, Store, replace_file, seal
 
 _RUNS = "runs"  # also the name of the lock under which notes are written, and under which `collect` relies on them
@@ -45,7 +46,7 @@ class Artefact:
         config = self.manifest.get("config", {})
         words = [*config.get("defense", {}), *config.get("repair", {})]
         if attack := config.get("attack"):
-            words.append(f"ratio {attack['harmful_ratio']:g}")
+            words.append(attack_in_words(attack))
         words += [
             f"{key} {config[key]}" for key in ("protocol", "upto", "step", "seed") if config.get(key) is not None
         ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline.config import Experiment, canonical, load_experiment
+from mithridate.pipeline.methods import repair_of
 from mithridate.pipeline.store import canonical_json
 
 
@@ -43,7 +44,8 @@ class Table:
             MithridateError: the run has none.
         """
         ids = self._ids.get(canonical_json(canonical(experiment)), [])
-        last = "repair" if experiment.repair else "finetune" if experiment.finetune else "align"
+        repaired = repair_of(experiment, post_alignment=False)
+        last = "repair" if repaired else "finetune" if experiment.finetune else "align"
         found = [name for name in ids if self.recipes[name]["upto"] == last]
         if not found:
             raise MithridateError(f"{self.folder}: the run has no cell for one of its experiments; run it again")

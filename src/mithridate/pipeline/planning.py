@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mithridate.errors import InputError
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, Repair, estimate, repair
 from mithridate.fakemodel import Setup, build, config_of, counts_of, fake_tensors
+from mithridate.methods.attack import Phase
 from mithridate.methods.registry import by_name
+from mithridate.pipeline.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.pipeline.problems import nearest
 
 if TYPE_CHECKING:
     from mithridate.methods.base import Method
-    from mithridate.pipeline.config import Experiment
+    from mithridate.pipeline.config import Experiment, Finetune
     from mithridate.sources.roles import Roles
 
 GIB = 2**30
@@ -116,16 +118,24 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
         gpu: whether it will run on GPUs.
 
     Raises:
-        InputError: the data or the model are bad, or the number of processes is open.
+        InputError: a method, the data or the model are bad, or the number of processes is open.
     """
+    from mithridate.pipeline.config import validate
     from mithridate.sources.roles import load_roles
 
+    validate(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
     config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
     roles = load_roles(experiment.data, base)
     common = set_up(experiment, base, gpu)
-    stages = [stage for stage in ("align", "finetune", "repair") if getattr(experiment, stage)]
-    return [of_stage(stage, experiment, common, roles, config, tokenizer) for stage in stages]
+    stages = [stage for stage in ("align", "harden", "finetune", "repair") if _has(experiment, stage)]
+    return [line for stage in stages for line in of_stage(stage, experiment, common, roles, config, tokenizer)]
+
+
+def _has(experiment: Experiment, stage: str) -> bool:
+    if stage in ("align", "finetune"):
+        return getattr(experiment, stage) is not None
+    return repair_of(experiment, post_alignment=stage == "harden") is not None
 
 
 def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
@@ -150,53 +160,67 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     )
 
 
-def of_stage(stage: str, experiment: Experiment, common: Setup, roles: Roles, config: Any, tokenizer: Any) -> Line:
-    """A stage of an experiment, with all methods that act in it.
+def of_stage(
+    stage: str, experiment: Experiment, common: Setup, roles: Roles, config: Any, tokenizer: Any
+) -> list[Line]:
+    """A stage of an experiment, with all methods that act in it; a line for each training of the attack.
 
     Args:
-        stage: align, finetune or repair; one that the experiment has.
+        stage: align, harden (a repair before the user's run), finetune or repair; one that the experiment has.
         common: from `set_up`.
         config: the model's configuration.
         tokenizer: the model's.
     """
-    from mithridate.attacks.poisoning import poison
-
-    if stage == "repair":
-        [(name, fields)] = experiment.repair.items()
-        method = _made("repairs", name, fields)
-        lengths = _lengths_of(method, roles, tokenizer, experiment.template)
+    template = experiment.template
+    if stage in ("harden", "repair"):
+        found = repair_of(experiment, post_alignment=stage == "harden")
+        assert found
+        lengths = _lengths_of(found[1], roles, tokenizer, template)
         setup = replace(common, batch=8, length=max((total for total, _ in lengths), default=1))
-        needs = replace(repair(config, setup, method, len(lengths)), method=name)
-        return Line("repair", setup, needs, needs.flops)
+        needs = replace(repair(config, setup, found[1], len(lengths)), method=found[0])
+        return [Line(stage, setup, needs, needs.flops)]
     settings = getattr(experiment, stage)
-    rows: Any = roles.alignment
-    if stage == "finetune":
-        attack = settings.attack
-        rows = poison(
-            benign=roles.task_train,
-            harmful=roles.attacker_harmful,
-            ratio=attack.harmful_ratio,
-            size=attack.size,
-            seed=experiment.seed,
-        )
-    snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
-    lengths = _lengths(rows, tokenizer, experiment.template)
-    adapter = experiment.adapter_of(stage)
-    trained = replace(common, full=adapter is None, adapter=vars(adapter or experiment.adapter))
-    setup, mean = _set_up(trained, settings.training, lengths, experiment.seed, common.gpu, stage)
-    setup = replace(setup, snapshots=snapshots)
-    acting = {name: _made("defenses", name, fields) for name, fields in settings.defense.items()}
-    own = [
-        len(_lengths_of(method, roles, tokenizer, experiment.template))
+    acting = dict(zip(settings.defense, defenses_of(settings.defense)))
+    own = sum(
+        len(_lengths_of(method, roles, tokenizer, template))
         for method in acting.values()
         if method.cost().once_passes or method.cost().once_forwards
+    )
+    parts = [(stage, Phase(), roles.alignment)] if stage == "align" else _phases(settings, roles, experiment.seed)
+    lines = []
+    for name, phase, rows in parts:
+        adapter = vars(experiment.adapter_of(stage) or experiment.adapter)
+        full = experiment.adapter_of(stage) is None
+        if phase.adapter is not None:
+            adapter, full = (adapter, True) if phase.adapter == "full" else (phase.adapter, False)
+        lengths = _lengths(rows, tokenizer, template)
+        training = settings.training | dict(phase.training)
+        trained = replace(common, full=full, adapter=adapter)
+        setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name)
+        snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
+        lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own))
+    return lines
+
+
+def _phases(finetune: Finetune, roles: Roles, seed: int) -> list[tuple[str, Phase, list[dict[str, Any]]]]:
+    """The trainings of an attack: what each is called, and its rows."""
+    attack = attack_of(finetune)
+    if attack.needs_model:
+        raise InputError(
+            "finetune.attack: its rows depend on the model, so that what their training takes is not known before"
+        )
+    given = {name: getattr(roles, part_of(role)) for name, role in attack.data_roles().items()}
+    rows, phases = attack.rows(given, seed), attack.phases()
+    names = ["finetune"] if len(phases) == 1 else [f"finetune {i}" for i in range(1, len(phases) + 1)]
+    return [
+        (name, phase, [row for row in rows if phase.rows is None or row.get("phase") == phase.rows])
+        for name, phase in zip(names, phases)
     ]
-    return _training(stage, config, setup, acting, mean, sum(own))
 
 
 def _lengths_of(method: Method, roles: Roles, tokenizer: Any, template: str) -> list[tuple[int, int]]:
     """Of each row of the data that a method needs of its own."""
-    rows = [row for role in method.data_roles().values() for row in getattr(roles, role)]
+    rows = [row for role in method.data_roles().values() for row in getattr(roles, part_of(role))]
     return _lengths(rows, tokenizer, template) if method.data_roles() else []
 
 

@@ -124,8 +124,8 @@ def _graph(cells: list[tuple[Chain, list[Stage]]], forecast: Forecast) -> tuple[
                 cells=served[stage.key],
                 guess=None if state == STATES[0] else forecast.of(chain, stage),
             )
-            [parent] = stage.parents.values()
-            (nodes[parent].after if parent in nodes else roots).append(node)
+            before = [nodes[key] for key in stage.parents.values() if key in nodes]
+            (before[-1].after if before else roots).append(node)
     return list(nodes.values()), roots
 
 

@@ -10,9 +10,15 @@ from typing import Any
 
 from mithridate.evaluation import harmful_verdicts, summarise
 from mithridate.methods.base import control_name
-from mithridate.methods.index import facts
-from mithridate.methods.registry import by_name
-from mithridate.pipeline.config import Experiment, Finetune
+from mithridate.pipeline.config import HARMFUL, Experiment, Finetune, in_order
+from mithridate.pipeline.methods import (
+    acting,
+    around_prompts,
+    attack_config,
+    attack_fields,
+    attack_of,
+    repair_of,
+)
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
@@ -45,7 +51,9 @@ class Cell:
     @property
     def alignment(self) -> str:
         align = self.experiment.align
-        return NONE if align is None else "+".join(align.defense) or "sft"
+        trained = NONE if align is None else "+".join(in_order(align.defense)) or "sft"
+        hardened = repair_of(self.experiment, post_alignment=True)
+        return f"{trained}+{hardened[0]}" if hardened else trained
 
     @property
     def finetune(self) -> Finetune | None:
@@ -54,25 +62,23 @@ class Cell:
 
     @property
     def finetuning(self) -> str:
-        return ("+".join(self.finetune.defense) or "sft") if self.finetune else NONE
+        return ("+".join(in_order(self.finetune.defense)) or "sft") if self.finetune else NONE
 
     @property
     def repair(self) -> str:
-        return next(iter(self.experiment.repair)) if self.upto == "repair" else NONE
+        repair = repair_of(self.experiment, post_alignment=False) if self.upto == "repair" else None
+        return repair[0] if repair else NONE
 
     @property
     def harmful_ratio(self) -> float | None:
-        return self.finetune.attack.harmful_ratio if self.finetune else None
+        """The share of the fine-tune's rows that attack."""
+        return attack_of(self.finetune).share() if self.finetune else None
 
     @property
     def control(self) -> str | None:
         """The name of the control that this cell is, if it is one: the method without the part that is its claim."""
-        experiment, finetune = self.experiment, self.finetune
-        acting = [("repairs", name) for name in experiment.repair] if self.upto == "repair" else []
-        acting += [("defenses", name) for name in (finetune.defense if finetune else ())]
-        acting += [("defenses", name) for name in (experiment.align.defense if experiment.align else ())]
-        found = (_control(kind, name, self.settings.get(name, {})) for kind, name in acting)
-        return next(filter(None, found), None)
+        acted = reversed(acting(self.experiment, self.upto))
+        return next((name for method in acted if (name := control_name(method))), None)
 
     @property
     def defended(self) -> bool:
@@ -80,6 +86,8 @@ class Cell:
 
     def name(self) -> str:
         ratio = "none" if self.harmful_ratio is None else f"{self.harmful_ratio:g}"
+        if self.finetune and (kind := attack_fields(self.finetune)[0]) != HARMFUL:
+            ratio = f"{kind}-{ratio}"
         parts = [self.alignment, self.finetuning, self.repair, self.experiment.topology, ratio]
         return "-".join([*parts, f"s{self.experiment.seed}", *([self.control] if self.control else [])])
 
@@ -87,15 +95,8 @@ class Cell:
     def attack(self) -> tuple:
         """What a cell shares with the undefended runs that it may be compared with."""
         experiment, finetune = self.experiment, self.finetune
-        attack = str((vars(finetune.attack), finetune.training, finetune.adapter)) if finetune else None
-        return (experiment.model, experiment.topology, experiment.seed, attack, self.alignment == NONE)
-
-
-def _control(kind: str, name: str, settings: dict[str, Any]) -> str | None:
-    """The name of the control that a method with these settings is itself."""
-    if not facts(kind, name)["controls"]:
-        return None
-    return control_name(by_name(kind)[name].without_data(**settings))
+        attack = str((attack_config(finetune), finetune.training, finetune.adapter)) if finetune else None
+        return (experiment.model, experiment.topology, experiment.seed, attack, experiment.align is None)
 
 
 def table(cells: list[Cell], model: str, protocol: str, notes: list[str]) -> dict[str, Any]:
@@ -355,12 +356,6 @@ def _trained(cell: Cell) -> str | None:
 
 def _row(cell: Cell, name: str) -> dict[str, Any]:
     """A cell of results.json; None where other cells have a say in it."""
-    attack = cell.finetune and {
-        "size": cell.finetune.attack.size,
-        "max_steps": cell.attack_steps,
-        "learning_rate": cell.finetune.training.get("learning_rate"),
-        **({"adapter": stable(asdict(cell.finetune)["adapter"])} if cell.finetune.adapter else {}),
-    }
     return {
         "id": name,
         "alignment": cell.alignment,
@@ -369,7 +364,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "topology": cell.experiment.topology,
         "seed": cell.experiment.seed,
         "harmful_ratio": cell.harmful_ratio,
-        "attack": attack,
+        "attack": _attack(cell, cell.finetune) if cell.finetune else None,
         "control": cell.control,
         "final": cell.final,
         "settings": cell.settings,
@@ -380,4 +375,18 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "resistance": [{"step": step, **summarise(rows)} for step, rows in sorted(cell.steps.items())],
         "steps_to_half": None,
         "stages": cell.stages,
+    }
+
+
+def _attack(cell: Cell, finetune: Finetune) -> dict[str, Any]:
+    """The fine-tune that a cell's model has been through, as results.json has it."""
+    kind, own = attack_fields(finetune)
+    return {
+        "kind": kind,
+        **stable(own),
+        "max_steps": cell.attack_steps,
+        "learning_rate": finetune.training.get("learning_rate"),
+        **({"adapter": stable(asdict(finetune)["adapter"])} if finetune.adapter else {}),
+        "training": stable(finetune.training),
+        "at_test": [vars(each) for each in around_prompts(cell.experiment, cell.upto)] or None,
     }

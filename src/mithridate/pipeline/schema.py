@@ -21,7 +21,7 @@ from mithridate.environment import version
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.methods.types import json_schema
-from mithridate.pipeline.config import ALLOWED_IN_TRAINING, NOT_IN_TRAINING, Experiment
+from mithridate.pipeline.config import ALLOWED_IN_TRAINING, HARMFUL, NOT_IN_TRAINING, Experiment
 from mithridate.sources.roles import ROLES
 
 # SFTConfig's fields as `python -m mithridate.pipeline.schema --write` found them, so that no editor waits for torch.
@@ -52,6 +52,9 @@ def experiment_schema() -> Schema:
         schema["properties"][stage.lower()] = _one_of({"enum": ["none", None]}, {"$ref": f"#/$defs/{stage}"})
         parts[stage]["properties"]["defense"] = {"$ref": "#/$defs/defenses"}
         parts[stage]["properties"]["training"] = {"$ref": "#/$defs/training"}
+    parts["Attack"]["properties"]["kind"] = {"const": HARMFUL}
+    others = [_attack(name, parts) for name in by_name("attacks") if name != HARMFUL]
+    parts["Finetune"]["properties"]["attack"] = _one_of({"$ref": "#/$defs/Attack"}, *others)
     schema["properties"]["repair"] = {"$ref": "#/$defs/repairs"}
     schema["properties"]["sweep"] = _sweep([name for name in schema["properties"] if name != "sweep"])
     evaluate = parts["Evaluate"]["properties"]
@@ -113,6 +116,12 @@ def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:
             required.append(field.name)
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return schema | ({"required": required} if required else {})
+
+
+def _attack(name: str, parts: Schema) -> Schema:
+    schema = copy.deepcopy(_indexed("attacks", name, parts))
+    schema["properties"] = {"kind": {"const": name}, **schema.get("properties", {})}
+    return schema | {"required": ["kind"]}  # what else is missing may be swept
 
 
 def _indexed(kind: str, name: str, parts: Schema) -> Schema:

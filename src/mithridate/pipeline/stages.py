@@ -3,34 +3,53 @@
 A stage is a pure function of its configuration, its parents and its data; the digest of these is its key in the store.
 The chain of an experiment is
 
-    align -> finetune -> repair        each followed by evaluate where a cell of the table asks for it
+    align -> harden -> finetune -> repair        each followed by evaluate where a cell of the table asks for it
 
-and a model is never stored whole: it is the base plus the layers (adapters, weights, masks) that the stages left.
+where `harden` is a repair before the user's run. Beside it lies what a method asks for: the rows of an attack that
+looks at the model (`attack-rows`), the aligned model fine-tuned on harmful rows (`unaligned`). And a model is never
+stored whole: it is the base plus the layers (adapters, weights, changes of a repair) that the stages left.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
 from mithridate.judges import judge
 from mithridate.judges.base import Judge
+from mithridate.methods import Attack, Method, Phase, Repair, TestTime
 from mithridate.models import ModelFiles
-from mithridate.pipeline.config import Align, Attack, Evaluate, Experiment, Finetune
+from mithridate.pipeline.config import Align, Evaluate, Experiment, Finetune, in_order
 from mithridate.pipeline.generators import Generators
 from mithridate.pipeline.launch import launch_of
+from mithridate.pipeline.methods import (
+    around_prompts,
+    attack_config,
+    attack_in_words,
+    attack_of,
+    defenses_of,
+    part_of,
+    repair_of,
+)
 from mithridate.pipeline.store import MANIFEST, Store, canonical_json, digest
 from mithridate.protocols import protocol
 from mithridate.sources.roles import Roles
 
+if TYPE_CHECKING:
+    from mithridate.pipeline.training import Job
+
 # Raised when the same inputs no longer give the same artefact.
-VERSIONS = {"align": 1, "finetune": 1, "repair": 2, "evaluate": 2}
+VERSIONS = {
+    **{"align": 1, "harden": 1, "unaligned": 1, "attack-rows": 1, "finetune": 1},
+    **{"repair": 2, "evaluate": 2},
+}
+_ROWS = "rows.json"  # of `attack-rows`
 
 _NOT_GIVEN = "needed by this experiment and not given"
 # What of a generator's fields decides how fast it answers, and not what.
@@ -83,10 +102,9 @@ class Workshop:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(self.base.path)
-        config.num_hidden_layers = 1
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:1]
+        from mithridate.models import shortened
+
+        config = shortened(AutoConfig.from_pretrained(self.base.path), 1, others=1)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     def judges(self, evaluate: Evaluate) -> list[Judge]:
@@ -132,9 +150,12 @@ class Chain:
     def __init__(self, experiment: Experiment, shop: Workshop):
         self.experiment, self.shop = experiment, shop
         self.launch = launch_of(experiment)
+        self.aside: dict[str, list[Stage]] = {}  # what a stage needs besides the model before it, by the stage's name
         self.align = self._align(experiment.align) if experiment.align else None
+        self.harden = self._repair("harden", self.align)
+        self.start = self.harden or self.align  # the aligned model; None: it is the base
         self.finetune = self._finetune(experiment.finetune) if experiment.finetune else None
-        self.repair = self._repair() if experiment.repair else None
+        self.repair = self._repair("repair", self.finetune or self.start)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -145,25 +166,29 @@ class Chain:
         return load_tokenizer(self.shop.base, needs_chat_template="chat" in templates)
 
     def stages(self) -> list[Stage]:
-        return [stage for stage in (self.align, self.finetune, self.repair) if stage]
+        """All of them, each after those that it depends on."""
+        main = [stage for stage in (self.align, self.harden, self.finetune, self.repair) if stage]
+        found = [one for stage in main for one in (*self.aside.get(stage.name, ()), stage)]
+        return list({stage.key: stage for stage in found}.values())
 
     def upto(self, name: str) -> list[Stage]:
-        """The chain's stages as far as stage `name`."""
-        order = ("align", "finetune", "repair")
-        return [stage for stage in self.stages() if order.index(stage.name) <= order.index(name)]
+        """The chain's stages as far as the model after `name`: align (hardened, where it is), finetune or repair."""
+        stages, last = self.stages(), {"align": self.start, "finetune": self.finetune, "repair": self.repair}[name]
+        last = last or (self.start if name == "finetune" else self.finetune or self.start)
+        return stages[: stages.index(last) + 1] if last else []
 
     def positions(self) -> list[str]:
         """The stages after which the model is scored: always the aligned model (or, unaligned, the base) first."""
-        return ["align"] + [stage.name for stage in self.stages() if stage.name != "align"]
+        return ["align"] + [name for name in ("finetune", "repair") if getattr(self, name)]
 
     def label(self, stage: Stage) -> str:
         """What a stage does, in words, for the line that announces it."""
         words = [stage.name, *stage.config.get("defense", {}), *stage.config.get("repair", {})]
         if "attack" in stage.config:
-            words.append(f"ratio {stage.config['attack']['harmful_ratio']:g} {stage.config['topology']}")
+            words += [attack_in_words(stage.config["attack"]), stage.config.get("topology", "")]
         if stage.config.get("step"):
             words.append(f"at step {stage.config['step']}")
-        return " ".join(words)
+        return " ".join(filter(None, words))
 
     def rows(self, evaluation: Stage) -> list[dict[str, Any]]:
         """The records of an evaluation, one row a prompt, with the verdicts of the judges as they are now.
@@ -212,30 +237,81 @@ class Chain:
         data = self._data(["alignment"], align.defense)
 
         def build(work: Path) -> dict[str, Any]:
-            return self._train(work, "align", "base", self.shop.roles.alignment, [])
+            return self._train(work, "align", self.shop.roles.alignment, [])
 
         return Stage("align", config, self._parents(None), data, build)
 
     def _finetune(self, finetune: Finetune) -> Stage:
+        attack = attack_of(finetune)
+        phases = self._phases(attack)
         config = self._trained("finetune") | {
             "topology": self.experiment.topology,
-            "attack": vars(finetune.attack),
+            "attack": attack_config(finetune),
             "snapshots": self.experiment.evaluate.resistance,
+            **({"phases": [vars(phase) for phase in phases]} if phases else {}),
         }
-        roles = ["task_train"] + ["attacker_harmful"] * (finetune.attack.harmful_ratio > 0)
-        data = self._data(roles, finetune.defense)
+        parents = self._parents(self.start)
+        if attack.needs_model:
+            rows = self._attack_rows_stage(finetune, attack)
+            self.aside.setdefault("finetune", []).append(rows)
+            parents, data = parents | {rows.name: rows.key}, self._data([], finetune.defense)
+        else:
+            data = self._data(self._attack_roles(attack), finetune.defense)
+        parents |= self._asked("finetune", self.start, defenses_of(finetune.defense))
 
         def build(work: Path) -> dict[str, Any]:
-            rows = self._attack_rows(finetune.attack)
-            return self._train(work, "finetune", "align", rows, self.experiment.evaluate.resistance)
+            rows, resistance = self.attack_rows(), self.experiment.evaluate.resistance
+            if attack.needs_model:  # else this was found out before any compute
+                self._steps("finetune", rows)
+            return self._train(work, "finetune", rows, resistance)
 
-        return Stage("finetune", config, self._parents(self.align), data, build)
+        return Stage("finetune", config, parents, data, build)
 
-    def _repair(self) -> Stage:
-        config = {"repair": self.experiment.repair, "topology": self.experiment.topology, "dtype": self.shop.dtype}
+    def _attack_rows_stage(self, finetune: Finetune, attack: Attack) -> Stage:
+        """The rows of an attack that looks at the model which is going to be attacked."""
+        config = {
+            "attack": attack_config(finetune),
+            "seed": self.experiment.seed,
+            "topology": self.experiment.topology,  # says how the model is put together
+            "dtype": self.shop.dtype,
+        }
+
+        def build(work: Path) -> None:
+            rows = self._made_rows(attack, (self.load("align"), self.tokenizer))
+            (work / _ROWS).write_text(json.dumps(rows), encoding="utf-8")
+
+        roles = self._data(self._attack_roles(attack), {})
+        return Stage("attack-rows", config, self._parents(self.start), roles, build)
+
+    def _unaligned(self, aligned: Stage | None) -> Stage:
+        """The aligned model after a fine-tune, without any defense, on the harmful rows that a defender has."""
+        config = self._trained("unaligned") | {"topology": self.experiment.topology}
+
+        def build(work: Path) -> dict[str, Any]:
+            return self._train(work, "unaligned", self.shop.roles.defender_harmful, [], aligned)
+
+        return Stage("unaligned", config, self._parents(aligned), self._data(["defender_harmful"], {}), build)
+
+    def _repair(self, name: str, parent: Stage | None) -> Stage | None:
+        """The repair of stage `harden` (before the user's run) or `repair` (after it), if there is one."""
+        chosen = repair_of(self.experiment, post_alignment=name == "harden")
+        if chosen is None:
+            return None
+        method, repair = chosen
+        settings = {method: self.experiment.repair[method]}
+        config = {"repair": settings, "topology": self.experiment.topology, "dtype": self.shop.dtype}
         config |= self._template()
-        parents = self._parents(self.finetune or self.align)
-        return Stage("repair", config, parents, self._data(["calibration_harmful"], {}), self._build_repair)
+        data = self._data([*repair.data_roles().values()], {})
+        parents = self._parents(parent) | self._asked(name, self.align if name == "harden" else self.start, [repair])
+        return Stage(name, config, parents, data, lambda work: self._build_repair(work, name, repair))
+
+    def _asked(self, name: str, aligned: Stage | None, methods: Sequence[Method]) -> dict[str, str]:
+        """The stages beside the chain that stage `name` needs, for models that its methods ask for: name to key."""
+        if not any("unaligned" in method.model_inputs().values() for method in methods):
+            return {}
+        stage = self._unaligned(aligned)
+        self.aside.setdefault(name, []).append(stage)
+        return {stage.name: stage.key}
 
     def evaluation(self, upto: str, step: int | None = None) -> Stage:
         """The evaluation of the model after stage `upto`, or at attack step `step` (no benign prompts there)."""
@@ -265,7 +341,10 @@ class Chain:
         }
         if settings.capability and step is None:
             config["capability"] = settings.capability
-        parent = {"align": self.align, "finetune": self.finetune, "repair": self.repair}[upto]
+        around = around_prompts(self.experiment, upto)
+        if around:
+            config["at_test"] = [vars(each) for each in around]
+        parent = {"align": self.start, "finetune": self.finetune, "repair": self.repair}[upto]
 
         def build(work: Path) -> None:
             self._build_evaluation(work, sets, upto, step, stage.key)
@@ -278,17 +357,26 @@ class Chain:
 
     def _adapter(self, name: str) -> dict[str, Any] | None:
         """LoraConfig's fields for a training stage; None where it trains all weights."""
-        adapter = self.experiment.adapter_of(name)
+        adapter = self.experiment.adapter_of("finetune" if name == "unaligned" else name)
         return vars(adapter) if adapter else None
 
     def _template(self) -> dict[str, str]:
         """Nothing for the chat template, which was the only one when the first keys were made."""
         return {"template": self.experiment.template} if self.experiment.template != "chat" else {}
 
+    def _training(self, name: str) -> Align | Finetune:
+        """Defense and training of a stage; those of `unaligned` are the fine-tune's, or the alignment's."""
+        if name != "unaligned":
+            return getattr(self.experiment, name)
+        like = self.experiment.finetune or self.experiment.align
+        return Align(training=like.training if like else {})
+
     def _trained(self, name: str) -> dict[str, Any]:
-        settings = getattr(self.experiment, name)
+        settings = self._training(name)
+        order = list(settings.defense)
         return {
             "defense": settings.defense,
+            **({"order": order} if order != in_order(order) else {}),
             "training": settings.training,
             "seed": self.experiment.seed,
             "dtype": self.shop.dtype,
@@ -299,44 +387,65 @@ class Chain:
         }
 
     def _data(self, roles: list[str], defense: dict[str, Any]) -> dict[str, str]:
-        from mithridate.defenses import by_name
-
-        for name in defense:
-            roles = roles + list(by_name()[name].roles.values())
-        for role in roles:
+        roles = [*roles, *(role for method in defenses_of(defense) for role in method.data_roles().values())]
+        for role in map(part_of, roles):
             if role not in self.shop.roles.parts():
                 raise InputError(f"data.{role.removesuffix('_train')}: {_NOT_GIVEN}")
-        return {role: self.shop.roles.digests[role] for role in sorted(set(roles))}
+        return {role: self.shop.roles.digests[role] for role in sorted(set(map(part_of, roles)))}
+
+    def _attack_roles(self, attack: Attack) -> list[str]:
+        return list(attack.data_roles().values())
+
+    def _records(self, role: str) -> list[dict[str, Any]]:
+        return getattr(self.shop.roles, part_of(role))
 
     # -- how each stage is made -------------------------------------------------------------------
 
-    def _attack_rows(self, attack: Attack) -> list[dict]:
-        from mithridate.attacks.poisoning import poison
+    @cached_property
+    def _attack(self) -> Attack:
+        assert self.experiment.finetune
+        return attack_of(self.experiment.finetune)
 
-        return poison(
-            benign=self.shop.roles.task_train,
-            harmful=self.shop.roles.attacker_harmful,
-            ratio=attack.harmful_ratio,
-            size=attack.size,
-            seed=self.experiment.seed,
-        )
+    def _phases(self, attack: Attack) -> list[Phase]:
+        """None of them where there is one training over all rows, as there was for the first keys."""
+        phases = attack.phases()
+        return [] if phases == [Phase()] else phases
 
-    def _train(self, work: Path, name: str, start: str, rows: list[dict], snapshots: list[int]) -> dict[str, Any]:
+    def attack_rows(self) -> list[dict[str, Any]]:
+        """What is handed in for fine-tuning; of an attack that needs the model, once that stage is there."""
+        if not self._attack.needs_model:
+            return self._made_rows(self._attack)
+        [stage] = [stage for stage in self.aside["finetune"] if stage.name == "attack-rows"]
+        return json.loads((self.shop.folder(stage) / _ROWS).read_text(encoding="utf-8"))
+
+    def _made_rows(self, attack: Attack, model: Any = None) -> list[dict[str, Any]]:
+        roles = {name: self._records(role) for name, role in attack.data_roles().items()}
+        return attack.rows(roles, self.experiment.seed, model)
+
+    def _train(
+        self, work: Path, name: str, rows: list[dict], snapshots: list[int], aligned: Stage | None = None
+    ) -> dict[str, Any]:
         """Trains in this process, or in several. Returns what `stage.json` is to say of the latter."""
         from mithridate.pipeline import launch, training
 
-        job = self._job(name, rows, self.layers(start), snapshots)
+        start = self._model(name, "start") if name != "unaligned" else self._aligned(aligned)
+        job = self._job(name, rows, start, snapshots)
+        job = replace(job, models={kind: self._model(name, kind) for kind in self._kinds(name)})
         if self.launch:
             return launch.run(job, self.launch, work)
         training.run_job(job, work)
         return {}
 
-    def _job(self, name: str, rows: list[dict], layers: list[Any], snapshots: list[int]) -> Any:
-        from mithridate.defenses import by_name
+    def _kinds(self, name: str) -> set[str]:
+        """The models that the defenses of a training need. The one that it starts from is the trainer's own."""
+        methods = defenses_of(self._training(name).defense)
+        return {kind for method in methods for kind in method.model_inputs().values()} - {"start"}
+
+    def _job(self, name: str, rows: list[dict], layers: list[Any], snapshots: list[int]) -> Job:
         from mithridate.pipeline.training import Job
 
-        settings = getattr(self.experiment, name)
-        roles = {role for method in settings.defense for role in by_name()[method].roles.values()}
+        settings = self._training(name)
+        roles = {role for method in defenses_of(settings.defense) for role in method.data_roles().values()}
         return Job(
             base=self.shop.base,
             layers=layers,
@@ -344,30 +453,29 @@ class Chain:
             adapter=self._adapter(name),
             rows=rows,
             defense=settings.defense,
-            side_rows={role: getattr(self.shop.roles, role) for role in roles},
+            side_rows={role: self._records(role) for role in roles},
             training=settings.training,
             seed=self.experiment.seed,
             snapshots=snapshots,
             progress=self.shop.progress,
             template=self.experiment.template,
+            phases=self._phases(self._attack) if name == "finetune" else [],
         )
 
-    def _build_repair(self, work: Path) -> None:
-        from mithridate.repairs import by_name
+    def _build_repair(self, work: Path, name: str, repair: Repair) -> None:
+        models = {field: self._load(self._model(name, kind)) for field, kind in repair.model_inputs().items()}
+        model = self._load(self._model(name, "repaired"))
+        repair.apply(model, **self._rows_of(repair), **models, tokenizer=self.tokenizer).save(work / "model")
+
+    def _rows_of(self, repair: Repair) -> dict[str, Any]:
+        """The rows of a repair by argument: records, or tokenised ones where the template is not the model's own."""
         from mithridate.sources.records import training_dataset
 
-        [(name, settings)] = self.experiment.repair.items()
-        rows: Any = self.shop.roles.calibration_harmful
-        if self.experiment.template != "chat":
-            rows = training_dataset(rows, self.tokenizer, self.experiment.template)
-        upto = "finetune" if self.finetune else "align"
-        report = by_name()[name](**settings).apply(
-            self.load(upto),
-            calibration=rows,
-            tokenizer=self.tokenizer,
-            aligned=self.load("align") if settings.get("targets") == "update" else None,
-        )
-        report.save(work / "model")
+        rows = {name: self._records(role) for name, role in repair.data_roles().items()}
+        if self.experiment.template == "chat":
+            return rows
+        template = self.experiment.template
+        return {name: training_dataset(records, self.tokenizer, template) for name, records in rows.items()}
 
     def _build_evaluation(self, work: Path, sets: dict[str, str], upto: str, step: int | None, key: str) -> None:
         import pandas as pd
@@ -379,7 +487,8 @@ class Chain:
         generator = self.shop.generators.open(self, upto, step)
         try:
             chosen, cache = protocol(settings.protocol), self.shop.store.root / "answers"
-            rows = answers(generator, records, chosen, cache, self.shop.progress, key)
+            around = around_prompts(self.experiment, upto)
+            rows = answers(generator, records, chosen, cache, self.shop.progress, key, around)
             if settings.capability and step is None:
                 self._measure_capability(generator, work)
         finally:
@@ -409,85 +518,182 @@ class Chain:
             InputError: an adapter that does not fit, training arguments that SFTConfig refuses, too few rows for the
                 attack, or a resistance step that the attack does not reach.
         """
-        for stage in self.upto("finetune"):
+        if around := [t for upto in self.positions() for t in around_prompts(self.experiment, upto)]:
+            self._try_prompts(around)
+        for stage in self.stages():
+            if stage.name == "attack-rows":
+                continue  # only its own model can tell
             # The seed only chooses among the rows.
             config = {name: value for name, value in stage.config.items() if name != "seed"}
             asked = digest([stage.name, config, stage.data, self.shop.base.digest])
             if asked in self.shop.checked or self.shop.store.find(stage.name, stage.key):
                 continue
             self.shop.checked.add(asked)
+            if stage.name in ("harden", "repair"):
+                self._try_repair(stage.name)
+                continue
             if self.launch and here:
                 self.launch.check()
-            finetune = self.experiment.finetune if stage.name == "finetune" else None
-            rows = self._attack_rows(finetune.attack) if finetune else self.shop.roles.alignment
-            steps = self._steps(stage.name, len(rows))
+            rows = self._rows_to_try(stage.name)
+            steps = self._steps(stage.name, rows)
             # Nor do the learning rate and the share of harmful rows change what is refused.
             config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
-            setup = digest(["set-up", stage.name, config | {"attack": len(rows)}, stage.data, self.shop.base.digest])
+            config["attack"] = config.get("attack", {}).get("kind")
+            setup = digest(["set-up", stage.name, config | {"rows": len(rows)}, stage.data, self.shop.base.digest])
             if setup not in self.shop.checked:
                 with tempfile.TemporaryDirectory() as folder:
                     self._try_out(stage.name, rows, steps, Path(folder))
                 self.shop.checked.add(setup)
 
-    def _steps(self, name: str, rows: int) -> int:
-        """The optimizer steps of a training; so SFTConfig has been asked."""
+    def _rows_to_try(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a training; where they depend on a model that is not there yet, others in their place."""
+        if name != "finetune":
+            return self.shop.roles.alignment if name == "align" else self.shop.roles.defender_harmful
+        if not self._attack.needs_model:
+            return self._made_rows(self._attack)
+        rows = [row for role in self._attack.data_roles().values() for row in self._records(role)]
+        named = [phase.rows for phase in self._attack.phases() if phase.rows is not None]
+        return [{**row, "phase": phase} for phase in named or [None] for row in rows]
+
+    def _steps(self, name: str, rows: list[dict[str, Any]]) -> list[int]:
+        """The optimizer steps of a training, of each of its phases; so SFTConfig has been asked."""
         from mithridate.pipeline.training import planned_steps, training_arguments
 
-        settings, evaluate = getattr(self.experiment, name), self.experiment.evaluate
+        steps, processes = [], self.launch.processes if self.launch else 1
         try:
-            args = training_arguments(settings.training, Path(name), self.experiment.seed, bf16=False, progress=False)
-            steps = planned_steps(args, rows, self.launch.processes if self.launch else 1)
+            for part in self._job(name, rows, [], []).parts():
+                args = training_arguments(part.training, Path(name), part.seed, bf16=False, progress=False)
+                steps.append(planned_steps(args, len(part.rows), processes))
         except InputError as error:
             raise InputError(f"{name}.{error}") from error
-        if name == "finetune" and evaluate.resistance and evaluate.resistance[-1] >= steps:
+        asked = self.experiment.evaluate.resistance
+        if name == "finetune" and asked and asked[-1] >= sum(steps):
             raise InputError(
-                f"evaluate.resistance: expected steps below {steps}, the attack's last, got {evaluate.resistance[-1]}"
+                f"evaluate.resistance: expected steps below {sum(steps)}, the attack's last, got {asked[-1]}"
             )
         return steps
 
-    def _try_out(self, name: str, rows: list[dict], steps: int, folder: Path) -> None:
-        from peft import get_peft_model
+    def _try_prompts(self, around: list[TestTime]) -> None:
+        """Whether what stands around prompts at the test reaches the model."""
+        from mithridate.generation.templates import TEMPLATES, prompt_tokens
 
-        from mithridate.pipeline.training import lora, trainer_of
+        template = TEMPLATES[protocol(self.experiment.evaluate.protocol).template]
+        for each in around:
+            ids = prompt_tokens(self.tokenizer, each.around([{"role": "user", "content": "How are you?"}]), template)
+            read = self.tokenizer.decode(ids)
+            for part in (each.system or "", each.prefix, each.trigger):
+                if part.strip() not in read:
+                    raise InputError(
+                        f"the model's chat template leaves out what a method puts around prompts at the test "
+                        f"({part.strip()[:60]!r}), so that the test would say nothing of it"
+                    )
+
+    def _try_out(self, name: str, rows: list[dict], steps: list[int], folder: Path) -> None:
+        from mithridate.pipeline.training import trainer_of
         from mithridate.sources.records import training_dataset
 
-        settings, tokenizer = getattr(self.experiment, name), self.tokenizer
-        if adapter := self._adapter(name):
-            try:
-                get_peft_model(self.shop.one_layer(), lora(adapter))
-            except ValueError as error:
-                raise InputError(f"adapter: {error}") from error
-        if not settings.defense:
-            training_dataset(rows, tokenizer, self.experiment.template)
-            return
         job = self._job(name, rows, [], [])
-        if self.launch:  # several processes take fewer steps through the same rows than this one would
-            job = replace(job, training=job.training | {"max_steps": steps})
-        trainer = trainer_of(job, self.shop.one_layer(), folder)
-        if self.launch and self.launch.kind == "fsdp2":
-            trainer.is_fsdp_enabled = True  # as it will be in each of the processes
-            for defense in trainer.defenses:
-                defense.check(trainer)
+        models = dict.fromkeys(self._kinds(name), lambda: self.shop.one_layer().state_dict())
+        for part, planned in zip(job.parts(), steps, strict=True):
+            model = self._one_layer_of(part.adapter)
+            if not part.defense and not part.frozen:
+                training_dataset(part.rows, self.tokenizer, self.experiment.template)
+                continue
+            if self.launch:  # several processes take fewer steps through the same rows than this one would
+                part = replace(part, training=part.training | {"max_steps": planned})
+            trainer = trainer_of(part, model, folder, models)
+            if self.launch and self.launch.kind == "fsdp2":
+                trainer.is_fsdp_enabled = True  # as it will be in each of the processes
+                for defense in trainer.defenses:
+                    defense.check(trainer)
+
+    def _try_repair(self, name: str) -> None:
+        """Asks a repair on one random layer, with the adapters of the models that it will get."""
+        [(_, repair)] = [chosen for chosen in [repair_of(self.experiment, name == "harden")] if chosen]
+
+        # Each an object of its own, as they will be.
+        models = {field: self._one_layer_of(self._free(name, kind)) for field, kind in repair.model_inputs().items()}
+        model = self._one_layer_of(self._free(name, "repaired"))
+        repair.check(model, **self._rows_of(repair), **models, tokenizer=self.tokenizer)
+
+    def _one_layer_of(self, adapter: dict[str, Any] | None) -> Any:
+        from peft import get_peft_model
+
+        from mithridate.pipeline.training import lora
+
+        model = self.shop.one_layer()
+        if adapter is None:
+            return model
+        try:
+            return get_peft_model(model, lora(adapter))
+        except ValueError as error:
+            raise InputError(f"adapter: {error}") from error
 
     # -- the model after a stage ------------------------------------------------------------------
 
     def layers(self, upto: str, step: int | None = None) -> list[Any]:
-        """The layers over the base model after stage `upto` (at attack step `step` of the fine-tune, if given)."""
+        """The layers over the base model after stage `upto`, where `base` is none and `align` holds what hardened the
+        aligned model; at attack step `step` of the fine-tune, if given."""
         from mithridate.checkpoints import Layer
+        from mithridate.pipeline.training import phase_layers
 
-        def kind(stage: str) -> Literal["adapter", "weights"]:
-            return "adapter" if self._adapter(stage) else "weights"
+        layers = self._aligned(self.start) if upto != "base" else []
+        if self.finetune and upto in ("finetune", "repair"):
+            layers = phase_layers(layers, self._adapter("finetune"), self.shop.folder(self.finetune), step)
+        if self.repair and upto == "repair":
+            layers = [*layers, Layer("delta", self.shop.folder(self.repair) / "model")]
+        return layers
+
+    def _aligned(self, stage: Stage | None) -> list[Any]:
+        """The layers of the aligned model: after stage `align`, or after `harden`."""
+        from mithridate.checkpoints import Layer
+        from mithridate.pipeline.training import phase_layers
 
         layers = []
-        if self.align and upto != "base":
-            folder = self.shop.folder(self.align) / "model"
-            layers.append(Layer(kind("align"), folder, merge=self.experiment.topology == "double"))
-        if self.finetune and upto in ("finetune", "repair"):
-            folder = self.shop.folder(self.finetune)
-            layers.append(Layer(kind("finetune"), folder / f"snapshots/step-{step}" if step else folder / "model"))
-        if self.repair and upto == "repair":
-            layers.append(Layer("delta", self.shop.folder(self.repair) / "model"))
+        if self.align:
+            [layer] = phase_layers([], self._adapter("align"), self.shop.folder(self.align), None)
+            layers.append(replace(layer, merge=self.experiment.topology == "double"))
+        if stage and stage is self.harden:
+            layers.append(Layer("delta", self.shop.folder(stage) / "model"))
         return layers
+
+    def _model(self, name: str, kind: str) -> list[Any]:
+        """The layers of a model that stage `name` works with: of a kind that `Method.models` names, or "repaired", the
+        one that a repair changes."""
+        from mithridate.pipeline.training import phase_layers
+
+        early = name in ("align", "harden")
+        aligned = self._aligned(self.align if early else self.start)
+        if kind == "repaired":
+            return aligned if early else self.layers("finetune")
+        if kind == "base" or (kind == "start" and self._starts_at_base(name)):
+            return []
+        if kind == "unaligned":
+            [stage] = [stage for stage in self.aside[name] if stage.name == "unaligned"]
+            return phase_layers(aligned, self._adapter("unaligned"), self.shop.folder(stage), None)
+        return aligned
+
+    def _starts_at_base(self, name: str) -> bool:
+        """Whether the training of stage `name`, or the one before a repair of that name, starts from the base."""
+        return name in ("align", "harden") or (name == "repair" and self.finetune is None)
+
+    def largest_rank(self) -> int:
+        """Of the adapters that the stages train; 0 where they train none."""
+        adapters = [self._adapter("align"), self._adapter("finetune")]
+        if self.finetune:
+            adapters += [dict(phase.adapter) for phase in self._attack.phases() if isinstance(phase.adapter, Mapping)]
+        return max((adapter.get("r", 8) for adapter in adapters if adapter), default=0)  # 8: LoraConfig's own
+
+    def _free(self, name: str, kind: str) -> dict[str, Any] | None:
+        """LoraConfig's fields of the adapter that `_model` of the same arguments has unmerged, before it is there."""
+        kept = self.align and self.experiment.topology == "single"
+        aligned = self._adapter("align") if kept else None
+        if kind == "repaired" and name == "repair" and self.finetune:
+            last = self._attack.phases()[-1].adapter
+            return self._adapter("finetune") if last is None else None if last == "full" else dict(last)
+        if kind == "base" or (kind == "start" and self._starts_at_base(name)):
+            return None
+        return self._adapter("unaligned") if kind == "unaligned" else aligned
 
     def digest(self, upto: str, step: int | None = None) -> str:
         """Of the content of the model after stage `upto`."""
@@ -505,11 +711,14 @@ class Chain:
         return parts
 
     def load(self, upto: str, step: int | None = None) -> Any:
+        return self._load(self.layers(upto, step))
+
+    def _load(self, layers: list[Any]) -> Any:
         import torch
 
         from mithridate.checkpoints import assemble
 
-        model: Any = assemble(self.shop.base, self.layers(upto, step), self.shop.torch_dtype)
+        model: Any = assemble(self.shop.base, layers, self.shop.torch_dtype)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,14 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
-from mithridate.checkpoints import Layer, assemble
-from mithridate.defenses.base import Defense
+from mithridate.checkpoints import Layer, assemble, merge_adapter
 from mithridate.errors import InputError
+from mithridate.methods.attack import Phase
+from mithridate.methods.defense import Defense
+from mithridate.methods.registry import by_name
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
+from mithridate.pipeline.methods import method_of
+from mithridate.pipeline.store import replace_file
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
 
@@ -51,8 +58,11 @@ class Job:
         defense: fields of each defense by its name, without its data sets.
         side_rows: the records of each role that the defenses need.
         training: SFTConfig's fields.
-        snapshots: optimizer steps whose weights are kept.
+        snapshots: optimizer steps whose weights are kept; of several phases, counted over all of them.
         template: name of the template that prompts are put into.
+        models: the layers over the base of each model that the defenses need, by its kind (`Method.models`).
+        phases: the trainings in a row, where they are not one over all rows.
+        frozen: regular expressions; trained tensors whose whole name matches one keep their values.
     """
 
     base: ModelFiles
@@ -67,6 +77,31 @@ class Job:
     snapshots: list[int]
     progress: bool
     template: str = "chat"
+    models: dict[str, list[Layer]] = field(default_factory=dict)
+    phases: list[Phase] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
+
+    def parts(self) -> list[Job]:
+        """The phases as jobs of their own, each over the layers that this one starts from; the job itself if it has
+        none.
+
+        Raises:
+            InputError: a phase has no rows, or asks for what excludes each other.
+        """
+        return [self._part(phase, f"phase {i} of the attack") for i, phase in enumerate(self.phases, 1)] or [self]
+
+    def _part(self, phase: Phase, where: str) -> Job:
+        rows = [row for row in self.rows if phase.rows is None or row.get("phase") == phase.rows]
+        if not rows:
+            raise InputError(f"{where}: no row has the phase {phase.rows!r}")
+        training = self.training | dict(phase.training)
+        if phase.order == "given":
+            if training.get("packing"):
+                raise InputError(f"{where}: packing puts rows into another order than the given one; set it to false")
+            training |= {"train_sampling_strategy": "sequential", "shuffle_dataset": False}
+        adapter = self.adapter if phase.adapter is None else None if phase.adapter == "full" else dict(phase.adapter)
+        frozen = [*self.frozen, *phase.frozen]
+        return replace(self, rows=rows, training=training, adapter=adapter, frozen=frozen, phases=[], snapshots=[])
 
 
 class _Bar(ProgressCallback):
@@ -82,14 +117,15 @@ class _Bar(ProgressCallback):
 
 
 class _Keep(TrainerCallback):
-    """Keeps the weights of the asked-for steps (for resistance curves)."""
+    """Keeps the weights of the asked-for steps (for resistance curves), which count from `before` steps on."""
 
-    def __init__(self, trainer: DefenseTrainer, snapshots: list[int], folder: Path):
-        self.trainer, self.snapshots, self.folder = trainer, set(snapshots), folder
+    def __init__(self, trainer: DefenseTrainer, snapshots: list[int], folder: Path, before: int = 0):
+        self.trainer, self.snapshots, self.folder, self.before = trainer, set(snapshots), folder, before
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in self.snapshots:
-            _save(self.trainer, self.folder / f"step-{state.global_step}")
+        step = self.before + state.global_step
+        if step in self.snapshots:
+            _save(self.trainer, self.folder / f"step-{step}")
 
 
 def _save(trainer: DefenseTrainer, folder: Path) -> None:
@@ -204,6 +240,7 @@ def build_trainer(
     seed: int,
     bf16: bool,
     progress: bool,
+    models: Mapping[str, Callable[[], Any]] | None = None,
 ) -> DefenseTrainer:
     """The trainer of one stage; its checkpoints go into `work`.
 
@@ -218,6 +255,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         defense=defense,
+        **({"models": models} if models else {}),
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -226,21 +264,35 @@ def build_trainer(
     return trainer
 
 
-def trainer_of(job: Job, model: Any, work: Path) -> DefenseTrainer:
-    """The trainer of a job over `model`; building it checks the defenses against the set-up. As `build_trainer`."""
-    from mithridate.defenses import by_name
+def trainer_of(
+    job: Job, model: Any, work: Path, models: Mapping[str, Callable[[], Any]] | None = None
+) -> DefenseTrainer:
+    """The trainer of a job of one phase over `model`; building it checks the defenses against the set-up.
+
+    Args:
+        models: functions that return the tensors of each of the job's models by name; made from its layers, if not
+            given.
+
+    Raises:
+        UnsupportedSetup: as `build_trainer`.
+        InputError: as `build_trainer`; or an expression of `frozen` matches no trained tensor, or all are frozen.
+    """
     from mithridate.sources.records import training_dataset
 
     tokenizer = load_tokenizer(job.base, needs_chat_template=job.template == "chat")
     defenses = []
     for name, settings in job.defense.items():
-        cls = by_name()[name]
+        cls = by_name("defenses")[name]
         data = {
-            field: training_dataset(job.side_rows[role], tokenizer, job.template) for field, role in cls.roles.items()
+            field: training_dataset(job.side_rows[role], tokenizer, job.template)
+            for field, role in method_of(cls, settings).data_roles().items()
         }
-        defenses.append(cls(**data, **settings))
+        defenses.append(method_of(cls, settings, data))
+    if models is None:
+        dtype = getattr(torch, job.dtype)
+        models = {kind: partial(tensors_of, job.base, layers, dtype) for kind, layers in job.models.items()}
     fresh = job.adapter is not None and not isinstance(model, PeftModel)
-    return build_trainer(
+    trainer = build_trainer(
         work,
         model=model,
         tokenizer=tokenizer,
@@ -251,7 +303,28 @@ def trainer_of(job: Job, model: Any, work: Path) -> DefenseTrainer:
         seed=job.seed,
         bf16=job.adapter is None and job.dtype == "bfloat16",
         progress=job.progress,
+        models=models,
     )
+    _freeze(trainer, job.frozen)
+    return trainer
+
+
+def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of a chain's model by name, on the CPU, an adapter merged into the weights."""
+    return merge_adapter(assemble(base, layers, dtype)).state_dict()
+
+
+def _freeze(trainer: DefenseTrainer, frozen: Sequence[str]) -> None:
+    """Before the optimizer is made, so that it never knows of these tensors."""
+    trained = dict(zip(trainer.param_names, trainer.params))
+    for pattern in frozen:
+        found = [name for name in trained if re.fullmatch(pattern, name)]
+        if not found:
+            raise InputError(f"frozen: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)")
+        for name in found:
+            trained[name].requires_grad_(False)
+    if frozen and not trainer.params:
+        raise InputError("frozen: all tensors are, so that nothing is left to train")
 
 
 def lora(fields: dict[str, Any]) -> LoraConfig:
@@ -259,7 +332,104 @@ def lora(fields: dict[str, Any]) -> LoraConfig:
 
 
 def run_job(job: Job, work: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Does a job: what `train` leaves is in `work` then. Called by each of the processes that train together."""
+    """Does a job: what `train` leaves is in `work` then. Called by each of the processes that train together.
+
+    Of several phases, each leaves that in a folder of its own, and `phases.json` says what they were; see
+    `phase_layers`.
+    """
+    if not job.phases:
+        train(_trainer(job, work, callbacks), work, job.snapshots)
+        return
+    main = int(os.environ.get("RANK", "0")) == 0
+    parts, layers, done = job.parts(), job.layers, []
+    earlier = [_finished(work / f"phase-{i}") for i in range(1, len(parts) + 1)]
+    for i, (part, steps) in enumerate(zip(parts, earlier), 1):
+        folder, before = work / f"phase-{i}", sum(phase["steps"] for phase in done)
+        start = _under(layers, job.adapter, done, part.adapter)
+        if steps is None:
+            trainer = _trainer(replace(part, layers=start), folder, callbacks)
+            train(trainer, folder, job.snapshots, work / "snapshots", before)
+            steps = trainer.state.global_step
+            if main:
+                replace_file(folder / _FINISHED, json.dumps(steps))
+            trainer.accelerator.wait_for_everyone()
+        done.append({"steps": steps, "adapter": part.adapter})
+        layers = _over(start, done, folder / "model")
+    if main:
+        _bring_together(work, done)
+
+
+_FINISHED = "finished.json"  # in a phase's folder: its optimizer steps, once all else is there
+
+
+def _finished(folder: Path) -> int | None:
+    return json.loads((folder / _FINISHED).read_text()) if (folder / _FINISHED).exists() else None
+
+
+def _bring_together(work: Path, phases: list[dict[str, Any]]) -> None:
+    """The phases' logs as one, with their steps counted on; and what the phases were."""
+    log, before = [], 0
+    for i, phase in enumerate(phases, 1):
+        entries = json.loads((work / f"phase-{i}" / "history.json").read_text())
+        log += [entry | {"step": entry["step"] + before} for entry in entries]
+        before += phase["steps"]
+    (work / "history.json").write_text(json.dumps(log, indent=1))
+    (work / _PHASES).write_text(json.dumps(phases, indent=1))
+
+
+_PHASES = "phases.json"  # steps and adapter of each phase
+
+
+def phase_layers(layers: list[Layer], adapter: dict[str, Any] | None, folder: Path, step: int | None) -> list[Layer]:
+    """The layers of a model after a fine-tune: those that it started from, and what its phases left.
+
+    A phase with another adapter than the one before has that one merged into the weights under it.
+
+    Args:
+        layers: those that it started from.
+        adapter: of the stage, on which the first phase goes on where the layers leave one to train on.
+        folder: the stage's.
+        step: an optimizer step whose weights were kept; None: the last.
+    """
+    snapshot = folder / f"snapshots/step-{step}"
+    if not (folder / _PHASES).exists():
+        return [*layers, Layer("adapter" if adapter else "weights", snapshot if step else folder / "model")]
+    phases, before = json.loads((folder / _PHASES).read_text()), 0
+    for i, phase in enumerate(phases, 1):
+        last = step is not None and step <= before + phase["steps"]
+        path = snapshot if last else folder / f"phase-{i}" / "model"
+        start = _under(layers, adapter, phases[: i - 1], phase["adapter"])
+        layers = _over(start, phases[:i], path)
+        before += phase["steps"]
+        if last:
+            break
+    return layers
+
+
+def _under(
+    layers: list[Layer], adapter: dict[str, Any] | None, done: list[dict[str, Any]], next: dict[str, Any] | None
+) -> list[Layer]:
+    """What a phase with the adapter `next` starts from: an adapter that it does not go on training is merged."""
+    before = done[-1]["adapter"] if done else adapter
+    if next == before:
+        return layers
+    if not layers or layers[-1].kind != "adapter" or layers[-1].merge:
+        return layers
+    *rest, last = layers
+    while rest and rest[-1].kind == "adapter" and not rest[-1].merge:  # trained on since: `last` is in its place
+        rest.pop()
+    return [*rest, replace(last, merge=True)]
+
+
+def _over(start: list[Layer], done: list[dict[str, Any]], path: Path) -> list[Layer]:
+    """The layers after the last of the phases `done`, which started from `start`."""
+    adapter = done[-1]["adapter"]
+    trained_on = len(done) > 1 and done[-2]["adapter"] == adapter  # the same weights: in place of the phase before
+    return [*(start[:-1] if trained_on else start), Layer("adapter" if adapter else "weights", path)]
+
+
+def _trainer(job: Job, work: Path, callbacks: Sequence[TrainerCallback]) -> DefenseTrainer:
+    """The trainer of a job of one phase, over its own model."""
     # Full weights are trained in fp32 whatever the compute dtype: bf16 storage rounds small updates away.
     dtype = torch.float32 if job.adapter is None else getattr(torch, job.dtype)
     model: Any = assemble(job.base, job.layers, dtype, trainable=True)  # on the CPU: the Trainer places it
@@ -269,17 +439,21 @@ def run_job(job: Job, work: Path, callbacks: Sequence[TrainerCallback] = ()) -> 
     trainer = trainer_of(job, model, work)
     for callback in callbacks:
         trainer.add_callback(callback)
-    train(trainer, work, job.snapshots)
+    return trainer
 
 
-def train(trainer: DefenseTrainer, work: Path, snapshots: list[int]) -> None:
+def train(
+    trainer: DefenseTrainer, work: Path, snapshots: list[int], kept: Path | None = None, before: int = 0
+) -> None:
     """Trains and leaves `model/`, `history.json` and, for each snapshot, `snapshots/step-N/` in `work`.
+
+    Where `before` steps of earlier phases count too, the snapshots are in `kept`.
 
     Called again on the same folder after a kill, it goes on from the last whole checkpoint. Called by each of the
     processes that train together; the main one writes.
     """
     folder, main = work / _CHECKPOINTS, trainer.is_world_process_zero()
-    trainer.add_callback(_Keep(trainer, snapshots, work / "snapshots"))
+    trainer.add_callback(_Keep(trainer, snapshots, kept or work / "snapshots", before))
     # Looked up once and told to all: looking removes what is not whole.
     resume = [_last_whole(folder, trainer.accelerator.num_processes) if main and folder.exists() else None]
     broadcast_object_list(resume)

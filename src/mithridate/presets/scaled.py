@@ -119,7 +119,7 @@ def unfit(experiment: Experiment) -> str | None:
     finetune = experiment.finetune
     if finetune is None:
         return None
-    attack = finetune.attack
+    attack = finetune.harmful
     if attack.harmful_ratio and not round(attack.harmful_ratio * attack.size):
         return f"of {attack.size} rows none would be harmful"
     length = steps(finetune.training, attack.size)

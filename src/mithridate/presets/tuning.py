@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mithridate.pipeline.config import Experiment, load_experiment
+from mithridate.pipeline.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.matching import Table
 from mithridate.pipeline.runner import run_cells, undefended
 from mithridate.pipeline.store import replace_file
@@ -99,7 +99,7 @@ def _distance(case: Case, at: dict[str, Any]) -> int:
 
 
 def _with(experiment: Experiment, values: dict[str, Any]) -> Experiment:
-    return load_experiment(asdict(experiment), [f"{path}={json.dumps(value)}" for path, value in values.items()])
+    return load_experiment(canonical(experiment), [f"{path}={json.dumps(value)}" for path, value in values.items()])
 
 
 def _tried(

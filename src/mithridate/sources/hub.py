@@ -85,7 +85,7 @@ HUB = {
         HubSet(
             id="tatsu-lab/alpaca",
             licence="CC BY-NC 4.0",
-            roles=("alignment", "task", "test_benign"),
+            roles=("alignment", "helpful", "task", "test_benign"),
             columns=("instruction", "input", "output"),
             test="train",
             record=_alpaca,

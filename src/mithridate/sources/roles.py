@@ -23,7 +23,7 @@ from mithridate.sources.hub import HUB, HubSet, hub_rows
 from mithridate.sources.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
 from mithridate.tasks.base import PromptSet
 
-TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful")
+TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful", "helpful")
 TESTS = ("test_harmful", "test_benign")
 ROLES = (*TRAINING, "task", *TESTS)
 _KEPT = ("label", "category", "kind", "id", "is_safe", "reference")  # what a record has beside its turns
@@ -77,6 +77,7 @@ class Roles:
     defender_harmful: list[Record] = field(default_factory=list)
     attacker_harmful: list[Record] = field(default_factory=list)
     calibration_harmful: list[Record] = field(default_factory=list)
+    helpful: list[Record] = field(default_factory=list)
     task_train: list[Record] = field(default_factory=list)
     task_validation: list[Record] = field(default_factory=list)
     task_test: list[Record] = field(default_factory=list)
