@@ -28,7 +28,14 @@ _TOPOLOGIES = {
     "double": "the alignment adapter merged, a fresh adapter in fine-tuning",
     "full": "all weights",
 }
-_STAGES = {"align": "Alignment", "finetune": "Fine-tuning", "repair": "Repair"}
+_STAGES = {
+    "align": "Alignment",
+    "harden": "Repair before fine-tuning",
+    "attack-rows": "Rows of the attack",
+    "unaligned": "Aligned model fine-tuned on harmful rows, for the methods that ask for one",
+    "finetune": "Fine-tuning",
+    "repair": "Repair",
+}
 _RATES = {  # of a cell: its name, and the role that it is measured on
     "harmful_score": ("Harmful score", "test_harmful"),
     "refused": ("Refused, of harmful prompts", "test_harmful"),
@@ -345,6 +352,8 @@ def _citations(story: Story) -> str:
         for kind, field in (("defenses", "defense"), ("repairs", "repair"))
         for name in stage["config"].get(field, {})
     ]
+    attacks = [stage["config"].get("attack", {}) for stage in story.stages]
+    used += [("attacks", attack["kind"]) for attack in attacks if "kind" in attack]  # the papers' own has none
     return "\n\n".join(_citation(kind, name) for kind, name in dict.fromkeys(used))
 
 
