@@ -9,9 +9,9 @@ import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
+from mithridate.pipeline import schema as schema_module
 from mithridate.pipeline.config import canonical, expand, load_experiment, resolved_yaml, validate
 from mithridate.pipeline.demo import demo_experiments, recipe
-from mithridate.pipeline import schema as schema_module
 from mithridate.pipeline.schema import experiment_schema
 from mithridate.pipeline.yaml12 import parse_yaml
 from tests.pipeline.small import experiment
@@ -141,8 +141,8 @@ def test_what_is_misspelt_or_of_another_type(path, value, where, problems):
 
 
 def test_the_index_of_trainings_fields_is_sftconfigs():
-    """Where the versions are others, the fields are asked of SFTConfig itself; with those of constraints.txt they must be
-    what the index says."""
+    """Where the versions are others, the fields are asked of SFTConfig itself; with those of constraints.txt they must
+    be what the index says."""
     known = json.loads(schema_module.TRAINING.read_text())
     if known["versions"] == schema_module._versions():
         assert known["schema"] == json.loads(json.dumps(schema_module.training_fields())), (

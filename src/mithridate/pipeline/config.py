@@ -418,7 +418,7 @@ def _ordered(methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of methods in the canonical order, so that a combination has one name: `vaccine+booster`."""
+    """Names of methods in the canonical order, so that a combination has one name."""
     return sorted(names, reverse=True)
 
 

@@ -84,7 +84,7 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
 def _require(there: bool, what: str) -> None:
     if not there:
         raise UnsupportedSetup(
-            f"Antidote: the calibration set has to be {what}, and there is none.",
+            f"The calibration set has to be {what}, and there is none.",
             "pass tokenizer=..., with a chat template.",
         )
 

@@ -68,7 +68,7 @@ def join(items: list[str]) -> str:
 
 
 def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"antidote": {"ratio": 0.1}} -> {"antidote.ratio": 0.1}."""
+    """{"name": {"ratio": 0.1}} -> {"name.ratio": 0.1}."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, dict) and value:
