@@ -28,8 +28,8 @@ class Layer:
         kind: "adapter" (a PEFT folder), "weights" (a whole model's folder, which takes the place of all before it), or
             "delta" (what a repair changed).
         path: the folder.
-        merge: whether an adapter is merged into the weights. Where it is not, a later adapter takes its place: it is the
-            same one, trained on (topology `single`).
+        merge: whether an adapter is merged into the weights. Where it is not, a later adapter takes its place: it is
+            the same one, trained on (topology `single`).
     """
 
     kind: Literal["adapter", "weights", "delta"]

@@ -280,7 +280,7 @@ def test_refusals_name_reason_and_remedy():
         (Antidote(), two, {}, "set_adapter"),
         (Antidote(), with_lora(tiny_llama(), use_dora=True), {}, "not plain LoRA"),
         (Antidote(), with_lora(tiny_llama(), layer_replication=[[0, 2], [1, 2]]), {}, "has layer_replication"),
-        (Antidote(), with_lora(tiny_llama(), trainable_token_indices=[5]), {}, "has trainable_token_indices"),
+        (Antidote(), with_lora(tiny_llama(), trainable_token_indices=[5]), {}, "trainable_token_indices"),
         (Antidote(targets="update"), lora, {}, "pass aligned="),
         (Antidote(targets="update"), lora, {"aligned": lora}, "of its own"),
         (Antidote(targets="merged"), quantised, {}, "quantised"),

@@ -193,7 +193,8 @@ class Antidote(Repair):
         if self.targets == "adapters":
             self._check_factors(model)
         else:
-            self._check_weights(model)
+            self._check_quantised(model)
+            self._check_matrices(model)
         if self.targets == "update":
             self._check_aligned(model, aligned)
         elif beside := beside_factors(model):
@@ -228,13 +229,15 @@ class Antidote(Repair):
                     "set targets='update' with the aligned model, or targets='merged'.",
                 )
 
-    def _check_weights(self, model: Any) -> None:
+    def _check_quantised(self, model: Any) -> None:
         coarse = [name for name, weight in weights(model).items() if not weight.tensor.is_floating_point()]
         if getattr(model, "is_quantized", False) or coarse:
             raise UnsupportedSetup(
                 f"Antidote: targets={self.targets!r} edits weights, and this model's are quantised.",
                 "load the model in float32 or bfloat16, or set targets='adapters'.",
             )
+
+    def _check_matrices(self, model: Any) -> None:
         left_out = [] if adapted(model) else other_matrices(model)
         if left_out:
             raise UnsupportedSetup(
@@ -253,7 +256,7 @@ class Antidote(Repair):
             )
         try:
             check_adapters(aligned)
-            self._check_weights(aligned)
+            self._check_quantised(aligned)
         except UnsupportedSetup as error:
             raise UnsupportedSetup(f"Of the aligned model: {error.reason}", error.remedy) from error
 
@@ -326,8 +329,8 @@ class Antidote(Repair):
             if new is None or old is None or new.tensor.shape != old.tensor.shape:
                 layer, _, own = name.rpartition(".")
                 raise InputError(
-                    f"Antidote: model and aligned model have no layer {layer} with a {own} of the same shape. Pass the "
-                    "model that the fine-tune started from."
+                    f"Antidote: model and aligned model have no layer {layer} with a {own} of the same shape. Pass "
+                    "the model that the fine-tune started from."
                 )
             if id(new.tensor) in seen:  # tied: under its first name
                 continue
@@ -347,7 +350,7 @@ class Antidote(Repair):
                 raise UnsupportedSetup(
                     f"Antidote: the fine-tune changed {name}, a matrix that is no linear layer's and no embedding's, "
                     "so its rows are not known to be outputs.",
-                    "fine-tune with a LoRA adapter on linear layers (attention, say), without this in modules_to_save.",
+                    "fine-tune with LoRA on linear layers (attention, say), without this in modules_to_save.",
                 )
             changed[name] = _Scored((new.lora or new.module) if linear else None, update, earlier)
         if not changed:

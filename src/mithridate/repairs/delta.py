@@ -300,9 +300,9 @@ class Delta:
         lost = [name for name, undo in self._undo.items() if undo.unmerged is not None and name not in _lora(model)]
         if lost:
             raise InputError(
-                f"{lost[0]}: the adapter that this repair merged is gone (merge_and_unload), so it cannot be taken out "
-                "again. Undo before merge_and_unload(), or load base and adapter anew. To take the repair alone out of "
-                "a merged model: save(folder, undo=True), then Delta.load(folder).undo(model)."
+                f"{lost[0]}: the adapter that this repair merged is gone (merge_and_unload), so it cannot be taken "
+                "out again. Undo before merge_and_unload(), or load base and adapter anew. To take the repair alone "
+                "out of a merged model: save(folder, undo=True), then Delta.load(folder).undo(model)."
             )
         places = self._places(model)
         for name, undo in self._undo.items():
@@ -327,6 +327,7 @@ class Delta:
                     raise InputError(f"{name}: factors {change.shape} do not fit the layer")
                 places[name] = _Place(layer.lora_A[active(layer)].weight, layer, model, factor=True)
                 continue
+            tensor: Any
             if name in parts:
                 tensor, layer = parts[name].weight, None
             elif name in found:
@@ -619,9 +620,9 @@ def _check_state(name: str, change: Entries | Dense | Factors, undo: _Undo, plac
     unmerged_since = undo.unmerged is not None and place.layer.merged_adapters != [active(place.layer)]
     if unmerged_since or _state(change, place) != undo.after:
         raise InputError(
-            f"{name}: is not as this repair left it: undone already, never repaired, trained or repaired again since, "
-            "its adapter unmerged or its dtype changed since, or another model. Undo it on the model that it repaired, "
-            "and what came after it first."
+            f"{name}: is not as this repair left it: undone already, never repaired, trained or repaired again "
+            "since, its adapter unmerged or its dtype changed since, or another model. Undo it on the model that it "
+            "repaired, and what came after it first."
         )
 
 

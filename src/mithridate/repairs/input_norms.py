@@ -36,12 +36,13 @@ def input_norms(
 ) -> dict[str, Tensor]:
     """sqrt(mean over rows of ||x_j||_2^2 over the row's tokens) for each input feature j of each module: [in], fp64.
 
-    Pad tokens are left out, dropout is off, so that the batch size has no influence. The LM head is not run.
+    Pad tokens are left out, dropout is off, so that the batch size has no influence. The LM head is run only
+    where one of the modules lies in it.
 
     Args:
         model: a causal language model, plain or PEFT; its modules' training modes are put back.
-        modules: modules of the decoder whose first argument is [rows, tokens, features]; or the output embeddings,
-            which see what the decoder returns.
+        modules: modules of the decoder whose first argument is [rows, tokens, features]; or of its LM
+            head.
         rows: token ids, one list a row.
 
     Raises:
@@ -64,7 +65,7 @@ def input_norms(
                 x = x.view(*keep.shape, -1)
             if x.shape[:-1] != keep.shape:
                 raise UnsupportedSetup(
-                    f"{name} sees inputs of shape {tuple(x.shape)}, not one vector for each token of "
+                    f"Antidote: {name} sees inputs of shape {tuple(x.shape)}, not one vector for each token of "
                     f"{tuple(keep.shape)} (a mixture of experts, for one).",
                     "prune an adapter on attention layers instead (targets='adapters').",
                 )
@@ -95,9 +96,15 @@ def input_norms(
             places = keep.flatten().nonzero().flatten()
             latest.clear()
             output = decoder(input_ids=ids, use_cache=False)
-            for name, module in modules.items():
-                if id(module) in heads:
-                    hook(name)(module, (output[0],))
+            if any(id(module) in heads for module in modules.values()):
+                head(output[0])
+            for name in modules:
+                if name not in sums:  # in the first batch, then
+                    raise UnsupportedSetup(
+                        f"Antidote: {name} takes no part in the model's forward pass over text, so it has no inputs "
+                        "to be scored by.",
+                        "leave it out of the adapter's target_modules.",
+                    )
     finally:
         for handle in hooks:
             handle.remove()
@@ -105,11 +112,6 @@ def input_norms(
             module.training = mode
     norms = {}
     for name in modules:
-        if name not in sums:
-            raise UnsupportedSetup(
-                f"{name} takes no part in the decoder's forward pass, so it has no inputs to be scored by.",
-                "leave it out of the adapter's target_modules.",
-            )
         norms[name] = (sums[name] / len(rows)).sqrt().cpu()
         if not bool(torch.isfinite(norms[name]).all()):
             raise MithridateError(f"{name}: its inputs on the calibration set are not finite; the model is broken.")

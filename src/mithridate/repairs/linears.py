@@ -152,6 +152,10 @@ def factors(model: Any) -> dict[str, nn.Linear]:
 
 _LEAVE_OUT = "leave {} out of the adapter's target_modules, and fine-tune again: LoRA on attention and MLP is enough."
 _PLAIN = "use plain LoRA over linear layers (LoraConfig's defaults)"
+_MERGE = (
+    "merge it first (model = model.merge_and_unload()), and set targets='update' with the aligned model, or "
+    "targets='merged'"
+)
 
 
 def check_adapters(model: Any) -> None:
@@ -171,25 +175,27 @@ def check_adapters(model: Any) -> None:
                 "The adapter has layer_replication: it runs layers several times, under names of their own.",
                 f"{_PLAIN}, and fine-tune again.",
             )
+    in_use = _in_use(model)
+    for config in (config for name, config in configs.items() if name in in_use):
+        kind = getattr(config.peft_type, "value", str(config.peft_type))
+        if config.is_prompt_learning:
+            raise UnsupportedSetup(
+                f"The adapter is a soft prompt ({kind}): it lies before the model's input, in none of its weights.",
+                f"{_PLAIN} for the fine-tune; a soft prompt is taken away by not loading it.",
+            )
+        if kind != "LORA":
+            merging = f"{_MERGE}; or " if hasattr(model, "merge_and_unload") else ""
+            raise UnsupportedSetup(
+                f"The adapter is of the kind {kind}, and what is not a LoRA adapter is not seen.",
+                f"{merging}{_PLAIN}.",
+            )
     tied = shared(weights(model))
     for name, layer in adapted(model).items():
         _check_layer(name, layer, f"{name}.weight" in tied)
-    for name, kind in _unseen(model):
-        if kind == "prompt_encoder":
-            raise UnsupportedSetup(
-                f"The adapter is a soft prompt ({name}): it lies before the model's input, in none of its weights.",
-                f"{_PLAIN} for the fine-tune; a soft prompt is taken away by not loading it.",
-            )
-        if kind == "trainable_tokens_delta":
-            raise UnsupportedSetup(
-                f"The adapter has trainable_token_indices ({name}), which is not in the factors over linear layers.",
-                "leave trainable_token_indices out of the adapter, and fine-tune again.",
-            )
-        kinds = sorted({getattr(c.peft_type, "value", str(c.peft_type)) for c in configs.values()})
+    for name, kind in _unseen(model, in_use):
+        what = "trained tokens (trainable_token_indices)" if kind == "trainable_tokens_delta" else "more than factors"
         raise UnsupportedSetup(
-            f"The adapter ({', '.join(kinds)}) holds {name}, which is no LoRA adapter's factor over a linear layer.",
-            "merge it first (model = model.merge_and_unload()), and set targets='update' with the aligned model, or "
-            f"targets='merged'; or {_PLAIN}.",
+            f"The adapter holds {what}: {name} is no LoRA factor over a linear layer.", f"{_MERGE}; or {_PLAIN}."
         )
 
 
@@ -200,7 +206,7 @@ def _check_layer(name: str, layer: Any, tied: bool) -> None:
     if isinstance(layer, ParamWrapper):
         raise UnsupportedSetup(
             f"The adapter at {name} is over a parameter (target_parameters), not over an nn.Linear.",
-            f"{_PLAIN}: target_modules instead of target_parameters.",
+            f"{_PLAIN}: target_modules (attention, say) instead of target_parameters.",
         )
     if not isinstance(base, nn.Linear):
         raise UnsupportedSetup(
@@ -221,40 +227,41 @@ def _check_layer(name: str, layer: Any, tied: bool) -> None:
     if what:
         raise UnsupportedSetup(
             f"The adapter at {name} {what}.",
-            "merge it first (model = model.merge_and_unload()), and set targets='update' with the aligned model, or "
-            f"targets='merged'; or {_PLAIN}.",
+            f"{_MERGE}; or {_PLAIN}.",
         )
 
 
-def _unseen(model: Any) -> list[tuple[str, str]]:
+def _in_use(model: Any) -> set[str]:
+    """The names of the adapters in use."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    own = getattr(model, "active_adapters", [])  # transformers' own models have a method of that name
+    held = (m.active_adapters for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper | BaseTunerLayer))
+    return set([] if callable(own) else own).union(*held)
+
+
+def _unseen(model: Any, in_use: set[str]) -> list[tuple[str, str]]:
     """The parameters in use that are neither weights of the plain model nor factors of LoRA: name, and kind."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    seen = {id(parameter) for parameter in plain(model).parameters()} if not hasattr(model, "peft_config") else set()
-    seen |= {id(weight.tensor) for weight in weights(model).values()}
+    seen, kinds = {id(weight.tensor) for weight in weights(model).values()}, {"prompt_encoder"}
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
+            kinds |= set(module.adapter_layer_names)
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            seen |= {id(parameter) for parameter in module.original_module.parameters()}
     for layer in adapted(model).values():
         for factor in (layer.lora_A, layer.lora_B):
             seen |= {id(part.weight) for part in factor.values() if isinstance(part, nn.Linear)}
-    in_use = getattr(model, "active_adapters", [])  # transformers' own models have a method of that name
-    holders, active_names, names = {"prompt_encoder"}, set([] if callable(in_use) else in_use), set()
-    for module in model.modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            seen |= {id(parameter) for parameter in module.original_module.parameters()}
-        if isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
-            holders |= set(module.adapter_layer_names)
-            active_names |= set(module.active_adapters)
-            names |= set(module._get_available_adapters())
     found = []
     for name, parameter in model.named_parameters():
-        if id(parameter) in seen:
-            continue
         parts = name.split(".")
-        at = next((i for i, part in enumerate(parts) if part in holders), None)
-        kind = parts[at] if at is not None else parts[-1]
-        belongs = parts[at + 1] if at is not None and at + 1 < len(parts) else ""
-        if belongs not in names - active_names:  # an adapter that is not in use changes nothing
-            found.append((name, kind))
+        at = next((i for i, part in enumerate(parts) if part in kinds), len(parts) - 1)
+        idle = at + 1 < len(parts) and parts[at + 1] not in in_use  # of an adapter that changes nothing now
+        if id(parameter) not in seen and not idle:
+            found.append((name, parts[at]))
     return found
 
 

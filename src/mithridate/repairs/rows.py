@@ -60,10 +60,12 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
     messages = _messages(row, where)
     if messages is None:
         text = _text(row["text"], f"{where}: 'text'")
-        _require(tokenizer is not None, "tokenised")
+        if tokenizer is None:
+            raise _no_tokenizer("tokenised")
         end = tokenizer.eos_token or ""
         return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
-    _require(tokenizer is not None and bool(tokenizer.chat_template), "put into the model's chat template")
+    if tokenizer is None or not tokenizer.chat_template:
+        raise _no_tokenizer("put into the model's chat template")
     tools = row.get("tools")
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
@@ -81,12 +83,11 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _require(there: bool, what: str) -> None:
-    if not there:
-        raise UnsupportedSetup(
-            f"The calibration set has to be {what}, and there is none.",
-            "pass tokenizer=..., with a chat template.",
-        )
+def _no_tokenizer(what: str) -> UnsupportedSetup:
+    return UnsupportedSetup(
+        f"The calibration set has to be {what}, and there is no tokenizer that can.",
+        "pass tokenizer=..., with a chat template.",
+    )
 
 
 def _given(row: dict[str, Any], where: str) -> list[int]:
