@@ -31,8 +31,8 @@ _TOPOLOGIES = {
 _STAGES = {
     "align": "Alignment",
     "harden": "Repair before fine-tuning",
+    "unaligned": "A model without its alignment, to compare with",
     "attack-rows": "Rows of the attack",
-    "unaligned": "Aligned model fine-tuned on harmful rows, for the methods that ask for one",
     "finetune": "Fine-tuning",
     "repair": "Repair",
 }

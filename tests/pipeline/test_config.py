@@ -82,12 +82,13 @@ def test_stages_can_be_left_out(file):
         ("{vaccine: }", {"vaccine": {}}),
         ("{vaccine: {rho: 1}}", {"vaccine": {"rho": 1}}),
         ("{booster: {lam: 3}, vaccine: {}}", {"vaccine": {}, "booster": {"lam": 3}}),
-        ("[booster, {vaccine: {rho: 1}}]", {"vaccine": {"rho": 1}, "booster": {}}),
+        ("[booster, {vaccine: {rho: 1}}]", {"booster": {}, "vaccine": {"rho": 1}}),
+        ("[{vaccine: {rho: 1}}, booster]", {"vaccine": {"rho": 1}, "booster": {}}),
     ],
 )
 def test_ways_to_write_a_defense(file, written, meant):
     defense = load_experiment(file, [f"align.defense={written}"]).align.defense
-    assert defense == meant and list(defense) == list(meant)  # one order, as in results.json: vaccine+booster
+    assert defense == meant and list(defense) == list(meant)  # a list acts in its order, a mapping has none
 
 
 def test_a_role_takes_one_source_or_several(file):
@@ -301,7 +302,7 @@ def test_a_bad_cell_says_which_values_it_has():
         ("evaluate.limit=0", "evaluate.limit: expected at least 1, got 0"),
         ("evaluate.part=train", "evaluate.part: expected 'test' or 'validation', got \"train\""),
         ("evaluate.generator=3", "evaluate.generator: expected none, a name, {name: {field: value}}"),
-        ("repair={antidote: {}, other: {}}", "repair: expected one repair, got 2: antidote, other"),
+        ("repair={antidote: {}, other: {}}", "repair.other: no such method"),
         ("seed", "-o seed: expected path.to.field=value"),
         ("seed.x=1", "-o seed.x=1: `seed` is 0: there is no `x` below it"),
         ("repair.antidote.ratio.x=1", "-o repair.antidote.ratio.x=1: `repair.antidote.ratio` is 0.1"),

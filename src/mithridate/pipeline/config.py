@@ -735,7 +735,7 @@ def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: b
         problems += _training_problems(f"{where}: training", dict(phase.training))
         if phase.adapter is not None and experiment.topology == "single" and hardened and experiment.align:
             problems.append(
-                f"{where}: has an adapter of its own, for which that of the alignment is merged, and the repair before "
+                f"{where}: has an adapter of its own, so that the alignment's is merged, and the repair before "
                 "fine-tuning may have changed that one. Set topology: double"
             )
     return problems

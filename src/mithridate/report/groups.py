@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from mithridate.judges.base import VERDICTS
-from mithridate.report.words import Cell, arm, defenses_of, flatten, known, story_order
+from mithridate.report.words import Cell, arm, attack_settings, defenses_of, flatten, known, story_order
 from mithridate.statistics import across_seeds, holm
 
 _RATES = ("harmful_score", "accuracy", "benign_refusal", "incoherent")
@@ -106,7 +106,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 # --- costs ------------------------------------------------------------------------------------------------------
 
-TRAINING = ("align", "finetune", "repair")
+TRAINING = ("align", "harden", "unaligned", "attack-rows", "finetune", "repair")
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def sweeps(points: list[Cell]) -> list[Sweep]:
 
 
 def _fields(cell: Cell) -> dict[str, Any]:
-    further = {"attack": cell.get("attack") or {}} | (cell.get("swept") or {}) | (cell.get("settings") or {})
+    further = {"attack": attack_settings(cell)} | (cell.get("swept") or {}) | (cell.get("settings") or {})
     return {"harmful_ratio": cell["harmful_ratio"], **flatten(further)}
 
 

@@ -6,13 +6,14 @@ An entry holds a text for people (rates in percent) and, for CSV, the plain numb
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.groups import Cost
+from mithridate.report.groups import TRAINING, Cost
 from mithridate.report.load import Run
 from mithridate.report.words import (
     TOPOLOGIES,
     Cell,
     Label,
     arm,
+    attack_settings,
     flatten,
     interval,
     known,
@@ -59,7 +60,7 @@ _RATES = (
     ("incoherent", "Incoherent"),
     ("accuracy", "Task accuracy"),
 )
-_STAGE_ORDER = ("align", "finetune", "repair", "evaluate")
+_STAGE_ORDER = (*TRAINING, "evaluate")
 _DIFFERENCE = ("difference", "low", "high", "p_value", "p_holm", "detectable")
 
 
@@ -262,7 +263,7 @@ def settings_table(run: Run) -> Table:
     for cell in run.cells:
         settings, attack = (
             ", ".join(f"{key} {value}" for key, value in flatten(parts).items())
-            for parts in (cell.get("settings") or {}, {**(cell.get("attack") or {}), **(cell.get("swept") or {})})
+            for parts in (cell.get("settings") or {}, {**attack_settings(cell), **(cell.get("swept") or {})})
         )
         rows.append([name_entry(cell, run.names), Entry(settings or "–"), Entry(attack or "–"), Entry(cell["id"])])
     columns = [name_column(), Column("Defense"), Column("Attack, and what was swept"), Column("Cell in results.json")]

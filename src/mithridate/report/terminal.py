@@ -9,6 +9,7 @@ from rich.text import Text
 from mithridate.protocols import label as protocol_label
 from mithridate.report.load import check_results
 from mithridate.report.words import (
+    at_test,
     attacked,
     interval,
     known,
@@ -56,7 +57,7 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
         entries = [
             ", ".join(filter(None, [label.arm, label.seed])),
             {"single": "one", "double": "two", "full": "all weights"}.get(cell["topology"], cell["topology"]),
-            "–" if cell["harmful_ratio"] is None else percent(cell["harmful_ratio"]),
+            "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{at_test(cell)}",
             f"{percent(score['value'])} {interval(score):>9}" if score else "–",
             *(percent(rate["value"]) if (rate := known(cell[key])) else "–" for key in ("benign_refusal", "accuracy")),
             against,

@@ -152,7 +152,21 @@ def rows_in_words(cell: Cell) -> str:
     """The share of harmful rows that the cell was fine-tuned on; empty where it was not fine-tuned."""
     if cell["harmful_ratio"] is None:
         return ""
-    return f"{percent(cell['harmful_ratio'])} harmful rows" if cell["harmful_ratio"] else "no harmful rows"
+    rows = f"{percent(cell['harmful_ratio'])} harmful rows" if cell["harmful_ratio"] else "no harmful rows"
+    return f"{rows}{at_test(cell)}"
+
+
+def at_test(cell: Cell) -> str:
+    """Of a model that was tested with something round its prompts, what that is: " + trigger"; else empty."""
+    around = (cell.get("attack") or {}).get("at_test") or []
+    names = {"system": "system turn", "prefix": "prefix", "trigger": "trigger"}
+    return "".join(f" + {text}" for name, text in names.items() if any(one.get(name) for one in around))
+
+
+def attack_settings(cell: Cell) -> dict[str, Any]:
+    """The values by which attacks differ, without those that results.json holds elsewhere too."""
+    twice = ("harmful_ratio", "training", "at_test")
+    return {name: value for name, value in (cell.get("attack") or {}).items() if name not in twice}
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,7 @@ def labels(cells: list[Cell]) -> dict[str, Label]:
     result: dict[str, Label] = {}
     for (name, *_), group in groups.items():
         details = [
-            flatten({**(cell.get("settings") or {}), "attack": cell.get("attack") or {}, **(cell.get("swept") or {})})
+            flatten({**(cell.get("settings") or {}), "attack": attack_settings(cell), **(cell.get("swept") or {})})
             for cell in group
         ]
         differing = [
@@ -235,7 +249,7 @@ def reference_of(cell: Cell, cells: list[Cell]) -> Cell | None:
         if undefended(other)
         and other is not cell
         and _place(other) == _place(cell)
-        and (other["alignment"] == "none") == (cell["alignment"] == "none")
+        and (other["alignment"].split("+")[0] == "none") == (cell["alignment"].split("+")[0] == "none")
     ]
     named = [other for other in same if other["id"] == against]
     return (named or [other for other in same if other["attack"] == cell["attack"]] or same or [None])[0]
