@@ -662,16 +662,15 @@ class Chain:
         one that a repair changes."""
         from mithridate.pipeline.training import phase_layers
 
-        early = name in ("align", "harden")
-        aligned = self._aligned(self.align if early else self.start)
-        if kind == "repaired":
-            return aligned if early else self.layers("finetune")
         if kind == "base" or (kind == "start" and self._starts_at_base(name)):
             return []
-        if kind == "unaligned":
-            [stage] = [stage for stage in self.aside[name] if stage.name == "unaligned"]
-            return phase_layers(aligned, self._adapter("unaligned"), self.shop.folder(stage), None)
-        return aligned
+        if kind == "repaired" and name == "repair":
+            return self.layers("finetune")
+        aligned = self._aligned(self.align if name == "harden" else self.start)
+        if kind != "unaligned":
+            return aligned
+        [stage] = [stage for stage in self.aside[name] if stage.name == "unaligned"]
+        return phase_layers(aligned, self._adapter("unaligned"), self.shop.folder(stage), None)
 
     def _starts_at_base(self, name: str) -> bool:
         """Whether the training of stage `name`, or the one before a repair of that name, starts from the base."""
