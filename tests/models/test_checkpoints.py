@@ -9,9 +9,10 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mithridate import Antidote
-from mithridate.checkpoints import Layer, assemble, export
+from mithridate.checkpoints import Layer, assemble, export, merge_adapter
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.models import ModelFiles, resolve_model
+from mithridate.repairs.delta import Delta
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -230,3 +231,90 @@ def test_only_plain_lora_is_merged(base, tmp_path):
     save_adapter(tmp_path / "dora", 1, use_dora=True)
     with pytest.raises(UnsupportedSetup, match="not plain LoRA"):
         assemble(base, [Layer("adapter", tmp_path / "dora", merge=True)], torch.float32)
+
+
+# -- repairs between two trainings, of every kind --------------------------------------------------------------------
+
+
+def a_repair(model, kind, seed=0) -> Delta:
+    """A delta of one kind, on a model with an adapter or without one."""
+    generator, delta = torch.Generator().manual_seed(seed), Delta("mine", merged=kind != "beneath")
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    if kind == "dense":
+        for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+            shape = tiny_llama().get_parameter(name).shape
+            delta.replace(name, torch.randn(shape, generator=generator))
+    elif kind == "beneath":  # under an adapter that stays as it is
+        delta.replace("model.layers.0.mlp.up_proj.weight", torch.randn(24, 16, generator=generator))
+    else:
+        for name, layer in plain.named_modules():
+            if hasattr(layer, "lora_A"):
+                out = layer.out_features
+                delta.replace_factors(
+                    name, torch.randn(2, 16, generator=generator), torch.randn(out, 2, generator=generator)
+                )
+    return delta
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["dense", "factors", "beneath"])
+@pytest.mark.parametrize("topology", ["single", "double"])
+def test_a_repair_between_two_trainings_lies_beneath_the_second(made, base, tmp_path, topology, kind, dtype):
+    before = layers(made, "m1" if topology == "double" else "a1")
+    model = assemble(base, before, dtype)
+    if topology == "double" and kind == "factors":
+        return  # the alignment's factors are merged: there are none
+    delta = a_repair(model, kind).apply(model)
+    delta.save(tmp_path / "delta")
+    assert delta.merged == (kind == "dense" and topology == "single")
+    chain = [*before, Layer("delta", tmp_path / "delta")]
+    hardened = assemble(base, chain, dtype, trainable=True)
+    assert torch.equal(logits(hardened), logits(model))
+    free = topology == "single" and kind != "dense"  # an adapter of its own is there to be trained on
+    assert isinstance(hardened, PeftModel) == free
+    # The second training starts there: by hand, its adapter on what the first left.
+    under = hardened.unload() if isinstance(hardened, PeftModel) else hardened
+    expected = PeftModel.from_pretrained(under, made / "adapter2")
+    tuned = assemble(base, [*chain, *layers(made, "a2")], dtype)
+    assert torch.equal(logits(tuned), logits(expected))
+    assert tuned.keeps_alignment == free
+    # And a repair after it, on top.
+    after = a_repair(tuned, "dense", seed=1).apply(tuned)
+    after.save(tmp_path / "after")
+    whole = [*chain, *layers(made, "a2"), Layer("delta", tmp_path / "after")]
+    assert torch.equal(logits(assemble(base, whole, dtype)), logits(merge_adapter(tuned)))
+
+
+@pytest.mark.parametrize("kind", ["factors", "beneath", "nothing"])
+@pytest.mark.parametrize("parts", [("a2",), ("m1", "a2"), ("a1", "a2")])
+def test_an_adapter_that_a_repair_left_is_exported_with_its_rank_and_its_base(made, base, tmp_path, parts, kind):
+    chain = layers(made, *parts)
+    model = assemble(base, chain, torch.float32)
+    if kind == "nothing":
+        delta = Antidote(targets="merged", ratio=0).apply(model)
+    else:
+        delta = a_repair(model, kind).apply(model)
+    delta.save(tmp_path / "delta")
+    out = export(base, [*chain, Layer("delta", tmp_path / "delta")], torch.float32, TOKENIZER, tmp_path / "out", False)
+    assert (out / "base").exists() == (parts[0] == "m1" or kind == "beneath")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(out)
+    assert torch.equal(logits(loaded), logits(model))
+    rank = loaded.get_base_model().model.layers[0].self_attn.q_proj.r["default"]
+    assert rank == (2 if kind == "factors" else 4)
+
+
+def test_an_alignment_that_a_repair_merged_is_in_the_exported_adapter_s_base(made, base, tmp_path):
+    model = assemble(base, layers(made, "a1"), torch.float32)
+    a_repair(model, "dense").apply(model).save(tmp_path / "delta")
+    chain = [*layers(made, "a1"), Layer("delta", tmp_path / "delta"), *layers(made, "a2")]
+    out = export(base, chain, torch.float32, TOKENIZER, tmp_path / "out", merged=False)
+    loaded = AutoPeftModelForCausalLM.from_pretrained(out)
+    assert torch.equal(logits(loaded), logits(assemble(base, chain, torch.float32)))
+
+
+def test_a_repair_of_another_chain_is_refused(made, base, tmp_path):
+    model = assemble(base, layers(made, "m1", "a2"), torch.float32)
+    Antidote(score="magnitude").apply(model).save(tmp_path / "delta")
+    for other in (layers(made, "a2"), layers(made, "a1"), layers(made, "w1")):
+        with pytest.raises(InputError, match=r"made for other weights|no such weight"):
+            assemble(base, [*other, Layer("delta", tmp_path / "delta")], torch.float32)

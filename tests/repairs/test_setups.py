@@ -1,4 +1,4 @@
-"""Models that carry more than LoRA's factors: each is repaired right, or refused before compute with a remedy that fits.
+"""Models that carry more than LoRA's factors: each is repaired right, or refused first, with a remedy that fits.
 
 Right means: all of the update taken back is the aligned model; nothing taken back is the model as it was; and undo is
 bit-identical.
@@ -35,7 +35,7 @@ TIED = {"tie_word_embeddings": True}
 
 def logits(model):
     with torch.no_grad():
-        return model.eval()(input_ids=IDS).logits
+        return model.eval()(input_ids=IDS).logits[:, -IDS.shape[1] :]  # without those of a soft prompt
 
 
 def off(model, other):
@@ -89,7 +89,15 @@ SEEN = {
     "eva": (lora(init_lora_weights="eva"), {}),
 }
 # Of these the factors hold all of the change, so that "adapters" and "merged" are right too.
-IN_FACTORS = {"plain", "rslora", "rank pattern", "the untied head adapted", "tied embeddings", "orthogonal", "gaussian"}
+IN_FACTORS = {
+    "plain",
+    "rslora",
+    "rank pattern",
+    "the untied head adapted",
+    "tied embeddings",
+    "orthogonal",
+    "gaussian",
+}
 IN_FACTORS |= {"eva"}
 IN_WEIGHTS = IN_FACTORS | {"pissa", "fast pissa", "olora"}  # merged weights only
 
@@ -250,7 +258,7 @@ def test_full_weights_go_back_wherever_they_changed(own):
 
 
 def test_an_aligned_model_that_shares_weights_or_cannot_be_read_is_refused():
-    aligned, model = tuned(lora())
+    _, model = tuned(lora())
     soft = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     for other, words in [
         (model.get_base_model(), "an object of its own"),

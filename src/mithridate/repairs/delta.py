@@ -46,6 +46,12 @@ _SAMPLE = 64  # entries of a weight by which it is known again
 # How far off they may be, as a share of their size: merging rounds a little differently on another device.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
+_CHANGED_SINCE = (
+    "not as this repair left it: undone already, never repaired, trained or repaired again since, its adapter "
+    "unmerged or its dtype changed since, or another model. Undo it on the model that it repaired, and what came "
+    "after it first."
+)
+
 
 @dataclass
 class Entries:
@@ -130,8 +136,8 @@ class Delta:
         repair: its name.
         settings: its settings.
         notes: what a reader of the numbers should know.
-        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first.
-            Where no changed weight lies under an adapter it is False once applied.
+        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first,
+            in the layers that are changed. Where none of these lies under an adapter it is False once applied.
         changes: by name, what became of each tensor.
     """
 
@@ -140,8 +146,9 @@ class Delta:
     notes: list[str] = field(default_factory=list)
     merged: bool = True
     changes: dict[str, Entries | Dense | Factors] = field(default_factory=dict, repr=False)
-    _before: dict[str, Tensor] = field(default_factory=dict, repr=False)  # how each tensor is known again
+    _before: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)  # how each is known again
     _undo: dict[str, _Undo] | None = field(default=None, repr=False)
+    _patterns: list[Any] = field(default_factory=list, repr=False)  # ranks and alphas in LoRA's config: before, after
 
     # -- made by a repair ---------------------------------------------------------------------------
 
@@ -255,16 +262,20 @@ class Delta:
         """
         places = self._places(model)
         first = not self._before
-        before = {name: _known(change, places[name], self.merged) for name, change in self.changes.items()}
+        before = {}
+        for name, change in self.changes.items():
+            before |= {(name, part): known for part, known in _known(change, places[name], self.merged).items()}
         if first:
             self._fit(places)
             self.merged = self.merged and any(_to_merge(self.changes[name], places[name]) for name in self.changes)
             self._before = before
         else:
-            for name, known in self._before.items():
-                place = places[name]  # factors are stored, never merged: they are the same everywhere
-                tolerance = 1e-6 if place.factor else _TOLERANCE.get(place.tensor.dtype, 1e-4)
-                if not _alike(known, before[name], tolerance):
+            for (name, part), known in self._before.items():
+                if part == "factors" and places[name].beneath is None and (name, part) not in before:
+                    continue  # the adapter was merged before: its weight tells
+                # Factors are stored, never merged: they are the same everywhere.
+                tolerance = 1e-6 if part == "factors" else _TOLERANCE.get(places[name].tensor.dtype, 1e-4)
+                if not _alike(known, before.get((name, part)), tolerance):
                     raise InputError(
                         f"{name}: this repair was made for other weights: the model is another one, is repaired "
                         "already, or was trained since. Apply it to the model it was made on, or run the repair on "
@@ -278,7 +289,11 @@ class Delta:
             for name in undo:
                 _put_back(self.changes[name], undo[name], places[name])
             raise
-        self._undo = undo
+        self._undo, self._patterns = undo, []
+        if any(isinstance(change, Factors) for change in self.changes.values()):
+            before = _patterns(model)
+            _set_patterns(model, _each_layer(model))
+            self._patterns = [before, _patterns(model)]
         return self
 
     @torch.no_grad()
@@ -306,10 +321,15 @@ class Delta:
             )
         places = self._places(model)
         for name, undo in self._undo.items():
-            _check_state(name, self.changes[name], undo, places[name])
+            if not _as_left(self.changes[name], undo, places[name]):
+                raise InputError(f"{name}: {_CHANGED_SINCE}")
+        if self._patterns and _patterns(model) != self._patterns[1]:
+            raise InputError(f"The ranks in the adapter's config: {_CHANGED_SINCE}")
         for name, undo in self._undo.items():
             _put_back(self.changes[name], undo, places[name])
-        self._undo = None
+        if self._patterns:
+            _set_patterns(model, self._patterns[0])
+        self._undo, self._patterns = None, []
 
     def _places(self, model: Any) -> dict[str, _Place]:
         """Where each change goes. Raises InputError where the model has no such place."""
@@ -317,21 +337,23 @@ class Delta:
         found, parts, over = weights(model), factors(model), adapted(model)
         places = {}
         for name, change in self.changes.items():
-            if isinstance(change, Factors):
-                layer = over.get(name)
+            tensor: Any
+            factor = name in parts or isinstance(change, Factors)
+            if factor:
+                layer = over.get(name if isinstance(change, Factors) else name.rpartition(".")[0])
                 if layer is None or layer.merged:
-                    what = "has no LoRA adapter there" if layer is None else "has its adapter merged"
+                    what = "has no LoRA adapter there" if layer is None else "has its adapter merged: unmerge it first"
                     raise InputError(f"{name}: the repair changed LoRA's factors, and the model {what}")
+            if isinstance(change, Factors):
                 beneath = base_linear(layer)
                 if change.a.shape[1] != beneath.in_features or change.b.shape[0] != beneath.out_features:
-                    raise InputError(f"{name}: factors {change.shape} do not fit the layer")
-                places[name] = _Place(layer.lora_A[active(layer)].weight, layer, model, factor=True)
+                    raise InputError(f"{name}: factors {change.shape} do not fit the model's layer")
+                places[name] = _Place(layer.lora_A[active(layer)].weight, layer, beneath.weight)
                 continue
-            tensor: Any
-            if name in parts:
-                tensor, layer = parts[name].weight, None
+            if factor:
+                beneath, tensor, layer = base_linear(layer).weight, parts[name].weight, None
             elif name in found:
-                tensor, layer = found[name].tensor, found[name].lora
+                beneath, tensor, layer = None, found[name].tensor, found[name].lora
             else:
                 raise InputError(
                     f"{name}: the model has no such weight. Apply the repair to the model it was made on."
@@ -342,12 +364,12 @@ class Delta:
                     f"{tuple(tensor.shape)}"
                 )
             known = change.value if isinstance(change, Dense) else change.values
-            if self._before and known is not None and known.dtype != tensor.dtype and name not in parts:
+            if self._before and known is not None and known.dtype != tensor.dtype and not factor:
                 raise InputError(
                     f"{name}: the repair was made in {known.dtype} and the model is in {tensor.dtype}. Load it in "
                     f"{known.dtype}."
                 )
-            places[name] = _Place(tensor, layer, model, factor=name in parts)
+            places[name] = _Place(tensor, layer, beneath)
         twice = [n for n, c in Counter(id(place.tensor) for place in places.values()).items() if c > 1]
         if twice:
             names = [name for name, place in places.items() if id(place.tensor) == twice[0]]
@@ -387,7 +409,7 @@ class Delta:
         if undo and self._undo is None:
             raise InputError("undo values are there only after apply(), and before undo()")
         tensors = {f"{n}:{part}": t for n, change in self.changes.items() for part, t in change.parts().items()}
-        tensors |= {f"{name}:before": known for name, known in self._before.items()}
+        tensors |= {f"{name}:before:{part}": known for (name, part), known in self._before.items()}
         kept = self._undo if undo and self._undo is not None else {}
         for name, one in kept.items():
             tensors |= {f"{name}:undo:{part}": t.detach().cpu().contiguous() for part, t in one.values.items()}
@@ -403,6 +425,7 @@ class Delta:
                 for name, change in self.changes.items()
             },
             "undo": {name: {"after": one.after, "lora": one.lora} for name, one in kept.items()},
+            "patterns": self._patterns if kept else [],
         }
         facts = json.loads(json.dumps(facts, default=str))
         facts["sha256"] = _checksum(facts, tensors)
@@ -460,24 +483,28 @@ class Delta:
         undo = {}
         for name, fact in facts["changes"].items():
             delta.changes[name] = _read(name, fact, tensors)
-            if f"{name}:before" in tensors:
-                delta._before[name] = tensors[f"{name}:before"]
+            delta._before |= {(name, part): known for part, known in _under(f"{name}:before:", tensors).items()}
             if name in facts["undo"]:
-                start = f"{name}:undo:"
-                values = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+                values = _under(f"{name}:undo:", tensors)
                 undo[name] = _Undo(values, facts["undo"][name]["after"], facts["undo"][name]["lora"])
+        delta._patterns = facts["patterns"]
         delta._undo = undo if undo or (facts["undo"] and not delta.changes) else None
         return delta
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a change goes: the tensor, the LoRA layer over it (or whose factors are changed), and the model."""
+    """Where a change goes.
+
+    Attributes:
+        tensor: what is changed; of both factors, A.
+        layer: the LoRA layer over it, or whose two factors are changed.
+        beneath: of factors, the weight that they add to.
+    """
 
     tensor: nn.Parameter
     layer: Any
-    model: Any
-    factor: bool
+    beneath: Tensor | None
 
 
 @dataclass
@@ -489,12 +516,14 @@ class _Undo:
         after: checksum of the tensors as the repair left them.
         lora: of factors: rank, alpha and the config's patterns before.
         unmerged: the weight beneath an adapter that `apply` merged into it.
+        merged: checksum of that adapter's factors.
     """
 
     values: dict[str, Tensor]
     after: int = 0
     lora: dict[str, Any] = field(default_factory=dict)
     unmerged: Tensor | None = None
+    merged: int = 0
 
 
 def _lora(model: Any) -> set[str]:
@@ -505,7 +534,7 @@ def _to_merge(change: Entries | Dense | Factors, place: _Place) -> bool:
     """Whether an adapter has to be merged before the change; a change of nothing needs no merging."""
     if isinstance(change, Factors) or place.layer is None or place.layer.merged:
         return False
-    return change.count()[0] > 0
+    return not isinstance(change, Entries) or bool(change.bits.any())
 
 
 def _current(change: Entries | Dense | Factors, place: _Place, merged: bool) -> Tensor:
@@ -515,16 +544,18 @@ def _current(change: Entries | Dense | Factors, place: _Place, merged: bool) -> 
     return place.tensor.detach()
 
 
-def _known(change: Entries | Dense | Factors, place: _Place, merged: bool) -> Tensor:
-    """By what a tensor is known again: its size and some entries, the same of the part that is changed; [n], fp64."""
+def _known(change: Entries | Dense | Factors, place: _Place, merged: bool) -> dict[str, Tensor]:
+    """By what a tensor is known again, part by part: size and some entries; each [n], fp64."""
+    parts = {} if place.beneath is None else {"beneath": _sketch(place.beneath.detach())}
+    if isinstance(change, Factors) or _to_merge(change, place):
+        parts["factors"] = torch.cat([_sketch(part) for part in _pair(place)])
     if isinstance(change, Factors):
-        adapter = active(place.layer)
-        pair = (place.layer.lora_A[adapter].weight, place.layer.lora_B[adapter].weight)
-        return torch.cat([_sketch(part.detach()) for part in pair])
+        return parts
     now = _current(change, place, merged)
+    parts["weight" if place.beneath is None else "factors"] = _sketch(now)
     if isinstance(change, Entries):
-        return torch.cat([_sketch(now), _sketch(now[change.mask().to(now.device)])])
-    return _sketch(now)
+        parts["marked"] = _sketch(now[change.mask().to(now.device)])
+    return parts
 
 
 def _sketch(tensor: Tensor) -> Tensor:
@@ -535,8 +566,8 @@ def _sketch(tensor: Tensor) -> Tensor:
     return torch.cat([size.reshape(1), flat[::step][:_SAMPLE].double()]).cpu()
 
 
-def _alike(known: Tensor, now: Tensor, tolerance: float) -> bool:
-    if known.shape != now.shape:
+def _alike(known: Tensor, now: Tensor | None, tolerance: float) -> bool:
+    if now is None or known.shape != now.shape:
         return False
     return float((known - now).norm()) <= tolerance * float(known.norm())
 
@@ -558,27 +589,23 @@ def _change(change: Entries | Dense | Factors, place: _Place, merged: bool) -> _
         undo = _Undo({"values": tensor[mask].clone()}, unmerged=unmerged)
         tensor[mask] = 0 if change.values is None else change.values.to(tensor)
     undo.after = _state(change, place)
+    undo.merged = 0 if unmerged is None else _checksum_of(_pair(place))
     return undo
 
 
 def _swap_factors(change: Factors, place: _Place) -> _Undo:
     layer, adapter = place.layer, active(place.layer)
     undo = _Undo({"lora_A": layer.lora_A[adapter].weight, "lora_B": layer.lora_B[adapter].weight})
-    config, name = place.model.peft_config[adapter], _name_of(place)
     undo.lora = {
         "r": layer.r[adapter],
         "alpha": layer.lora_alpha[adapter],
         "scaling": layer.scaling[adapter],
-        "patterns": [config.rank_pattern.get(name), config.alpha_pattern.get(name)],
     }
     _set_factors(layer, change.a.to(place.tensor), change.b.to(place.tensor))
     rank, alpha = len(change.a), change.alpha
     assert alpha is not None
     layer.r[adapter], layer.lora_alpha[adapter] = rank, alpha
     layer.scaling[adapter] = alpha / (math.sqrt(rank) if layer.use_rslora.get(adapter) else rank)
-    # PEFT takes the first pattern that fits a name, so this layer's own stands first.
-    config.rank_pattern = {name: rank} | {n: r for n, r in config.rank_pattern.items() if n != name}
-    config.alpha_pattern = {name: alpha} | {n: a for n, a in config.alpha_pattern.items() if n != name}
     undo.after = _state(change, place)
     return undo
 
@@ -591,18 +618,43 @@ def _set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
         module.out_features, module.in_features = value.shape
 
 
-def _name_of(place: _Place) -> str:
-    return next(name for name, layer in adapted(place.model).items() if layer is place.layer)
+def _patterns(model: Any) -> list[dict[str, Any]]:
+    """The ranks and alphas of single layers in the active adapter's config."""
+    config = _config(model)
+    return [dict(config.rank_pattern), dict(config.alpha_pattern)]
+
+
+def _set_patterns(model: Any, patterns: list[dict[str, Any]]) -> None:
+    config = _config(model)
+    config.rank_pattern, config.alpha_pattern = (dict(pattern) for pattern in patterns)
+
+
+def _each_layer(model: Any) -> list[dict[str, Any]]:
+    """Such patterns with every layer by its whole name: of several that fit one, PEFT takes any."""
+    layers = adapted(model)
+    return [
+        {name: layer.r[active(layer)] for name, layer in layers.items()},
+        {name: layer.lora_alpha[active(layer)] for name, layer in layers.items()},
+    ]
+
+
+def _config(model: Any) -> Any:
+    return model.peft_config[active(next(iter(adapted(model).values())))]
+
+
+def _pair(place: _Place) -> list[Tensor]:
+    """Both factors of the active adapter at a layer."""
+    adapter = active(place.layer)
+    return [place.layer.lora_A[adapter].weight.detach(), place.layer.lora_B[adapter].weight.detach()]
 
 
 def _state(change: Entries | Dense | Factors, place: _Place) -> int:
-    """Checksum of all that a change touches, exact to the bit, the same on every device."""
-    if isinstance(change, Factors):
-        adapter = active(place.layer)
-        parts = [place.layer.lora_A[adapter].weight, place.layer.lora_B[adapter].weight]
-    else:
-        parts = [place.tensor]
-    return sum(_sum_of_bits(part.detach()) * (2 * i + 1) for i, part in enumerate(parts)) % 2**63
+    return _checksum_of(_pair(place) if isinstance(change, Factors) else [place.tensor.detach()])
+
+
+def _checksum_of(tensors: list[Tensor]) -> int:
+    """Exact to the bit, the same on every device."""
+    return sum(_sum_of_bits(tensor) * (2 * i + 1) for i, tensor in enumerate(tensors)) % 2**63
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
@@ -616,31 +668,23 @@ def _sum_of_bits(tensor: Tensor) -> int:
     return total
 
 
-def _check_state(name: str, change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> None:
-    unmerged_since = undo.unmerged is not None and place.layer.merged_adapters != [active(place.layer)]
-    if unmerged_since or _state(change, place) != undo.after:
-        raise InputError(
-            f"{name}: is not as this repair left it: undone already, never repaired, trained or repaired again "
-            "since, its adapter unmerged or its dtype changed since, or another model. Undo it on the model that it "
-            "repaired, and what came after it first."
-        )
+def _as_left(change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> bool:
+    ours = undo.unmerged is None or (
+        place.layer.merged_adapters == [active(place.layer)] and _checksum_of(_pair(place)) == undo.merged
+    )
+    return ours and _state(change, place) == undo.after
 
 
 def _put_back(change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> None:
     tensor, layer = place.tensor, place.layer
     if isinstance(change, Factors):
-        adapter, name = active(layer), _name_of(place)
+        adapter = active(layer)
         a, b = undo.values["lora_A"], undo.values["lora_B"]
         if not isinstance(a, nn.Parameter):  # read from a file
             a, b = a.to(tensor), b.to(tensor)
         _set_factors(layer, a, b)
         layer.r[adapter], layer.lora_alpha[adapter] = undo.lora["r"], undo.lora["alpha"]
         layer.scaling[adapter] = undo.lora["scaling"]
-        config = place.model.peft_config[adapter]
-        for pattern, old in zip((config.rank_pattern, config.alpha_pattern), undo.lora["patterns"]):
-            pattern.pop(name)
-            if old is not None:
-                pattern[name] = old
     elif undo.unmerged is not None:
         tensor.copy_(undo.unmerged)
         layer.merged_adapters.clear()
@@ -648,6 +692,10 @@ def _put_back(change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> 
         tensor.copy_(undo.values["dense"])
     else:
         tensor[change.mask().to(tensor.device)] = undo.values["values"].to(tensor)
+
+
+def _under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
 
 
 def _read(name: str, fact: dict[str, Any], tensors: dict[str, Tensor]) -> Entries | Dense | Factors:
