@@ -147,7 +147,7 @@ def test_rows_of_the_helpful_role_are_disjoint_from_the_others(inputs, store, tm
         ({"repair": "picky", "finetune": "none"}, "repair.picky.refuses: double False False"),
         ({"repair": "picky", "finetune": "none", "topology": "single"}, "refuses: single False True"),
         ({"repair": "picky", "topology": "full"}, "refuses: full True False"),
-        ({"repair": {"halve": {}, "wise": {}}}, "repair: expected one repair after fine-tuning, got 2: wise, halve"),
+        ({"repair": {"halve": {}, "wise": {}}}, "repair: expected one repair after fine-tuning, got 2: halve, wise"),
         ({"repair": {"wise": {"b": 1}}}, "repair.wise.b: no such field"),
         ({"repair": "asks"}, "data.helpful: needed by this experiment and not given"),
         ({"align__defense": "watcher"}, "align.defense.watcher: needs a model .aligned, unaligned."),
@@ -450,7 +450,7 @@ def test_the_fields_of_an_attack_are_swept_and_overridden(inputs, store):
 
     experiments = load_cells(asked)[1]
     assert [one.finetune.attack for one in experiments] == [{"kind": "hardest", "size": n} for n in (2, 3)]
-    [one] = load_cells(asked, ["finetune.attack={kind: harmful, harmful_ratio: 0.5, size: 4}", "sweep={}"])[1]
+    [one] = load_cells(asked, ["sweep={}", "finetune.attack={kind: harmful, harmful_ratio: 0.5, size: 4}"])[1]
     assert (one.finetune.attack.harmful_ratio, one.finetune.attack.size) == (0.5, 4)
 
 
