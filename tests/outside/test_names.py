@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,12 @@ from mithridate.errors import InputError
 from mithridate.judges.base import Item
 from mithridate.methods import CONTRACT, Defense, by_name
 from mithridate.methods.index import facts
+from mithridate.pipeline.config import load_experiment, validate
 from mithridate.pipeline.schema import experiment_schema
 from mithridate.protocols import PROTOCOLS, protocol
 from mithridate.tasks import TASKS, prompt_set, task
 from tests.outside.package import GROUPS, ROOT, SOURCE, on_the_path, write_distribution
+from tests.pipeline.small import experiment
 
 PAGES = {"defense": "defenses", "repair": "repairs", "attack": "attacks"}
 PAGES |= {name: f"{name}s" for name in ("judge", "task", "protocol")}
@@ -31,14 +34,18 @@ def test_each_kind_is_found(outside):
     assert protocol("outside/hs-1").judge.name == "first-word" and "outside/hs-1" in PROTOCOLS
 
 
-def test_a_page_prints_each_file_of_the_package():
-    """So the blocks are run by whatever runs the package."""
+def test_each_page_has_one_block_which_runs_and_is_a_file_of_the_package():
+    """So a whole run of the package (test_run.py) is one of the pages."""
     for name, group in PAGES.items():
         page = (ROOT / "docs" / f"add_{'an' if name == 'attack' else 'a'}_{name}.md").read_text(encoding="utf-8")
         file = (SOURCE / "outside" / f"{name}.py").read_text(encoding="utf-8")
-        assert f"```python\n{file}```" in page
+        [block] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        assert block == file
         [(entry, where)] = GROUPS[f"mithridate.{group}"].items()
         assert f'[project.entry-points."mithridate.{group}"]\n' in page and f'"{where}"' in page and entry in page
+        made: dict[str, Any] = {"__name__": f"page_{name}"}
+        exec(compile(block, str(name), "exec"), made)
+        assert where.partition(":")[2] in made
 
 
 def test_a_method_is_one_file_and_one_line_of_its_package():
@@ -149,6 +156,14 @@ def test_a_bad_plug_in_leaves_the_others_usable(declared):
     with declared("defenses", "broken", "broken:Broken"):
         assert by_name("defenses")["stayclose"].without_data().rho == 0.1
         assert by_name("defenses")["lisa"].__name__ == "Lisa"
+
+
+def test_an_experiment_that_names_a_broken_one_gets_one_error(declared, tmp_path):
+    made = experiment(tmp_path, finetune__defense="broken")
+    with declared("defenses", "broken", "broken:Broken"):
+        with pytest.raises(InputError, match=r"of the package other cannot be loaded: RuntimeError: no such GPU\.$"):
+            validate(load_experiment(made))
+        validate(load_experiment(experiment(tmp_path, finetune__defense="stayclose")))
 
 
 def test_the_doctor_tells_which_are_broken(declared, capsys):
