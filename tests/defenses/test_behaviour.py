@@ -320,8 +320,8 @@ def test_a_harmful_gradient_that_is_not_finite_stops_before_the_weights_are_touc
 
 def test_a_probe_that_is_not_finite_leaves_the_step_unshifted(tmp_path, monkeypatch):
     t = trainer_for(model(), tmp_path, defense=Vaccine(rho=1.5), data=USER)
-    real = t.probe_loss
-    monkeypatch.setattr(t, "probe_loss", lambda *args: real(*args) * float("inf"))
+    real = t.probe
+    monkeypatch.setattr(t, "probe", lambda *args: real(*args) * float("inf"))
     before = weights(t.model)
     t.train()
     plain = update(model(), tmp_path, data=USER)

@@ -144,9 +144,9 @@ def test_a_step_is_in_the_start_by_exact_arithmetic(tmp_path):
     pulled = []
 
     class Watched(Lisa):
-        def _pull(self, t):
+        def on_gradients(self, t):
             before = [p.grad.clone() for p in t.params]
-            super()._pull(t)
+            super().on_gradients(t)
             pulled.append(any(not torch.equal(b, p.grad) for b, p in zip(before, t.params, strict=True)))
 
     defense = Watched(alignment_dataset=SAFE, align_steps=1, finetune_steps=5)

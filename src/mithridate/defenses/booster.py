@@ -43,9 +43,12 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from mithridate.errors import MithridateError, UnsupportedSetup
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
+from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,7 +92,7 @@ class Booster(Defense):
     alpha: float = 0.1
     lam: float = 5.0
     every: int = 1
-    _harmful: SideData = field(init=False, repr=False, compare=False)
+    _harmful: SideData | None = field(init=False, repr=False, compare=False, default=None)
     _warned: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
@@ -101,8 +104,6 @@ class Booster(Defense):
         return Cost() if self.lam == 0 else Cost(passes=1 + 2 / self.every, passing_copies=2)
 
     def check(self, t: DefenseMixin) -> None:
-        import torch
-
         super().check(t)
         require_rows(self, "harmful_dataset")
         small = sorted({str(p.dtype) for p in t.params if p.dtype in (torch.bfloat16, torch.float16)})
@@ -113,19 +114,17 @@ class Booster(Defense):
                 "load the model in float32 (bf16=True still computes in bfloat16), or train a LoRA adapter, which "
                 "PEFT keeps in float32 over a bfloat16 model.",
             )
+        t.side_data(self.harmful_dataset, "harmful_dataset")
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._harmful = t.side_data(self.harmful_dataset, "harmful_dataset")
         self._warned = False
 
     def on_step_begin(self, t: DefenseMixin) -> None:
-        import torch
-
-        from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
-
         turn, within = divmod(t.state.global_step, self.every)
         if within or self.lam == 0:
             return
+        assert self._harmful is not None
         params, device = t.params, t.args.device
         window = self._harmful.take(turn, t.current_gradient_accumulation_steps)
         with fork_rng(device):  # both harmful passes, and the alignment pass, draw the same dropout masks
@@ -161,6 +160,9 @@ class Booster(Defense):
             torch._foreach_mul_(seeds[part], strength)
         t.seed(gradient, copy=False)
         t.record("booster/harmful_loss_drop", loss - attacked_loss)
+
+    def on_train_end(self, t: DefenseMixin) -> None:
+        self._harmful = None
 
     def on_log(self, t: DefenseMixin, logs: dict[str, Any]) -> None:
         if logs.get(FIDELITY, 1.0) < 0.9 and not self._warned:

@@ -16,9 +16,11 @@ global_step < proximal_start * max_steps, as in the official code (10 %; the pap
 
 Differs from the official code in:
 - the proximal gradient rho * (w - anchor) is added in closed form, once per optimizer step, to what the micro-batches
-  accumulated (and data-parallel ranks averaged), before clipping; so gradient accumulation changes nothing, and steps
-  are optimizer steps. An alignment step has as many micro-batches as the user step that it replaces: in a shorter last
-  window of an epoch, fewer rows than one whole batch would have;
+  accumulated and data-parallel ranks averaged (`on_gradients`), before clipping; so gradient accumulation changes
+  nothing, and steps are optimizer steps. An alignment step has as many micro-batches as the user step that it
+  replaces: in a shorter last window of an epoch, fewer rows than one whole batch would have;
+- a weight that has no gradient in a step and lies on its anchor is not stepped, as in plain training (there: weight
+  decay moves it);
 - the anchor and the place in the alignment data are saved with each checkpoint, so that a run resumed in the middle of
   a state equals the uninterrupted one;
 - a run shorter than one cycle is refused (it would end without the user's data, or without the full phase).
@@ -32,15 +34,17 @@ steps in the user state since the last log) and lisa/drift (distance from the an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
+from mithridate.training.gradients import blocks, global_norm, local
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,8 +85,8 @@ class Lisa(Defense):
     finetune_steps: int = 900
     rho: float = 1.0
     proximal_start: float = 0.1
-    _alignment: SideData = field(init=False, repr=False, compare=False)
-    _anchor: list[Tensor] = field(init=False, repr=False, compare=False)
+    _alignment: SideData | None = field(init=False, repr=False, compare=False, default=None)
+    _anchor: list[Tensor] = field(init=False, repr=False, compare=False, default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("align_steps", "finetune_steps"):
@@ -118,6 +122,7 @@ class Lisa(Defense):
         super().check(t)
         require_rows(self, "alignment_dataset")
         self._require_a_cycle(_planned_steps(t))
+        t.side_data(self.alignment_dataset, "alignment_dataset")
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._require_a_cycle(t.state.max_steps)
@@ -128,8 +133,9 @@ class Lisa(Defense):
         step = t.state.global_step
         if not self.aligning(step):
             return batches
+        assert self._alignment is not None
         cycles, within = divmod(step, self.cycle)
-        return self._alignment.take(cycles * self.align_steps + within, len(batches))
+        return self._alignment.take(cycles * self.align_steps + within, len(batches), first=len(t.window))
 
     def on_step_begin(self, t: DefenseMixin) -> None:
         step = t.state.global_step
@@ -137,57 +143,41 @@ class Lisa(Defense):
             self._remember(t)
         t.record("lisa/phase", float(not self.aligning(step)))
 
-    def training_step(
-        self,
-        t: DefenseMixin,
-        step: Callable[[nn.Module, Any, Any], Tensor],
-        model: nn.Module,
-        inputs: Any,
-        num_items_in_batch: Tensor | int | None,
-    ) -> Tensor:
-        loss = step(model, inputs, num_items_in_batch)
-        if t.accelerator.sync_gradients:  # the step's last micro-batch
-            self._pull(t)
-        return loss
-
-    def _pull(self, t: DefenseMixin) -> None:
-        """Adds rho * (w - anchor) to the gradient, block by block, so that no copy of the weights is made."""
-        import torch
-
-        from mithridate.training.gradients import blocks, global_norm
-
+    def on_gradients(self, t: DefenseMixin) -> None:
         # in exact arithmetic: 0.1 * 30 is more than 3 in floating point
-        pulling = t.state.global_step >= Fraction(str(self.proximal_start)) * t.state.max_steps
+        pulling = t.state.global_step >= Fraction(str(self.proximal_start)) * t.state.max_steps and self.rho > 0
         if not (pulling or t.logging_now):
             return
         params, strength = self._trained(t), self.rho * t.loss_scale
         distances = []
         with torch.no_grad():
-            for part in blocks(params):
+            for part in blocks(params):  # block by block, so that no copy of the weights is made
                 away = torch._foreach_sub([p.detach() for p in params[part]], self._anchor[part])
                 if t.logging_now:
                     distances.append(global_norm(away))
                 if pulling:
-                    gradients = []
-                    for p in params[part]:
-                        if p.grad is None:
+                    pairs = list(zip(params[part], away, strict=True))
+                    for p, a in pairs:
+                        # A weight without a gradient that lies on its anchor is not stepped, as in plain training: a
+                        # gradient of zero would have the optimizer decay it.
+                        if p.grad is None and bool(global_norm([a]) > 0):
                             p.grad = torch.zeros_like(p)
-                        gradients.append(p.grad)
-                    torch._foreach_add_(gradients, away, alpha=strength)
+                    held = [(p.grad, a) for p, a in pairs if p.grad is not None]
+                    if held:
+                        torch._foreach_add_([g for g, _ in held], [a for _, a in held], alpha=strength)
         if t.logging_now:
             t.record("lisa/drift", global_norm(distances))
 
+    def on_train_end(self, t: DefenseMixin) -> None:
+        self._alignment, self._anchor = None, []
+
     def state_dict(self, t: DefenseMixin) -> dict[str, Tensor]:
-        return dict(zip(t.param_names, self._anchor, strict=True))
+        return dict(zip(t.param_names, self._anchor, strict=True)) if self._anchor else {}
 
     def load_state_dict(self, t: DefenseMixin, state: dict[str, Tensor]) -> None:
         self._anchor = [state[n].to(p.device, p.dtype) for n, p in zip(t.param_names, t.params, strict=True)]
 
     def _remember(self, t: DefenseMixin) -> None:
-        import torch
-
-        from mithridate.training.gradients import local
-
         torch._foreach_copy_(local(self._anchor), local(self._trained(t)))
 
     def _trained(self, t: DefenseMixin) -> list[nn.Parameter]:

@@ -40,13 +40,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.base import Cost, require_number, require_whole
 from mithridate.methods.defense import Defense
+from mithridate.training.gradients import fork_rng, global_norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mithridate.training.activations import ActivationShifts
     from mithridate.training.trainer import DefenseMixin
 
 
@@ -78,7 +82,7 @@ class Vaccine(Defense):
     rho: float = 2.0
     sites: str | list[str] = "attention"
     every: int = 1
-    _sites: dict[str, nn.Module] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _sites: ActivationShifts | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         require_number(self, "rho", 0)
@@ -103,20 +107,22 @@ class Vaccine(Defense):
         return Cost(passes=1 + acting, activations=acting)
 
     def check(self, t: DefenseMixin) -> None:
-        from mithridate.training.activations import find_sites
-
         super().check(t)
         if _reentrant(t):
             raise UnsupportedSetup(
                 "Vaccine: re-entrant checkpointing refuses gradients of activations.",
                 "gradient_checkpointing_kwargs={'use_reentrant': False}, wherever it is switched on.",
             )
-        find_sites(t.model, self.sites)
+        dropped = getattr(t.model.config.get_text_config(), "layerdrop", 0)
+        if dropped:
+            raise UnsupportedSetup(
+                f"Vaccine: layerdrop={dropped:g} leaves out layers at random, whose outputs cannot be shifted then.",
+                "load the model with layerdrop=0.0.",
+            )
+        t.sites(self.sites)
 
     def on_train_begin(self, t: DefenseMixin) -> None:
-        from mithridate.training.activations import find_sites
-
-        self._sites = find_sites(t.model, self.sites)
+        self._sites = t.sites(self.sites)
 
     def training_step(
         self,
@@ -126,17 +132,12 @@ class Vaccine(Defense):
         inputs: Any,
         num_items_in_batch: Tensor | int | None,
     ) -> Tensor:
-        if t.state.global_step % self.every:
+        if self.rho == 0 or t.state.global_step % self.every:
             return step(model, inputs, num_items_in_batch)
-
-        import torch
-
-        from mithridate.training.activations import ActivationShifts
-        from mithridate.training.gradients import fork_rng, global_norm
-
-        with ActivationShifts(self._sites) as sites:
+        assert self._sites is not None
+        with self._sites as sites:
             with fork_rng(t.args.device):  # the second pass draws the same dropout masks
-                gradients = sites.gradients(lambda: t.probe_loss(model, inputs, num_items_in_batch))
+                gradients = sites.gradients(lambda: t.probe(model, inputs, num_items_in_batch))
             norm = global_norm(gradients)
             t.record("vaccine/gradient_norm", norm / t.loss_scale)
             # chosen on the device: reading the norm here would make a GPU wait in every micro-batch
@@ -149,6 +150,9 @@ class Vaccine(Defense):
                 shifts.append(torch.where(usable, shift, 0))
             sites.shift(shifts)
             return step(model, inputs, num_items_in_batch)
+
+    def on_train_end(self, t: DefenseMixin) -> None:
+        self._sites = None
 
 
 def _reentrant(t: DefenseMixin) -> bool:

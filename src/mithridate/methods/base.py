@@ -145,6 +145,9 @@ class Method:
         """An instance whose data sets, where they are not given, are None: enough to ask it what it states."""
         return cls(**dict.fromkeys(field for field in cls.roles if field in _field_names(cls)) | fields)
 
+    def __post_init__(self) -> None:
+        """For checks of the fields; here so that it is called for a subclass that is no dataclass of its own, too."""
+
     def settings(self) -> dict[str, Any]:
         """The fields that are not data sets, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in self.roles}

@@ -1,8 +1,9 @@
-"""Finding a model's attention modules, and adding tensors to their outputs."""
+"""Finding a module in each of a model's layers, and adding tensors to its outputs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,26 +41,30 @@ def find_sites(model: Any, sites: str | list[str] = "attention") -> dict[str, nn
         found = {n: m for n, m in base.named_modules() if any(n == s or n.endswith("." + s) for s in sites)}
 
     layers = base.config.get_text_config().num_hidden_layers
-    # Two sites of one layer share everything up to the layer's number: "model.layers.3".
-    in_layers = {m.group() for n in found if (m := re.match(r"\D*\d+(?=\.|$)", n))}
+    in_layers = _layers_of(found)
     if len(found) != layers or len(in_layers) != layers:
         raise UnsupportedSetup(
-            f"Vaccine needs exactly one site in each of the {layers} layers of {name}; sites={sites!r} gives "
-            f"{len(found)} in {len(in_layers)} layers{_examples(found)}.",
+            f"exactly one site in each of the {layers} layers of {name} is needed; sites={sites!r} gives {len(found)} "
+            f"in {len(in_layers)} layers{_examples(found)}.",
             _remedy(base),
         )
     return found
 
 
-def _remedy(base: nn.Module) -> str:
-    """Names what stands once in every layer of this model."""
-    layers: dict[str, set[str]] = {}
-    for name, _ in base.named_modules():
-        if m := re.fullmatch(r"\D*\d+\.([^.]+)", name):
-            layers.setdefault(m.group(1), set()).add(name)
-    most = max(map(len, layers.values()), default=0)
-    names = ", ".join(name for name, places in layers.items() if len(places) == most)
-    return f"name one module a layer, as Vaccine(sites=['NAME']) with one of: {names or 'none found'}."
+def _layers_of(names: Any) -> set[str]:
+    """The layers that modules lie in: two of one layer share all up to its number, as "model.layers.3"."""
+    return {m.group() for n in names if (m := re.match(r"\D*\d+(?=\.|$)", n))}
+
+
+def _remedy(base: Any) -> str:
+    """Names what `sites` takes for this model: what stands once in every layer, and in no other module's."""
+    layers, named = base.config.get_text_config().num_hidden_layers, [n for n, _ in base.named_modules()]
+    able = []
+    for name in dict.fromkeys(m[1] for n in named if (m := re.fullmatch(r"\D*\d+\.([^.]+)", n))):
+        found = [n for n in named if n == name or n.endswith("." + name)]
+        if len(found) == len(_layers_of(found)) == layers:
+            able.append(name)
+    return f"name one module a layer, as sites=['NAME'] with one of: {', '.join(able) or 'none found'}."
 
 
 def _is_declared(name: str, module: nn.Module, recorder: Any) -> bool:
@@ -79,21 +84,35 @@ def _examples(found: dict[str, nn.Module]) -> str:
     return f" ({', '.join(list(found)[:3])}, ...)" if found else ""
 
 
+def adapters_off(model: Any) -> Callable[[], bool]:
+    """A function that says whether a model's adapters are switched off at the moment (False where it has none)."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapters = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    return lambda: bool(adapters) and all(m.disable_adapters for m in adapters)
+
+
 class ActivationShifts:
     """Adds a tensor to each site's output (the first entry, where it is a tuple).
 
     Used as a context manager around forward *and* backward: with activation checkpointing the layers run again in
-    backward, and must then be shifted by the very same tensors.
+    backward, and must then be shifted by the very same tensors. Only the training's own passes are shifted: one
+    without gradients, in evaluation mode, or of the model without its adapters is another model's, or only looked at.
+
+    Args:
+        sites: modules by name.
+        foreign: says during a pass whether it is another model's.
     """
 
-    def __init__(self, sites: dict[str, nn.Module]):
-        self._sites = sites
+    def __init__(self, sites: dict[str, nn.Module], foreign: Callable[[], bool] = lambda: False):
+        self.sites = sites
+        self._foreign = foreign
         self._shifts: dict[str, Tensor] = {}
         self._probing = False
         self._handles: list[Any] = []
 
     def __enter__(self) -> ActivationShifts:
-        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self._sites.items()]
+        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self.sites.items()]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,19 +129,21 @@ class ActivationShifts:
         self._shifts, self._probing = {}, True
         try:
             value = loss()
-            silent = [name for name in self._sites if name not in self._shifts]
+            silent = [name for name in self.sites if name not in self._shifts]
             if silent:
-                raise MithridateError(f"The forward pass did not run {silent[0]}: Vaccine cannot perturb it.")
-            return list(torch.autograd.grad(value, [self._shifts[name] for name in self._sites]))
+                raise MithridateError(f"The forward pass did not run {silent[0]}, so its output cannot be shifted.")
+            return list(torch.autograd.grad(value, [self._shifts[name] for name in self.sites]))
         finally:
             self._shifts, self._probing = {}, False
 
     def shift(self, tensors: list[Tensor]) -> None:
         """From now on, `tensors` (constants, one a site) are added to the outputs."""
-        self._shifts = dict(zip(self._sites, tensors, strict=True))
+        self._shifts = dict(zip(self.sites, tensors, strict=True))
 
     def _hook(self, name: str):
         def add(module: nn.Module, args: Any, output: Any) -> Any:
+            if not (torch.is_grad_enabled() and module.training) or self._foreign():
+                return output
             first = output[0] if isinstance(output, tuple) else output
             if self._probing and name not in self._shifts:  # a recomputation finds the leaf of the forward pass
                 # zeros that take no memory: autograd asks for the leaf's shape only

@@ -65,6 +65,22 @@ def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 
+def dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Tensor:
+    """The inner product of two lists of tensors, each taken as one vector: 0-dim, float64, on the first one's device.
+
+    None entries count as zero. Of sharded tensors, both lists must be sharded alike.
+    """
+    pairs = [(a.detach(), b.detach()) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    sums: list[Tensor] = []
+    for a, b in pairs:
+        part = (local([a])[0].double() * local([b])[0].double()).sum()
+        if isinstance(a, DTensor):
+            kinds = [Partial() if place.is_shard() else Replicate() for place in a.placements]
+            part = DTensor.from_local(part, a.device_mesh, kinds, run_check=False).full_tensor()
+        sums.append(part)
+    return torch.stack([s.to(sums[0].device) for s in sums]).sum() if sums else torch.zeros((), dtype=torch.float64)
+
+
 def take_grads(params: Sequence[Tensor], scale: float = 1.0) -> list[Tensor | None]:
     """Removes every `.grad` and returns the gradients divided by `scale` (None where there was none)."""
     grads = [p.grad for p in params]
@@ -94,6 +110,19 @@ def perturbed(params: Sequence[Tensor], direction: Sequence[Tensor | None], step
     finally:
         with torch.no_grad():
             torch._foreach_copy_(tensors[: len(before)], before)
+
+
+@contextlib.contextmanager
+def restored(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Inside, parameters may be edited at will; on leaving, each is what it was, bit for bit. Yields those values
+    (shards), of which it keeps one copy."""
+    tensors = local(params)
+    before = [t.clone() for t in tensors]
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(tensors, before)
 
 
 @torch.no_grad()

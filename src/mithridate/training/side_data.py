@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+
+from mithridate.errors import InputError
 
 
 class SideData:
@@ -40,9 +41,16 @@ class SideData:
         self.dataset = dataset
         self._collate = collate
         self._batch_size, self._window, self._rank, self._world_size = batch_size, window, rank, world_size
-        self._order = lru_cache(maxsize=2)(  # a step touches at most two neighbouring passes, unless the set is tiny
-            lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(dataset))
-        )
+        self._seed = seed
+        self._orders: dict[int, np.ndarray] = {}
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The permutation of one pass. A step touches at most two neighbouring passes, unless the set is tiny."""
+        if epoch not in self._orders:
+            while len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = np.random.default_rng([self._seed, epoch]).permutation(len(self.dataset))
+        return self._orders[epoch]
 
     def rows(self, step: int, micro_batch: int) -> list[int]:
         """The row numbers of one micro-batch of one step on this rank."""
@@ -50,6 +58,32 @@ class SideData:
         places = (divmod(i, len(self.dataset)) for i in range(start, start + self._batch_size))
         return [int(self._order(epoch)[offset]) for epoch, offset in places]
 
-    def take(self, step: int, count: int) -> list[Any]:
-        """The first `count` micro-batches of `step` (the last step of an epoch may have fewer than `window`)."""
-        return [self._collate([self.dataset[i] for i in self.rows(step, m)]) for m in range(count)]
+    def take(self, step: int, count: int, first: int = 0) -> list[Any]:
+        """`count` micro-batches of `step`, from number `first` on (a step may have fewer than `window`)."""
+        numbers = range(first, first + count)
+        return [self._collate([self.dataset[i] for i in self.rows(step, m)]) for m in numbers]
+
+
+def refuse_empty_rows(dataset: Dataset, name: str) -> None:
+    """Raises InputError for a row without a prompt, an answer or a text, naming the field it comes from, the row and
+    the column. Only columns that a trainer reads are looked at."""
+    for column in ("prompt", "completion", "messages", "text", "input_ids"):
+        if column not in dataset.column_names:
+            continue
+        values: Any = dataset[column]
+        for number, value in enumerate(values, start=1):
+            nothing = value is None or value != value
+            if nothing or (column in ("messages", "text", "input_ids") and not len(value)):
+                what = "is missing" if nothing else "is empty"
+                raise InputError(f"{name}, row {number}: {column} {what}. Fill it in, or leave the row out.")
+
+
+def require_labels(rows: Any, name: str) -> None:
+    """Raises InputError where no prepared row has a label: such a set would have no effect, in silence."""
+    if "labels" not in getattr(rows, "column_names", ()):
+        return
+    if not any(label != -100 for labels in rows["labels"] for label in labels):
+        raise InputError(
+            f"{name}: no row has a token to be trained on, so the set would have no effect. Give its rows answers, "
+            "and max_length room for them."
+        )

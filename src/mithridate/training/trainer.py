@@ -1,72 +1,104 @@
 """The Trainer that runs defenses: `DefenseTrainer` is TRL's SFTTrainer with one more argument, `defense`.
 
-    get_batch_samples  ->  on_step_begin  ->  training_step x M  ->  clip  ->  step
-    (which batches)        (seed .grad)       (shift the forward)
+    rows -> get_batch_samples -> on_step_begin -> (training_step: forward, loss) x M -> on_gradients -> clip -> step
+            (which batches)      (seed .grad)      (shift)               (a term)      (see, replace)     on_step_end
 
-A gradient seeded into `.grad` before the window's micro-batches is accumulated onto by them. So extra terms are added
-once per optimizer step whatever the accumulation; clipping, mixed precision, data parallelism and logging stay the
-Trainer's; and the last forward and backward is always its own, untouched `training_step`.
+A gradient seeded into `.grad` before the window's micro-batches is accumulated onto by them; one that is replaced
+after the last of them is what is clipped and stepped. So terms enter once per optimizer step whatever the
+accumulation; clipping, mixed precision, data parallelism and logging stay the Trainer's; and the last forward and
+backward is always its own `training_step`.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import hashlib
+import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
+from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.methods.defense import Defense
+from mithridate.methods.defense import Defense, acts
+from mithridate.training.activations import ActivationShifts, adapters_off, find_sites
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.gradients import global_norm, take_grads
+from mithridate.training.outputs import KINDS, Capture, Outputs
 from mithridate.training.setups import refuse_untested, refuse_wrong_training
-from mithridate.training.side_data import SideData
+from mithridate.training.side_data import SideData, refuse_empty_rows, require_labels
+from mithridate.training.state import load_state, refuse_inexact_resume, save_state
+from mithridate.training.weights import Weights
 
 _Trainer: Any = object  # for type checkers: the mixin uses a Trainer's attributes without being one
 
 _NEVER = torch.iinfo(torch.int64).max
 
+Loss = Callable[[nn.Module, Any, "Tensor | int | None"], Tensor]
+"""(model, inputs, num_items_in_batch) -> 0-dim loss of one micro-batch; see `Defense.loss` for the division."""
+
 
 class DefenseMixin(_Trainer):
-    """Runs defenses inside a transformers Trainer. Put it to the left: `class T(DefenseMixin, Trainer)`.
+    """Runs defenses inside a transformers Trainer. Put it to the left: `class T(DefenseMixin, DPOTrainer)`; for
+    SFTTrainer and its subclasses put `DefenseTrainer` there.
 
     Every run is stopped, with the step named, when its loss or its weights are no longer finite, before a checkpoint
     of them is written; and a set-up in which the libraries beneath train wrongly is refused. Otherwise, without a
     defense, nothing differs from the trainer it is mixed into.
 
     Args:
-        defense: None, a `Defense`, or a list of them, which act together: each at its own places.
+        defense: None, a `Defense`, or a list of them, which act together: each at its own places, in the list's order.
+        models: for defenses that declare models other than "start": kind ("base", "aligned", "unaligned") -> its
+            tensors by name, as a mapping, a model, or a function without arguments that returns one of these.
 
     Raises:
         InputError: `defense` is something else, or two of the list exclude each other.
         UnsupportedSetup: a defense does not support this set-up (reason and remedy).
     """
 
-    def __init__(self, *args: Any, defense: Defense | Sequence[Defense] | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        defense: Defense | Sequence[Defense] | None = None,
+        models: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ):
         self.defenses = _as_list(defense)
+        self._models = dict(models or {})
         self._records: dict[str, tuple[Any, int]] = {}
         self._first_bad_step: Tensor | None = None
         self._resumed_from: Path | None = None
+        self._passes = 0  # over the training set, begun in this run
+        self._window: list[Any] = []
+        self._window_step = self._begun_step = -1  # the optimizer steps that the window and on_step_begin belong to
+        self._own_pass = self._past_forward = False
+        self._steps_taken = 0  # calls of the Trainer's own training_step in one micro-batch
+        self._asked_loss: Loss | None = None
+        self._start: list[Tensor] | None = None
+        self._side_rows: dict[str, tuple[Any, Any]] = {}
+        if isinstance(self, SFTTrainer) and not isinstance(self, DefenseTrainer):
+            raise UnsupportedSetup(
+                f"{type(self).__name__}: DefenseMixin alone does not know how SFTTrainer prepares data and counts "
+                "tokens.",
+                "put DefenseTrainer in its place: class T(DefenseTrainer, YourSFTTrainer).",
+            )
+        args, kwargs = self._with_rows(args, kwargs)
+        super().__init__(*args, **kwargs)
         refuse_wrong_training(self)
         for d in self.defenses:
+            self._require_models(d)
             d.check(self)
         self.add_callback(_Events(self))
-
-    def refuse_untested(self, name: str) -> None:
-        """Raises UnsupportedSetup, in the name of a defense, for a set-up that no defense was tested with."""
-        refuse_untested(self, name)
 
     # -- what a defense may use -----------------------------------------------------------------------------------
 
@@ -81,6 +113,11 @@ class DefenseMixin(_Trainer):
         return [name for name, p in self.model.named_parameters() if p.requires_grad]
 
     @property
+    def window(self) -> list[Any]:
+        """The micro-batches of the optimizer step at hand, as they are trained on; until `on_step_end` returns."""
+        return list(self._window)
+
+    @property
     def loss_scale(self) -> float:
         """What losses are multiplied by before backward (fp16 mixed precision; else 1)."""
         scaler = self.accelerator.scaler
@@ -93,33 +130,61 @@ class DefenseMixin(_Trainer):
 
     @property
     def logging_now(self) -> bool:
-        """Whether the optimizer step at hand ends in a training log: when to take what is dear to measure."""
-        step, by_steps = self.state.global_step + 1, self.args.logging_strategy == "steps"
+        """Whether the optimizer step at hand is logged (with logging by epochs: may be): when to take what is dear to
+        measure."""
+        strategy, step = str(getattr(self.args.logging_strategy, "value", self.args.logging_strategy)), self._step
+        if strategy == "no":
+            return False
         first = step == 1 and self.args.logging_first_step
-        return not by_steps or first or step % max(self.state.logging_steps, 1) == 0
+        return strategy != "steps" or first or step % max(self.state.logging_steps, 1) == 0
 
-    def gradient(self, batches: Sequence[Any]) -> tuple[Tensor, list[Tensor | None]]:
+    @property
+    def _step(self) -> int:
+        """The number of the optimizer step at hand, from 1."""
+        return self.state.global_step + 1
+
+    def sites(self, selector: str | list[str] = "attention") -> ActivationShifts:
+        """The modules, one in each layer, whose outputs a defense looks at or shifts; see `find_sites`.
+
+        Raises:
+            UnsupportedSetup: the model has no such modules.
+        """
+        return ActivationShifts(find_sites(self.model, selector), foreign=adapters_off(self.model))
+
+    def rng(self, name: str) -> torch.Generator:
+        """A generator on the CPU whose draws are a function of (the run's seed, `name`, the optimizer step) alone, so
+        that a resumed run and every rank draw the same."""
+        key = hashlib.sha256(f"{self.args.seed} {name} {self.state.global_step}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+    def gradient(self, batches: Sequence[Any], loss: Loss | None = None) -> tuple[Tensor, list[Tensor | None]]:
         """Loss (0-dim, this rank's share) and gradient that one optimizer step over `batches` would see.
 
         The gradient, one tensor (or None) per entry of `params`, is averaged over ranks and free of loss scaling; what
         was in `.grad` stays there. Runs the Trainer's own `training_step`, so masks, token counts, mixed precision
-        and checkpointing are the real step's. To be called between optimizer steps, by all ranks.
+        and checkpointing are the real step's. To be called in `on_step_begin` and `on_gradients`, by all ranks.
+
+        Args:
+            batches: as `t.window` and `t.side_data` give them.
+            loss: another loss than the run's own, called on each micro-batch.
         """
         params = self.params
         held = take_grads(params)
         steps, self.current_gradient_accumulation_steps = self.current_gradient_accumulation_steps, len(batches)
         exchanging = self.accelerator.sync_gradients
         count = self._get_num_items_in_batch(list(batches), self.args.device)
-        loss = torch.zeros((), device=self.args.device)
+        total = torch.zeros((), device=self.args.device)
+        own, self._own_pass, self._asked_loss = self._own_pass, False, loss
         try:
             with self._quiet():
                 for i, batch in enumerate(batches):
                     last = i == len(batches) - 1  # ranks exchange gradients once, as in the Trainer's own window
                     self.accelerator.gradient_state._set_sync_gradients(last)
                     with contextlib.nullcontext() if last else self._apart(self.model_wrapped):
-                        loss = loss + super().training_step(self.model_wrapped, batch, count)
-            return loss, take_grads(params, self.loss_scale)
+                        total = total + super().training_step(self.model_wrapped, batch, count)
+            return total, take_grads(params, self.loss_scale)
         finally:
+            self._own_pass, self._asked_loss = own, None
             self.current_gradient_accumulation_steps = steps
             self.accelerator.gradient_state._set_sync_gradients(exchanging)
             for p, g in zip(params, held, strict=True):
@@ -142,32 +207,93 @@ class DefenseMixin(_Trainer):
                 g.mul_(scale)
             p.grad = g if p.grad is None else p.grad.add_(g)
 
-    def probe_loss(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def gradients(self) -> list[Tensor | None]:
+        """The optimizer step's gradient as it is now, free of loss scaling: a tensor or None per `params`. Not to be
+        written to; see `set_gradients`."""
+        scale = self.loss_scale
+        return [p.grad if p.grad is None or scale == 1.0 else p.grad / scale for p in self.params]
+
+    @torch.no_grad()
+    def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Replaces the optimizer step's gradient, in `on_gradients`: one tensor per `params`, in the units of
+        `gradients`; where it is None, that parameter is not stepped."""
+        scale = self.loss_scale
+        for p, g in zip(self.params, gradients, strict=True):
+            p.grad = None if g is None else (g if scale == 1.0 else g * scale).to(p.dtype)
+
+    def probe(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None) -> Tensor:
         """The (scaled) loss of one micro-batch with its graph, in training mode; leaves no trace in the metrics.
 
         For `torch.autograd.grad` with respect to activations. Ranks exchange nothing in its backward.
         """
         model.train()
+        self._optimizer_in_training_mode()
         # sharded: there is no gradient of a parameter to exchange, and leaving the Trainer's own context is not ours
         apart = contextlib.nullcontext() if self._sharded else self.accelerator.no_sync(model)
         with self._quiet(), apart, self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
         return loss * self.loss_scale
 
-    def side_data(self, dataset: Dataset, name: str) -> SideData:
-        """Batches of a data set of the defense's own, prepared and collated like the trainer's, of the same size."""
-        rows = self._prepare_side_dataset(dataset, name)
-        if len(rows) == 0:
-            raise InputError(f"No row of {name} has an answer left within max_length={self.args.max_length}.")
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+    probe_loss = probe  # its name before the contract
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """Inside, the model is the one that the run started from: in evaluation mode, without gradients.
+
+        For a defense that declares "reference" in `needs`, or a model of kind "start". Costs a copy of the trained
+        weights, and no passes but those run inside.
+
+        Raises:
+            MithridateError: in `Defense.loss`, where the training pass has its graph: `outputs.reference` is there
+                for that.
+            InputError: no defense of the run declares it.
+        """
+        if self._past_forward:
+            raise MithridateError(
+                "t.reference() in a defense's loss: the training pass has run already. Declare needs = "
+                '("reference",) and read outputs.reference, which is made before it.'
+            )
+        with self._quiet(), self._started_from(), torch.no_grad(), self.compute_loss_context_manager():
+            yield self.model
+
+    def weights(self, name: str) -> Mapping[str, Tensor]:
+        """The tensors, on the CPU and by name, of a model that a defense declares in `models`; read when asked for.
+
+        Raises:
+            InputError: no defense of the run declares a model of that name, or two declare different ones.
+        """
+        kinds = {d.models[name] for d in self.defenses if name in d.models}
+        if len(kinds) != 1:
+            what = f"is declared as {' and as '.join(sorted(kinds))}" if kinds else "is declared by no defense"
+            raise InputError(f"t.weights({name!r}): the model {what} of this run (Defense.models).")
+        [kind] = kinds
+        return Weights(self._start_weights if kind == "start" else self._models[kind])
+
+    def side_data(
+        self, dataset: Dataset, name: str, batch_size: int | None = None, replicated: bool = False
+    ) -> SideData:
+        """Batches of a data set of the defense's own, prepared and collated like the trainer's.
+
+        Args:
+            dataset: rows in any format that the trainer takes.
+            name: the field that they come from, for errors.
+            batch_size: rows of a micro-batch; the trainer's own if not given.
+            replicated: whether every rank gets the same rows; else each gets its share.
+
+        Raises:
+            InputError: rows that the trainer cannot use, or none with a label, naming the field and the row.
+        """
+        if name not in self._side_rows or self._side_rows[name][0] is not dataset:
+            self._side_rows[name] = (dataset, self._prepared(dataset, name))
+        rows = self._side_rows[name][1]
         return SideData(
             rows,
             self.data_collator,
-            batch_size=self.args.per_device_train_batch_size,
+            batch_size=batch_size or self.args.per_device_train_batch_size,
             window=self.args.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            seed=seed,
+            rank=0 if replicated else self.accelerator.process_index,
+            world_size=1 if replicated else self.accelerator.num_processes,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
 
     def record(self, name: str, value: Tensor | float) -> None:
@@ -175,24 +301,152 @@ class DefenseMixin(_Trainer):
         total, count = self._records.get(name, (0.0, 0))
         self._records[name] = (total + (value.detach() if isinstance(value, Tensor) else value), count + 1)
 
+    def refuse_untested(self, name: str) -> None:
+        """Raises UnsupportedSetup, in the name of a defense, for a set-up that no defense was tested with."""
+        refuse_untested(self, name)
+
     # -- the places where defenses act ----------------------------------------------------------------------------
+
+    def _with_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The trainer's arguments with the training set that the defenses make of it."""
+        changing = [d for d in self.defenses if acts(d, "rows")]
+        if not changing:
+            return args, kwargs
+        given = inspect.signature(super().__init__).bind(*args, **kwargs)
+        dataset, arguments = given.arguments.get("train_dataset"), given.arguments.get("args")
+        for d in changing:
+            if not isinstance(dataset, Dataset):
+                raise UnsupportedSetup(
+                    f"{type(d).__name__}: changes the training set, which is a {type(dataset).__name__} here.",
+                    "pass a datasets.Dataset as train_dataset (load it without streaming).",
+                )
+            dataset = d.rows(dataset, 42 if arguments is None else arguments.seed)
+        given.arguments["train_dataset"] = dataset
+        return given.args, given.kwargs
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._optimizer_in_training_mode()
+        if self._window_step != self.state.global_step:
+            self._window, self._window_step = [], self.state.global_step
         chosen = batches
-        for d in self.defenses:
-            chosen = d.batches(self, chosen)
+        for d in self.defenses if batches else ():
+            if acts(d, "batches"):
+                chosen = d.batches(self, chosen)
+                if len(chosen) != len(batches):
+                    raise MithridateError(
+                        f"{type(d).__name__}.batches: was given {len(batches)} micro-batches and returned "
+                        f"{len(chosen)}."
+                    )
+        self._window = [*self._window, *chosen]
         # the token count belongs to the window it was counted on
         return (batches, count) if chosen is batches else (chosen, self._get_num_items_in_batch(chosen, device))
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        step = super().training_step
+    def _step_begins(self) -> None:
+        if self._begun_step == self.state.global_step:
+            return  # the Trainer says it per window: this is the rest of a step whose data ended within it
+        self._begun_step = self.state.global_step
+        if self._sharded:  # an evaluation leaves some modules gathered: edits of shards would not reach them
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
         for d in self.defenses:
-            step = functools.partial(d.training_step, self, step)
+            d.on_step_begin(self)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        step: Callable[..., Tensor] = self._own_step
+        for d in reversed(self.defenses):  # the first of the list is outermost: the others see what it did
+            if acts(d, "training_step"):
+                step = functools.partial(d.training_step, self, step)
+        self._steps_taken = 0
         loss = step(model, inputs, num_items_in_batch)
-        bad = torch.where(torch.isfinite(loss), _NEVER, self.state.global_step + 1)
+        if self._steps_taken != 1:
+            names = ", ".join(type(d).__name__ for d in self.defenses if acts(d, "training_step"))
+            raise MithridateError(
+                f"{names}: training_step ran the Trainer's own step {self._steps_taken} times; it must end in "
+                "step(...), once."
+            )
+        if self.accelerator.sync_gradients:  # the optimizer step's last micro-batch
+            self._gradients_complete()
+        bad = torch.where(torch.isfinite(loss), _NEVER, self._step)
         self._first_bad_step = bad if self._first_bad_step is None else torch.minimum(self._first_bad_step, bad)
         return loss
+
+    def _own_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None) -> Tensor:
+        self._steps_taken += 1
+        self._own_pass = True
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._own_pass = self._past_forward = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        if self._asked_loss is not None:
+            counted = num_items_in_batch if self._divided_by(num_items_in_batch) else None
+            return self._asked_loss(model, inputs, counted) * self._ranks(counted)
+        terms = [d for d in self.defenses if acts(d, "loss")]
+        if not (self._own_pass and terms):
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        self._own_pass = False  # what follows is asked once
+        needs = {need for d in terms for need in d.needs}
+        if "labels" not in inputs:
+            names = ", ".join(type(d).__name__ for d in terms)
+            raise UnsupportedSetup(
+                f"{names}: adds a term at labelled tokens, and the batches of {type(self).__name__} have no labels.",
+                "use it in a supervised fine-tuning trainer.",
+            )
+        labels, inputs = inputs["labels"], dict(inputs)
+        if "hidden_states" in needs:
+            inputs["output_hidden_states"] = True
+        reference = self._reference_outputs(inputs, needs) if "reference" in needs else None
+        with Capture(self.accelerator.unwrap_model(model), needs - {"reference"}) as capture:
+            loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
+        outputs = capture.outputs(labels)
+        outputs.reference = reference
+        counted = num_items_in_batch if self._divided_by(num_items_in_batch) else None
+        ranks = self._ranks(counted)
+        loss = loss if ranks == 1 else loss / ranks
+        self._past_forward = True
+        for d in terms:
+            loss = d.loss(self, loss, model, inputs, outputs, counted)
+        return loss if ranks == 1 else loss * ranks
+
+    def _divided_by(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether the run's own loss is a sum divided by `num_items_in_batch`; else the Trainer averages over the
+        micro-batches itself."""
+        if num_items_in_batch is None:
+            return False
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func) if scaled is None else scaled
+
+    def _ranks(self, counted: Tensor | int | None) -> int:
+        """What losses are multiplied by where `counted` counts the tokens of all ranks: DDP averages gradients."""
+        across = self.args.average_tokens_across_devices and counted is not None
+        return self.accelerator.num_processes if across else 1
+
+    def _gradients_complete(self) -> None:
+        acting = [d for d in self.defenses if acts(d, "on_gradients")]
+        if not acting:
+            return
+        if self.accelerator.scaler is not None:
+            present = [p.grad for p in self.params if p.grad is not None]
+            if not torch.isfinite(global_norm(present)):
+                return  # the scaler finds it, skips the step and lowers its scale
+        for d in acting:
+            d.on_gradients(self)
+
+    def _step_ended(self) -> None:
+        for d in self.defenses:
+            d.on_step_end(self)
+        self._window = []
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs or "train_loss" in logs:
@@ -211,6 +465,41 @@ class DefenseMixin(_Trainer):
                 d.on_log(self, logs)
         super().log(logs, *args, **kwargs)
 
+    def _require_models(self, d: Defense) -> None:
+        for name, kind in d.model_inputs().items():
+            if kind not in ("start", *self._models):
+                raise UnsupportedSetup(
+                    f"{type(d).__name__}: needs the {kind} model (as {name}), and it is not given.",
+                    f"pass models={{{kind!r}: its tensors by name, or a function that returns them}}.",
+                )
+
+    # -- beginning, checkpoints -------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        self._resumed_from = None  # whatever an earlier start that failed has left
+        self._start = None
+        if resume_from_checkpoint and self.defenses:
+            refuse_inexact_resume(self)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._keep_start()  # the weights are still those that the run began with
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._resumed_from = None if checkpoint is None else Path(checkpoint)
+
+    def _begin(self) -> None:
+        self._records, self._first_bad_step, self._passes = {}, None, 0
+        self._window, self._window_step, self._begun_step = [], -1, -1
+        folder, self._resumed_from = self._resumed_from, None
+        self._keep_start()
+        for d in self.defenses:
+            d.on_train_begin(self)
+        if folder is not None:
+            load_state(self, folder, self._start)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._require_finite(weights=True)
         # before the Trainer's own files, of which trainer_state.json comes last: where that is, this is too
@@ -218,22 +507,46 @@ class DefenseMixin(_Trainer):
         # a sharded model's checkpoint cannot be resumed (the Trainer says so), so it needs no state
         if self.defenses and self.args.should_save and not self._sharded:
             folder.mkdir(parents=True, exist_ok=True)
-            save_state(self, folder)
+            save_state(self, folder, self._passes, self._start)
         super()._save_checkpoint(model, trial)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        self._resumed_from = None if checkpoint is None else Path(checkpoint)
+    def _keep_start(self) -> None:
+        """Copies the trained weights before the first step, where a defense looks back at them."""
+        wanted = any("reference" in d.needs or "start" in d.models.values() for d in self.defenses)
+        if wanted and self._start is None:
+            self._start = [p.detach().clone() for p in self.params]
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _started_from(self) -> Iterator[None]:
+        """Inside, the trained weights are those at the start, in evaluation mode."""
+        if self._start is None:
+            raise InputError(
+                't.reference(): no defense of this run declares needs = ("reference",) or a model of kind "start", so '
+                "the weights at the start were not kept."
+            )
+        params = self.params
+        held, modes = [p.data for p in params], [(m, m.training) for m in self.model.modules()]
+        try:
+            for p, start in zip(params, self._start, strict=True):
+                p.data = start.to(p.device)
+            self.model.eval()
+            yield
+        finally:
+            for p, now in zip(params, held, strict=True):
+                p.data = now
+            for module, mode in modes:
+                module.training = mode
 
-    def _begin(self) -> None:
-        self._records, self._first_bad_step = {}, None
-        folder, self._resumed_from = self._resumed_from, None
-        for d in self.defenses:
-            d.on_train_begin(self)
-        if folder is not None:
-            load_state(self, folder)
+    def _start_weights(self) -> Mapping[str, Tensor]:
+        kept = dict(zip(self.param_names, self._start or (), strict=True))
+        return self.model.state_dict() | kept
+
+    def _reference_outputs(self, inputs: Any, needs: set[str]) -> Outputs:
+        with self.reference() as model, Capture(model, needs - {"reference"}, gradients=False) as capture:
+            self._forward(model, dict(inputs))
+            return capture.outputs(inputs["labels"])  # here, where the head is the start model's too
+
+    # -- inside -----------------------------------------------------------------------------------------------------
 
     @property
     def _sharded(self) -> bool:
@@ -243,6 +556,11 @@ class DefenseMixin(_Trainer):
     def _apart(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Inside, ranks exchange no gradients: what the Trainer does before the last micro-batch of a window."""
         return self._defer_fsdp_gradient_reduction() if self._sharded else self.accelerator.no_sync(model)
+
+    def _optimizer_in_training_mode(self) -> None:
+        """Optimizers that keep other weights for evaluation (schedule-free) put back those that they train."""
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
 
     def _require_finite(self, weights: bool) -> None:
         """Raises MithridateError if a loss, or (when asked) a weight, is not finite. Called by all ranks."""
@@ -257,11 +575,30 @@ class DefenseMixin(_Trainer):
                 f"earlier steps are kept in {self.args.output_dir}). Lower learning_rate, or check the data."
             )
 
+    def _prepared(self, dataset: Dataset, name: str) -> Any:
+        refuse_empty_rows(dataset, name)
+        try:
+            rows = self._prepare_side_dataset(dataset, name)
+        except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{name}: the trainer cannot use these rows ({type(error).__name__}: {error}). They have the columns "
+                f"{', '.join(dataset.column_names)}; give them prompt and completion, messages, or text, as the "
+                "training set's rows may have."
+            ) from error
+        if len(rows) == 0:
+            raise InputError(f"No row of {name} has an answer left within max_length={self.args.max_length}.")
+        require_labels(rows, name)
+        return rows
+
     def _quiet(self) -> contextlib.AbstractContextManager[None]:
         """Inside, a forward pass leaves no trace in running metrics (a plain Trainer has none)."""
         return contextlib.nullcontext()
 
-    def _prepare_side_dataset(self, dataset: Dataset, name: str) -> Dataset:
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """One pass of a model that gives log-probabilities or logits at the labels."""
+        return model(**inputs)
+
+    def _prepare_side_dataset(self, dataset: Dataset, name: str) -> Any:
         """A data set of the defense's own, ready for the collator (a plain Trainer's are tokenised already)."""
         return self._remove_unused_columns(dataset, description=name)
 
@@ -281,7 +618,11 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
         finally:
             self._metrics, self._total_train_tokens = metrics, tokens
 
-    def _prepare_side_dataset(self, dataset: Dataset, name: str) -> Dataset:
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        fused = {"fused_lm_head": True} if hasattr(trl_utils, "add_fused_lm_head") else {}
+        return model(**inputs, **fused)
+
+    def _prepare_side_dataset(self, dataset: Dataset, name: str) -> Any:
         if self._skip_prepare_dataset:  # the user's own collator takes the rows as they are
             return self._remove_unused_columns(dataset, description=name)
         # Whether the loss is on completions alone follows from the side data's own format, as TRL decides it from the
@@ -307,13 +648,14 @@ class _Events(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._begin()
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer._passes += 1
+
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.trainer._sharded:  # an evaluation leaves some modules gathered: edits of shards would not reach them
-            for module in self.trainer.model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
-        for d in self.trainer.defenses:
-            d.on_step_begin(self.trainer)
+        self.trainer._step_begins()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer._step_ended()
 
     def on_train_end(self, args, state, control, **kwargs):
         for d in self.trainer.defenses:
@@ -333,52 +675,12 @@ def _as_list(defense: Any) -> list[Defense]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UnsupportedSetup(f"{twice.pop()} is given twice.", "give each defense once.")
-    swapping = [type(d).__name__ for d in given if type(d).batches is not Defense.batches]
+    unknown = [(type(d).__name__, need) for d in given for need in d.needs if need not in KINDS]
+    if unknown:
+        raise InputError(f"{unknown[0][0]}: needs names {unknown[0][1]!r}; there are: {', '.join(KINDS)}.")
+    swapping = [type(d).__name__ for d in given if acts(d, "batches")]
     if len(swapping) > 1:
         raise UnsupportedSetup(
             f"{' and '.join(swapping)} both choose the batches of a step.", "use one of them in a run."
         )
     return given
-
-
-# -- the state of defenses beside a checkpoint ----------------------------------------------------------------------
-
-
-def _described(trainer: DefenseMixin) -> list[dict[str, Any]]:
-    return [{"defense": type(d).__name__, "settings": d.settings()} for d in trainer.defenses]
-
-
-def save_state(trainer: DefenseMixin, folder: Path) -> None:
-    """Writes which defenses run, and their training state, into a checkpoint folder."""
-    tensors = {
-        f"{type(d).__name__}.{key}": tensor.detach().cpu().contiguous()
-        for d in trainer.defenses
-        for key, tensor in d.state_dict(trainer).items()
-    }
-    save_file(tensors, folder / "defense.safetensors")
-    (folder / "defense.json").write_text(json.dumps({"format": 1, "defenses": _described(trainer)}, indent=1))
-
-
-def load_state(trainer: DefenseMixin, folder: Path) -> None:
-    """Takes back what `save_state` wrote.
-
-    Raises:
-        InputError: the checkpoint was written with other defenses or settings, or its state is missing or broken.
-    """
-    file = folder / "defense.json"
-    try:
-        written = json.loads(file.read_text())["defenses"] if file.exists() else []
-        tensors = load_file(folder / "defense.safetensors") if written else {}
-    except Exception as error:
-        raise InputError(
-            f"{folder}: the defense's state cannot be read ({error}). Resume from another checkpoint."
-        ) from error
-    wanted = json.loads(json.dumps(_described(trainer)))
-    if written != wanted:
-        raise InputError(
-            f"{folder} was written with defense={written}, but this run has defense={wanted}. "
-            "Resume with the same defense and settings, or start a new run from the weights."
-        )
-    for d in trainer.defenses:
-        prefix = type(d).__name__ + "."
-        d.load_state_dict(trainer, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -1,0 +1,132 @@
+"""What a training pass computed, for terms of the loss: log-probabilities, logits, hidden states at labelled tokens.
+
+TRL's fused LM head returns log-probabilities only; logits at labelled positions are computed from the last hidden
+states, which a forward hook sees, and held to those log-probabilities. A plain Trainer's model returns its logits.
+"""
+
+# pyright: reportPrivateImportUsage=false
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mithridate.errors import MithridateError
+
+KINDS = ("logits", "hidden_states", "reference")
+
+
+@dataclass
+class Outputs:
+    """One micro-batch of R rows and T predicted tokens (the second of each row to its last).
+
+    Attributes:
+        log_probs: [R, T] log-probability of each labelled token, zero elsewhere.
+        label_mask: [R, T] bool, which tokens are labelled; N of them.
+        labels: [N] int64, the labelled tokens, row by row.
+        logits: [N, V] at the labelled tokens, row by row; where a defense needs "logits".
+        hidden_states: of the embeddings and of each layer, [R, T + 1, H]; where one needs "hidden_states".
+        reference: the same of the start model, without gradient; where one needs "reference".
+    """
+
+    log_probs: Tensor
+    label_mask: Tensor
+    labels: Tensor
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    reference: Outputs | None = None
+
+
+class Capture:
+    """While entered, sees what a model's forward pass returns; `outputs` then makes `Outputs` of the first such pass.
+
+    Args:
+        model: a causal language model, plain or PEFT, not wrapped.
+        needs: of `KINDS`.
+        gradients: whether only a pass that records gradients counts.
+    """
+
+    def __init__(self, model: Any, needs: Collection[str], gradients: bool = True):
+        self._model = model
+        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._needs, self._gradients = needs, gradients
+        self._returned: Any = None
+        self._backbone: Any = None
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Capture:
+        def of_model(module: nn.Module, args: Any, output: Any) -> None:
+            if self._returned is None and torch.is_grad_enabled() == self._gradients:
+                self._returned = output
+
+        def of_backbone(module: nn.Module, args: Any, output: Any) -> None:
+            if self._backbone is None and torch.is_grad_enabled() == self._gradients:
+                self._backbone = output
+
+        self._handles = [self._model.register_forward_hook(of_model)]
+        if self._needs:
+            self._handles.append(self._base.base_model.register_forward_hook(of_backbone))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def outputs(self, labels: Tensor) -> Outputs:
+        """What the pass computed; `labels` [R, T + 1], -100 where a token is not labelled.
+
+        Raises:
+            MithridateError: the pass returned neither log-probabilities nor logits, or the logits do not give the
+                log-probabilities.
+        """
+        returned = self._returned
+        log_probs: Any = getattr(returned, "log_probs", None)
+        whole: Any = getattr(returned, "logits", None)
+        if log_probs is None and whole is None:
+            raise MithridateError(
+                f"{type(self._base).__name__} returned neither log-probabilities nor logits in its training pass, so "
+                "there is nothing for a defense's loss to look at."
+            )
+        labels = labels[:, 1:].to(self._base.device)
+        mask = labels != -100
+        targets = labels[mask]
+        logits = None
+        if log_probs is None:
+            logits = whole[:, :-1][mask]
+            picked = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None]).squeeze(-1)
+            log_probs = picked.new_zeros(mask.shape).masked_scatter(mask, picked)
+        elif "logits" in self._needs:
+            logits = self._logits(mask)
+            self._compare(logits.detach(), targets, log_probs.detach()[mask])
+        states = getattr(self._backbone, "hidden_states", None) if "hidden_states" in self._needs else None
+        return Outputs(
+            log_probs=log_probs,
+            label_mask=mask,
+            labels=targets,
+            logits=logits if "logits" in self._needs else None,
+            hidden_states=states,
+        )
+
+    def _logits(self, mask: Tensor) -> Tensor:
+        """[N, V]: the output embeddings over the last hidden states, scaled and capped as the model's config says."""
+        config = self._base.config.get_text_config()
+        logits = self._base.get_output_embeddings()(self._backbone.last_hidden_state[:, :-1][mask])
+        scale = getattr(config, "logit_scale", None)
+        if scale is None and getattr(config, "logits_scaling", None) is not None:
+            scale = 1 / config.logits_scaling
+        if scale is not None:
+            logits = logits * scale
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _compare(self, logits: Tensor, targets: Tensor, log_probs: Tensor) -> None:
+        found = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None]).squeeze(-1)
+        coarse = logits.dtype in (torch.bfloat16, torch.float16)
+        if not torch.allclose(found, log_probs.float(), rtol=1e-2 if coarse else 1e-3, atol=0.1 if coarse else 1e-3):
+            raise MithridateError(
+                f"The logits of {type(self._base).__name__} cannot be had at the labelled tokens: its head computes "
+                "more than its output embeddings, a scale and a cap. Use a defense that needs no logits."
+            )
