@@ -136,8 +136,8 @@ class Delta:
         repair: its name.
         settings: its settings.
         notes: what a reader of the numbers should know.
-        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first,
-            in the layers that are changed. Where none of these lies under an adapter it is False once applied.
+        merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first.
+            Where no weight under an adapter is changed it is False once applied.
         changes: by name, what became of each tensor.
     """
 
@@ -262,12 +262,14 @@ class Delta:
         """
         places = self._places(model)
         first = not self._before
+        if first:
+            changed = (name for name, change in self.changes.items() if not _empty(change))
+            self.merged = self.merged and any(_unmerged(self.changes[name], places[name]) for name in changed)
         before = {}
         for name, change in self.changes.items():
             before |= {(name, part): known for part, known in _known(change, places[name], self.merged).items()}
         if first:
             self._fit(places)
-            self.merged = self.merged and any(_to_merge(self.changes[name], places[name]) for name in self.changes)
             self._before = before
         else:
             for (name, part), known in self._before.items():
@@ -281,13 +283,17 @@ class Delta:
                         "already, or was trained since. Apply it to the model it was made on, or run the repair on "
                         "this one."
                     )
-        undo = {}
+        undo, changes = {}, self.changes
+        if self.merged:  # the rest of the adapter too
+            rest = {n: w for n, w in weights(model).items() if w.lora is not None and n not in changes}
+            places |= {name: _Place(weight.tensor, weight.lora, None) for name, weight in rest.items()}
+            changes = changes | dict.fromkeys(rest, _NOTHING)
         try:
-            for name, change in self.changes.items():
+            for name, change in changes.items():
                 undo[name] = _change(change, places[name], self.merged)
         except BaseException:  # out of memory, interrupted
             for name in undo:
-                _put_back(self.changes[name], undo[name], places[name])
+                _put_back(changes[name], undo[name], places[name])
             raise
         self._undo, self._patterns = undo, []
         if any(isinstance(change, Factors) for change in self.changes.values()):
@@ -319,14 +325,17 @@ class Delta:
                 "out again. Undo before merge_and_unload(), or load base and adapter anew. To take the repair alone "
                 "out of a merged model: save(folder, undo=True), then Delta.load(folder).undo(model)."
             )
-        places = self._places(model)
+        places, found = self._places(model), weights(model)
+        rest = [name for name in self._undo if name not in self.changes]
+        places |= {name: _Place(found[name].tensor, found[name].lora, None) for name in rest}
+        changes = self.changes | dict.fromkeys(rest, _NOTHING)
         for name, undo in self._undo.items():
-            if not _as_left(self.changes[name], undo, places[name]):
+            if not _as_left(changes[name], undo, places[name]):
                 raise InputError(f"{name}: {_CHANGED_SINCE}")
         if self._patterns and _patterns(model) != self._patterns[1]:
             raise InputError(f"The ranks in the adapter's config: {_CHANGED_SINCE}")
         for name, undo in self._undo.items():
-            _put_back(self.changes[name], undo, places[name])
+            _put_back(changes[name], undo, places[name])
         if self._patterns:
             _set_patterns(model, self._patterns[0])
         self._undo, self._patterns = None, []
@@ -410,7 +419,7 @@ class Delta:
             raise InputError("undo values are there only after apply(), and before undo()")
         tensors = {f"{n}:{part}": t for n, change in self.changes.items() for part, t in change.parts().items()}
         tensors |= {f"{name}:before:{part}": known for (name, part), known in self._before.items()}
-        kept = self._undo if undo and self._undo is not None else {}
+        kept = {n: one for n, one in (self._undo or {}).items() if undo and n in self.changes}
         for name, one in kept.items():
             tensors |= {f"{name}:undo:{part}": t.detach().cpu().contiguous() for part, t in one.values.items()}
         kinds = {cls: kind for kind, cls in _KINDS.items()}
@@ -530,16 +539,21 @@ def _lora(model: Any) -> set[str]:
     return {f"{name}.weight" for name in adapted(model)}
 
 
-def _to_merge(change: Entries | Dense | Factors, place: _Place) -> bool:
-    """Whether an adapter has to be merged before the change; a change of nothing needs no merging."""
-    if isinstance(change, Factors) or place.layer is None or place.layer.merged:
-        return False
-    return not isinstance(change, Entries) or bool(change.bits.any())
+_NOTHING = Entries((0,), np.zeros(0, np.uint8))
+
+
+def _empty(change: Entries | Dense | Factors) -> bool:
+    return isinstance(change, Entries) and not change.bits.any()
+
+
+def _unmerged(change: Entries | Dense | Factors, place: _Place) -> bool:
+    """Whether a weight lies under an adapter that is not merged."""
+    return not isinstance(change, Factors) and place.layer is not None and not place.layer.merged
 
 
 def _current(change: Entries | Dense | Factors, place: _Place, merged: bool) -> Tensor:
     """The tensor at a place, in its own dtype; with the adapter merged, where it is going to be."""
-    if merged and _to_merge(change, place):
+    if merged and _unmerged(change, place):
         return effective_weight(place.layer).to(place.tensor.dtype)
     return place.tensor.detach()
 
@@ -547,7 +561,7 @@ def _current(change: Entries | Dense | Factors, place: _Place, merged: bool) -> 
 def _known(change: Entries | Dense | Factors, place: _Place, merged: bool) -> dict[str, Tensor]:
     """By what a tensor is known again, part by part: size and some entries; each [n], fp64."""
     parts = {} if place.beneath is None else {"beneath": _sketch(place.beneath.detach())}
-    if isinstance(change, Factors) or _to_merge(change, place):
+    if isinstance(change, Factors) or (merged and _unmerged(change, place)):
         parts["factors"] = torch.cat([_sketch(part) for part in _pair(place)])
     if isinstance(change, Factors):
         return parts
@@ -578,12 +592,14 @@ def _change(change: Entries | Dense | Factors, place: _Place, merged: bool) -> _
     if isinstance(change, Factors):
         return _swap_factors(change, place)
     unmerged = None
-    if merged and _to_merge(change, place):
+    if merged and _unmerged(change, place):
         unmerged = tensor.detach().clone()
         merge(place.layer)
     if isinstance(change, Dense):
         undo = _Undo({"dense": tensor.detach().clone()}, unmerged=unmerged)
         tensor.copy_(change.value)
+    elif change is _NOTHING:
+        undo = _Undo({}, unmerged=unmerged)
     else:
         mask = change.mask().to(tensor.device)
         undo = _Undo({"values": tensor[mask].clone()}, unmerged=unmerged)
