@@ -102,7 +102,10 @@ def test_the_table(done):
             assert cell["resistance"] == []
         else:
             assert cell["harmful_ratio"] == 0.25
-            assert cell["attack"] == {"size": 8, "max_steps": 4, "learning_rate": 0.01}
+            assert cell["attack"] == {
+                **{"kind": "harmful", "harmful_ratio": 0.25, "size": 8, "max_steps": 4, "learning_rate": 0.01},
+                **{"training": asked["finetune"]["training"], "at_test": None},
+            }
 
 
 def test_pairs_settings_stages_and_points_of_the_table(done):

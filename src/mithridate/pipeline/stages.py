@@ -173,8 +173,12 @@ class Chain:
 
     def upto(self, name: str) -> list[Stage]:
         """The chain's stages as far as the model after `name`: align (hardened, where it is), finetune or repair."""
-        stages, last = self.stages(), {"align": self.start, "finetune": self.finetune, "repair": self.repair}[name]
-        last = last or (self.start if name == "finetune" else self.finetune or self.start)
+        last = {
+            "align": self.start,
+            "finetune": self.finetune or self.start,
+            "repair": self.repair or self.finetune or self.start,
+        }[name]
+        stages = self.stages()
         return stages[: stages.index(last) + 1] if last else []
 
     def positions(self) -> list[str]:
