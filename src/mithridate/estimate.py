@@ -123,10 +123,9 @@ def estimate(
             value that means nothing.
         UnsupportedSetup: the model does not declare its attention modules, where a method asks for their gradients.
     """
-    acting = [made("defenses", method)] if isinstance(method, str) and method != PLAIN else [*method]
-    if method == PLAIN:
-        acting = []
-    cost = sum((one.cost() for one in acting), Cost())
+    if isinstance(method, str):
+        method = [] if method == PLAIN else [made("defenses", method)]
+    cost = sum((one.cost() for one in method), Cost())
     _check(setup)
     counts, traced = passes(config, setup)
     own, own_rows = traced, setup
@@ -155,7 +154,7 @@ def estimate(
     plain, (ahead, probe) = _training_flops(counts, traced, setup), _forward_and_probe(counts, traced, setup)
     added = more * plain + cost.activations * probe + cost.forwards * ahead
     return Estimate(
-        method="+".join(type(one).__name__.lower() for one in acting) or PLAIN,
+        method="+".join(type(one).__name__.lower() for one in method) or PLAIN,
         counts=counts,
         weights=weights,
         gradients=gradients,

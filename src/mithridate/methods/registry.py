@@ -95,7 +95,7 @@ class Registry(Mapping[str, T]):
 @cache  # looking through what is installed takes 10 ms
 def installed() -> EntryPoints:
     """The entry points of all installed packages."""
-    return entry_points()
+    return entry_points()  # pyright: ignore[reportReturnType] (before Python 3.12 another class, which selects too)
 
 
 def load(entry: EntryPoint, fits: Callable[[Any], str | None]) -> Any:
