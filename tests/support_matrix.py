@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support_matrix.md"
 GPU = ROOT / "benchmarks" / "gpu_evidence.json"
-TRAINING, REPAIR = ("vaccine", "booster", "lisa"), ("antidote",)
+TRAINING, REPAIR = ("vaccine", "booster", "lisa"), ("antidote",)  # the order of the page's columns
 
 SETUPS = {
     "full": "all weights",

@@ -18,15 +18,11 @@ from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.training.trainer import DefenseMixin, DefenseTrainer
+from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import DEFAULTS, error, model, rows, same, trainer_for, update, weights
 from tests.tiny import tiny_tokenizer
 
 USER, HARMFUL = rows("user"), rows("harmful!")
-DEFENSES = {
-    "vaccine": lambda: Vaccine(rho=1.5),
-    "booster": lambda: Booster(harmful_dataset=HARMFUL),
-    "lisa": lambda: Lisa(alignment_dataset=HARMFUL, align_steps=1, finetune_steps=2),
-}
 # The usual way to train: AdamW, clipping, a schedule, dropout in a LoRA adapter.
 USUAL = {
     "optim": "adamw_torch",

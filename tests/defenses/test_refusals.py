@@ -10,14 +10,10 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
+from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import error, model, rows, trainer_for, update
 
 USER, HARMFUL = rows("user"), rows("harmful!")
-DEFENSES = {
-    "vaccine": lambda: Vaccine(),
-    "booster": lambda: Booster(harmful_dataset=HARMFUL),
-    "lisa": lambda: Lisa(alignment_dataset=HARMFUL, align_steps=1, finetune_steps=2),
-}
 
 
 PLAN = "model.config.distributed_config"

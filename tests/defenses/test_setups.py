@@ -6,17 +6,11 @@ import pytest
 import torch
 
 from mithridate.defenses.booster import FIDELITY, Booster
-from mithridate.defenses.lisa import Lisa
-from mithridate.defenses.vaccine import Vaccine
 from mithridate.training.gradients import effective_step
+from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
 
 USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful", 7)
-DEFENSES = {
-    "vaccine": lambda: Vaccine(rho=1.5),
-    "booster": lambda: Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0),
-    "lisa": lambda: Lisa(alignment_dataset=SAFE, align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0),
-}
 SEVERAL = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 
 

@@ -10,12 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from mithridate.defenses.base import Defense
-from mithridate.defenses.booster import Booster
-from mithridate.defenses.lisa import Lisa
-from mithridate.defenses.vaccine import Vaccine
-from tests.defenses.helpers import rows
+from tests.conformance.methods import DEFENSES as EXAMPLES
 
-HARMFUL, SAFE = rows("harmful!"), rows("careful")
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SEVERAL_STEPS = {"max_steps": 4, "learning_rate": 0.1}
 EVALUATED = SEVERAL_STEPS | {"eval_strategy": "steps", "eval_steps": 1}
@@ -31,10 +27,8 @@ class Constant(Defense):
 DEFENSES: dict[str, Callable[[], Any]] = {
     "sft": lambda: None,
     "seed": Constant,
-    "booster": lambda: Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0),
-    "lisa": lambda: Lisa(alignment_dataset=SAFE, align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0),
-    "vaccine": lambda: Vaccine(rho=1.5),
-    "both": lambda: [Vaccine(rho=1.5), Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0)],
+    **EXAMPLES,
+    "both": lambda: [EXAMPLES["vaccine"](), EXAMPLES["booster"]()],
 }
 
 
@@ -49,6 +43,8 @@ class Case:
 
 
 CASES = {
+    # every method, from its own example
+    **{f"every: {name}": Case(name, args=SEVERAL_STEPS | {"exact": True}) for name in EXAMPLES},
     "sft": Case("sft"),
     "sft, several steps": Case("sft", args=SEVERAL_STEPS),
     "seed, accumulated": Case("seed", args=ACCUMULATED),

@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer  # noqa: E402
 from mithridate.errors import UnsupportedSetup  # noqa: E402
 from mithridate.training.trainer import DefenseTrainer  # noqa: E402
 from tests.defenses.helpers import rows, trainer_for  # noqa: E402
-from tests.distributed.cases import CASES, DEFENSES, Case, model  # noqa: E402
+from tests.distributed.cases import CASES, DEFENSES, EXAMPLES, Case, model  # noqa: E402
 
 logging.disable_progress_bar()
 SHARDED = {"distributed_config": DistributedConfig(fsdp_size=2)}
@@ -131,13 +131,13 @@ def resume(defense: str) -> dict[str, Any]:
 
 results: dict[str, Any] = {
     "canary": canary(),
-    "refused": {name: refused(name) for name in ("sft", "vaccine", "booster", "lisa")},
+    "refused": {name: refused(name) for name in ("sft", *EXAMPLES)},
 }
 for name, case in CASES.items():
     results[f"ddp: {name}"] = train(case)
     results[f"fsdp2: {name}"] = train(case, **SHARDED)
 results["tied, plain"] = train(Case("sft", tied=True, args=CASES["sft, several steps"].args), SFTTrainer, **SHARDED)
-results |= {f"resumed: {name}": resume(name) for name in ("lisa", "booster")}
+results |= {f"resumed: {name}": resume(name) for name in EXAMPLES}
 both: list[Any] = [None, None]
 dist.all_gather_object(both, results)
 if RANK == 0:

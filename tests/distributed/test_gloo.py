@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mithridate.methods import by_name
 from tests.defenses import reference
 from tests.defenses.helpers import error, rows, same, update
 from tests.distributed.cases import CASES, DEFENSES, model
 from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
-EXACT = [name for name, case in CASES.items() if case.defense not in ("vaccine", "both")]
-LOCAL = [name for name in CASES if name not in EXACT]
+DIFFER = {name for name, cls in by_name("defenses").items() if "processes" in cls.differences}  # as they say
+EXACT = [name for name, case in CASES.items() if case.defense not in {*DIFFER, "both"}]
+LOCAL = [name for name, case in CASES.items() if case.defense in ("vaccine", "both") and not name.startswith("every")]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,11 @@ def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     assert error(got, alone(name, folder, tmp_path)) < 1e-6
 
 
+@pytest.mark.parametrize("name", sorted(f"every: {name}" for name in DIFFER))
+def test_a_method_that_says_it_depends_on_the_number_of_processes_does(name, together, folder, tmp_path):
+    assert error(together[0][f"ddp: {name}"]["update"], alone(name, folder, tmp_path)) > 1e-6
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_fsdp2_equals_ddp(name, together):
     """Also Vaccine, whose rho is per process in both."""
@@ -132,7 +139,7 @@ def test_trained_tied_embeddings_under_fsdp2_are_refused(together, folder, tmp_p
 
 
 @pytest.mark.shows("resume", "exact", note="bit for bit")
-@pytest.mark.parametrize("name", ["lisa", "booster"])
+@pytest.mark.parametrize("name", sorted(by_name("defenses")))
 def test_a_run_of_two_processes_that_is_resumed_ends_bit_for_bit_like_the_undisturbed_one(name, together):
     for rank in together:
         ends = rank[f"resumed: {name}"]

@@ -161,7 +161,7 @@ def mamba():
 def test_a_family_without_attention_is_refused_by_name_and_trains_with_named_sites(tmp_path):
     with pytest.raises(UnsupportedSetup, match="MambaForCausalLM does not declare its attention") as refused:
         trainer_for(mamba(), tmp_path, defense=Vaccine(), data=USER)
-    assert "Vaccine(sites=['NAME'])" in refused.value.remedy and "mixer" in refused.value.remedy
+    assert "sites=['NAME']" in refused.value.remedy and "mixer" in refused.value.remedy
     plain = update(mamba(), tmp_path, data=USER)
     assert error(update(mamba(), tmp_path, defense=Vaccine(sites=["mixer"], rho=1.5), data=USER), plain) > 1e-3
 

@@ -661,7 +661,8 @@ def test_an_evaluation_does_not_change_what_a_defense_trains(name, tmp_path):
         optimizer = TwoFaced(net.parameters(), lr=0.05)
         args = SFTConfig(
             str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=4,
-            save_strategy="no", eval_strategy=evaluations, eval_steps=1, gradient_checkpointing=False, per_device_train_batch_size=4,
+            save_strategy="no", eval_strategy=evaluations, eval_steps=1, gradient_checkpointing=False,
+            per_device_train_batch_size=4,
             lr_scheduler_type="constant",
         )  # fmt: skip
         t = DefenseTrainer(

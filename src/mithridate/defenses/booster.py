@@ -48,6 +48,7 @@ import torch
 from mithridate.errors import MithridateError, UnsupportedSetup
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
+from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ class Booster(Defense):
 
     def cost(self) -> Cost:
         return Cost() if self.lam == 0 else Cost(passes=1 + 2 / self.every, passing_copies=2)
+
+    @classmethod
+    def example(cls) -> Booster:
+        return cls(harmful_dataset=rows_of("defender_harmful"), alpha=0.3, lam=2.0)
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)

@@ -25,6 +25,8 @@ Differs from the official code in:
   a state equals the uninterrupted one;
 - a run shorter than one cycle is refused (it would end without the user's data, or without the full phase).
 
+No settings are plain training (`off`): a cycle has at least one step on alignment data.
+
 Cost: 1 forward and backward pass and 1 more copy of the trainable tensors. Supported: LoRA and full weights, gradient
 accumulation (exact), activation checkpointing, mixed precision, data parallelism, FSDP2. Logged: lisa/phase (share of
 steps in the user state since the last log) and lisa/drift (distance from the anchor in the step that is logged).
@@ -107,7 +109,9 @@ class Lisa(Defense):
 
     @classmethod
     def example(cls) -> Lisa:
-        return cls(alignment_dataset=rows_of("alignment"), align_steps=1, finetune_steps=2, proximal_start=0.0)
+        return cls(
+            alignment_dataset=rows_of("alignment", 7), align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0
+        )
 
     @property
     def cycle(self) -> int:

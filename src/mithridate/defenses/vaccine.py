@@ -78,6 +78,10 @@ class Vaccine(Defense):
     strength: ClassVar[str | None] = "rho"
     colour: ClassVar[str] = "#009E73"
     off: ClassVar[dict[str, Any] | None] = {"rho": 0.0}
+    differences: ClassVar[dict[str, str]] = {
+        "accumulation": "rho is the norm in each micro-batch, so smaller ones are shifted further for each row",
+        "processes": "rho is the norm in each process's micro-batch",
+    }
 
     rho: float = 2.0
     sites: str | list[str] = "attention"
@@ -150,6 +154,10 @@ class Vaccine(Defense):
                 shifts.append(torch.where(usable, shift, 0))
             sites.shift(shifts)
             return step(model, inputs, num_items_in_batch)
+
+    @classmethod
+    def example(cls) -> Vaccine:
+        return cls(rho=1.5)
 
     def on_train_end(self, t: DefenseMixin) -> None:
         self._sites = None

@@ -139,6 +139,9 @@ class Method:
     off: ClassVar[dict[str, Any] | None] = None
     """Settings under which it is plain training bit for bit (a repair: leaves the model as it is); None where there
     are none, with the reason in the docstring."""
+    differences: ClassVar[dict[str, str]] = {}
+    """In what it departs from what the conformance suite asks of every method, in words: "accumulation" (as many rows
+    in more micro-batches are another step), "processes" (the same of processes), "lr 0" (what moves all the same)."""
 
     @classmethod
     def without_data(cls, **fields: Any) -> Self:

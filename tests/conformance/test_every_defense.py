@@ -1,0 +1,260 @@
+"""What holds for every defense: one suite over all of them by name, each from its own example.
+
+A defense that departs from one of these says so in `differences`, and the suite then holds it to departing.
+"""
+
+import copy
+import dataclasses
+import gc
+import pickle
+import re
+import sys
+from itertools import combinations
+
+import pytest
+import torch
+
+from mithridate.errors import UnsupportedSetup
+from mithridate.methods import Cost, by_name
+from mithridate.methods.base import control_name
+from mithridate.methods.defense import acts
+from tests.conformance.methods import every, example
+from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
+
+USER = rows("user")
+USUAL = {
+    "optim": "adamw_torch",
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "cosine",
+    "max_grad_norm": 1.0,
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "data": USER,
+}
+THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
+defenses = pytest.mark.parametrize("name", every("defenses"))
+kinds = pytest.mark.parametrize("kind", ["lora", "full"])
+
+
+def run(folder, defense, kind="lora", **args):
+    """The usual way to train, with dropout in the adapter."""
+    net = model(kind, torch.float32, dropout=0.3)
+    trainer_for(net, folder, defense=defense, **(USUAL | args)).train()
+    return weights(net)
+
+
+def taken_out(state):
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+# -- what it says of itself ------------------------------------------------------------------------------------------
+
+
+@defenses
+def test_it_says_what_it_is(name):
+    cls, made = by_name("defenses")[name], example("defenses", name)
+    text = sys.modules[cls.__module__].__doc__ or ""
+    assert dataclasses.is_dataclass(cls) and name == cls.__name__.lower()
+    assert cls.stage in ("alignment", "fine-tuning") and cls.paper
+    assert re.fullmatch(r"exact|own|port of .+", cls.provenance)
+    assert cls.provenance == "own" or re.match(r"@\w+\{\w+,\s", cls.citation)
+    for part in ("Cost:", "Supported:"):
+        assert part in text, part
+    assert cls.strength is None or cls.strength in made.settings()
+    assert isinstance(made.cost(), Cost) and str(made.cost())
+    assert set(cls.roles) <= {f.name for f in dataclasses.fields(cls)}
+    if cls.off is None:
+        assert "plain training (`off`)" in text, "why there are no settings that are plain training"
+    for control, method in made.controls().items():
+        assert control_name(method) == control and control_name(made) != control
+    assert not set(cls.differences) - {"accumulation", "processes", "lr 0"}
+
+
+@defenses
+def test_an_instance_can_be_copied_pickled_and_described_before_and_after_a_run(name, tmp_path):
+    made = example("defenses", name)
+    for _ in range(2):
+        for twin in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), dataclasses.replace(made)):
+            assert twin.settings() == made.settings()
+        assert made.settings().items() <= dataclasses.asdict(made).items()
+        run(tmp_path, made)
+
+
+@defenses
+def test_nothing_of_the_run_is_kept_after_it(name, tmp_path):
+    """A defense lives as long as its user's variable: it must not hold a copy of the weights for all that time."""
+    made = example("defenses", name)
+    run(tmp_path, made)
+    kept = [v for v in vars(made).values() if isinstance(v, torch.Tensor)]
+    kept += [t for v in vars(made).values() if isinstance(v, list | tuple) for t in v if isinstance(t, torch.Tensor)]
+    assert kept == []
+
+
+# -- what it does ----------------------------------------------------------------------------------------------------
+
+
+@defenses
+@kinds
+def test_it_acts(name, kind, tmp_path):
+    assert not same(run(tmp_path, example("defenses", name), kind), run(tmp_path, None, kind))
+
+
+@pytest.mark.parametrize("name", [p for p in every("defenses") if by_name("defenses")[p.values[0]].off is not None])
+@kinds
+def test_off_is_plain_training_bit_for_bit(name, kind, tmp_path):
+    off = by_name("defenses")[name].off
+    assert same(run(tmp_path, example("defenses", name, **off), kind), run(tmp_path, None, kind))
+
+
+@defenses
+@kinds
+def test_a_learning_rate_of_zero_moves_nothing_and_leaves_nothing(name, kind, tmp_path):
+    net = model(kind, torch.float32, dropout=0.3)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    t = trainer_for(net, tmp_path, defense=example("defenses", name), **(USUAL | {"learning_rate": 0.0}))
+    t.train()
+    if "lr 0" in by_name("defenses")[name].differences:
+        assert not same(before, net.state_dict())
+    else:
+        assert same(before, net.state_dict())
+    assert all(p.grad is None for p in net.parameters())
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+
+
+@defenses
+@kinds
+def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):
+    one = update(model(kind), tmp_path, defense=example("defenses", name), **THREE)
+    for size, count in ((4, 2), (2, 4)):
+        split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
+        got = update(model(kind), tmp_path, defense=example("defenses", name), **THREE, **split)
+        if "accumulation" in by_name("defenses")[name].differences:
+            assert error(got, one) > 1e-6
+        else:
+            assert error(got, one) < 1e-10
+
+
+@defenses
+@kinds
+def test_checkpointing_changes_nothing(name, kind, tmp_path):
+    kept = update(model(kind), tmp_path, defense=example("defenses", name), **THREE)
+    again = update(model(kind), tmp_path, defense=example("defenses", name), gradient_checkpointing=True, **THREE)
+    assert error(again, kept) < 1e-12
+
+
+@defenses
+@kinds
+def test_padding_changes_nothing(name, kind, tmp_path):
+    kept = update(model(kind), tmp_path, defense=example("defenses", name), **THREE)
+    padded = update(model(kind), tmp_path, defense=example("defenses", name), pad_to_multiple_of=64, **THREE)
+    assert error(padded, kept) < 1e-10
+
+
+@defenses
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_resumed_in_the_middle_ends_bit_for_bit_the_same(name, at, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": at, "max_steps": 5}
+    whole = run(tmp_path, example("defenses", name), **saving)
+    net = model("lora", torch.float32, dropout=0.3)
+    t = trainer_for(net, tmp_path, defense=example("defenses", name), **(USUAL | saving))
+    t.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    assert same(whole, weights(net))
+
+
+@defenses
+def test_its_state_goes_round(name, tmp_path):
+    """What is saved after some steps is what is there after it was loaded into another instance."""
+    states = []
+
+    def noting(made):
+        cls = type(made)
+
+        class Noting(cls):
+            def on_step_end(self, t):
+                super().on_step_end(t)
+                states.append(taken_out(self.state_dict(t)))
+                if len(states) == 3:
+                    fresh = example("defenses", name)
+                    fresh.on_train_begin(t)
+                    fresh.load_state_dict(t, states[-1])
+                    states.append(taken_out(fresh.state_dict(t)))
+
+        made.__class__ = Noting
+        return made
+
+    run(tmp_path, noting(example("defenses", name)))
+    assert states[2].keys() == states[3].keys() and same(states[2], states[3])
+
+
+@defenses
+def test_nothing_grows_over_fifty_steps(name, tmp_path):
+    seen = {}
+
+    class Counting(by_name("defenses")[name]):
+        def on_step_end(self, t):
+            super().on_step_end(t)
+            if t.state.global_step in (20, 50):
+                gc.collect()
+                alive = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
+                seen[t.state.global_step] = len(alive), sum(o.numel() for o in alive)
+
+    made = example("defenses", name)
+    made.__class__ = Counting
+    run(tmp_path, made, max_steps=50, logging_steps=10)
+    assert seen[50] == seen[20]
+
+
+SETUPS = {"is_deepspeed_enabled": True, "args.torch_compile": True, "args.auto_find_batch_size": True}
+
+
+@defenses
+@pytest.mark.parametrize("path", SETUPS)
+def test_an_untested_set_up_is_refused_before_a_step(name, path, tmp_path):
+    t = trainer_for(model("lora", torch.float32), tmp_path, data=USER)
+    *owners, attribute = path.split(".")
+    owner = t
+    for part in owners:
+        owner = getattr(owner, part)
+    object.__setattr__(owner, attribute, SETUPS[path])
+    with pytest.raises(UnsupportedSetup, match=f"^{by_name('defenses')[name].__name__}: ") as refused:
+        example("defenses", name).check(t)
+    assert refused.value.remedy
+
+
+# -- together --------------------------------------------------------------------------------------------------------
+
+PLACES = ("rows", "batches", "on_step_begin", "training_step", "loss", "on_gradients", "on_step_end")
+
+
+def places_of(name):
+    return {place for place in PLACES if acts(by_name("defenses")[name].example(), place)}
+
+
+PAIRS = [
+    pytest.param(a, b, id=f"{a}+{b}", marks=[*pa.marks, *pb.marks])
+    for pa, pb in combinations(every("defenses"), 2)
+    for a, b in [(pa.values[0], pb.values[0])]
+    if "lisa" in (a, b) or places_of(a) & places_of(b)
+]
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS)
+def test_two_act_together(a, b, tmp_path):
+    """With one of two off, it is as if the other were alone; with both on, both act."""
+    made = {name: example("defenses", name) for name in (a, b)}
+    if "batches" in places_of(a) & places_of(b):
+        with pytest.raises(UnsupportedSetup, match="both choose the batches"):
+            run(tmp_path, list(made.values()))
+        return
+    alone = {name: run(tmp_path, example("defenses", name)) for name in (a, b)}
+    for order in ((a, b), (b, a)):
+        both = run(tmp_path, [example("defenses", name) for name in order])
+        assert all(bool(torch.isfinite(w).all()) for w in both.values())
+        assert not same(both, alone[a]) and not same(both, alone[b])
+        for acting, silent in (order, order[::-1]):
+            off = by_name("defenses")[silent].off
+            if off is not None:
+                pair = [example("defenses", n, **(off if n == silent else {})) for n in order]
+                assert same(run(tmp_path, pair), alone[acting])
