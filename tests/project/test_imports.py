@@ -55,6 +55,13 @@ def test_no_method_is_imported_to_be_known(code):
     assert (done.stdout.splitlines()[-1], done.returncode) == ("[]", 0), done.stderr
 
 
+def test_a_repair_s_file_imports_torch_and_none_of_the_trainers_libraries():
+    heavy = ["torch", "transformers", "trl", "datasets", "peft", "pandas"]
+    code = f"import sys, mithridate.repairs.antidote; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("['torch']", 0), done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(mithridate._PUBLIC))
 def test_public_name_resolves(name):
     module = importlib.import_module(mithridate._PUBLIC[name])

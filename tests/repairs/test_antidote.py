@@ -343,5 +343,21 @@ def test_a_calibration_row_longer_than_the_learned_positions_is_named():
     Antidote().apply(rotary, rows)
 
 
+def test_what_an_experiment_asks_for_in_vain_is_refused_in_its_own_words():
+    run = {"topology": "double", "finetuned": True, "adapter": True}
+    for targets in ("adapters", "update", "merged"):
+        Antidote(targets=targets).check_run(**run)
+    Antidote(targets="merged").check_run(topology="full", finetuned=False, adapter=False)
+    Antidote(targets="adapters").check_run(topology="single", finetuned=False, adapter=True)
+    for targets, changes, words in [
+        ("update", {"finetuned": False}, "^targets: `update` takes back .* `finetune` is none"),
+        ("adapters", {"finetuned": False, "adapter": False}, "^targets: `adapters` prunes .* merged under topology"),
+        ("adapters", {"topology": "full", "adapter": False}, "and topology: full trains none"),
+        ("adapters", {"adapter": False}, "and finetune.adapter: full trains none"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            Antidote(targets=targets).check_run(**(run | changes))
+
+
 def test_it_is_found_by_name():
     assert by_name()["antidote"] is Antidote

@@ -17,21 +17,24 @@ Differs from the official code in:
 - one ordinary batched pass over the model, instead of each layer twice at batch size 1: nothing is pruned until all
   scores are known, so the result is the same. Pad tokens are skipped; there they would count.
 - exactly ceil(ratio * n) entries of a row, ties to the lower column; there int(n * (1 - ratio)) entries stay.
-- the mask keeps what it removed, so that it can be undone bit for bit.
+- what is removed is remembered, so that it can be undone bit for bit.
 
 The paper differs from its code, which is followed here: it averages norms (the code: squares, then takes the root),
 and takes the top share of all weights at once (the code: of each row; `scope="global"` is the paper's wording).
 
 Variants, which are other methods and have their own names: `targets="update"` takes entries of the fine-tune's change
-W - W_aligned back (scored by |W - W_aligned| * s); `targets="merged"` zeroes entries of the weights themselves.
-`score="magnitude"` leaves s out; `score="random"` is the control.
+W - W_aligned back (scored by |W - W_aligned| * s), in every weight that changed: in embeddings, norms and biases,
+which have no input features, by |W - W_aligned| alone. `targets="merged"` zeroes entries of linear layers' weights.
+`score="magnitude"` leaves s out; `score="random"` is the control. With `ratio` 0 nothing changes, bit for bit.
 
 Cost: one forward pass over the calibration set, without the LM head; no gradients. Memory: the model, one batch's
 activations, 8 bytes an input feature; scores of one weight at a time (`scope="global"`: of all, 8 bytes an entry).
 
-Set-ups: one device or `device_map`; LoRA over linear layers on any base for "adapters"; LoRA or a plain model, not
-quantised, for "update" and "merged". Refused: DoRA and other variants; for the latter two quantised weights, and plain
-models with weight matrices outside linear layers (fused experts, convolutions).
+Set-ups: one device or `device_map`. "adapters": plain LoRA over linear layers of any base, where the factors hold all
+that the fine-tune changed. "update": LoRA, whole modules and biases trained beside it, or all weights; "merged": LoRA,
+or all weights; for both not quantised. Refused, before the calibration pass: soft prompts, DoRA and other variants and
+kinds of adapters, adapters over embeddings or tied weights; for "adapters" initialisations that take from the base
+weights (PiSSA and the like); plain models with weight matrices outside linear layers (fused experts, convolutions).
 """
 
 from __future__ import annotations
