@@ -151,7 +151,7 @@ class Watcher(Defense):
 
 @dataclass(kw_only=True)
 class Staged(Attack):
-    """First the task's rows in their order on the experiment's adapter, then harmful rows on another, partly frozen."""
+    """First the task's rows, in order, on the experiment's adapter; then harmful rows on another, partly frozen."""
 
     rank: int | Literal["full"] = 3
     frozen: str = r".*lora_A.*"
@@ -224,22 +224,22 @@ class Hardest(Attack):
 
 
 def _effective(model: Any) -> dict[str, torch.Tensor]:
-    """The weights of the layers that an adapter lies or lay over, with it merged, by their names in the plain model."""
+    """The attention's weights by their names in the plain model, an adapter merged into them."""
     from mithridate.repairs.linears import adapted, decoder_linears, effective_weight
 
-    layers = decoder_linears(model) if not adapted(model) else adapted(model) | {}
-    names = [f"model.layers.{i}.self_attn.{kind}" for i in range(2) for kind in ("q_proj", "k_proj", "v_proj")]
-    every = decoder_linears(model) | layers
-    return {f"{name}.weight": effective_weight(every[name]).detach().clone() for name in names}
+    layers = decoder_linears(model) | adapted(model)
+    return {name: effective_weight(layers[name.removesuffix(".weight")]).detach().clone() for name in _NAMES}
+
+
+_NAMES = [f"model.layers.{i}.self_attn.{kind}.weight" for i in range(2) for kind in ("q_proj", "k_proj", "v_proj")]
 
 
 def _sum(model: Any) -> float:
-    return _total({name: value for name, value in _effective(model).items()})
+    return _total(_effective(model))
 
 
 def _total(tensors: Mapping[str, torch.Tensor]) -> float:
-    names = [f"model.layers.{i}.self_attn.{kind}.weight" for i in range(2) for kind in ("q_proj", "k_proj", "v_proj")]
-    return sum(float(tensors[name].double().abs().sum()) for name in names)
+    return sum(float(tensors[name].double().abs().sum()) for name in _NAMES)
 
 
 def _note(name: str, found: dict[str, Any]) -> None:

@@ -24,6 +24,11 @@ from tests.pipeline.small import experiment, in_child, stages, weights, without_
 from tests.pipeline.test_resume import kill
 from tests.tiny import save_tiny
 
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 SHORT = {"align__training__max_steps": 2, "finetune__training__max_steps": 2}
 
 
@@ -91,7 +96,7 @@ def _plain(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
-@pytest.mark.parametrize("topology", ["double", "single", "full"])
+@pytest.mark.parametrize("topology", ["double", slow("single"), slow("full")])
 def test_a_repair_before_the_users_run(inputs, store, tmp_path, topology):
     asked = experiment(inputs, **SHORT, topology=topology, repair={"lox": {}, "wise": {}})
     finished = run(asked, out=tmp_path / "out", progress=False)
@@ -230,8 +235,9 @@ def test_a_defense_gets_each_kind_of_model(inputs, store, tmp_path, monkeypatch)
 # -- attacks ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [3, "full"])
-@pytest.mark.parametrize("topology", ["double", "single"])
+@pytest.mark.parametrize(
+    ("topology", "rank"), [("double", 3), ("single", 3), slow("double", "full"), slow("single", "full")]
+)
 def test_an_attack_of_two_phases(inputs, store, tmp_path, topology, rank):
     """The experiment's adapter first, in the rows' order; then another one (or all weights), partly frozen."""
     attack = {"kind": "staged", "rank": rank, "frozen": r".*lora_A.*" if rank == 3 else r".*norm.*"}
@@ -295,7 +301,7 @@ def test_given_order_is_the_rows_order(inputs, store, tmp_path, monkeypatch):
     assert [f"film {i} " in text for i, text in enumerate(first)] == [True] * 6
 
 
-@pytest.mark.parametrize("at", [("phase-1", 2), ("phase-1", 3), ("phase-2", 2), ("phase-2", 4)])
+@pytest.mark.parametrize("at", [slow(("phase-1", 2)), slow(("phase-1", 3)), ("phase-2", 3), slow(("phase-2", 4))])
 def test_a_killed_attack_of_two_phases_goes_on_and_ends_bit_identical(inputs, store, tmp_path, monkeypatch, at):
     asked = experiment(inputs, align="none", finetune__attack={"kind": "staged"}, evaluate={"resistance": [2, 5]})
     wanted = tmp_path / "undisturbed"
@@ -320,7 +326,7 @@ def test_a_killed_attack_of_two_phases_goes_on_and_ends_bit_identical(inputs, st
     assert without_costs(again) == without_costs(undisturbed)
 
 
-@pytest.mark.parametrize("what", ["saved", "marked"])
+@pytest.mark.parametrize("what", [slow("saved"), "marked"])
 def test_a_kill_between_the_phases(inputs, store, tmp_path, monkeypatch, what):
     asked = experiment(inputs, align="none", finetune__attack={"kind": "staged"})
     wanted = tmp_path / "undisturbed"
@@ -395,7 +401,7 @@ def test_a_template_that_drops_the_system_turn_is_refused_before_compute(inputs,
     template = silent / "model" / "chat_template.jinja"
     template.write_text(template.read_text().replace("for message in messages", "for message in messages[-1:]"))
     asked = experiment(silent, **SHORT, finetune__defense={"watcher": {"system": "Be safe."}})
-    with pytest.raises(InputError, match="leaves out what a method puts around prompts at the test .'Be safe.'"):
+    with pytest.raises(InputError, match=r"leaves out what a method puts around prompts at the test .'Be safe.'"):
         run(asked, out=tmp_path / "out", progress=False)
     assert not stages(store)
 
@@ -439,7 +445,7 @@ def test_a_mistake_in_an_attack(inputs, store, tmp_path, attack, message):
 
 def test_resistance_beyond_the_last_phase_is_refused(inputs, store, tmp_path):
     asked = experiment(inputs, finetune__attack={"kind": "staged"}, evaluate={"resistance": [7]})
-    with pytest.raises(InputError, match="evaluate.resistance: expected steps below 7"):
+    with pytest.raises(InputError, match=r"evaluate.resistance: expected steps below 7"):
         run(asked, out=tmp_path / "out", progress=False)
 
 

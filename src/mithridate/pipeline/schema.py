@@ -44,7 +44,7 @@ def experiment_schema() -> Schema:
     parts = schema["$defs"]
     for part in (schema, *parts.values()):
         part["additionalProperties"] = False
-    for part in (schema, parts["Finetune"], parts["Attack"]):
+    for part in (schema, parts["Finetune"]):
         del part["required"]  # what is missing may be swept
     roles = dict.fromkeys(ROLES, _SOURCE)
     schema["properties"]["data"] = {"type": "object", "properties": roles, "additionalProperties": False}
@@ -52,9 +52,6 @@ def experiment_schema() -> Schema:
         schema["properties"][stage.lower()] = _one_of({"enum": ["none", None]}, {"$ref": f"#/$defs/{stage}"})
         parts[stage]["properties"]["defense"] = {"$ref": "#/$defs/defenses"}
         parts[stage]["properties"]["training"] = {"$ref": "#/$defs/training"}
-    parts["Attack"]["properties"]["kind"] = {"const": HARMFUL}
-    others = [_attack(name, parts) for name in by_name("attacks") if name != HARMFUL]
-    parts["Finetune"]["properties"]["attack"] = _one_of({"$ref": "#/$defs/Attack"}, *others)
     schema["properties"]["repair"] = {"$ref": "#/$defs/repairs"}
     schema["properties"]["sweep"] = _sweep([name for name in schema["properties"] if name != "sweep"])
     evaluate = parts["Evaluate"]["properties"]
@@ -66,6 +63,9 @@ def experiment_schema() -> Schema:
     parts["training"] = _training(parts)
     for kind in ("defenses", "repairs"):
         parts[kind] = _methods({name: _indexed(kind, name, parts) for name in by_name(kind)})
+    del parts["Attack"]
+    parts["Finetune"]["properties"]["attack"] = {"$ref": "#/$defs/attacks"}
+    parts["attacks"] = _attacks({name: _indexed("attacks", name, parts) for name in by_name("attacks")})
     parts["judges"] = _methods(_judges(parts))
     parts["generators"] = _methods(_generators(), needed=True)
     return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
@@ -103,6 +103,16 @@ def _methods(fields: Mapping[str, Schema], needed: bool = False) -> Schema:
     return _one_of(*nothing, *one, {"type": "array", "items": _one_of(*one)})
 
 
+def _attacks(fields: Mapping[str, Schema]) -> Schema:
+    """One of the attacks, by its kind; the harmful one need not name it. What fields are missing may be swept."""
+    kinds = []
+    for name, schema in fields.items():
+        kind = {"kind": {"const": name}}
+        needed = [] if name == HARMFUL else ["kind"]
+        kinds.append({**schema, "properties": kind | schema.get("properties", {}), "required": needed})
+    return _one_of(*kinds)
+
+
 def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:
     """The fields that a file may set of a method: a dataclass's, without the data sets that it gets from roles."""
     left_out = {*left_out, *getattr(cls, "roles", {})}
@@ -116,12 +126,6 @@ def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:
             required.append(field.name)
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return schema | ({"required": required} if required else {})
-
-
-def _attack(name: str, parts: Schema) -> Schema:
-    schema = copy.deepcopy(_indexed("attacks", name, parts))
-    schema["properties"] = {"kind": {"const": name}, **schema.get("properties", {})}
-    return schema | {"required": ["kind"]}  # what else is missing may be swept
 
 
 def _indexed(kind: str, name: str, parts: Schema) -> Schema:

@@ -529,7 +529,8 @@ class Chain:
                 continue  # only its own model can tell
             # The seed only chooses among the rows.
             config = {name: value for name, value in stage.config.items() if name != "seed"}
-            asked = digest([stage.name, config, stage.data, self.shop.base.digest])
+            changed = self._free(stage.name, "repaired")
+            asked = digest([stage.name, config, changed, stage.data, self.shop.base.digest])
             if asked in self.shop.checked or self.shop.store.find(stage.name, stage.key):
                 continue
             self.shop.checked.add(asked)
