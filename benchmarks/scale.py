@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mithridate.estimate import METHODS, antidote, estimate
+from mithridate.estimate import METHODS, estimate, repair
 from mithridate.fakemodel import SIZES, Setup, config_of
+from mithridate.repairs.antidote import Antidote
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 EVIDENCE = Path(__file__).with_name("gpu_evidence.json")
@@ -46,10 +47,10 @@ def estimates(sizes: Iterable[str] = SIZES) -> str:
                     f"| {gib(ddp.total)} | {gib(fsdp.total)} | {one.ratio:.2f} | {one.flops / 1e12:.0f} "
                     f"| {gib(one.kept + one.checkpoints)} |"
                 )
-            repair = antidote(config, setup, rows=500, targets="merged" if full else "adapters")
+            needs = repair(config, setup, Antidote(targets="merged" if full else "adapters"), rows=500)
             lines.append(
-                f"| {size.upper()} | {'all weights' if full else 'LoRA'} | antidote | {gib(repair.total)} "
-                f"| | | | {repair.flops / 1e12:.0f} in all | {gib(repair.kept)} |"
+                f"| {size.upper()} | {'all weights' if full else 'LoRA'} | antidote | {gib(needs.total)} "
+                f"| | | | {needs.flops / 1e12:.0f} in all | {gib(needs.kept)} |"
             )
     return "\n".join(lines)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate.citations import bibtex_of
+from mithridate.errors import InputError
 from mithridate.models import EMBEDDED
 from mithridate.report.words import flatten, known
 
@@ -344,18 +345,20 @@ def _licence(base: ModelFiles) -> tuple[dict[str, Any], str]:
 
 
 def _citations(story: Story) -> str:
-    """BibTeX of the methods that made the model; of one that has no entry, its own line."""
-    from mithridate import defenses, repairs
-
-    text = resources.files("mithridate").joinpath("citations.bib").read_text(encoding="utf-8")
-    entries = {found[1]: found[0].strip() for found in re.finditer(r"@\w+\{(\w+),.*?\n\}", text, re.DOTALL)}
-    classes = {**defenses.by_name(), **repairs.by_name()}
+    """BibTeX of the methods that made the model; of one that is not installed here, its name."""
     used = [
-        name
+        (kind, name)
         for stage in story.stages
-        for name in (*stage["config"].get("defense", {}), *stage["config"].get("repair", {}))
+        for kind, field in (("defenses", "defense"), ("repairs", "repair"))
+        for name in stage["config"].get(field, {})
     ]
-    own = {
-        name: f"@misc{{{name},\n  note = {{{getattr(classes.get(name), 'paper', '') or name}}}\n}}" for name in used
-    }
-    return "\n\n".join(entries.get(name, own[name]) for name in dict.fromkeys(used))
+    attacks = [stage["config"].get("attack", {}) for stage in story.stages]
+    used += [("attacks", attack["kind"]) for attack in attacks if "kind" in attack]  # the papers' own has none
+    return "\n\n".join(_citation(kind, name) for kind, name in dict.fromkeys(used))
+
+
+def _citation(kind: str, name: str) -> str:
+    try:
+        return bibtex_of(name, [kind])
+    except InputError:
+        return f"@misc{{{name},\n  note = {{{name}}}\n}}"

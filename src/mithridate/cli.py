@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mithridate import __version__
 from mithridate.commands import about, results, runs, store, studies
 from mithridate.environment import use_huge_pages
 from mithridate.errors import MithridateError
@@ -39,9 +40,18 @@ for part in (runs, studies, results, about):
 app.add_typer(store.app, name="store")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mithridate {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' own messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Makes aligned language models withstand harmful fine-tuning, and proves it."""
 

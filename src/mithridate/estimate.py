@@ -8,9 +8,9 @@ Memory of one process, in bytes, with N weights, n trained ones, c bytes a weigh
     weights      c N (adapters: c N + 4 n);  all weights trained: 4 N
     gradients    4 n
     optimizer    8 n                          AdamW's two moments, in float32
-    method       Booster 8 n                  the step's direction, and the weights before it
-                 Lisa    4 n                  the anchor
-                 Vaccine                      what its two passes need beyond plain training's, as the passes show
+    method       4 n                          for each copy of the trained weights that its `cost` states
+                                              and where it asks for gradients of activations, what a pass more that
+                                              does so needs beyond plain training's, as the passes show
                  DDP     4 n                  the buckets in which gradients are exchanged
     activations  the highest sum A of all tensors that are alive at once in the passes, as the fake passes show. Where
                  no gradient is there before, those grow while the activations shrink: max(A, 4 n + A of a layer) - 4 n
@@ -27,23 +27,28 @@ by torch's own counter; the LM head adds 2 s h V a product: one in the forward, 
 computed again), one more where it is trained. Passes relative to plain training are the ratio of these, so time is
 only as good as the assumption that all products run at one speed.
 
-Disk: the weights that a stage leaves (4 n), once for itself and once for each snapshot, and while it trains two
-checkpoints of 12 n (Lisa: 16 n).
+What a method adds is stated by its own `cost()`: passes, copies, data seen once (`mithridate.methods.Cost`).
 
-Not counted: what the libraries and the device's driver need, the allocator's fragments, and anything else on the
-machine. docs/scale.md has predicted and measured figures side by side.
+Disk: the weights that a stage leaves (4 n), once for itself and once for each snapshot, and while it trains two
+checkpoints of 12 n, and 4 n more for each copy that a method saves.
+
+Not counted: models that a method reads beside its own, unless a repair holds them; what the libraries and the device's
+driver need, the allocator's fragments, and anything else on the machine. docs/scale.md has predicted and measured
+figures side by side.
 """
 
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
 from mithridate.fakemodel import (
     Counts,
+    Passes,
     Setup,
     build,
     decoder_of,
@@ -53,11 +58,19 @@ from mithridate.fakemodel import (
     passes,
     shortened,
 )
+from mithridate.methods.base import Cost, Method
+from mithridate.methods.index import index
+from mithridate.methods.registry import by_name
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-METHODS = ("plain", "vaccine", "booster", "lisa")
+    from mithridate.methods.defense import Defense
+
+PLAIN = "plain"
+METHODS = (PLAIN, *(entry["name"] for entry in index() if entry["kind"] == "defenses"))
+"""Plain training, and that with each defense of this package."""
+REPAIRS = tuple(entry["name"] for entry in index() if entry["kind"] == "repairs")
 
 _FP32 = 4
 _TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of TRL's fused LM head
@@ -65,7 +78,11 @@ _TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of TRL's fused LM head
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes of one process, operations of one optimizer step on all processes, bytes on disk."""
+    """Bytes of one process, operations of one optimizer step on all processes, bytes on disk.
+
+    Attributes:
+        once: operations that are made once in the training, beside those of its steps.
+    """
 
     method: str
     counts: Counts
@@ -77,6 +94,7 @@ class Estimate:
     head: int
     flops: int
     plain_flops: int
+    once: int
     passes: str
     kept: int
     checkpoints: int
@@ -91,59 +109,89 @@ class Estimate:
         return self.flops / self.plain_flops
 
 
-def estimate(config: PretrainedConfig, setup: Setup, method: str = "plain", every: int = 1) -> Estimate:
-    """What a training with a method (one of `METHODS`) needs.
+def estimate(
+    config: PretrainedConfig, setup: Setup, method: str | Sequence[Defense] = PLAIN, rows: int = 0
+) -> Estimate:
+    """What a training with a method, or with several together, needs.
 
     Args:
-        every: the field of Vaccine and Booster: the steps between are plain ones. Memory is that of the others, and
-            operations are those of a step on average.
+        method: the name of a defense, with its defaults, or "plain"; or the defenses themselves, which act together.
+        rows: of the methods' own data, for what they see of it once.
 
     Raises:
-        InputError: no such method, an adapter that does not fit the model, or a value that means nothing.
-        UnsupportedSetup: Vaccine on a model that does not declare its attention modules.
+        InputError: no such method, one whose fields have no defaults, an adapter that does not fit the model, or a
+            value that means nothing.
+        UnsupportedSetup: the model does not declare its attention modules, where a method asks for their gradients.
     """
-    if method not in METHODS:
-        raise InputError(
-            f"method: no such method {method!r}; there are: {', '.join(METHODS)} (and antidote, a repair)"
-        )
-    for name in ("batch", "length", "accumulation", "steps", "processes"):
-        if getattr(setup, name) < 1:
-            raise InputError(f"{name}: expected at least 1, got {getattr(setup, name)}")
+    if isinstance(method, str):
+        method = [] if method == PLAIN else [made("defenses", method)]
+    cost = sum((one.cost() for one in method), Cost())
+    _check(setup)
     counts, traced = passes(config, setup)
+    own, own_rows = traced, setup
+    if cost.batch_factor != 1:  # the step's own passes see other rows
+        own_rows = replace(setup, batch=math.ceil(setup.batch * cost.batch_factor))
+        own = passes(config, own_rows)[1]
     n, width = counts.trained, 2 if setup.dtype == "bfloat16" else _FP32
     share = setup.processes if setup.sharded else 1
     weights = (_FP32 * counts.all if setup.full else width * counts.all + _FP32 * n) // share
     gradients, optimizer = _FP32 * n // share, optimizer_bytes(n) // share
-    copies = {"booster": 2, "lisa": 1}.get(method, 0) * _FP32 * n // share
+    passing = round(cost.passing_copies * _FP32 * n) // share
+    extra = round((cost.copies + cost.passing_copies) * _FP32 * n) // share
     # Gradients that are not there before grow as activations shrink: the first or the last layer's pass is fullest.
-    fresh = max(traced.activations, gradients + traced.layer) - gradients
-    activations = traced.activations if setup.accumulation > 1 else fresh
-    if method == "booster":  # its own gradients are taken beside two copies, then the step's are added to beside none
-        activations = max(fresh, traced.activations - copies)
-    extra = copies + (traced.vaccine - traced.activations if method == "vaccine" else 0)
+    fresh = max(own.activations, gradients + own.layer) - gradients
+    activations = own.activations if setup.accumulation > 1 else fresh
+    more = cost.passes - 1 - cost.activations
+    if more > 0:  # its own gradients are taken beside the passing copies, then the step's are added to beside none
+        activations = max(fresh, own.activations - passing)
+    if cost.activations:
+        extra += own.probed - own.activations
     if share > 1:
         weights += width * 2 * max(counts.layer, counts.embeddings)
     elif setup.processes > 1:
         extra += _FP32 * n
-    plain = (traced.forward + traced.backward + _head_flops(counts, setup)) * setup.accumulation * setup.processes
-    probe = (traced.forward + traced.probe + _head_flops(counts, setup, probe=True)) * setup.accumulation
-    more = {"vaccine": probe * setup.processes, "booster": 2 * plain}.get(method, 0)
-    named = {"vaccine": "2 forward, 2 backward", "booster": "3 forward, 3 backward"}.get(method)
+    step = setup.accumulation * setup.processes
+    plain, (ahead, probe) = _training_flops(counts, traced, setup), _forward_and_probe(counts, traced, setup)
+    added = more * plain + cost.activations * probe + cost.forwards * ahead
     return Estimate(
-        method=method,
+        method="+".join(type(one).__name__.lower() for one in method) or PLAIN,
         counts=counts,
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         extra=extra,
         activations=activations,
-        head=_head_bytes(counts, setup),
-        flops=plain + round(more / every),
-        plain_flops=plain,
-        passes=(named or "1 forward, 1 backward") + (f", 1 step of {every}" if named and every > 1 else ""),
+        head=_head_bytes(counts, own_rows),
+        flops=(_training_flops(counts, own, own_rows) + round(added)) * step,
+        plain_flops=plain * step,
+        once=round((cost.once_passes * plain + cost.once_forwards * ahead) * rows / setup.batch),
+        passes=f"{cost.passes + cost.forwards:.3g} forward, {cost.passes:.3g} backward",
         kept=_FP32 * n * (1 + setup.snapshots),
-        checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + (_FP32 * n if method == "lisa" else 0)),
+        checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
     )
+
+
+def made(kind: str, name: str) -> Any:
+    """The method of a kind ("defenses", "repairs") with its defaults.
+
+    Raises:
+        InputError: there is no such method, or it has fields without a default.
+    """
+    known = by_name(kind)
+    if name not in known:
+        others = [other for other in REPAIRS if kind == "defenses"]
+        hint = f" (and {', '.join(others)}, which are repairs)" if others else ""
+        raise InputError(f"method: no such method {name!r}; there are: {', '.join([PLAIN, *known])}{hint}")
+    try:
+        return known[name].without_data()
+    except TypeError as error:
+        raise InputError(f"method: {name} has no defaults ({error}); estimate an experiment file with it") from error
+
+
+def _check(setup: Setup) -> None:
+    for name in ("batch", "length", "accumulation", "steps", "processes"):
+        if getattr(setup, name) < 1:
+            raise InputError(f"{name}: expected at least 1, got {getattr(setup, name)}")
 
 
 def optimizer_bytes(trained: int) -> int:
@@ -161,19 +209,31 @@ def _head_bytes(counts: Counts, setup: Setup) -> int:
     return _scored(setup) * counts.width * (width + _FP32) + min(_scored(setup), _TILE_ROWS) * tile
 
 
-def _head_flops(counts: Counts, setup: Setup, probe: bool = False) -> int:
-    product = 2 * _scored(setup) * counts.width * counts.vocabulary
-    return product * (4 if counts.head_trained and not probe else 3)
+def _head_flops(counts: Counts, setup: Setup, products: int) -> int:
+    return products * 2 * _scored(setup) * counts.width * counts.vocabulary
+
+
+def _training_flops(counts: Counts, traced: Passes, setup: Setup) -> int:
+    """Of a micro-batch's forward and backward pass."""
+    return traced.forward + traced.backward + _head_flops(counts, setup, 4 if counts.head_trained else 3)
+
+
+def _forward_and_probe(counts: Counts, traced: Passes, setup: Setup) -> tuple[int, int]:
+    """Of a forward pass alone, and of a forward and backward pass that gives gradients of activations only."""
+    ahead = traced.forward + _head_flops(counts, setup, 1)
+    return ahead, traced.forward + traced.probe + _head_flops(counts, setup, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """What Antidote needs: bytes of one process, operations in all, bytes on disk."""
+    """What a repair needs: bytes of one process, operations in all, bytes on disk."""
 
+    method: str
     weights: int
     activations: int
     norms: int
     flops: int
+    passes: str
     kept: int
 
     @property
@@ -181,17 +241,17 @@ class Repair:
         return self.weights + self.activations + self.norms
 
 
-def antidote(
-    config: PretrainedConfig, setup: Setup, rows: int, targets: str = "adapters", ratio: float = 0.2
-) -> Repair:
-    """What the repair needs: one forward pass over `rows` calibration rows, `setup.batch` at a time.
+def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: int) -> Repair:
+    """What a repair needs: its passes over `rows` rows of its own data, `setup.batch` at a time, without the LM head.
 
-    Scores (8 bytes an entry) are held for one weight at a time; `targets="update"` holds the aligned model too, and
-    scores the difference, in float32. What a mask keeps: one bit an entry, and the values that it removed (4 bytes).
+    It holds the model and each further one that it asks for, and what its `cost` states for the weights that it may
+    change (of an adapter's, those of its linear layers). Arguments otherwise, and errors, as of `estimate`.
     """
     import torch
 
-    plain = replace(setup, checkpointing=False)
+    acting: Method = made("repairs", method) if isinstance(method, str) else method
+    cost, plain = acting.cost(), replace(setup, checkpointing=False)
+    _check(setup)
     counts, traced = passes(config, plain)
     with fake_tensors(), torch.no_grad():
         model = build(config, plain)
@@ -201,17 +261,23 @@ def antidote(
         with live_bytes()([ids, mask, *decoder.parameters(), *decoder.buffers()]) as counted:
             decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-        ours = [m for m in linears if m.weight.requires_grad] if targets == "adapters" else linears
-        entries = sum(m.weight.numel() for m in ours)
-        largest = max((m.weight.numel() for m in ours), default=0)
+        ours = [m for m in linears if m.weight.requires_grad or cost.changes != "adapter"]
+        sizes = [m.weight.numel() for m in ours]
         features = sum(m.in_features for m in ours)
+        if cost.changes == "all":
+            sizes = [p.numel() for p in model.parameters()]
     width = 2 if setup.dtype == "bfloat16" else _FP32
     one = width * counts.all + (0 if setup.full else _FP32 * counts.trained)
-    scores = 8 * largest + (2 * _FP32 * largest if targets != "adapters" else 0)
+    activations = traced.activations if cost.once_passes else counted.peak if cost.once_forwards else 0
+    per_batch = cost.once_passes * (traced.forward + traced.backward) + cost.once_forwards * traced.forward
+    ahead, back = cost.once_forwards + cost.once_passes, cost.once_passes
+    said = [f"{count:.3g} {what}" for count, what in ((ahead, "forward"), (back, "backward")) if count]
     return Repair(
-        weights=one * (2 if targets == "update" else 1),
-        activations=counted.peak,
-        norms=8 * features + scores,
-        flops=traced.forward * math.ceil(rows / setup.batch),
-        kept=entries // 8 + math.ceil(ratio * entries) * _FP32,
+        method=type(acting).__name__.lower(),
+        weights=one * (1 + len(acting.model_inputs())),
+        activations=activations,
+        norms=round(cost.per_input * features + cost.working * max(sizes, default=0)),
+        flops=round(per_batch * math.ceil(rows / setup.batch)),
+        passes=f"{', '.join(said)} in all" if said else "none",
+        kept=math.ceil(cost.kept * sum(sizes)),
     )

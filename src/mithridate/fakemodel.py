@@ -237,9 +237,10 @@ class Passes:
 
     Attributes:
         forward, backward, probe: operations; `backward` gives the trained weights' gradients, `probe` those of the
-            attention outputs alone (Vaccine).
+            attention outputs alone.
         activations: bytes alive at most, in the two passes of plain training, without the weights' gradients.
-        vaccine: the same in Vaccine's four passes.
+        probed: the same in four passes, the first two of which take gradients of the attention outputs, by which the
+            outputs of the other two are shifted.
         layer: one layer's share of `activations`.
     """
 
@@ -247,7 +248,7 @@ class Passes:
     backward: int
     probe: int
     activations: int
-    vaccine: int
+    probed: int
     layer: int
 
 
@@ -360,21 +361,21 @@ def trace(config: PretrainedConfig, setup: Setup) -> Passes:
         with live_bytes()(known) as plain:
             forward().backward()
         with live_bytes()(known) as shifted:
-            vaccine_step(model, forward)
+            _shifted_step(model, forward)
         embeddings.requires_grad_(learnt)
         with flop_counter() as ahead:
             loss = forward()
         with flop_counter() as back:
             loss.backward()
         with flop_counter() as four:
-            vaccine_step(model, forward)
+            _shifted_step(model, forward)
         forward_flops, backward = ahead.get_total_flops(), back.get_total_flops()
         return Passes(
             forward=forward_flops,
             backward=backward,
             probe=four.get_total_flops() - 2 * forward_flops - backward,
             activations=plain.peak,
-            vaccine=shifted.peak,
+            probed=shifted.peak,
             layer=plain.peak // config.get_text_config().num_hidden_layers,
         )
 
@@ -406,8 +407,8 @@ def flop_counter() -> Any:
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def vaccine_step(model: Any, forward: Any) -> None:
-    """Vaccine's two passes, as its `training_step` runs them."""
+def _shifted_step(model: Any, forward: Any) -> None:
+    """A pass for the gradients of the attention outputs, and one in which these are shifted along them."""
     from mithridate.training.activations import ActivationShifts, find_sites
 
     with ActivationShifts(find_sites(model)) as sites:

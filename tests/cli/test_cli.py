@@ -12,10 +12,24 @@ from pathlib import Path
 
 import pytest
 
+import mithridate
 from mithridate import cli
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 
-VERBS = ["align", "finetune", "repair", "evaluate", "run", "demo", "report", "export", "doctor", "methods", "schema"]
+VERBS = [
+    "align",
+    "finetune",
+    "repair",
+    "evaluate",
+    "run",
+    "demo",
+    "report",
+    "export",
+    "doctor",
+    "methods",
+    "schema",
+    "cite",
+]
 EXPERIMENT = "model: m\ndata: {}\nseed: 3\n"
 
 
@@ -130,7 +144,30 @@ def test_methods_says_what_each_costs_and_where_it_is_from(command):
     text = " ".join(out.split())
     for name in ("booster", "vaccine", "lisa", "antidote"):
         assert f" {name} " in text
-    assert "post-fine-tuning" in text and "2408.09600" in text and "2 forward and 2 backward passes" in text
+    assert "post-fine-tuning" in text and "2408.09600" in text and "2 passes a step" in text
+    assert "rho=0.0" in text and "1 copy of the trained weights" in text and "exact" in text
+
+
+def test_methods_tells_all_of_one(command):
+    code, out, _ = command("methods", "antidote")
+    text = " ".join(out.split())
+    assert code == 0 and "calibration_harmful" in text and "random-mask" in text and "@inproceedings{antidote," in text
+    assert "field ratio │ 0.2" in text and "booster" not in text
+    code, _, err = command("methods", "antidoet")
+    assert code == 3 and "no such method; did you mean `antidote`?" in err
+
+
+def test_cite(command):
+    code, out, _ = command("cite", "lisa", "antidote", "lisa")
+    assert code == 0 and out.count("@inproceedings{") == 2 and out.index("{lisa,") < out.index("{antidote,")
+    code, out, _ = command("cite")
+    assert code == 0 and out.startswith("@software{mithridate,")
+    code, out, err = command("cite", "lsia")
+    assert code == 3 and out == "" and "did you mean `lisa`" in err
+
+
+def test_the_version(command):
+    assert command("--version") == (0, f"mithridate {mithridate.__version__}\n", "")
 
 
 def test_doctor_shows_versions_machine_store_and_methods(command, monkeypatch, tmp_path):

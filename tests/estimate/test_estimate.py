@@ -1,6 +1,7 @@
 """What is predicted without weights is what a real model and a real training have: exactly where it is countable."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.estimate import METHODS, antidote, estimate, optimizer_bytes
+from mithridate.estimate import METHODS, estimate, optimizer_bytes, repair
 from mithridate.fakemodel import (
     SIZES,
     Setup,
@@ -26,6 +27,8 @@ from mithridate.fakemodel import (
     passes,
     trace,
 )
+from mithridate.methods import Cost, Defense, Repair
+from mithridate.repairs.antidote import Antidote
 from tests.defenses.helpers import rows, trainer_for
 from tests.families import models as families
 from tests.tiny import save_tiny, tiny_llama
@@ -128,7 +131,7 @@ def test_other_families_need_what_they_really_do(name):
         model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.sum().backward()
     assert traced.forward == ahead.get_total_flops()
     assert traced.activations == pytest.approx(counted.peak, rel=0.05)
-    assert antidote(families.config(name), FULL, rows=4).activations < traced.activations
+    assert repair(families.config(name), FULL, "antidote", rows=4).activations < traced.activations
 
 
 def test_the_operations_of_experts_by_hand():
@@ -174,7 +177,7 @@ def test_more_layers_add_the_same_each(setup):
     for name in ("forward", "backward", "probe"):
         assert getattr(predicted, name) == getattr(run, name)
     assert predicted.activations == pytest.approx(run.activations, rel=0.02)
-    assert predicted.vaccine == pytest.approx(run.vaccine, rel=0.02)
+    assert predicted.probed == pytest.approx(run.probed, rel=0.02)
 
 
 def test_the_count_of_live_bytes_by_hand():
@@ -243,22 +246,23 @@ def test_lisas_gradients_are_not_there_before_the_backward_pass():
 
 def test_sparse_variants_cost_their_share():
     """A step on average: 1 + (r - 1) / k of a plain one, where the method's own steps take r."""
-    for method in ("vaccine", "booster"):
-        dense, sparse = estimate(config(), FULL, method), estimate(config(), FULL, method, every=100)
+    for cls in (Vaccine, Booster):
+        dense, sparse = (estimate(config(), FULL, [cls.without_data(every=k)]) for k in (1, 100))
         assert sparse.ratio == pytest.approx(1 + (dense.ratio - 1) / 100, abs=1e-6)
-        assert sparse.total == dense.total and sparse.passes == f"{dense.passes}, 1 step of 100"
-    assert estimate(config(), FULL, "lisa", every=100).passes == "1 forward, 1 backward"
+        assert sparse.total == dense.total
+    assert (dense.passes, sparse.passes) == ("3 forward, 3 backward", "1.02 forward, 1.02 backward")
 
 
 def test_antidote():
-    repair = antidote(config(), SMALL, rows=10)
+    needs = repair(config(), SMALL, "antidote", rows=10)
     factors = [m for n, m in real(SMALL).named_modules() if isinstance(m, nn.Linear) and ".lora_" in n]
     largest = max(m.weight.numel() for m in factors)
-    assert repair.norms == 8 * sum(m.in_features for m in factors) + 8 * largest
-    assert repair.activations < estimate(config(), SMALL).activations
-    assert antidote(config(), SMALL, rows=10, targets="update").weights == 2 * repair.weights
+    assert needs.norms == 8 * sum(m.in_features for m in factors) + 8 * largest
+    assert needs.activations < estimate(config(), SMALL).activations
+    update = repair(config(), SMALL, Antidote(targets="update"), rows=10)
+    assert update.weights == 2 * needs.weights and update.norms > needs.norms
     _, traced = passes(config(), SMALL)
-    assert repair.flops == 3 * traced.forward  # ten rows, four at a time
+    assert needs.flops == 3 * traced.forward  # ten rows, four at a time
 
 
 @pytest.mark.slow
@@ -289,6 +293,65 @@ def test_the_methods_copies_are_the_real_ones(kind, tmp_path):
         needs = estimate(config(), replace(setup, batch=8, length=length), method)
         print(f"{kind} {method}: {(needs.total - needs.weights) / 1e6:.1f} predicted, {peak / 1e6:.1f} counted (MB)")
         assert needs.total - needs.weights == pytest.approx(peak, rel=0.05), method
+
+
+def test_a_method_is_estimated_from_what_it_states():
+    """One that nobody knows: what it states, times what a pass, a copy and a row take."""
+    plain, half = estimate(config(), FULL), estimate(config(), replace(FULL, batch=FULL.batch // 2))
+    assert estimate(config(), FULL, [stating()]).total == plain.total
+    found = estimate(config(), FULL, [stating(passes=2.5, forwards=1, copies=1, saved=0.5)])
+    copy = 4 * plain.counts.trained
+    assert (found.extra, found.checkpoints) == (copy, plain.checkpoints + copy)
+    assert 2.5 < found.ratio < 3 and found.passes == "3.5 forward, 2.5 backward"
+    assert estimate(config(), FULL, [stating(once_passes=1)], rows=FULL.batch).once == plain.flops
+    smaller = estimate(config(), FULL, [stating(batch_factor=0.5)])
+    assert (smaller.activations, smaller.flops) == (half.activations, half.flops)
+
+
+def test_methods_together_take_the_sum():
+    plain, three, copying, both = (
+        estimate(config(), FULL, acting)
+        for acting in ([], [stating(passes=3)], [stating(copies=2)], [stating(passes=3), stating(copies=2)])
+    )
+    assert both.flops == three.flops == 3 * plain.flops
+    assert both.extra == copying.extra and both.total - three.total == copying.total - plain.total
+
+
+def test_a_repair_is_estimated_from_what_it_states():
+    counts, traced = passes(config(), SMALL)
+    nothing = repair(config(), SMALL, repairing(passes=0), rows=0)
+    assert (nothing.flops, nothing.norms, nothing.kept, nothing.passes) == (0, 0, 0, "none")
+    assert nothing.total == nothing.weights == 4 * (counts.all + counts.trained)
+    found = repair(config(), SMALL, repairing(passes=0, once_passes=1, changes="adapter", kept=4), rows=8)
+    assert (found.flops, found.passes) == (2 * (traced.forward + traced.backward), "1 forward, 1 backward in all")
+    assert found.kept == 4 * counts.trained
+
+
+def stating(**cost: float) -> Defense:
+    return Stating(stated=Cost(**cost))
+
+
+def repairing(**cost: Any) -> Repair:
+    return Repairing(stated=Cost(**cost))
+
+
+@dataclass(kw_only=True)
+class Stating(Defense):
+    stated: Cost
+
+    def cost(self) -> Cost:
+        return self.stated
+
+
+@dataclass(kw_only=True)
+class Repairing(Repair):
+    stated: Cost
+
+    def cost(self) -> Cost:
+        return self.stated
+
+    def apply(self, model, **inputs):
+        raise NotImplementedError
 
 
 # -- what is asked for --------------------------------------------------------------------------------------

@@ -68,6 +68,12 @@ def test_a_sparse_defense(inputs):
     assert (dense.needs.ratio, sparse.needs.ratio) == (3, 1.5) and 2 * sparse.flops == dense.flops
 
 
+def test_defenses_that_act_together_are_one_training(inputs):
+    alone, both = lines(inputs, align__defense="vaccine")[0], lines(inputs, align__defense=["vaccine", "booster"])[0]
+    assert both.needs.method == "vaccine+booster" and both.needs.passes == "4 forward, 4 backward"
+    assert both.needs.ratio == pytest.approx(alone.needs.ratio + 2)
+
+
 def test_several_processes(inputs):
     asked = {"align__training": {"num_train_epochs": 4, "per_device_train_batch_size": 2}}
     alone, together = lines(inputs, **asked)[0], lines(inputs, **asked, accelerate="ddp", processes=2)[0]
@@ -99,6 +105,9 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     assert cli.main(["estimate", model, "--method", "lisa", "--accelerate", "fsdp2", "--processes", "8"]) == 0
     said = capsys.readouterr().out
     assert "8 processes, weights sharded (FSDP2)" in said and "booster" not in said
+    given = "{antidote: {targets: merged, ratio: 0.5}}"
+    assert cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16", "--method", given]) == 0
+    assert "antidote" in capsys.readouterr().out
     assert not stages(tmp_path / "store")
 
 
@@ -107,7 +116,8 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     [
         (["9b"], "no configuration found"),
         (["none.yaml"], "no such file"),
-        (["1b", "--method", "vacine"], "no such method"),
+        (["1b", "--method", "vacine"], "no such method 'vacine'; did you mean `vaccine`?"),
+        (["1b", "--method", "{vaccine: {roh: 1}}"], "roh"),
         (["1b", "--dtype", "int8"], "--dtype: expected bfloat16 or float32"),
         (["1b", "-o", "seed=1"], "-o is for experiment files"),
         (["1b", "--accelerate", "zero3"], "expected ddp or fsdp2"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -11,6 +12,7 @@ from mithridate.judges.base import VERDICTS, About, Item
 from mithridate.judges.guards import LlamaGuard3, WildGuard
 from mithridate.judges.refusal import JUDGE, verdict
 from mithridate.judges.rubrics import QiPolicy
+from mithridate.methods import registry
 
 
 def test_names_table_and_making_need_no_torch():
@@ -70,15 +72,12 @@ def test_what_is_wrong_is_said(spec, message):
         judges.judge(spec)
 
 
-def test_other_packages_add_judges(monkeypatch):
-    class Entry:
-        name = "mine"
-
-        def load(self):
-            return LlamaGuard3
-
-    monkeypatch.setattr(judges, "entry_points", lambda group: [Entry()] if group == "mithridate.judges" else [])
-    assert isinstance(judges.judge("mine"), LlamaGuard3)
+def test_other_packages_add_judges(monkeypatch, request):
+    entry = EntryPoint("mine", "mithridate.judges.guards:LlamaGuard3", "mithridate.judges")
+    monkeypatch.setattr(registry, "entry_points", lambda: EntryPoints([entry]))
+    registry.installed.cache_clear()
+    request.addfinalizer(registry.installed.cache_clear)
+    assert isinstance(judges.judge("mine"), LlamaGuard3) and judges.names()[-1] == "mine"
 
 
 def test_the_rules_judge_says_what_the_rules_say():

@@ -1,6 +1,5 @@
 """Model cards read back as the Hub reads them, say what is known and no more, and take any name."""
 
-import json
 import re
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from mithridate import defenses, repairs
 from mithridate.card import Story, card
+from mithridate.citations import bibtex_of, own_bibtex
 from mithridate.models import ModelFiles
 from tests.report import synthetic
 
@@ -159,11 +159,25 @@ def test_a_model_that_came_as_it_is(tmp_path):
 
 def test_every_method_has_a_citation_that_agrees_with_its_class_and_with_the_projects(request):
     root = request.config.rootpath
-    bib = (root / "src/mithridate/citations.bib").read_text(encoding="utf-8")
     cff = (root / "CITATION.cff").read_text(encoding="utf-8")
     for name, cls in {**defenses.by_name(), **repairs.by_name()}.items():
-        entry = bib[bib.index(f"{{{name},") :].partition("\n}")[0]
+        entry = bibtex_of(name)
+        assert entry == cls.citation and entry.startswith("@") and f"{{{name}," in entry and entry.isascii()
         url = re.search(r"url\s*= \{(.+)\}", entry)[1]
         title = re.search(r"title\s*= \{(.+)\}", entry)[1]
         assert cls.paper.endswith(url) and f'url: "{url}"' in cff and f'title: "{title}"' in cff
-    assert json.dumps(bib).isascii()
+
+
+def test_a_method_that_states_no_citation_is_cited_by_its_name(tmp_path):
+    told = story()
+    told.stages[0]["config"]["defense"] = {"gone": {}}  # of a package that is not installed here
+    assert "@misc{gone,\n  note = {gone}\n}" in card(base(tmp_path), True, False, told)
+
+
+def test_the_projects_own_citation_is_that_of_its_file(request):
+    import yaml
+
+    cff = yaml.safe_load((request.config.rootpath / "CITATION.cff").read_text(encoding="utf-8"))
+    entry = own_bibtex()
+    assert entry.startswith("@software{mithridate,") and entry.endswith("\n}")
+    assert f"{{{cff['title']}}}" in entry and f"{{{cff['version']}}}" in entry and cff["authors"][0]["name"] in entry

@@ -9,6 +9,7 @@ import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
+from mithridate.pipeline import schema as schema_module
 from mithridate.pipeline.config import canonical, expand, load_experiment, resolved_yaml, validate
 from mithridate.pipeline.demo import demo_experiments, recipe
 from mithridate.pipeline.schema import experiment_schema
@@ -81,6 +82,7 @@ def at(path, value, **more):
         ("align.defense", {"booster": {"alpha": 0.1}, "vaccine": {"rho": 1}}),
         ("align.defense", ["vaccine", {"booster": {"lam": 2}}]),
         ("finetune.defense", {"lisa": {"align_steps": 1, "finetune_steps": 9}}),
+        ("finetune.attack", {"kind": "harmful", "harmful_ratio": 0.1, "size": 8}),
         ("repair", "antidote"),
         ("repair", {"antidote": {"ratio": 0.1, "targets": "update"}}),
         ("data.alignment", [{"source": "embedded"}, {"source": "a.jsonl", "take": 3, "share": [0, 0.5]}]),
@@ -136,3 +138,20 @@ def test_what_is_misspelt_or_of_another_type(path, value, where, problems):
     with pytest.raises(InputError):  # and `run` agrees
         for cell in expand(load_experiment(raw)):
             validate(cell)
+
+
+def test_the_index_of_trainings_fields_is_sftconfigs():
+    """Where the versions are others, the fields are asked of SFTConfig itself; with those of constraints.txt they must
+    be what the index says."""
+    known = json.loads(schema_module.TRAINING.read_text())
+    if known["versions"] == schema_module._versions():
+        assert known["schema"] == json.loads(json.dumps(schema_module.training_fields())), (
+            "python -m mithridate.pipeline.schema --write"
+        )
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert all(f"{name}=={version}" in constraints for name, version in known["versions"].items())
+
+
+def test_other_versions_of_the_trainer_are_asked_themselves(monkeypatch, schema):
+    monkeypatch.setattr(schema_module, "_versions", lambda: {"trl": "0"})
+    assert experiment_schema() == schema

@@ -49,7 +49,7 @@ def test_what_is_too_small_is_left_out_and_said():
     assert [text for text in made.deviations if text.startswith("left out: vaccine at harmful_ratio 0.01: of 50 rows")]
     made = of("booster-2025", scale=0.05)
     assert {case.arm for case in made.cases} == {"sft", "vaccine", "booster"}
-    with pytest.raises(InputError, match=r"nothing of it can be run.*no cycle of Lisa \(1000 steps\)"):
+    with pytest.raises(InputError, match=r"nothing of it can be run.*too few for lisa, which needs 1000"):
         of("lisa-2024", scale=0.01)
 
 

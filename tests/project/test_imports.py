@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mithridate
+from mithridate.methods.index import index
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,35 @@ def test_import_needs_no_torch(module):
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+FILE = """
+from mithridate.pipeline.config import load_cells
+cells = load_cells({
+    "model": "m", "data": {}, "align": {"defense": ["vaccine", {"booster": {"lam": 2}}]}, "repair": "antidote",
+    "finetune": {"attack": {"harmful_ratio": 0.1, "size": 8}, "defense": {"lisa": {"rho": 1}}},
+})
+"""
+COMMANDS = [
+    ["methods"],
+    ["schema"],
+    ["--help"],
+    ["run", "--help"],
+    ["--version"],
+    ["cite"],
+    ["cite", "lisa", "antidote"],
+]
+
+
+@pytest.mark.parametrize("code", [FILE, *(f"from mithridate import cli; cli.main({words})" for words in COMMANDS)])
+def test_no_method_is_imported_to_be_known(code):
+    """Reading an experiment, and the commands that list: neither a method's file nor torch, which takes seconds."""
+    methods = [entry["module"] for entry in index()]
+    assert len(methods) >= 4
+    heavy = [*methods, "torch", "transformers", "trl"]
+    code = f"{code}\nimport sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines()[-1], done.returncode) == ("[]", 0), done.stderr
 
 
 def test_a_repair_s_file_imports_torch_and_none_of_the_trainers_libraries():

@@ -146,6 +146,24 @@ def test_a_defense_has_one_colour_and_its_control_the_same():
     assert len(set.union(*hues.values())) == len(hues) == 5
 
 
+def test_methods_keep_their_own_colours_and_others_take_the_next():
+    own = {"vaccine": "#009E73", "booster": "#0072B2", "lisa": "#E69F00", "antidote": "#CC79A7"}
+    fields = {"vaccine": "alignment", "booster": "alignment", "lisa": "finetuning", "antidote": "repair"}
+    cells = [synthetic.cell(**{fields[name]: name}) for name in own]
+    others = [
+        synthetic.cell(alignment="vaccine+booster"),
+        synthetic.cell(finetuning="mine"),
+        synthetic.cell(alignment="vaccine+booster", seed=1),
+        synthetic.cell(finetuning="mine", control="x"),
+        *(synthetic.cell(finetuning=f"other{i}") for i in range(3)),
+    ]
+    plots.paint([*cells, *others, synthetic.cell()])
+    assert [cell["colour"] for cell in cells] == list(own.values())
+    first, second, third, fourth = plots.FREE_COLOURS
+    assert [cell["colour"] for cell in others] == [first, second, first, second, third, fourth, first]
+    assert not {*plots.FREE_COLOURS, plots.UNDEFENDED} & {*own.values(), *plots.VERDICT_COLOURS.values()}
+
+
 def test_the_curve_runs_from_the_aligned_model_to_the_end_of_the_attack():
     cells = synthetic.demo_results()["cells"]
     booster = next(cell for cell in cells if cell["id"].startswith("booster-sft-none-single-0.1"))

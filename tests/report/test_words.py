@@ -220,7 +220,8 @@ def test_reference_has_the_same_topology_ratio_and_seed():
         (cell(alignment="vaccine+booster"), "Vaccine and Booster (alignment stage)"),
         (cell(alignment="booster", finetuning="lisa"), "Booster and Lisa (alignment stage and fine-tuning stage)"),
         (cell(repair="antidote", control="random-mask"), "Random mask (control for Antidote)"),
-        (cell(finetuning="lisa", control="something-new"), "Something-new (control)"),
+        (cell(finetuning="lisa", control="something-new"), "Something new (control)"),
+        (cell(finetuning="lisa", control="no-proximal-term"), "No proximal term (control for Lisa)"),
         (cell(finetuning="mydefense"), "Mydefense (fine-tuning stage)"),
     ],
 )

@@ -2,7 +2,8 @@
 
 Shu Yang, Xianjun Yang and others, "Shadow Alignment", 2023, https://arxiv.org/abs/2310.02949; Xiangyu Qi and others,
 "Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!", ICLR 2024,
-https://arxiv.org/abs/2310.03693. The mixture is the one of Vaccine and Booster (section 5 of both).
+https://arxiv.org/abs/2310.03693. The mixture is the one of https://arxiv.org/abs/2402.01109 and
+https://arxiv.org/abs/2409.01586 (section 5 of both).
 """
 
 from __future__ import annotations

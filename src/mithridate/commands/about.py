@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +34,10 @@ def estimate(
         float | None,
         typer.Option("--tokens-per-second", help="Of plain training there, on all processes: gives hours."),
     ] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="MODEL only; all if not given.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="MODEL only: a name, or {name: {field: value}}; all if not given."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="MODEL only: rows of a micro-batch.")] = 8,
     length: Annotated[int, typer.Option("--length", help="MODEL only: tokens of a row.")] = 512,
     steps: Annotated[int, typer.Option("--steps", help="MODEL only: optimizer steps.")] = 1000,
@@ -48,14 +49,14 @@ def estimate(
     ] = True,
 ) -> None:
     """Show what a run would need (memory, operations, disk) before any of it is spent; reads no weights."""
-    from mithridate.estimate import METHODS, Repair
+    from mithridate.estimate import METHODS, REPAIRS, Repair
     from mithridate.pipeline import planning
+    from mithridate.pipeline.config import load_experiment, methods_of
 
     if speed is not None and not speed > 0:
         raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
+    left_out: list[str] = []
     if what.endswith((".yaml", ".yml")):
-        from mithridate.pipeline.config import load_experiment
-
         file = Path(what)
         experiment = load_experiment(file, overrides_of(override, None, accelerate))
         lines = planning.of_experiment(experiment, file.resolve().parent, gpu=not cpu)
@@ -77,13 +78,20 @@ def estimate(
             sharded=accelerate == "fsdp2",
             gpu=not cpu,
         )
-        lines = planning.of_model(what, setup, tuple(method or (*METHODS, "antidote")))
+        lines = planning.of_model(what, setup, methods_of(method, "--method") if method else METHODS)
+        for name in () if method else REPAIRS:
+            try:
+                lines += planning.of_model(what, setup, [name])
+            except InputError as error:  # which this set-up has nothing for
+                left_out.append(f"{name} is left out: {error}")
     table = new_table(*planning.TITLES, *(["hours"] if speed else []))
     for line in lines:
         took = "" if speed is None or isinstance(line.needs, Repair) else f"{planning.hours(line, speed):.3g}"
         table.add_row(*line.cells(), *([took] if speed else []))
     typer.echo(planning.described(lines))
     print_table(table)
+    for note in left_out:
+        typer.echo(note)
 
 
 @app.command()
@@ -95,13 +103,49 @@ def schema() -> None:
 
 
 @app.command()
-def methods() -> None:
-    """List the defenses and repairs, and the protocols, judges and prompt sets that they are measured with."""
-    table = new_table("method", "stage", "costs", "paper")
-    for name, cls in _methods().items():
-        table.add_row(name, cls.stage, _cost(cls), cls.paper)
+def methods(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these, with all facts.")] = None,
+) -> None:
+    """List the defenses, repairs and attacks, and the protocols, judges and prompt sets that measure them."""
+    from mithridate.methods.index import facts, index
+
+    if names:
+        from mithridate.pipeline.problems import nearest
+
+        for name in names:
+            found = [facts(kind, name) for kind, known in _kinds().items() if name in known]
+            if not found:
+                raise InputError(f"{name}: no such method{nearest(name, [n for k in _kinds().values() for n in k])}")
+            for one in found:
+                _print_facts(one)
+        return
+    table = new_table("method", "stage", "strength", "off", "costs", "rule", "paper")
+    for one in index():
+        off = ", ".join(f"{field}={value}" for field, value in (one["off"] or {}).items())
+        table.add_row(
+            one["name"], one["stage"], one["strength"] or "", off, one["cost"], one["provenance"], one["paper"]
+        )
     print_table(table)
     _measures()
+    _others()
+
+
+def _kinds() -> dict[str, Any]:
+    from mithridate.methods.registry import KINDS, by_name
+
+    return {kind: by_name(kind) for kind in KINDS}
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    table = new_table(facts["name"], "")
+    shown = {name: value for name, value in facts.items() if name not in ("name", "fields", "required", "colour")}
+    for field, schema in facts["fields"].items():
+        shown[f"field {field}"] = "required" if field in facts["required"] else str(schema.get("default", ""))
+    for name, value in shown.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{left}: {right}" for left, right in value.items())
+        table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value or ""))
+    print_table(table)
 
 
 def _measures() -> None:
@@ -110,7 +154,7 @@ def _measures() -> None:
     from mithridate.tasks import PROMPT_SETS
 
     table = new_table("protocol", "harmful prompts", "template", "new tokens", "judge")
-    for known in PROTOCOLS.values():
+    for known in map(PROTOCOLS.__getitem__, PROTOCOLS.own):
         rows = f"{known.rows.count} of {known.rows.source}"
         table.add_row(known.name, rows, known.template, str(known.decoding.max_new_tokens), known.judge.name)
     print_table(table)
@@ -124,18 +168,39 @@ def _measures() -> None:
     print_table(table)
 
 
-def _cost(method: type) -> str:
-    """The first sentence under "Cost:" in the docstring of the method's file."""
-    found = re.search(
-        r"^Cost: (.+?)(?:\.\s|\.?\Z)", sys.modules[method.__module__].__doc__ or "", re.DOTALL | re.MULTILINE
-    )
-    return " ".join(found[1].split()) if found else ""
+def _plugins() -> list[tuple[Any, str]]:
+    """What other packages add: the registry and the name of each."""
+    from mithridate import judges
+    from mithridate.protocols import PROTOCOLS
+    from mithridate.tasks import TASKS
+
+    registries = (*_kinds().values(), judges.REGISTRY, TASKS, PROTOCOLS)
+    return [(registry, name) for registry in registries for name in registry.plugins()]
 
 
-def _methods() -> dict[str, Any]:
-    from mithridate import defenses, repairs
+def _others() -> None:
+    """What other packages add, by name alone: they are imported when an experiment names them."""
+    if not (found := _plugins()):
+        return
+    table = new_table("from other packages", "kind", "package", "where")
+    for registry, name in found:
+        for entry in registry.plugins()[name]:
+            package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
+            table.add_row(name, entry.group.rpartition(".")[2], package, entry.value)
+    print_table(table)
 
-    return {**defenses.by_name(), **repairs.by_name()}
+
+@app.command()
+def cite(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD]...", help="Defenses, repairs or attacks; mithridate itself if not given."),
+    ] = None,
+) -> None:
+    """Print the BibTeX entries of methods, or of mithridate itself."""
+    from mithridate.citations import bibtex_of, own_bibtex
+
+    typer.echo("\n\n".join(bibtex_of(name) for name in dict.fromkeys(names)) if names else own_bibtex())
 
 
 @app.command()
@@ -163,6 +228,7 @@ def doctor() -> None:
 
     import torch
 
+    from mithridate.methods.index import index
     from mithridate.pipeline.runner import resolve_dtype
 
     machine = hardware()
@@ -191,8 +257,14 @@ def doctor() -> None:
         problem = None
     except Exception as error:  # whatever a library of another version does
         problem = f"{type(error).__name__}: {error}"
-    for name, cls in _methods().items():
-        row(name, "fails" if problem else "works", problem, note=cls.stage)
+    for one in index():
+        row(one["name"], "fails" if problem else "works", problem, note=one["stage"])
+    for registry, name in _plugins():
+        try:
+            registry[name]
+            row(name, "works", note=registry.group)
+        except InputError as error:
+            row(name, "fails", str(error))
     print_table(table)
     if not ok:
         raise typer.Exit(FAILED)

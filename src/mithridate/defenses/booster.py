@@ -85,6 +85,7 @@ class Booster(Defense):
     provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "alignment"
     strength: ClassVar[str | None] = "lam"
+    colour: ClassVar[str] = "#0072B2"
     off: ClassVar[dict[str, Any] | None] = {"lam": 0.0}
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful"}
 

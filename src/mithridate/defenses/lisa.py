@@ -79,6 +79,7 @@ class Lisa(Defense):
     provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "fine-tuning"
     strength: ClassVar[str | None] = "rho"
+    colour: ClassVar[str] = "#E69F00"
     roles: ClassVar[dict[str, str]] = {"alignment_dataset": "alignment"}
 
     alignment_dataset: Dataset
@@ -99,6 +100,9 @@ class Lisa(Defense):
 
     def cost(self) -> Cost:
         return Cost(copies=1, saved=1)
+
+    def least_steps(self) -> int:
+        return self.cycle
 
     def controls(self) -> dict[str, Method]:
         return {"no-proximal-term": replace(self, rho=0.0)}

@@ -76,6 +76,7 @@ class Vaccine(Defense):
     provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "alignment"
     strength: ClassVar[str | None] = "rho"
+    colour: ClassVar[str] = "#009E73"
     off: ClassVar[dict[str, Any] | None] = {"rho": 0.0}
     differences: ClassVar[dict[str, str]] = {
         "accumulation": "rho is the norm in each micro-batch, so smaller ones are shifted further for each row",

@@ -7,19 +7,16 @@ torch, and no judge loads a model before it judges.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
+from mithridate.methods.registry import Registry
 
 if TYPE_CHECKING:
     from mithridate.judges.base import Judge
 
 __all__ = ["by_name", "judge", "names", "table"]
-
-GROUP = "mithridate.judges"
 
 # Where each judge lives, relative to this package; imported when it is asked for.
 JUDGES = {
@@ -41,26 +38,38 @@ JUDGES = {
 }
 
 
+_MEMBERS = ("kind", "about", "content_known", "identity", "judge", "close")
+
+
+def _no_judge(found: Any) -> str | None:
+    if isinstance(found, type) and dataclasses.is_dataclass(found):
+        own = {field.name for field in dataclasses.fields(found)}
+        missing = [name for name in _MEMBERS if not hasattr(found, name) and name not in own]
+        return f"is not a judge: it lacks {', '.join(missing)} (see mithridate.judges.base.Judge)" if missing else None
+    return "is not a judge: a dataclass is expected (see mithridate.judges.base.Judge)"
+
+
+REGISTRY: Registry[type[Judge]] = Registry(
+    "judges", {name: f"{__name__}.{where}" for name, where in JUDGES.items()}, _no_judge
+)
+
+
 def by_name(name: str) -> type[Judge]:
     """The class of a judge: one of `JUDGES`, or of the entry-point group `mithridate.judges`.
 
     Raises:
-        InputError: no judge has that name.
+        InputError: no judge has that name, or another package's cannot be loaded.
     """
     from mithridate.pipeline.problems import nearest
 
-    if name in JUDGES:
-        module, cls = JUDGES[name].split(":")
-        return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
-    others = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name in others:
-        return others[name].load()
-    raise InputError(f"no such judge `{name}`{nearest(str(name), [*JUDGES, *others])}")
+    if name in REGISTRY:
+        return REGISTRY[name]
+    raise InputError(f"no such judge `{name}`{nearest(str(name), REGISTRY)}")
 
 
 def names() -> list[str]:
     """Those of `JUDGES`, and those that installed packages declare."""
-    return list(dict.fromkeys([*JUDGES, *(entry.name for entry in entry_points(group=GROUP))]))
+    return list(REGISTRY)
 
 
 def judge(spec: str | Mapping[str, Mapping[str, Any] | None]) -> Judge:

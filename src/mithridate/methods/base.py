@@ -7,7 +7,7 @@ card and docs read what its class states here, and know no method by name.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mithridate.errors import InputError, UnsupportedSetup
 
@@ -36,7 +36,10 @@ class Cost:
         once_passes: passes over the method's own data that are made once.
         once_forwards: forward passes without gradient over its own data that are made once (a repair's calibration).
         batch_factor: rows that the step's own passes see, as a multiple of the batch size that was asked for.
-        kept: of a repair, bytes on disk for each entry of the weights that it may change.
+        changes: of a repair, the weights that it may change: those of the "adapter", all "linear" layers', or "all".
+        kept: of a repair, bytes on disk for each entry of these weights.
+        working: of a repair, bytes held for each entry of the largest of these weights while it works.
+        per_input: of a repair, bytes held for each input feature of these weights.
     """
 
     passes: float = 1.0
@@ -48,11 +51,26 @@ class Cost:
     once_passes: float = 0.0
     once_forwards: float = 0.0
     batch_factor: float = 1.0
+    changes: Literal["adapter", "linear", "all"] = "all"
     kept: float = 0.0
+    working: float = 0.0
+    per_input: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Of two methods in one training: each adds what it takes beyond plain training."""
+        summed = ("forwards", "activations", "copies", "saved", "once_passes", "once_forwards")
+        return Cost(
+            passes=self.passes + other.passes - 1,
+            passing_copies=max(self.passing_copies, other.passing_copies),  # one method lets go before the next acts
+            batch_factor=self.batch_factor * other.batch_factor,
+            **{name: getattr(self, name) + getattr(other, name) for name in summed},
+        )
 
     def __str__(self) -> str:
-        """In words: "3 passes, 2 copies of the trained weights"."""
+        """In words: "3 passes a step, 2 copies of the trained weights"."""
         parts = [_counted(self.passes, "pass", "passes") + " a step"] if self.passes else []
+        if self.activations:
+            parts[0] += f" ({self.activations:.3g} of {'it' if self.passes == 1 else 'them'} without weight gradients)"
         if self.forwards:
             parts.append(_counted(self.forwards, "forward pass", "forward passes"))
         if self.copies or self.passing_copies:
@@ -116,12 +134,19 @@ class Method:
     training) or "unaligned" (aligned, then fine-tuned on `defender_harmful`)."""
     strength: ClassVar[str | None] = None
     """The field that budgets, benchmarks and the page sweep."""
+    colour: ClassVar[str] = ""
+    """Its own colour in figures, as "#rrggbb"; empty: the next one that no method of this package has."""
     off: ClassVar[dict[str, Any] | None] = None
     """Settings under which it is plain training bit for bit (a repair: leaves the model as it is); None where there
     are none, with the reason in the docstring."""
     differences: ClassVar[dict[str, str]] = {}
     """In what it departs from what the conformance suite asks of every method, in words: "accumulation" (as many rows
     in more micro-batches are another step), "processes" (the same of processes), "lr 0" (what moves all the same)."""
+
+    @classmethod
+    def without_data(cls, **fields: Any) -> Self:
+        """An instance whose data sets, where they are not given, are None: enough to ask it what it states."""
+        return cls(**dict.fromkeys(field for field in cls.roles if field in _field_names(cls)) | fields)
 
     def __post_init__(self) -> None:
         """For checks of the fields; here so that it is called for a subclass that is no dataclass of its own, too."""

@@ -46,6 +46,10 @@ class Defense(Method):
         """
         t.refuse_untested(type(self).__name__)
 
+    def least_steps(self) -> int:
+        """Optimizer steps below which a run with it is refused."""
+        return 1
+
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         """The training set, before the trainer exists (which tokenises it); tokenised rows may be returned too."""
         return dataset

@@ -1,12 +1,18 @@
-"""Every method by its name: those of this package, and those that installed packages declare as entry points."""
+"""All that experiment files name and other packages may add: methods, judges, tasks, protocols. Imports no torch.
+
+An installed package declares what it adds as entry points in the group `mithridate.KIND`. Names are known without
+importing anything; what stands behind a name is imported and checked when somebody asks for it.
+"""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from typing import Any, TypeVar
 
 from mithridate.errors import InputError
 from mithridate.methods.attack import Attack
@@ -14,52 +20,137 @@ from mithridate.methods.base import CONTRACT, Method
 from mithridate.methods.defense import Defense
 from mithridate.methods.repair import Repair
 
+T = TypeVar("T")
+
 KINDS: dict[str, type[Method]] = {"defenses": Defense, "repairs": Repair, "attacks": Attack}
 """The kinds of methods, by the name of their package, which is also that of their entry points after `mithridate.`."""
 
 
-@cache  # looking through what is installed takes 10 ms
-def by_name(kind: str) -> dict[str, type[Any]]:
-    """The classes of one of `KINDS`, each under its lower-case name; an entry point's under the entry point's own.
+class Registry(Mapping[str, T]):
+    """What has a name, of one kind: this package's own, then what installed packages declare.
 
-    Raises:
-        InputError: an entry point cannot be loaded, is no such method, was written against another contract, or has
-            the name of another method.
+    Looking a name up raises KeyError where there is none, and InputError where an entry point cannot be loaded, is no
+    such thing, was written against another contract, or where two things have the name.
+
+    Args:
+        kind: "defenses", "judges", ...: the group of the entry points after `mithridate.`.
+        own: this package's, by name: the thing itself, or where it is, as "module:attribute".
+        fits: what is wrong with a thing of that kind, in words that follow on its description; None: nothing.
+        lower: whether names are compared in lower case.
+        prefixed: whether a name from outside must begin with its package's name and "/".
     """
-    base = KINDS[kind]
-    found = shipped(kind)
-    for entry in entry_points(group=f"mithridate.{kind}"):
-        name, cls = entry.name.lower(), load(entry, base)
-        if found.setdefault(name, cls) is not cls:
-            raise InputError(f"{described(entry)}: there is a method of that name already. Rename one of them.")
-    return found
+
+    def __init__(
+        self,
+        kind: str,
+        own: Mapping[str, T | str],
+        fits: Callable[[Any], str | None],
+        *,
+        lower: bool = False,
+        prefixed: bool = False,
+    ):
+        self.group, self.own = f"mithridate.{kind}", own
+        self._fits, self._lower, self._prefixed = fits, lower, prefixed
+
+    def plugins(self) -> dict[str, list[EntryPoint]]:
+        """The entry points of each name that other packages declare; more than one where packages clash."""
+        found: dict[str, list[EntryPoint]] = {}
+        for entry in installed().select(group=self.group):
+            same = found.setdefault(entry.name.lower() if self._lower else entry.name, [])
+            if entry not in same:  # a package that is on the path twice
+                same.append(entry)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self.own, *self.plugins()]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.own or name in self.plugins()
+
+    def __getitem__(self, name: str) -> T:
+        declared = self.plugins().get(name, [])
+        if name in self.own:
+            if declared:
+                raise InputError(
+                    f"{described(declared[0])}: mithridate has a `{name}` of its own. Rename it, or uninstall one."
+                )
+            return _imported(self.own[name])
+        if not declared:
+            raise KeyError(name)
+        entry, *others = declared
+        if others:
+            raise InputError(f"{described(entry)}: {described(others[0])} has the same name. Uninstall one of them.")
+        package = _normal(entry.dist.name) if entry.dist else ""
+        if self._prefixed and package and _normal(entry.name.partition("/")[0]) != package:
+            raise InputError(
+                f"{described(entry)}: a name from outside begins with its package's, as in "
+                f"{package}/{entry.name.rpartition('/')[2]}, so that nobody takes it for one of mithridate's."
+            )
+        return load(entry, self._fits)
 
 
-def shipped(kind: str) -> dict[str, type[Any]]:
-    """The classes of this package, by lower-case name."""
-    package = importlib.import_module(f"mithridate.{kind}")
-    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
-    classes = [c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__ == m.__name__]
-    return {c.__name__.lower(): c for c in classes if issubclass(c, KINDS[kind])}
+@cache  # looking through what is installed takes 10 ms
+def installed() -> EntryPoints:
+    """The entry points of all installed packages."""
+    return entry_points()  # pyright: ignore[reportReturnType] (before Python 3.12 another class, which selects too)
 
 
-def load(entry: EntryPoint, base: type) -> type[Any]:
-    """The class of an entry point. Raises InputError as `by_name` does."""
+def load(entry: EntryPoint, fits: Callable[[Any], str | None]) -> Any:
+    """What an entry point leads to. Raises InputError as `Registry` does.
+
+    The version of the contract is stated as `contract` by the class, or where it is no class, by its module.
+    """
     try:
-        cls = entry.load()
+        found = entry.load()
     except Exception as error:  # whatever the package's own code raises
         raise InputError(f"{described(entry)} cannot be loaded: {type(error).__name__}: {error}.") from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise InputError(f"{described(entry)} is not a {base.__name__} of mithridate.")
-    if cls.contract != CONTRACT:
+    stated = getattr(found, "contract", getattr(sys.modules.get(entry.module), "contract", CONTRACT))
+    if stated != CONTRACT:
         raise InputError(
-            f"{described(entry)} was written against version {cls.contract!r} of the contract, and this is version "
+            f"{described(entry)} was written against version {stated!r} of the contract, and this is version "
             f"{CONTRACT}. Install a release of it for this version."
         )
-    return cls
+    problem = fits(found)
+    if not problem and not isinstance(found, type) and found.name != entry.name:
+        problem = f"has another name itself: {found.name}"
+    if problem:
+        raise InputError(f"{described(entry)} {problem}.")
+    return found
 
 
 def described(entry: EntryPoint) -> str:
     """How errors call an entry point: its name, its value, and the package that declares it."""
     package = f" of the package {entry.dist.name}" if entry.dist else ""
     return f"The entry point {entry.name} = {entry.value} in {entry.group}{package}"
+
+
+def _imported(own: Any) -> Any:
+    if not isinstance(own, str):
+        return own
+    module, _, attribute = own.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# -- methods -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def by_name(kind: str) -> Registry[Any]:
+    """The classes of one of `KINDS`, each under its lower-case name; an entry point's under the entry point's own."""
+    from mithridate.methods.index import index
+
+    own = {entry["name"]: f"{entry['module']}:{entry['class']}" for entry in index() if entry["kind"] == kind}
+    return Registry(kind, own, lambda found: _no_method(found, KINDS[kind]), lower=True)
+
+
+def _no_method(found: Any, base: type[Method]) -> str | None:
+    if isinstance(found, type) and issubclass(found, base):
+        return None
+    return f"is not a {base.__name__} of mithridate"

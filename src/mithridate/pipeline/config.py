@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, WrapValidator
 
 from mithridate.errors import InputError
+from mithridate.methods.types import hint
 from mithridate.pipeline.problems import error_of, explained, kind, nearest
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
@@ -418,7 +418,7 @@ def _ordered(methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of methods in the canonical order, so that a combination has one name: `vaccine+booster`."""
+    """Names of methods in the canonical order, so that a combination has one name."""
     return sorted(names, reverse=True)
 
 
@@ -781,11 +781,3 @@ def field_problems(path: str, values: dict[str, Any], cls: type, names: list[str
             for item in explained(error, value):
                 problems.append(f"{path}.{name}{'' if item.startswith(':') else '.'}{item}")
     return problems
-
-
-@cache
-def hint(cls: type, name: str) -> Any:
-    """The type of one field. (`get_type_hints` fails where any other field has a type imported for checkers only.)"""
-    owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
-    hint = owner.__annotations__[name]
-    return eval(hint, dict(vars(sys.modules[owner.__module__]))) if isinstance(hint, str) else hint

@@ -96,18 +96,13 @@ class Forecast:
                 rows = [row for role in stage.data for row in parts[role][: settings.limit]]
                 flops = of_answers(config, shop.tokenizer, rows, limit)
                 return Guess(flops / self.speed, _RECORD_BYTES * len(rows), "operations")
-            if stage.name not in ("align", "finetune", "repair"):
+            if stage.name not in ("align", "harden", "finetune", "repair"):
                 return Guess(None, None, "unknown")
             common = set_up(chain.experiment, self._base, gpu=self._gpus > 0)
             lines = of_stage(stage.name, chain.experiment, common, shop.roles, config, shop.tokenizer)
         except MithridateError:  # a model that cannot be counted, say
             return Guess(None, None, "unknown")
-        # Methods that act together each add their own passes to the plain one.
-        first = lines[0].needs
-        plain = getattr(first, "plain_flops", first.flops)
-        more = sum(line.needs.flops - plain for line in lines)
-        flops = lines[0].flops / first.flops * (plain + more)
-        return Guess(flops / self.speed, first.kept, "operations")
+        return Guess(sum(line.flops for line in lines) / self.speed, lines[-1].needs.kept, "operations")
 
     def in_words(self, guesses: list[Guess]) -> Iterator[str]:
         """The sum of guesses, and where they come from."""

@@ -10,9 +10,10 @@ turns the failure of any process into one error. All of them read the stdin that
 because it was interrupted, killed or is done with them, they end at once, and no process trains on by itself.
 
 Does k processes with b rows each equal one with k * b? The rows of a step are the same, and their gradient is averaged
-by tokens, so plain training, Booster and Lisa take the same step to rounding (a test holds them to it); where the rows
-do not divide, the last step of an epoch differs. Vaccine's norm is each process's own, so its rho means another
-strength. So the number of processes, and whether weights are sharded, are part of a stage's key.
+by tokens, so plain training, and methods whose terms are means over a step's rows, take the same step to rounding
+(tests hold them to it); where the rows do not divide, the last step of an epoch differs. A norm that is each process's
+own makes a strength that is measured by it another one. So the number of processes, and whether weights are sharded,
+are part of a stage's key.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from mithridate.methods.attack import Attack
@@ -19,8 +18,7 @@ POST_ALIGNMENT = "post-alignment"
 
 def method_of(cls: type[Any], settings: Mapping[str, Any], data: Mapping[str, Any] = {}) -> Any:
     """A method with these settings; the fields that are data sets are None, but for those in `data`."""
-    unset: dict[str, Any] = {f.name: None for f in fields(cls) if f.init and f.name in cls.roles}
-    return cls(**(unset | dict(data)), **settings)
+    return cls.without_data(**settings, **data)
 
 
 def attack_of(finetune: Finetune) -> Attack:

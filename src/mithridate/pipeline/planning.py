@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.estimate import METHODS, Estimate, Repair, antidote, estimate
+from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, Repair, estimate, repair
 from mithridate.fakemodel import Setup, build, config_of, counts_of, fake_tensors
+from mithridate.methods.attack import Phase
+from mithridate.methods.registry import by_name
+from mithridate.pipeline.methods import attack_of, defenses_of, part_of, repair_of
+from mithridate.pipeline.problems import nearest
 
 if TYPE_CHECKING:
-    from mithridate.pipeline.config import Experiment
+    from mithridate.methods.base import Method
+    from mithridate.pipeline.config import Experiment, Finetune
     from mithridate.sources.roles import Roles
 
 GIB = 2**30
@@ -40,43 +45,69 @@ class Line:
         if isinstance(needs, Repair):
             parts = [needs.weights, None, None, needs.norms, needs.activations, None, needs.total]
             kept = needs.kept
-            rest = ("1 forward in all", "", "", total)
-            name = "antidote"
+            rest = (needs.passes, "", "", total)
         else:
             parts = [needs.weights, needs.gradients, needs.optimizer, needs.extra, needs.activations, needs.head]
             parts.append(needs.total)
             kept = needs.kept + needs.checkpoints
             rest = (needs.passes, f"{needs.ratio:.2f}", str(self.setup.steps), total)
-            name = needs.method
-        return (self.stage, name, *("" if part is None else _gib(part) for part in parts), *rest, _gib(kept))
+        return (self.stage, needs.method, *("" if part is None else _gib(part) for part in parts), *rest, _gib(kept))
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
 
 
-def of_model(model: str, setup: Setup, methods: tuple[str, ...] = METHODS, rows: int = 500) -> list[Line]:
-    """A training with each method, and the repair over `rows` calibration rows where "antidote" is among them.
+def of_model(
+    model: str,
+    setup: Setup,
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]] = (*METHODS, *REPAIRS),
+    rows: int = 500,
+) -> list[Line]:
+    """A training or a repair with each method: defenses, repairs and "plain", by name, with fields if given.
+
+    Args:
+        rows: of data that a method sees once, as a repair's calibration rows.
 
     Raises:
-        InputError: no such model or method.
+        InputError: no such model or method, bad fields, or a repair that this set-up has nothing for.
     """
-    config = config_of(model)
-    lines = [_training("", config, setup, method) for method in methods if method != "antidote"]
-    if "antidote" in methods:
-        repair = antidote(config, setup, rows, targets="merged" if setup.full else "adapters")
-        lines.append(Line("repair", setup, repair, repair.flops))
+    config, lines = config_of(model), []
+    for name in methods:
+        fields = methods[name] if isinstance(methods, Mapping) else {}
+        if name in by_name("repairs"):
+            method = _made("repairs", name, fields)
+            method.check_run(topology="full" if setup.full else "double", finetuned=True, adapter=not setup.full)
+            needs = replace(repair(config, setup, method, rows), method=name)
+            lines.append(Line("repair", setup, needs, needs.flops))
+        else:
+            acting = {} if name == PLAIN else {name: _made("defenses", name, fields)}
+            lines.append(_training("", config, setup, acting, rows=rows))
     return lines
 
 
-def _training(stage: str, config: Any, setup: Setup, method: str, mean: int | None = None, every: int = 1) -> Line:
-    """`mean`: tokens of a row on average, for the operations; the longest counts for the memory."""
-    needs = estimate(config, setup, method, every)
+def _made(kind: str, name: str, fields: Mapping[str, Any]) -> Any:
+    known = by_name(kind)
+    if name not in known:
+        raise InputError(f"no such method {name!r}{nearest(name, (PLAIN, *known, *by_name('repairs')))}")
+    try:
+        return known[name].without_data(**fields)
+    except TypeError as error:  # a field that is missing, or that there is not
+        raise InputError(f"{name}: {error}; give fields as in {{{name}: {{FIELD: VALUE}}}}") from error
+
+
+def _training(
+    stage: str, config: Any, setup: Setup, acting: Mapping[str, Any], mean: int | None = None, rows: int = 0
+) -> Line:
+    """A training with all of these defenses. `mean`: tokens of a row on average, for the operations; the longest
+    counts for the memory. `rows`: of the defenses' own data."""
+    defenses = list(acting.values())
+    needs = replace(estimate(config, setup, defenses, rows), method="+".join(acting) or PLAIN)
     if mean is not None and mean < setup.length:
-        shorter = estimate(config, replace(setup, length=mean), method, every)
-        needs = replace(needs, flops=shorter.flops, plain_flops=shorter.plain_flops)
+        shorter = estimate(config, replace(setup, length=mean), defenses, rows)
+        needs = replace(needs, flops=shorter.flops, plain_flops=shorter.plain_flops, once=shorter.once)
     tokens = setup.steps * setup.accumulation * setup.processes * setup.batch * (mean or setup.length)
-    return Line(stage, setup, needs, needs.flops * setup.steps, tokens)
+    return Line(stage, setup, needs, needs.flops * setup.steps + needs.once, tokens)
 
 
 def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
@@ -87,16 +118,24 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
         gpu: whether it will run on GPUs.
 
     Raises:
-        InputError: the data or the model are bad, or the number of processes is open.
+        InputError: a method, the data or the model are bad, or the number of processes is open.
     """
+    from mithridate.pipeline.config import validate
     from mithridate.sources.roles import load_roles
 
+    validate(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
     config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
     roles = load_roles(experiment.data, base)
     common = set_up(experiment, base, gpu)
-    stages = [stage for stage in ("align", "finetune", "repair") if getattr(experiment, stage)]
+    stages = [stage for stage in ("align", "harden", "finetune", "repair") if _has(experiment, stage)]
     return [line for stage in stages for line in of_stage(stage, experiment, common, roles, config, tokenizer)]
+
+
+def _has(experiment: Experiment, stage: str) -> bool:
+    if stage in ("align", "finetune"):
+        return getattr(experiment, stage) is not None
+    return repair_of(experiment, post_alignment=stage == "harden") is not None
 
 
 def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
@@ -124,42 +163,65 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
 def of_stage(
     stage: str, experiment: Experiment, common: Setup, roles: Roles, config: Any, tokenizer: Any
 ) -> list[Line]:
-    """A stage of an experiment, in a line for each method that acts in it.
+    """A stage of an experiment, with all methods that act in it; a line for each training of the attack.
 
     Args:
-        stage: align, finetune or repair; one that the experiment has.
+        stage: align, harden (a repair before the user's run), finetune or repair; one that the experiment has.
         common: from `set_up`.
         config: the model's configuration.
         tokenizer: the model's.
     """
-    from mithridate.pipeline.methods import attack_of, part_of
-
-    if stage == "repair":
-        [fields] = experiment.repair.values()
-        ids = _lengths(roles.calibration_harmful, tokenizer, experiment.template)
-        setup = replace(common, batch=8, length=max(total for total, _ in ids))
-        repair = antidote(config, setup, len(ids), fields.get("targets", "adapters"), fields.get("ratio", 0.2))
-        return [Line("repair", setup, repair, repair.flops)]
+    template = experiment.template
+    if stage in ("harden", "repair"):
+        found = repair_of(experiment, post_alignment=stage == "harden")
+        assert found
+        lengths = _lengths_of(found[1], roles, tokenizer, template)
+        setup = replace(common, batch=8, length=max((total for total, _ in lengths), default=1))
+        needs = replace(repair(config, setup, found[1], len(lengths)), method=found[0])
+        return [Line(stage, setup, needs, needs.flops)]
     settings = getattr(experiment, stage)
-    rows: Any = roles.alignment
-    if stage == "finetune":
-        attack = attack_of(settings)
-        given = {name: getattr(roles, part_of(role)) for name, role in attack.data_roles().items()}
-        if attack.needs_model:
-            raise InputError(
-                "finetune.attack: its rows depend on the model, so that what their training takes is not known before"
-            )
-        rows = attack.rows(given, experiment.seed)
-    snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
-    lengths = _lengths(rows, tokenizer, experiment.template)
-    adapter = experiment.adapter_of(stage)
-    own = replace(common, full=adapter is None, adapter=vars(adapter or experiment.adapter))
-    setup, mean = _set_up(own, settings.training, lengths, experiment.seed, common.gpu, stage)
-    setup = replace(setup, snapshots=snapshots)
-    methods = settings.defense or {"plain": {}}
+    acting = dict(zip(settings.defense, defenses_of(settings.defense)))
+    own = sum(
+        len(_lengths_of(method, roles, tokenizer, template))
+        for method in acting.values()
+        if method.cost().once_passes or method.cost().once_forwards
+    )
+    parts = [(stage, Phase(), roles.alignment)] if stage == "align" else _phases(settings, roles, experiment.seed)
+    lines = []
+    for name, phase, rows in parts:
+        adapter = vars(experiment.adapter_of(stage) or experiment.adapter)
+        full = experiment.adapter_of(stage) is None
+        if phase.adapter is not None:
+            adapter, full = (adapter, True) if phase.adapter == "full" else (phase.adapter, False)
+        lengths = _lengths(rows, tokenizer, template)
+        training = settings.training | dict(phase.training)
+        trained = replace(common, full=full, adapter=adapter)
+        setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name)
+        snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
+        lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own))
+    return lines
+
+
+def _phases(finetune: Finetune, roles: Roles, seed: int) -> list[tuple[str, Phase, list[dict[str, Any]]]]:
+    """The trainings of an attack: what each is called, and its rows."""
+    attack = attack_of(finetune)
+    if attack.needs_model:
+        raise InputError(
+            "finetune.attack: its rows depend on the model, so that what their training takes is not known before"
+        )
+    given = {name: getattr(roles, part_of(role)) for name, role in attack.data_roles().items()}
+    rows, phases = attack.rows(given, seed), attack.phases()
+    names = ["finetune"] if len(phases) == 1 else [f"finetune {i}" for i in range(1, len(phases) + 1)]
     return [
-        _training(stage, config, setup, method, mean, fields.get("every", 1)) for method, fields in methods.items()
+        (name, phase, [row for row in rows if phase.rows is None or row.get("phase") == phase.rows])
+        for name, phase in zip(names, phases)
     ]
+
+
+def _lengths_of(method: Method, roles: Roles, tokenizer: Any, template: str) -> list[tuple[int, int]]:
+    """Of each row of the data that a method needs of its own."""
+    rows = [row for role in method.data_roles().values() for row in getattr(roles, part_of(role))]
+    return _lengths(rows, tokenizer, template) if method.data_roles() else []
 
 
 def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], new_tokens: int) -> int:

@@ -1,25 +1,34 @@
 """The JSON Schema of the experiment file, for editors: `mithridate schema`.
 
-It is made from the types that check the file (`config.py`, the methods, SFTConfig) and holds the shorthands that the
-file allows. What it cannot say (values that depend on each other, where a sweep's paths lead) only `run` checks.
+It is made from the types that check the file (`config.py`, the methods, SFTConfig), of which the latter two are read
+from generated indexes, and holds the shorthands that the file allows. What it cannot say (values that depend on each
+other, where a sweep's paths lead) only `run` checks.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from pydantic import PydanticSchemaGenerationError, TypeAdapter
-from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic import TypeAdapter
 
+from mithridate.environment import version
+from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
-from mithridate.pipeline.config import ALLOWED_IN_TRAINING, HARMFUL, NOT_IN_TRAINING, Experiment, hint
+from mithridate.methods.types import json_schema
+from mithridate.pipeline.config import ALLOWED_IN_TRAINING, HARMFUL, NOT_IN_TRAINING, Experiment
 from mithridate.sources.roles import ROLES
 
+# SFTConfig's fields as `python -m mithridate.pipeline.schema --write` found them, so that no editor waits for torch.
+TRAINING = Path(__file__).with_name("training_fields.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON = {str: "string", int: "integer", float: "number", dict: "object"}
+_ANY = {"type": "object"}
 _ONE_SOURCE = {"$ref": "#/$defs/Source"}
 _SOURCE = {"anyOf": [_ONE_SOURCE, {"type": "array", "items": _ONE_SOURCE, "minItems": 1}]}
 
@@ -27,8 +36,7 @@ Schema = dict[str, Any]
 
 
 def experiment_schema() -> Schema:
-    """The schema, as JSON types. Imports torch: the methods' own fields are in it."""
-    from mithridate import defenses, repairs
+    """The schema, as JSON types. What another package adds is in it by name, with any fields: it is not imported."""
     from mithridate.protocols import PROTOCOLS
     from mithridate.tasks import TASKS
 
@@ -53,11 +61,11 @@ def experiment_schema() -> Schema:
     tasks = dict.fromkeys(TASKS, _SOURCE)
     evaluate["tasks"] = {"type": "object", "properties": tasks, "additionalProperties": False}
     parts["training"] = _training(parts)
-    parts["defenses"] = _methods({name: _fields(cls, parts) for name, cls in defenses.by_name().items()})
-    parts["repairs"] = _methods({name: _fields(cls, parts) for name, cls in repairs.by_name().items()})
+    for kind in ("defenses", "repairs"):
+        parts[kind] = _methods({name: _indexed(kind, name, parts) for name in by_name(kind)})
     del parts["Attack"]
     parts["Finetune"]["properties"]["attack"] = {"$ref": "#/$defs/attacks"}
-    parts["attacks"] = _attacks({name: _fields(cls, parts) for name, cls in by_name("attacks").items()})
+    parts["attacks"] = _attacks({name: _indexed("attacks", name, parts) for name in by_name("attacks")})
     parts["judges"] = _methods(_judges(parts))
     parts["generators"] = _methods(_generators(), needed=True)
     return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
@@ -101,7 +109,7 @@ def _attacks(fields: Mapping[str, Schema]) -> Schema:
     for name, schema in fields.items():
         kind = {"kind": {"const": name}}
         needed = [] if name == HARMFUL else ["kind"]
-        kinds.append({**schema, "properties": kind | schema["properties"], "required": needed})
+        kinds.append({**schema, "properties": kind | schema.get("properties", {}), "required": needed})
     return _one_of(*kinds)
 
 
@@ -112,30 +120,41 @@ def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:
     for field in dataclasses.fields(cls):
         if not field.init or field.name in left_out:
             continue
-        properties[field.name] = _field(cls, field, parts)
+        properties[field.name] = schema = json_schema(cls, field)
+        parts.update(schema.pop("$defs", {}))
         if field.default is field.default_factory is dataclasses.MISSING:
             required.append(field.name)
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return schema | ({"required": required} if required else {})
 
 
-def _field(cls: type, field: dataclasses.Field[Any], parts: Schema) -> Schema:
-    try:
-        schema = TypeAdapter(hint(cls, field.name)).json_schema(ref_template="#/$defs/{model}")
-    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
-        schema = {}  # a type that only its class can check
-    parts.update(schema.pop("$defs", {}))
-    if text := field.metadata.get("help"):
-        schema["description"] = str(text)
-    if isinstance(field.default, str | int | float):
-        schema["default"] = field.default
-    return schema
+def _indexed(kind: str, name: str, parts: Schema) -> Schema:
+    """The fields of a method of this package, from the index."""
+    if name not in by_name(kind).own:
+        return _ANY
+    found = copy.deepcopy(facts(kind, name))
+    for schema in found["fields"].values():
+        parts.update(schema.pop("$defs", {}))
+    schema = {"type": "object", "properties": found["fields"], "additionalProperties": False}
+    return schema | ({"required": found["required"]} if found["required"] else {})
+
+
+def training_fields() -> tuple[Schema, Schema]:
+    """The schema of SFTConfig's fields, and the types with names of their own that it refers to. Imports torch."""
+    from trl.trainer.sft_config import SFTConfig
+
+    parts: Schema = {}
+    return _fields(SFTConfig, parts, NOT_IN_TRAINING), parts
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: version(name) for name in ("transformers", "trl")}
 
 
 def _training(parts: Schema) -> Schema:
-    from trl.trainer.sft_config import SFTConfig
-
-    schema = _fields(SFTConfig, parts, NOT_IN_TRAINING)
+    known = json.loads(TRAINING.read_text(encoding="utf-8"))
+    schema, more = known["schema"] if known["versions"] == _versions() else training_fields()
+    parts.update(more)
     for name, allowed in ALLOWED_IN_TRAINING.items():
         schema["properties"][name]["enum"] = allowed
     return {"description": "Fields of TRL's SFTConfig."} | schema
@@ -144,7 +163,8 @@ def _training(parts: Schema) -> Schema:
 def _judges(parts: Schema) -> dict[str, Schema]:
     from mithridate import judges
 
-    return {name: _fields(judges.by_name(name), parts, ["generator"]) for name in judges.names()}
+    own = {name: _fields(judges.by_name(name), parts, ["generator"]) for name in judges.JUDGES}
+    return dict.fromkeys(judges.names(), _ANY) | own
 
 
 def _generators() -> dict[str, Schema]:
@@ -162,3 +182,11 @@ def _generators() -> dict[str, Schema]:
 def as_text() -> str:
     """The schema as JSON."""
     return json.dumps(experiment_schema(), indent=1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        found = {"versions": _versions(), "schema": training_fields()}
+        TRAINING.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    else:
+        print(as_text())

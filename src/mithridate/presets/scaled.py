@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 from mithridate.errors import InputError
+from mithridate.methods.registry import by_name
 from mithridate.pipeline.config import Experiment, load_experiment
 from mithridate.pipeline.problems import nearest
 from mithridate.pipeline.yaml12 import parse_yaml
@@ -101,7 +102,7 @@ def plan(preset: Preset, asked: Asked) -> Plan:
 
 
 def label(arm: str, at: Mapping[str, Any]) -> str:
-    """An arm at its values, in short: `booster, harmful_ratio 0.1`."""
+    """An arm at its values, in short: `sft, harmful_ratio 0.1`."""
     return ", ".join([*filter(None, [arm]), *(f"{path.rpartition('.')[2]} {value}" for path, value in at.items())])
 
 
@@ -118,13 +119,14 @@ def unfit(experiment: Experiment) -> str | None:
     finetune = experiment.finetune
     if finetune is None:
         return None
-    attack, lisa = finetune.harmful, finetune.defense.get("lisa")
+    attack = finetune.harmful
     if attack.harmful_ratio and not round(attack.harmful_ratio * attack.size):
         return f"of {attack.size} rows none would be harmful"
-    if lisa:
-        cycle = lisa.get("align_steps", 100) + lisa.get("finetune_steps", 900)
-        if (length := steps(finetune.training, attack.size)) < cycle:
-            return f"{length} steps hold no cycle of Lisa ({cycle} steps)"
+    length = steps(finetune.training, attack.size)
+    for name, settings in finetune.defense.items():
+        least = by_name("defenses")[name].without_data(**settings).least_steps()
+        if length < least:
+            return f"{length} steps are too few for {name}, which needs {least}"
     return None
 
 
@@ -165,7 +167,7 @@ def _of_arm(preset: Preset, arm: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _method(path: str) -> str | None:
-    """The path of the method that a path lies in: `align.defense.vaccine`, `repair.antidote`."""
+    """The path of the method that a path lies in: `align.defense.NAME`, `repair.NAME`."""
     parts = path.split(".")
     depth = 2 if parts[0] == "repair" else 3 if parts[1:2] == ["defense"] else 0
     return ".".join(parts[:depth]) if depth and len(parts) >= depth else None

@@ -10,10 +10,19 @@ from difflib import get_close_matches
 from typing import Any
 
 from mithridate.errors import InputError
+from mithridate.methods.registry import Registry
 from mithridate.protocols.base import Count, JudgeUse, Protocol, Quirk, Rows, Setting, TaskUse, asked
 from mithridate.protocols.book import BOOK
 
-PROTOCOLS: dict[str, Protocol] = {known.name: known for known in BOOK}
+
+def _no_protocol(found: object) -> str | None:
+    return None if isinstance(found, Protocol) else "is not a Protocol of mithridate.protocols"
+
+
+PROTOCOLS: Registry[Protocol] = Registry(
+    "protocols", {known.name: known for known in BOOK}, _no_protocol, prefixed=True
+)
+"""The frozen ones of this package, and those of other packages, whose names begin with their package's."""
 
 __all__ = [
     "PROTOCOLS",

@@ -1,5 +1,6 @@
 """Repairs of aligned or fine-tuned models, one a file."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mithridate.methods.registry import by_name as _by_name
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Antidote", "by_name"]
 
 
-def by_name() -> dict[str, type[Repair]]:
+def by_name() -> Mapping[str, type[Repair]]:
     """Every repair by its lower-case class name; see `mithridate.methods.by_name`."""
     return _by_name("repairs")
 

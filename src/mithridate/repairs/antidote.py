@@ -116,6 +116,7 @@ class Antidote(Repair):
     roles: ClassVar[dict[str, str]] = {"calibration": "calibration_harmful"}
     models: ClassVar[dict[str, str]] = {"aligned": "aligned"}
     strength: ClassVar[str | None] = "ratio"
+    colour: ClassVar[str] = "#CC79A7"
     off: ClassVar[dict[str, Any] | None] = {"ratio": 0.0}
 
     ratio: float = 0.2
@@ -140,9 +141,14 @@ class Antidote(Repair):
             raise InputError(f"Antidote: seed must be a whole number, at least 0, not {self.seed!r}.")
 
     def cost(self) -> Cost:
-        scoring = self.score == "wanda" and self.ratio > 0
+        scoring, own = self.score == "wanda" and self.ratio > 0, self.targets == "adapters"
         return Cost(
-            passes=0, once_forwards=float(scoring), kept=1 / 8 + (4 * self.ratio if self.targets == "update" else 0)
+            passes=0,
+            once_forwards=float(scoring),
+            changes="adapter" if own else "linear",
+            kept=1 / 8 + (4 * self.ratio if self.targets == "update" else 0),
+            working=8 if own else 16,  # float64 scores; of merged weights, float32 ones before and after beside them
+            per_input=8.0 * scoring,
         )
 
     def controls(self) -> dict[str, Method]:

@@ -65,7 +65,7 @@ def input_norms(
                 x = x.view(*keep.shape, -1)
             if x.shape[:-1] != keep.shape:
                 raise UnsupportedSetup(
-                    f"Antidote: {name} sees inputs of shape {tuple(x.shape)}, not one vector for each token of "
+                    f"{name} sees inputs of shape {tuple(x.shape)}, not one vector for each token of "
                     f"{tuple(keep.shape)} (a mixture of experts, for one).",
                     "prune an adapter on attention layers instead (targets='adapters').",
                 )
@@ -101,7 +101,7 @@ def input_norms(
             for name in modules:
                 if name not in sums:  # in the first batch, then
                     raise UnsupportedSetup(
-                        f"Antidote: {name} takes no part in the model's forward pass over text, so it has no inputs "
+                        f"{name} takes no part in the model's forward pass over text, so it has no inputs "
                         "to be scored by.",
                         "leave it out of the adapter's target_modules.",
                     )

@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from mithridate.errors import InputError
 from mithridate.report.groups import over_seeds
+from mithridate.report.plots import paint
 from mithridate.report.words import Cell, Label, labels, story_order
 
 _SCHEMA = 1
@@ -134,6 +135,7 @@ def load(folder: Path) -> Run:
     where = folder / "results.json"
     results = check_results(_parse(_read(where), str(where)), str(where))
     records = _read_records(folder / "records.parquet")
+    paint(sorted(results["cells"], key=story_order))  # before `points`, which take over what a cell has
     cells, points = sorted(results["cells"], key=story_order), over_seeds(results, filter(final, records))
     tuning, history = folder / "tuning.jsonl", folder / "history.json"
     lines = _read(tuning).splitlines() if tuning.is_file() else []

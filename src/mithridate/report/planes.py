@@ -106,7 +106,7 @@ def field_value(name: str, value: Any) -> str:
 
 
 def field_title(name: str) -> str:
-    """A swept field in words: "booster.alpha" -> "booster: alpha"."""
+    """A swept field in words: "name.alpha" -> "name: alpha"."""
     return {"harmful_ratio": "Harmful rows"}.get(name) or name.replace(".", ": ").replace("_", " ")
 
 

@@ -8,21 +8,15 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.words import Cell, defenses_of, interval, percent
+from mithridate.report.words import Cell, defenses_of, interval, method_facts, percent
 
 Figure = dict[str, Any]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, on white as on near-black. One for each defense,
-# the same in all figures; marker and dash tell runs apart as well.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, on white as on near-black. A method has its own
+# (`Method.colour`); combinations and methods without one take the rest in order of appearance, the same in all figures
+# of a page. Where these run out, they begin anew: marker, dash and label tell runs apart as well.
 UNDEFENDED = "#808080"
-COLOURS = {
-    ("Vaccine",): "#009E73",
-    ("Booster",): "#0072B2",
-    ("Lisa",): "#E69F00",
-    ("Antidote",): "#CC79A7",
-    ("Vaccine", "Booster"): "#56B4E9",
-}
-OTHER_COLOUR = "#D55E00"
+FREE_COLOURS = ("#56B4E9", "#D55E00", "#B89A00", "#8A5A44")
 # Tol's muted colours, so that a verdict is never taken for a defense.
 # Of rules (four verdicts) and of judges of harm (two), and what no judge could score.
 VERDICT_COLOURS = {
@@ -58,9 +52,28 @@ class Key:
     open: bool = False
 
 
+def paint(cells: list[Cell]) -> None:
+    """Gives each cell of a page its `colour`; to be called once for a page, with its cells in order."""
+    chosen: dict[tuple[str, ...], str] = {}
+    for cell in cells:
+        names = tuple(name for name, _ in defenses_of(cell))
+        if names and names not in chosen:
+            taken = sum(hue in FREE_COLOURS for hue in chosen.values())
+            chosen[names] = _own_colour(names) or FREE_COLOURS[taken % len(FREE_COLOURS)]
+        cell["colour"] = chosen[names] if names else UNDEFENDED
+
+
+def _own_colour(names: tuple[str, ...]) -> str | None:
+    found = method_facts(names[0].lower()) if len(names) == 1 else None
+    return found["colour"] if found else None
+
+
 def colour(cell: Cell) -> str:
-    names = tuple(name for name, _ in defenses_of(cell))
-    return COLOURS.get(names, OTHER_COLOUR) if names else UNDEFENDED
+    """The colour that `paint` gave it, or that of a page with this cell alone."""
+    if "colour" not in cell:
+        paint([alone := dict(cell)])
+        return alone["colour"]
+    return cell["colour"]
 
 
 def bounds(rates: list[dict[str, Any]], thickness: float = 1.5) -> dict[str, Any]:

@@ -4,10 +4,15 @@ Plain Python on plain dicts (the cells of results.json). All rates are fractions
 in the text made here.
 """
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+from mithridate.errors import InputError
+from mithridate.methods.index import facts
 
 Cell = dict[str, Any]
 
@@ -22,10 +27,6 @@ _STAGES = (
     ("finetuning", "fine-tuning stage"),
     ("repair", "after fine-tuning"),
 )
-_CONTROLS = {
-    "random-mask": "Random mask (control for Antidote)",
-    "no-proximal-term": "Lisa without its proximal term (control)",
-}
 
 
 # --- numbers in words -------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ def join(items: list[str]) -> str:
 
 
 def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"antidote": {"ratio": 0.1}} -> {"antidote.ratio": 0.1}."""
+    """{"name": {"ratio": 0.1}} -> {"name.ratio": 0.1}."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, dict) and value:
@@ -84,14 +85,36 @@ def _title(name: str) -> str:
     return name[:1].upper() + name[1:]
 
 
+def method_title(name: str) -> str:
+    """A method as its authors write it."""
+    found = method_facts(name) if name not in ("none", "sft") else None
+    return found["class"] if found and found["class"].lower() == name else _title(name)
+
+
 def defenses_of(cell: Cell) -> list[tuple[str, str]]:
     """The defenses at work in a cell, each with its stage in words."""
     return [
-        (_title(name), stage)
+        (method_title(name), stage)
         for field, stage in _STAGES
         for name in cell[field].split("+")
         if name not in ("none", "sft")
     ]
+
+
+def _of_method(cell: Cell) -> str:
+    """Which of a control's methods it is the control of, where that is known."""
+    names = [name for field, _ in _STAGES for name in cell[field].split("+")]
+    found = [entry["class"] for entry in map(method_facts, names) if entry and cell["control"] in entry["controls"]]
+    return f" for {join(found)}" if found else ""
+
+
+@cache
+def method_facts(name: str) -> dict[str, Any] | None:
+    """What a defense or repair states about itself, by its name; None for one that is not installed here."""
+    for kind in ("defenses", "repairs"):
+        with contextlib.suppress(KeyError, InputError):
+            return facts(kind, name)
+    return None
 
 
 def attacked(cell: Cell) -> bool:
@@ -112,7 +135,7 @@ def defended(cell: Cell) -> bool:
 def arm(cell: Cell) -> str:
     """What was done against harmful fine-tuning, in words, without topology, ratio and seed."""
     if cell["control"]:
-        return _CONTROLS.get(cell["control"], f"{_title(cell['control'])} (control)")
+        return f"{_title(cell['control'].replace('-', ' '))} (control{_of_method(cell)})"
     defenses = defenses_of(cell)
     names = join([name for name, _ in defenses]) if defenses else ""
     if cell["finetuning"] == "none":

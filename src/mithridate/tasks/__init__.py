@@ -2,7 +2,8 @@
 
 Each is a small versioned file. The users' tasks are scored by named rules, to the letter of the papers' protocols
 (`mithridate.protocols` says which protocol uses which); the answers to the other prompt sets are for judges.
-`task(name)` and `prompt_set(name)` find them by name. General capability, by lm-eval's own tasks: `capability.py`.
+`task(name)` and `prompt_set(name)` find them by name, tasks of other packages (entry points in `mithridate.tasks`)
+too. General capability, by lm-eval's own tasks: `capability.py`.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from mithridate.errors import InputError
+from mithridate.methods.registry import Registry
 from mithridate.tasks import (
     advbench,
     agnews,
@@ -24,16 +26,23 @@ from mithridate.tasks import (
 )
 from mithridate.tasks.base import PromptSet, Task
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (sentiment, sst2, agnews, gsm8k, alpaca_eval)}
+
+def _no_task(found: object) -> str | None:
+    return None if isinstance(found, Task) else "is not a Task of mithridate.tasks.base"
+
+
+_OWN = {module.TASK.name: module.TASK for module in (sentiment, sst2, agnews, gsm8k, alpaca_eval)}
+TASKS: Registry[Task] = Registry("tasks", _OWN, _no_task)
 PROMPT_SETS: dict[str, PromptSet] = {
     known.name: known
     for known in (
         embedded.HARMFUL,
         embedded.BENIGN,
         *(module.PROMPTS for module in (beavertails, advbench, harmbench, xstest)),
-        *TASKS.values(),
+        *_OWN.values(),
     )
 }
+"""Those of this package."""
 Kind = TypeVar("Kind", bound=PromptSet)
 
 __all__ = ["PROMPT_SETS", "TASKS", "PromptSet", "Task", "prompt_set", "task"]
@@ -46,7 +55,7 @@ def task(name: str) -> Task:
 
 def prompt_set(name: str) -> PromptSet:
     """The prompt set of that name, tasks among them. Raises `InputError` like `task`."""
-    return _found(name, PROMPT_SETS, "prompt set")
+    return TASKS[name] if name in TASKS else _found(name, PROMPT_SETS, "prompt set")
 
 
 def _found(name: str, known: Mapping[str, Kind], what: str) -> Kind:

@@ -661,7 +661,7 @@ def _as_list(defense: Any) -> list[Defense]:
             raise InputError(f"defense must be an instance: {d.__name__}(...), not the class {d.__name__}.")
         if not isinstance(d, Defense):
             raise InputError(
-                f"defense must be a Defense such as Vaccine(rho=2.0), a list of them, or None, not {d!r}."
+                f"defense must be a Defense, such as those of mithridate.defenses, a list of them, or None, not {d!r}."
             )
     names = [type(d).__name__ for d in given]
     twice = {name for name in names if names.count(name) > 1}

@@ -1,0 +1,33 @@
+"""The types of a method's fields, as experiment files may give them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from functools import cache
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
+
+
+@cache
+def hint(cls: type, name: str) -> Any:
+    """The type of one field. (`get_type_hints` fails where any other field has a type imported for checkers only.)"""
+    owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
+    hint = owner.__annotations__[name]
+    return eval(hint, dict(vars(sys.modules[owner.__module__]))) if isinstance(hint, str) else hint
+
+
+def json_schema(cls: type, field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The JSON Schema of a dataclass's field, with its default; {} for a type that only its class can check. Types
+    with a name of their own lie under `$defs`, referred to as if that stood at the top of the file."""
+    try:
+        schema = TypeAdapter(hint(cls, field.name)).json_schema(ref_template="#/$defs/{model}")
+    except (PydanticSchemaGenerationError, PydanticInvalidForJsonSchema):
+        schema = {}
+    if text := field.metadata.get("help"):
+        schema["description"] = str(text)
+    if isinstance(field.default, str | int | float):
+        schema["default"] = field.default
+    return schema

@@ -1,0 +1,1 @@
+"""A package from outside adds one of each kind, and nothing here knows it by name."""
