@@ -486,6 +486,7 @@ class DefenseMixin(_Trainer):
         self._records, self._first_bad_step, self._passes = {}, None, 0
         self._window, self._window_step, self._begun_step = [], -1, -1
         folder, self._resumed_from = self._resumed_from, None
+        self._optimizer_in_training_mode()
         self._keep_start()
         for d in self.defenses:
             d.on_train_begin(self)
