@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from mithridate.defenses.base import Defense
 from tests.conformance.methods import DEFENSES as EXAMPLES
+from tests.defenses.helpers import rows
+from tests.methods.own import KLToStart, Project
 
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SEVERAL_STEPS = {"max_steps": 4, "learning_rate": 0.1}
@@ -28,16 +30,20 @@ DEFENSES: dict[str, Callable[[], Any]] = {
     "sft": lambda: None,
     "seed": Constant,
     **EXAMPLES,
+    "kl": lambda: KLToStart(lam=0.7),
+    "project": lambda: Project(alignment_dataset=rows("resu")),
     "both": lambda: [EXAMPLES["vaccine"](), EXAMPLES["booster"]()],
 }
 
 
 @dataclass
 class Case:
-    """One run: which defense, all weights or a LoRA adapter, which of the two models, the Trainer's arguments."""
+    """One run: which defense, all weights or a LoRA adapter, whether FSDP2 is tried too, which of the two models, the
+    Trainer's arguments."""
 
     defense: str
     kind: str = "full"
+    sharded: bool = True
     tied: bool = False
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -63,6 +69,9 @@ CASES = {
     "vaccine, checkpointing": Case("vaccine", args={"gradient_checkpointing": True}),
     "vaccine, accumulated": Case("vaccine", args=ACCUMULATED),
     "vaccine, lora": Case("vaccine", "lora"),
+    # terms of the loss, and gradients that are replaced, at several micro-batches
+    "kl": Case("kl", sharded=False, args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
+    "project": Case("project", args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
     "both": Case("both"),
 }
 

@@ -19,6 +19,7 @@ from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
 DIFFER = {name for name, cls in by_name("defenses").items() if "processes" in cls.differences}  # as they say
+RUNS = [(b, name) for name, case in CASES.items() for b in ("ddp", *["fsdp2"] * case.sharded)]
 EXACT = [name for name, case in CASES.items() if case.defense not in {*DIFFER, "both"}]
 LOCAL = [name for name, case in CASES.items() if case.defense in ("vaccine", "both") and not name.startswith("every")]
 
@@ -66,8 +67,7 @@ def test_the_canary_averages(together):
     assert one["reduced"].tolist() == other["reduced"].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
-@pytest.mark.parametrize("backend", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("backend", "name"), RUNS)
 def test_both_processes_end_with_the_same_weights(name, backend, together):
     one, other = (rank[f"{backend}: {name}"]["update"] for rank in together)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -75,8 +75,7 @@ def test_both_processes_end_with_the_same_weights(name, backend, together):
 
 @pytest.mark.shows("ddp", "exact", methods=["booster", "lisa"])
 @pytest.mark.shows("fsdp2", "exact", methods=["booster", "lisa"])
-@pytest.mark.parametrize("backend", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(("backend", "name"), [run for run in RUNS if run[1] in EXACT])
 def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     got = together[0][f"{backend}: {name}"]["update"]
     assert error(got, alone(name, folder, tmp_path)) < 1e-6
@@ -87,7 +86,7 @@ def test_a_method_that_says_it_depends_on_the_number_of_processes_does(name, tog
     assert error(together[0][f"ddp: {name}"]["update"], alone(name, folder, tmp_path)) > 1e-6
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.sharded])
 def test_fsdp2_equals_ddp(name, together):
     """Also Vaccine, whose rho is per process in both."""
     assert error(together[0][f"fsdp2: {name}"]["update"], together[0][f"ddp: {name}"]["update"]) < 1e-6

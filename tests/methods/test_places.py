@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig
 
@@ -20,6 +19,7 @@ from mithridate.training.gradients import dot, global_norm, restored
 from mithridate.training.trainer import DefenseTrainer
 from tests.defenses import reference
 from tests.defenses.helpers import batch_of, error, model, rows, same, trainer_for, update, weights
+from tests.methods.own import KLToStart, Project
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 USER, SAFE = rows("user"), rows("safe")
@@ -197,19 +197,6 @@ def test_the_first_of_a_list_acts_first(tmp_path):
 # -- loss ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
-class KLToStart(Defense):
-    """lam / N * sum over labelled tokens of KL(p_start || p), on the vocabulary's axis."""
-
-    needs: ClassVar[tuple[str, ...]] = ("logits", "reference")
-    lam: float = 0.7
-
-    def loss(self, t, loss, model, inputs, outputs, num_items_in_batch):
-        p, q = (torch.log_softmax(o.logits.double(), -1) for o in (outputs.reference, outputs))
-        kl = (p.exp() * (p - q)).sum()
-        return loss + self.lam * (kl / num_items_in_batch).to(loss.dtype)
-
-
 def descend(net, gradients, lr):
     with torch.no_grad():
         for p, g in zip(reference.trainable(net), gradients, strict=True):
@@ -343,24 +330,6 @@ def test_unknown_needs_are_refused(tmp_path):
 
 
 # -- on_gradients, gradients, set_gradients, gradient(loss=) ---------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Project(Defense):
-    """SafeGrad's form: where the user's gradient opposes the alignment gradient, its part along that is taken out."""
-
-    roles: ClassVar[dict[str, str]] = {"alignment_dataset": "alignment"}
-    alignment_dataset: Dataset
-
-    def on_train_begin(self, t):
-        self.side = t.side_data(self.alignment_dataset, "alignment_dataset")
-
-    def on_gradients(self, t):
-        user = t.gradients()
-        _, safe = t.gradient(self.side.take(t.state.global_step, len(t.window)))
-        along = dot(user, safe) / global_norm(safe).double() ** 2
-        if along < 0:
-            t.set_gradients([u - along.to(u.dtype) * s for u, s in zip(user, safe, strict=True)])
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -186,7 +186,7 @@ def check_adapters(model: Any) -> None:
         if kind != "LORA":
             merging = f"{_MERGE}; or " if hasattr(model, "merge_and_unload") else ""
             raise UnsupportedSetup(
-                f"The adapter is of the kind {kind}, and what is not a LoRA adapter is not seen.",
+                f"The adapter is no LoRA adapter but of the kind {kind}, whose change is not seen.",
                 f"{merging}{_PLAIN}.",
             )
     tied = shared(weights(model))

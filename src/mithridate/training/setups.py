@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.defense import Defense, acts
 
 if TYPE_CHECKING:
     from mithridate.training.trainer import DefenseMixin
@@ -39,6 +40,32 @@ def refuse_untested(t: DefenseMixin, name: str) -> None:
     for refused, reason, remedy in _untested(t):
         if refused:
             raise UnsupportedSetup(f"{name}: {reason}", remedy)
+
+
+def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
+    """Refuses a defense whose place, or a model that it compares with, cannot be had in this set-up.
+
+    Raises:
+        UnsupportedSetup: with the reason and a remedy.
+    """
+    name, adapters = type(d).__name__, getattr(t.model, "peft_config", {}).values()
+    looks_back = "reference" in d.needs or "start" in d.model_inputs().values()
+    if t._sharded and (acts(d, "loss") or looks_back):
+        raise UnsupportedSetup(
+            f"{name}: terms of the loss and comparisons with the start model are not tested on sharded weights.",
+            "use plain data parallelism.",
+        )
+    if acts(d, "loss") and any(config.is_prompt_learning for config in adapters):
+        raise UnsupportedSetup(
+            f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
+            "train a LoRA adapter.",
+        )
+    for model, kind in d.model_inputs().items():
+        if kind not in ("start", *t._models):
+            raise UnsupportedSetup(
+                f"{name}: needs the {kind} model (as {model}), and it is not given.",
+                f"pass models={{{kind!r}: its tensors by name, or a function that returns them}}.",
+            )
 
 
 def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:

@@ -73,7 +73,7 @@ def refuse_empty_rows(dataset: Dataset, name: str) -> None:
         values: Any = dataset[column]
         for number, value in enumerate(values, start=1):
             nothing = value is None or value != value
-            if nothing or (column in ("messages", "text", "input_ids") and not len(value)):
+            if nothing or (column in ("messages", "text", "input_ids") and len(value) == 0):  # pyright: ignore[reportArgumentType]
                 what = "is missing" if nothing else "is empty"
                 raise InputError(f"{name}, row {number}: {column} {what}. Fill it in, or leave the row out.")
 

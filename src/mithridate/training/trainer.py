@@ -35,7 +35,7 @@ from mithridate.training.activations import ActivationShifts, adapters_off, find
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.gradients import global_norm, take_grads
 from mithridate.training.outputs import KINDS, Capture, Outputs
-from mithridate.training.setups import refuse_untested, refuse_wrong_training
+from mithridate.training.setups import refuse_unreachable_places, refuse_untested, refuse_wrong_training
 from mithridate.training.side_data import SideData, refuse_empty_rows, require_labels
 from mithridate.training.state import load_state, refuse_inexact_resume, save_state
 from mithridate.training.weights import Weights
@@ -96,7 +96,7 @@ class DefenseMixin(_Trainer):
         super().__init__(*args, **kwargs)
         refuse_wrong_training(self)
         for d in self.defenses:
-            self._require_models(d)
+            refuse_unreachable_places(self, d)
             d.check(self)
         self.add_callback(_Events(self))
 
@@ -464,14 +464,6 @@ class DefenseMixin(_Trainer):
             for d in self.defenses:
                 d.on_log(self, logs)
         super().log(logs, *args, **kwargs)
-
-    def _require_models(self, d: Defense) -> None:
-        for name, kind in d.model_inputs().items():
-            if kind not in ("start", *self._models):
-                raise UnsupportedSetup(
-                    f"{type(d).__name__}: needs the {kind} model (as {name}), and it is not given.",
-                    f"pass models={{{kind!r}: its tensors by name, or a function that returns them}}.",
-                )
 
     # -- beginning, checkpoints -------------------------------------------------------------------------------------
 
