@@ -18,26 +18,13 @@ from typing import Any, Literal
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from mithridate.errors import InputError
+from mithridate.pipeline import training_fields
 from mithridate.pipeline.problems import error_of, explained, kind, nearest
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
 from mithridate.sources.roles import ROLES, Source
 
 VARIANTS = "variants"  # the key of a sweep that is no field's path
-# SFTConfig's fields that the pipeline itself sets, with what to do instead.
-NOT_IN_TRAINING = {
-    "output_dir": "the store keeps what is trained; the run's folder is --out",
-    "seed": "set `seed` at the top of the file",
-    "data_seed": "set `seed` at the top of the file",
-    "resume_from_checkpoint": "an interrupted stage resumes by itself",
-}
-# And those of which some values cannot work, with the others: nothing is evaluated during a training.
-ALLOWED_IN_TRAINING: dict[str, list[Any]] = {
-    "eval_strategy": ["no"],
-    "eval_on_start": [False],
-    "load_best_model_at_end": [False],
-    "save_strategy": ["no", "steps", "epoch"],
-}
 _LEAST = {
     "learning_rate": 0,
     "num_train_epochs": 0,
@@ -529,6 +516,13 @@ def _value_problems(experiment: Experiment) -> list[str]:
         need(attack.size >= 1, "finetune.attack.size", "at least 1 row")
         if steps and isinstance(end, int) and end > 0:
             need(steps[-1] < end, "evaluate.resistance", f"steps below finetune.training.max_steps ({end})")
+    for stage in ("align", "finetune"):
+        if settings := getattr(experiment, stage):
+            problems += training_fields.problems(f"{stage}.training", settings.training)
+            problems += training_fields.anywhere(f"{stage}.defense", settings.defense)
+    problems += training_fields.anywhere("repair", experiment.repair)
+    for name in ("generator", "judges"):
+        problems += training_fields.anywhere(f"evaluate.{name}", getattr(evaluate, name))
     if len(experiment.repair) > 1:
         problems.append(f"repair: expected one repair, got {len(experiment.repair)}: {', '.join(experiment.repair)}")
     return problems
@@ -605,8 +599,10 @@ def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mappi
             problems.append(f"{path}.{name}: no such method{nearest(name, known)}")
             continue
         cls = known[name]
-        filled = dict.fromkeys(getattr(cls, "roles", {}))  # data sets, from the experiment's roles
-        names = [f.name for f in fields(cls) if f.init and f.name not in filled]
+        known_fields = [f.name for f in fields(cls) if f.init]
+        # data sets, from the experiment's roles; a repair's are no fields of its own
+        filled = {name: None for name in getattr(cls, "roles", {}) if name in known_fields}
+        names = [name for name in known_fields if name not in filled]
         found = [f"{path}.{name}.{f}: comes from data.{cls.roles[f]}; leave it out" for f in values if f in filled]
         own = {field: value for field, value in values.items() if field not in filled}
         found += field_problems(f"{path}.{name}", own, cls, names)
@@ -623,8 +619,8 @@ def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mappi
 def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
     from trl.trainer.sft_config import SFTConfig
 
-    problems = [f"{path}.{name}: not here: {why}" for name, why in NOT_IN_TRAINING.items() if name in training]
     names = [f.name for f in fields(SFTConfig) if f.init]
+    problems = training_fields.problems(path, training)  # again, for experiments that no file was read for
     problems += field_problems(path, training, SFTConfig, names)
     if not problems:
         problems += [
@@ -636,12 +632,6 @@ def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
             problems.append(f"{path}.max_steps: expected at least 1 (or -1: num_train_epochs counts), got 0")
         if training.get("num_train_epochs") == 0 and training.get("max_steps", -1) < 0:
             problems.append(f"{path}.num_train_epochs: expected more than 0 where max_steps is not set, got 0")
-        problems += [
-            f"{path}.{name}: expected {' or '.join(map(json.dumps, allowed))}, got {json.dumps(training[name])}: "
-            "nothing is evaluated during a training"
-            for name, allowed in ALLOWED_IN_TRAINING.items()
-            if training.get(name, allowed[0]) not in allowed
-        ]
     return problems
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -103,3 +104,36 @@ def error_of(where: str, problems: list[str]) -> InputError:
         return InputError(f"{where}: {problems[0]}")
     shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
     return InputError(f"{where}: {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in shown))
+
+
+class Findings:
+    """Collects what is wrong, so that all of it is told at once, each problem once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, InputError] = {}
+
+    @contextlib.contextmanager
+    def noting(self, path: str = "") -> Iterator[None]:
+        """Notes an InputError that the block ends with, and goes on; `path` is put before its text."""
+        try:
+            yield
+        except InputError as error:
+            self._found.setdefault(f"{path}{error}", error if not path else InputError(f"{path}{error}"))
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def settle(self, where: str = "") -> None:
+        """Raises InputError with every problem found; where there is one alone, as it was raised."""
+        if len(self._found) == 1:
+            [error] = self._found.values()
+            raise error
+        if self._found:
+            raise error_of(where, [line for text in self._found for line in _items(text, where)])
+
+
+def _items(text: str, where: str) -> list[str]:
+    """The problems in an error's text, which may have several itself."""
+    text = text.removeprefix(f"{where}: ")
+    head, *rest = text.split("\n")
+    return [line.strip() for line in rest] if rest and re.fullmatch(r"\d+ problems:", head) else [text]

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from mithridate.pipeline.config import ALLOWED_IN_TRAINING, NOT_IN_TRAINING, Experiment, hint
+from mithridate.pipeline.config import Experiment, hint
+from mithridate.pipeline.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
 from mithridate.sources.roles import ROLES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

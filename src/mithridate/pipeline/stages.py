@@ -10,6 +10,7 @@ and a model is never stored whole: it is the base plus the layers (adapters, wei
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from mithridate.models import ModelFiles
 from mithridate.pipeline.config import Align, Attack, Evaluate, Experiment, Finetune
 from mithridate.pipeline.generators import Generators
 from mithridate.pipeline.launch import launch_of
+from mithridate.pipeline.problems import Findings
+from mithridate.pipeline.rowcheck import RowCheck
 from mithridate.pipeline.store import MANIFEST, Store, canonical_json, digest
 from mithridate.protocols import protocol
 from mithridate.sources.roles import Roles
@@ -64,6 +67,8 @@ class Workshop:
     progress: bool = True
     checked: set[str] = field(default_factory=set)  # digests of what was tried out already
     opened: dict[str, list[Judge]] = field(default_factory=dict)  # judges by how they are set, until `close`
+    counting: dict[str, RowCheck] = field(default_factory=dict)  # by template
+    report_to: list[str] = field(default_factory=list)  # services that trainings are reported to
     generators: Generators = field(default_factory=Generators)
 
     @cached_property
@@ -71,6 +76,28 @@ class Workshop:
         from mithridate.models import load_tokenizer
 
         return load_tokenizer(self.base, needs_chat_template=False)  # a chain asks for one where it needs it
+
+    @property
+    def here(self) -> bool:
+        """Whether the base model's files are on this machine (a server's, or one that is not fetched yet, are not)."""
+        return (self.base.path / "config.json").is_file()
+
+    @cached_property
+    def context(self) -> int | None:
+        """Tokens that the base model reads at most; None where its configuration, or its absence, does not say."""
+        if not self.here:
+            return None
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def config(self) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.base.path, trust_remote_code=self.base.remote_code)
+
+    def rowcheck(self, template: str) -> RowCheck:
+        """What counts rows under a template."""
+        return self.counting.setdefault(template, RowCheck(self.tokenizer, template))
 
     @property
     def torch_dtype(self) -> Any:
@@ -81,13 +108,14 @@ class Workshop:
     def one_layer(self) -> Any:
         """A model of the base's architecture with one layer of random weights: enough to check a set-up on."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(self.base.path)
+        config = copy.deepcopy(self.config)
         config.num_hidden_layers = 1
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        code = {"trust_remote_code": True} if self.base.remote_code else {}
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **code)
 
     def judges(self, evaluate: Evaluate) -> list[Judge]:
         """The judges of an evaluation, its protocol's first; each model is loaded once, and only when it judges."""
@@ -237,8 +265,12 @@ class Chain:
         parents = self._parents(self.finetune or self.align)
         return Stage("repair", config, parents, self._data(["calibration_harmful"], {}), self._build_repair)
 
-    def evaluation(self, upto: str, step: int | None = None) -> Stage:
-        """The evaluation of the model after stage `upto`, or at attack step `step` (no benign prompts there)."""
+    def sets(self, step: int | None = None) -> dict[str, str]:
+        """What a model is asked, as `answers` names it, and the part of the roles that holds it.
+
+        Raises:
+            InputError: there are no harmful prompts.
+        """
         settings = self.experiment.evaluate
         suffix = "_validation" if settings.part == "validation" else ""
         sets = {"harmful": f"test_harmful{suffix}"}
@@ -253,6 +285,11 @@ class Chain:
         if "harmful" not in sets:
             missing = "has no validation part; set validation_share" if self.shop.roles.test_harmful else _NOT_GIVEN
             raise InputError(f"data.test_harmful: {missing}")
+        return sets
+
+    def evaluation(self, upto: str, step: int | None = None) -> Stage:
+        """The evaluation of the model after stage `upto`, or at attack step `step` (no benign prompts there)."""
+        settings, sets = self.experiment.evaluate, self.sets(step)
         config = {
             "protocol": settings.protocol,
             "generator": {name: _deciding(fields) for name, fields in settings.generator.items()},
@@ -313,23 +350,32 @@ class Chain:
     def _attack_rows(self, attack: Attack) -> list[dict]:
         from mithridate.attacks.poisoning import poison
 
-        return poison(
-            benign=self.shop.roles.task_train,
-            harmful=self.shop.roles.attacker_harmful,
-            ratio=attack.harmful_ratio,
-            size=attack.size,
-            seed=self.experiment.seed,
-        )
+        try:
+            return poison(
+                benign=self.shop.roles.task_train,
+                harmful=self.shop.roles.attacker_harmful,
+                ratio=attack.harmful_ratio,
+                size=attack.size,
+                seed=self.experiment.seed,
+            )
+        except InputError as error:
+            raise InputError(f"finetune.attack: {error}") from error
 
     def _train(self, work: Path, name: str, start: str, rows: list[dict], snapshots: list[int]) -> dict[str, Any]:
-        """Trains in this process, or in several. Returns what `stage.json` is to say of the latter."""
-        from mithridate.pipeline import launch, training
+        """Trains in this process, or in several. Returns what `stage.json` is to say of it: what was trained, and of
+        several processes."""
+        from mithridate.pipeline import launch, precheck, training
 
-        job = self._job(name, rows, self.layers(start), snapshots)
+        left, args = precheck.left(self, name, rows), precheck.arguments(self, name)
+        job = replace(self._job(name, rows, self.layers(start), snapshots), sequences=left.sequences)
+        record: dict[str, Any] = {}
         if self.launch:
-            return launch.run(job, self.launch, work)
-        training.run_job(job, work)
-        return {}
+            record = launch.run(job, self.launch, work)
+        else:
+            training.run_job(job, work)
+        steps = json.loads((work / "history.json").read_text())[-1]["step"]
+        record["trained"] = precheck.trained(left, rows, steps)
+        return record | {"said": precheck.said(self, name, left, args)}
 
     def _job(self, name: str, rows: list[dict], layers: list[Any], snapshots: list[int]) -> Any:
         from mithridate.defenses import by_name
@@ -350,6 +396,7 @@ class Chain:
             snapshots=snapshots,
             progress=self.shop.progress,
             template=self.experiment.template,
+            report_to=self.shop.report_to,
         )
 
     def _build_repair(self, work: Path) -> None:
@@ -395,47 +442,71 @@ class Chain:
 
     # -- before any compute ------------------------------------------------------------------------
 
-    def preflight(self, here: bool = True) -> None:
-        """Tries out the set-up of every training stage that is not in the store, over one random layer of the model.
+    def preflight(self, here: bool = True, findings: Findings | None = None, scored: bool = True) -> None:
+        """Finds what is cheap to find, before anything is computed: tries out the set-up of every training stage that
+        is not in the store, over one random layer of the model; counts what tokenising leaves of its rows; and looks
+        whether the test prompts fit the model.
 
         So what a defense, the adapter or SFTConfig refuses is refused now, not after the stages before it have been
         computed.
 
         Args:
             here: whether this machine is the one that will train.
+            findings: takes up the problems, which are raised at the end where it is not given.
+            scored: whether models will be tested.
 
         Raises:
             UnsupportedSetup: with reason and remedy.
-            InputError: an adapter that does not fit, training arguments that SFTConfig refuses, too few rows for the
-                attack, or a resistance step that the attack does not reach.
+            InputError: an adapter that does not fit, training arguments that SFTConfig or TRL refuses, too few rows
+                for the attack, rows of which nothing would be trained, a resistance step that the attack does not
+                reach, prompts that do not fit; all of them at once.
         """
+        from mithridate.pipeline import precheck
+
+        found = Findings() if findings is None else findings
         for stage in self.upto("finetune"):
-            # The seed only chooses among the rows.
+            # The seed only chooses among the rows, which a check that is tied to it counts.
             config = {name: value for name, value in stage.config.items() if name != "seed"}
-            asked = digest([stage.name, config, stage.data, self.shop.base.digest])
-            if asked in self.shop.checked or self.shop.store.find(stage.name, stage.key):
+            seed = self.experiment.seed if stage.name == "finetune" else None
+            asked = digest([stage.name, config, stage.data, self.shop.base.digest, seed])
+            if asked in self.shop.checked or self.shop.store.whole(stage.name, stage.key):
                 continue
             self.shop.checked.add(asked)
-            if self.launch and here:
-                self.launch.check()
-            finetune = self.experiment.finetune if stage.name == "finetune" else None
-            rows = self._attack_rows(finetune.attack) if finetune else self.shop.roles.alignment
-            steps = self._steps(stage.name, len(rows))
-            # Nor do the learning rate and the share of harmful rows change what is refused.
-            config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
-            setup = digest(["set-up", stage.name, config | {"attack": len(rows)}, stage.data, self.shop.base.digest])
-            if setup not in self.shop.checked:
-                with tempfile.TemporaryDirectory() as folder:
-                    self._try_out(stage.name, rows, steps, Path(folder))
-                self.shop.checked.add(setup)
+            with found.noting():
+                if self.launch and here:
+                    self.launch.check()
+            with found.noting():
+                self._check_training(stage, config, found)
+        with found.noting():
+            if scored:
+                precheck.tests(self)
+        if findings is None:
+            found.settle("experiment")
+
+    def _check_training(self, stage: Stage, config: dict[str, Any], findings: Findings) -> None:
+        from mithridate.pipeline import precheck
+
+        finetune = self.experiment.finetune if stage.name == "finetune" else None
+        rows = self._attack_rows(finetune.attack) if finetune else self.shop.roles.alignment
+        steps = self._steps(stage.name, len(rows))
+        if not self.shop.here:
+            return
+        # Nor do the learning rate and the share of harmful rows change what is refused.
+        config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
+        setup = digest(["set-up", stage.name, config | {"attack": len(rows)}, stage.data, self.shop.base.digest])
+        if setup not in self.shop.checked:
+            self.shop.checked.add(setup)
+            with tempfile.TemporaryDirectory() as folder:
+                precheck.try_out(self, stage.name, rows, steps, Path(folder))
+        precheck.rows(self, stage.name, rows, steps, findings)
 
     def _steps(self, name: str, rows: int) -> int:
         """The optimizer steps of a training; so SFTConfig has been asked."""
-        from mithridate.pipeline.training import planned_steps, training_arguments
+        from mithridate.pipeline.precheck import arguments
+        from mithridate.pipeline.training import planned_steps
 
-        settings, evaluate = getattr(self.experiment, name), self.experiment.evaluate
+        evaluate, args = self.experiment.evaluate, arguments(self, name)
         try:
-            args = training_arguments(settings.training, Path(name), self.experiment.seed, bf16=False, progress=False)
             steps = planned_steps(args, rows, self.launch.processes if self.launch else 1)
         except InputError as error:
             raise InputError(f"{name}.{error}") from error
@@ -444,30 +515,6 @@ class Chain:
                 f"evaluate.resistance: expected steps below {steps}, the attack's last, got {evaluate.resistance[-1]}"
             )
         return steps
-
-    def _try_out(self, name: str, rows: list[dict], steps: int, folder: Path) -> None:
-        from peft import get_peft_model
-
-        from mithridate.pipeline.training import lora, trainer_of
-        from mithridate.sources.records import training_dataset
-
-        settings, tokenizer = getattr(self.experiment, name), self.tokenizer
-        if adapter := self._adapter(name):
-            try:
-                get_peft_model(self.shop.one_layer(), lora(adapter))
-            except ValueError as error:
-                raise InputError(f"adapter: {error}") from error
-        if not settings.defense:
-            training_dataset(rows, tokenizer, self.experiment.template)
-            return
-        job = self._job(name, rows, [], [])
-        if self.launch:  # several processes take fewer steps through the same rows than this one would
-            job = replace(job, training=job.training | {"max_steps": steps})
-        trainer = trainer_of(job, self.shop.one_layer(), folder)
-        if self.launch and self.launch.kind == "fsdp2":
-            trainer.is_fsdp_enabled = True  # as it will be in each of the processes
-            for defense in trainer.defenses:
-                defense.check(trainer)
 
     # -- the model after a stage ------------------------------------------------------------------
 

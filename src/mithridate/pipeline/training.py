@@ -15,7 +15,7 @@ import math
 import shutil
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from trl import SFTConfig
 
 from mithridate.checkpoints import Layer, assemble
 from mithridate.defenses.base import Defense
-from mithridate.errors import InputError
+from mithridate.errors import InputError, MithridateError
+from mithridate.methods.defense import acts
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
@@ -36,6 +37,7 @@ from mithridate.training.trainer import DefenseTrainer
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "trainer"  # inside the stage's work folder; removed before the stage is finished
+_LOGS = "runs"  # where transformers puts tensorboard's files
 _STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint, before it removes older ones
 
 
@@ -53,6 +55,8 @@ class Job:
         training: SFTConfig's fields.
         snapshots: optimizer steps whose weights are kept.
         template: name of the template that prompts are put into.
+        sequences: what the Trainer is to have after tokenising, by `rowcheck`; None: not counted.
+        report_to: services that are told of the training, besides local files; from the command line alone.
     """
 
     base: ModelFiles
@@ -67,6 +71,8 @@ class Job:
     snapshots: list[int]
     progress: bool
     template: str = "chat"
+    sequences: int | None = None
+    report_to: list[str] = field(default_factory=list)
 
 
 class _Bar(ProgressCallback):
@@ -138,14 +144,26 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def training_arguments(training: dict[str, Any], folder: Path, seed: int, bf16: bool, progress: bool) -> SFTConfig:
+def training_arguments(
+    training: dict[str, Any],
+    folder: Path,
+    seed: int,
+    bf16: bool,
+    progress: bool,
+    path: str = "training",
+    report_to: Sequence[str] = (),
+) -> SFTConfig:
     """SFTConfig with the project's defaults under the user's values.
 
     The defaults that differ from TRL's: no reporting to outside services, no gradient checkpointing on CPU (where
     memory is not what is short), a checkpoint every quarter of the run.
 
+    Args:
+        path: of the fields in the experiment file, for errors.
+        report_to: services besides those of `training`.
+
     Raises:
-        InputError: SFTConfig refuses the values.
+        InputError: SFTConfig refuses the values; with the field that it refuses.
     """
     steps = int(training.get("max_steps", -1))
     values: dict[str, Any] = {
@@ -164,31 +182,77 @@ def training_arguments(training: dict[str, Any], folder: Path, seed: int, bf16: 
         **training,
         "output_dir": str(folder),
     }
+    own = training.get("report_to", [])
+    local = [name for name in (own if isinstance(own, list) else [own]) if name != "none"]
+    services = values["report_to"] = list(dict.fromkeys([*local, *report_to])) or "none"
     try:
         args = SFTConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"training: {error}") from error
+    except LIBRARY_ERRORS as error:
+        culprit = next((name for name in training if _passes(SFTConfig, values, name)), None)
+        field = f" (field: {path}.{culprit})" if culprit else ""
+        raise InputError(f"{path}: {first_line(error)}{field}") from error
+    args.report_to = [] if services == "none" else services  # which adds services of its own on some clusters
     args._n_gpu = min(
         args.n_gpu, 1
     )  # one process uses one GPU; several are for several processes (DDP), never threads
     return args
 
 
+LIBRARY_ERRORS = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError, OSError),
+    *(RuntimeError, NotImplementedError, AssertionError),
+)
+"""What TRL, PEFT and transformers raise for settings that do not fit."""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _passes(cls: Any, values: dict[str, Any], name: str) -> bool:
+    """Whether a class takes the values without one of them."""
+    try:
+        cls(**{key: value for key, value in values.items() if key != name})
+    except LIBRARY_ERRORS:
+        return False
+    return True
+
+
+def batches_of(args: SFTConfig, sequences: int, processes: int = 1) -> int:
+    """The micro-batches of one pass over so many rows (or packs) on each process.
+
+    Raises:
+        InputError: there is none, so that the training would be of zero steps.
+    """
+    batch = args.per_device_train_batch_size * processes
+    batches = sequences // batch if args.dataloader_drop_last else math.ceil(sequences / batch)
+    if batches == 0:
+        several = f" on each of {processes} processes" if processes > 1 else ""
+        raise InputError(
+            f"training.dataloader_drop_last: not one optimizer step would be made: {sequences} "
+            f"{'packs' if args.packing else 'rows'} do not fill a batch of {args.per_device_train_batch_size}{several}, "
+            "and what does not fill one is dropped. Lower per_device_train_batch_size, give more rows, or set "
+            "dataloader_drop_last: false"
+        )
+    return batches
+
+
 def planned_steps(args: SFTConfig, rows: int, processes: int = 1) -> int:
     """The optimizer steps of a run over `rows` examples.
 
     Raises:
-        InputError: the examples are packed, and `max_steps` is not set.
+        InputError: there would be none; the examples are packed, and `max_steps` is not set.
     """
     if args.max_steps > 0:
+        if not args.packing:
+            batches_of(args, rows, processes)
         return args.max_steps
     if args.packing:
         raise InputError(
             "training.packing: how many steps a run over packed rows takes is known only once they are packed; set "
             "max_steps, or packing: false"
         )
-    batch = args.per_device_train_batch_size * processes
-    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    batches = batches_of(args, rows, processes)
     return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
 
 
@@ -204,6 +268,7 @@ def build_trainer(
     seed: int,
     bf16: bool,
     progress: bool,
+    report_to: Sequence[str] = (),
 ) -> DefenseTrainer:
     """The trainer of one stage; its checkpoints go into `work`.
 
@@ -213,7 +278,7 @@ def build_trainer(
     """
     trainer = DefenseTrainer(
         model=model,
-        args=training_arguments(training, work / _CHECKPOINTS, seed, bf16, progress),
+        args=training_arguments(training, work / _CHECKPOINTS, seed, bf16, progress, report_to=report_to),
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -251,6 +316,7 @@ def trainer_of(job: Job, model: Any, work: Path) -> DefenseTrainer:
         seed=job.seed,
         bf16=job.adapter is None and job.dtype == "bfloat16",
         progress=job.progress,
+        report_to=job.report_to,
     )
 
 
@@ -267,9 +333,31 @@ def run_job(job: Job, work: Path, callbacks: Sequence[TrainerCallback] = ()) -> 
         # The embedded data are short: plain attention trains on them about 1.2 times as fast as the fused kernel.
         model.set_attn_implementation("eager")
     trainer = trainer_of(job, model, work)
+    _require_sequences(trainer, job.sequences)
     for callback in callbacks:
         trainer.add_callback(callback)
     train(trainer, work, job.snapshots)
+
+
+def _require_sequences(trainer: DefenseTrainer, expected: int | None) -> None:
+    """Raises MithridateError where the Trainer has other rows than were counted before. A defense that chooses the
+    rows itself is not held to it."""
+    chosen = any(acts(defense, "rows") for defense in trainer.defenses)
+    if expected is not None and not chosen and len(trainer.train_dataset) != expected:
+        raise MithridateError(
+            f"the Trainer has {len(trainer.train_dataset)} rows after tokenising, and {expected} were counted before; "
+            "nothing is trained. This version of TRL prepares rows in another way than the one that was tested."
+        )
+
+
+def _require_steps(trainer: DefenseTrainer) -> None:
+    """Raises MithridateError where the training ended before its last planned step."""
+    made, planned = trainer.state.global_step, trainer.state.max_steps
+    if made < planned or made == 0:
+        raise MithridateError(
+            f"the training ended after {made} of {planned} optimizer steps, so it is not kept as finished. Its rows "
+            "ran out or something stopped it: check the rows, per_device_train_batch_size and dataloader_drop_last."
+        )
 
 
 def train(trainer: DefenseTrainer, work: Path, snapshots: list[int]) -> None:
@@ -293,11 +381,14 @@ def train(trainer: DefenseTrainer, work: Path, snapshots: list[int]) -> None:
             if isinstance(callback, _Bar):
                 callback.close()
         raise
+    _require_steps(trainer)
     _save(trainer, work / "model")
     if main:
         (work / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
     trainer.accelerator.wait_for_everyone()  # the other processes' part of the last checkpoint is written
     if main:
+        if (folder / _LOGS).is_dir():  # of services that write local files (tensorboard)
+            (folder / _LOGS).rename(work / "logs")
         for checkpoint in folder.glob("checkpoint-*"):
             _remove(checkpoint)
         shutil.rmtree(folder, ignore_errors=True)
