@@ -147,8 +147,10 @@ def try_out(chain: Chain, name: str, given: Sequence[dict[str, Any]], steps: int
 
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        fields = ", ".join(_culprits(chain, name, job, folder, str(error))) or f"{name}.training"
-        raise InputError(f"{fields}: {_reason(error, first_line(error))}") from error
+        fields = _culprits(chain, name, job, folder)
+        place = fields[0].rpartition(".")[0] if fields else f"{name}.training"
+        named = f" (field: {' or '.join(fields)})" if fields else ""
+        raise InputError(f"{place}: {_reason(error, first_line(error))}{named}") from error
 
 
 def _reason(error: Exception, text: str) -> str:
@@ -165,7 +167,7 @@ def _build(chain: Chain, job: Any, folder: Path) -> None:
             defense.check(trainer)
 
 
-def _culprits(chain: Chain, name: str, job: Any, folder: Path, text: str) -> list[str]:
+def _culprits(chain: Chain, name: str, job: Any, folder: Path) -> list[str]:
     """The fields of a stage by which the libraries' refusal comes: without any one of them there is none.
 
     Found by leaving out one at a time: their errors name fields in words of their own, if at all.

@@ -129,7 +129,7 @@ class Findings:
             [error] = self._found.values()
             raise error
         if self._found:
-            raise error_of(where, [line for text in self._found for line in _items(text, where)])
+            raise error_of(where, list(dict.fromkeys(line for text in self._found for line in _items(text, where))))
 
 
 def _items(text: str, where: str) -> list[str]:

@@ -229,7 +229,7 @@ def require_context(left: Left, context: int | None, path: str, role: str) -> No
     if context is not None and left.longest > context:
         raise InputError(
             f"{path}.training.max_length: the longest row of data.{role} has {left.longest} tokens, and the model's "
-            f"context is {context}. Set max_length: {context} or less, or shorten or leave out the rows that are longer"
+            f"context is {context}. Set max_length: {context} or less, or shorten or leave out the longer rows"
         )
 
 

@@ -226,6 +226,20 @@ class Chain:
         history = self.history("finetune")
         return history[-1]["step"] if history and self.finetune else None
 
+    def trained(self, upto: str) -> dict[str, int] | None:
+        """What the last training as far as stage `upto` trained (`precheck.trained`); None where there was none, or it
+        was made before this was recorded."""
+        found = [record.get("trained") for record in self._records(upto)]
+        return found[-1] if found else None
+
+    def said(self, upto: str) -> list[str]:
+        """What the trainings as far as stage `upto` lost of their rows, in words."""
+        return [text for record in self._records(upto) for text in record.get("said", ())]
+
+    def _records(self, upto: str) -> list[dict[str, Any]]:
+        stages = [stage for stage in self.upto(upto) if stage.name in ("align", "finetune")]
+        return [json.loads((self.shop.folder(stage) / MANIFEST).read_text()) for stage in stages]
+
     def settings(self, upto: str) -> dict[str, Any]:
         """The values of every method that acted as far as stage `upto`, by name."""
         chosen: dict[str, Any] = {}
@@ -331,6 +345,7 @@ class Chain:
             "dtype": self.shop.dtype,
             "adapter": self._adapter(name),
             **self._template(),
+            **({"remote_code": True} if self.shop.base.remote_code else {}),
             # Nothing for one process, in which nothing is launched. Of the file, only its kind changes a number.
             **({"launch": {"kind": self.launch.kind, "processes": self.launch.processes}} if self.launch else {}),
         }

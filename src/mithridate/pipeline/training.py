@@ -229,9 +229,10 @@ def batches_of(args: SFTConfig, sequences: int, processes: int = 1) -> int:
     if batches == 0:
         several = f" on each of {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"training.dataloader_drop_last: not one optimizer step would be made: {sequences} "
-            f"{'packs' if args.packing else 'rows'} do not fill a batch of {args.per_device_train_batch_size}{several}, "
-            "and what does not fill one is dropped. Lower per_device_train_batch_size, give more rows, or set "
+            "training.dataloader_drop_last: not one optimizer step would be made: "
+            f"{sequences} {'packs' if args.packing else 'rows'} do not fill a batch of "
+            f"{args.per_device_train_batch_size}{several}, and what does not fill one is dropped. Lower "
+            "per_device_train_batch_size, give more rows, or set "
             "dataloader_drop_last: false"
         )
     return batches
