@@ -152,6 +152,31 @@ def local_model(name: str, remote_code: bool = False) -> ModelFiles | None:
     return _files(name, path, remote_code)
 
 
+def require_on_hub(name: str) -> None:
+    """Asks the Hub whether it has a model that is not on this machine; fetches nothing. An embedded model is passed
+    over, and what cannot be told because the Hub does not answer.
+
+    Raises:
+        InputError: it has none of that name, or may not be asked (`HF_HUB_OFFLINE`).
+    """
+    if name in EMBEDDED:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=5)
+    except OfflineModeIsEnabled as error:
+        raise InputError(
+            f"model {name!r}: no such folder here, not in the Hub's cache, and HF_HUB_OFFLINE keeps it from being "
+            "fetched. Correct the name, or unset HF_HUB_OFFLINE"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(f"model {name!r}: no such folder here and no such model on the Hub.") from error
+    except Exception as error:  # the client's own, its HTTP library's, OSError: nothing is known then
+        logger.debug("the Hub was not asked about %s: %s", name, error)
+
+
 def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template and a pad token (the end-of-sequence token where it has none).
 

@@ -21,7 +21,7 @@ from typing import Any
 from mithridate.attacks.curve import TITLES, Point, breaking, verdict
 from mithridate.attacks.poisoning import poison
 from mithridate.attacks.search import Scores, Try, best, search
-from mithridate.attacks.settings import AttackFile, Range, attacked, load_attack
+from mithridate.attacks.settings import AttackFile, among, attacked, load_attack
 from mithridate.errors import InputError
 from mithridate.pipeline.config import Experiment, load_experiment
 from mithridate.pipeline.matching import Table
@@ -151,8 +151,7 @@ def _extremes(given: AttackFile, experiment: Experiment) -> list[Experiment]:
 
 def _values(given: AttackFile, knob: str) -> list[Any]:
     """What a knob is chosen among; of a range, its ends."""
-    among = getattr(given, knob)
-    return [among.low, among.high] if isinstance(among, Range) else among if isinstance(among, list) else [among]
+    return among(getattr(given, knob))
 
 
 def _search(given: AttackFile, experiment: Experiment, base: Path, folder: Path) -> tuple[float | None, list[Try]]:

@@ -5,6 +5,7 @@ Reading and checking the file imports no torch; `validate`, which looks into the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -22,7 +23,7 @@ from mithridate.pipeline import training_fields
 from mithridate.pipeline.problems import error_of, explained, kind, nearest
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
-from mithridate.sources.roles import ROLES, Source
+from mithridate.sources.roles import ROLES, Source, source_problems
 
 VARIANTS = "variants"  # the key of a sweep that is no field's path
 _LEAST = {
@@ -220,8 +221,19 @@ def load_cells(
     experiment, found = _parse(raw | {"sweep": {}} if problems else raw)
     problems += found
     if problems or experiment is None:
-        raise error_of(where, problems)
+        base = Path(source).parent if not isinstance(source, Mapping) else Path()
+        raise error_of(where, list(dict.fromkeys([*problems, *_data_problems(raw, base)])))
     return experiment, expand(experiment, where)
+
+
+def _data_problems(raw: dict[str, Any], base: Path) -> list[str]:
+    """What is wrong with the sources of a file that is wrong elsewhere, so that both are told at once."""
+    found: dict[str, list[Source]] = {}
+    data = raw.get("data")
+    for role, sources in data.items() if isinstance(data, dict) else ():
+        with contextlib.suppress(ValidationError, InputError):  # of another form: told already
+            found[role] = TypeAdapter(list[Source]).validate_json(canonical_json(sources), strict=True)
+    return source_problems(found, base)
 
 
 def _override(raw: dict[str, Any], override: str) -> str | None:
@@ -547,6 +559,7 @@ def validate(experiment: Experiment, where: str = "experiment") -> None:
         settings = getattr(experiment, stage)
         if settings is not None:
             problems += _method_problems(f"{stage}.defense", settings.defense, defenses.by_name())
+            problems += _stage_problems(stage, settings.defense, defenses.by_name())
             problems += _training_problems(f"{stage}.training", settings.training)
     problems += _method_problems("repair", experiment.repair, repairs.by_name())
     problems += _evaluate_problems(experiment)
@@ -590,6 +603,19 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
                 f"evaluate.tasks.{name}: is scored by win rate; give evaluate.judges one that compares: win-rate"
             )
     return problems
+
+
+_PLACES = {"alignment": "align", "fine-tuning": "finetune"}  # of a defense, by its stage
+
+
+def _stage_problems(stage: str, defense: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Defenses that are for another stage than the one that they stand in."""
+    return [
+        f"{stage}.defense.{name}: is a defense of {known[name].stage}, and would not be one here. Set it under "
+        f"{place}.defense"
+        for name in defense
+        if name in known and (place := _PLACES.get(known[name].stage, stage)) != stage
+    ]
 
 
 def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mapping[str, Any]) -> list[str]:

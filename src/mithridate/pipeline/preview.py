@@ -1,7 +1,7 @@
 """`mithridate run --dry-run`: the graph of stages, what the store has of it, and what the rest would take.
 
-It takes the code path of a run as far as the stages' keys, its checks before any compute included. Nothing is trained, generated or judged; neither the store
-nor the run's folder is written to; no model is fetched or converted.
+It takes the code path of a run as far as the stages' keys, its checks before any compute included. Nothing is trained,
+generated or judged; neither the store nor the run's folder is written to; no model is fetched or converted.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def preview(
         InputError: as `run` before it computes anything, with every problem that was found. Of a model that is not
             here yet, what needs its tokenizer or its configuration cannot be told.
     """
-    from mithridate.models import ModelFiles, local_model
+    from mithridate.models import ModelFiles, local_model, require_on_hub
     from mithridate.pipeline.forecast import Forecast
     from mithridate.pipeline.ownership import require_own
     from mithridate.pipeline.problems import Findings
@@ -109,6 +109,7 @@ def preview(
     def find(name: str) -> ModelFiles:
         files = local_model(name, allowed.remote_code)
         if files is None:
+            require_on_hub(name)
             notes.append(f"{name} is not on this machine yet: whether the store has stages of it cannot be told")
         return files or ModelFiles(name, Path(), "not here yet")
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from mithridate.errors import InputError
+from mithridate.errors import Findings, error_of
+
+__all__ = ["Findings", "error_of", "explained", "kind", "nearest"]
 
 
 def explained(error: ValidationError, raw: Any, owners: Mapping[tuple[Any, ...], Any] = {}) -> list[str]:
@@ -97,43 +98,3 @@ def nearest(name: str, valid: Iterable[str], listed: bool = True) -> str:
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; there are: {', '.join(names)}" if listed and names else ""
-
-
-def error_of(where: str, problems: list[str]) -> InputError:
-    if len(problems) == 1:
-        return InputError(f"{where}: {problems[0]}")
-    shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-    return InputError(f"{where}: {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in shown))
-
-
-class Findings:
-    """Collects what is wrong, so that all of it is told at once, each problem once."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, InputError] = {}
-
-    @contextlib.contextmanager
-    def noting(self, path: str = "") -> Iterator[None]:
-        """Notes an InputError that the block ends with, and goes on; `path` is put before its text."""
-        try:
-            yield
-        except InputError as error:
-            self._found.setdefault(f"{path}{error}", error if not path else InputError(f"{path}{error}"))
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
-    def settle(self, where: str = "") -> None:
-        """Raises InputError with every problem found; where there is one alone, as it was raised."""
-        if len(self._found) == 1:
-            [error] = self._found.values()
-            raise error
-        if self._found:
-            raise error_of(where, list(dict.fromkeys(line for text in self._found for line in _items(text, where))))
-
-
-def _items(text: str, where: str) -> list[str]:
-    """The problems in an error's text, which may have several itself."""
-    text = text.removeprefix(f"{where}: ")
-    head, *rest = text.split("\n")
-    return [line.strip() for line in rest] if rest and re.fullmatch(r"\d+ problems:", head) else [text]

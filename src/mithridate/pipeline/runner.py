@@ -534,6 +534,12 @@ def _model(name: str, base: Path) -> str:
     from mithridate.models import EMBEDDED
 
     beside = base / Path(name).expanduser()
+    if name not in EMBEDDED and "/" in name and not beside.exists() and not Path(name).expanduser().exists():
+        # "models/nosuch" could be an id on the Hub, but for the models that lie in that folder here
+        there = [folder.parent for folder in beside.parent.glob("*/config.json")]
+        if there:
+            names = [str(Path(name).parent / folder.name) for folder in there]
+            raise InputError(f"model: no such folder {beside}{nearest(name, names)}")
     return str(beside) if name not in EMBEDDED and beside.is_dir() else name
 
 
@@ -544,11 +550,11 @@ def located(experiment: Experiment, base: Path) -> Experiment:
         path = base / Path(name).expanduser()
         return str(path) if path.is_file() else name
 
-    def located(source: Source) -> Source:
-        test = file(source.test) if isinstance(source.test, str) else source.test and located(source.test)
+    def placed(source: Source) -> Source:
+        test = file(source.test) if isinstance(source.test, str) else source.test and placed(source.test)
         return replace(source, source=file(source.source), test=test)
 
-    data = {role: [located(source) for source in sources] for role, sources in experiment.data.items()}
+    data = {role: [placed(source) for source in sources] for role, sources in experiment.data.items()}
     launch = file(experiment.accelerate)
     return replace(experiment, model=_model(experiment.model, base), data=data, accelerate=launch)
 
