@@ -19,8 +19,15 @@ FAILED = 1
 app = typer.Typer()
 
 
+_FLAGS = {  # of `estimate`, those that are for a model alone
+    **{name: f"--{name}" for name in ("method", "batch", "length", "steps", "full", "dtype", "processes")},
+    "checkpointing": "--checkpointing",
+}
+
+
 @app.command()
 def estimate(
+    context: typer.Context,
     what: Annotated[
         str,
         typer.Argument(
@@ -53,7 +60,14 @@ def estimate(
 
     if speed is not None and not speed > 0:
         raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
+    sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in context.params}
+    given = {name for name, source in sources.items() if source == "COMMANDLINE"}
     if what.endswith((".yaml", ".yml")):
+        if unread := [_FLAGS[name] for name in _FLAGS if name in given]:
+            raise InputError(
+                f"{', '.join(unread)}: for a model; {what} says itself what is trained. Change it with -o, as in "
+                "-o align.training.per_device_train_batch_size=4 or -o processes=8"
+            )
         from mithridate.pipeline.config import load_experiment
 
         file = Path(what)
@@ -66,6 +80,11 @@ def estimate(
             raise InputError("-o is for experiment files; a model takes --batch, --length, --steps, ...")
         if accelerate not in (None, "ddp", "fsdp2"):
             raise InputError(f"--accelerate: expected ddp or fsdp2 for a model, got {accelerate}")
+        if accelerate and "processes" not in given:
+            raise InputError(f"--accelerate {accelerate}: in how many processes? Give --processes N")
+        for name, value in (("batch", batch), ("length", length), ("steps", steps), ("processes", processes)):
+            if value < 1:
+                raise InputError(f"--{name}: expected at least 1, got {value}")
         setup = planning.Setup(
             batch=batch,
             length=length,

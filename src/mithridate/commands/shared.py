@@ -22,6 +22,12 @@ Accelerate = Annotated[
     str | None,
     typer.Option("--accelerate", metavar="ddp|fsdp2|FILE", help="Train in several processes; -o processes=N for N."),
 ]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Write into --out even if it holds another experiment; that one goes.")
+]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 
 

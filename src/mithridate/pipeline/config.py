@@ -222,8 +222,18 @@ def load_cells(
     problems += found
     if problems or experiment is None:
         base = Path(source).parent if not isinstance(source, Mapping) else Path()
-        raise error_of(where, list(dict.fromkeys([*problems, *_data_problems(raw, base)])))
+        raise error_of(where, list(dict.fromkeys([*problems, *_refused_in(raw), *_data_problems(raw, base)])))
     return experiment, expand(experiment, where)
+
+
+def _refused_in(raw: dict[str, Any]) -> list[str]:
+    """Of a file that is wrong elsewhere, the fields of trainings that no file may have."""
+    found = []
+    for name in ("align", "finetune"):
+        stage = raw.get(name)
+        training = stage.get("training") if isinstance(stage, dict) else None
+        found += training_fields.problems(f"{name}.training", training) if isinstance(training, dict) else []
+    return found
 
 
 def _data_problems(raw: dict[str, Any], base: Path) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.pipeline.config import Experiment, canonical, load_experiment, resolved_yaml, swept_paths, validate
-from mithridate.pipeline.store import digest
+from mithridate.pipeline.store import digest, replace_file
 
 FILE = "experiment.yaml"
 # What the commands write into their folders.
@@ -37,7 +37,7 @@ def text_of(source: Experiment, owner: Any = None) -> str:
         owner: what the folder belongs to, in JSON types; the experiment, if not given.
     """
     body = resolved_yaml(source)
-    belongs = digest(_identity(source, source.sweep) if owner is None else owner)
+    belongs = digest(identity(source, source.sweep) if owner is None else owner)
     kind = "run" if owner is None else "study"
     line = (
         f"# Written by mithridate: {kind} {belongs[:16]}, content {_short(body)}. To change it, copy it elsewhere.\n"
@@ -71,9 +71,32 @@ def require_own(folder: Path, source: Experiment, owner: Any = None) -> None:
         return
     if owner is None and study is None:
         swept = {**there.sweep, **source.sweep}
-        if _identity(there, swept) == _identity(source, swept):
+        if identity(there, swept) == identity(source, swept):
             return
     raise InputError(f"--out {folder}: holds {_told(there, source)}. {_REMEDY}")
+
+
+def open_study(folder: Path, source: Experiment, owner: Any, replacing: bool = False) -> None:
+    """Takes a folder for a study of several runs, before the first of them: from now on it is the study's.
+
+    Args:
+        source: what its experiment file holds until a run of it says otherwise.
+        owner: as of `text_of`.
+        replacing: whether what is there goes first.
+
+    Raises:
+        InputError: as `require_own`, or the folder cannot be made.
+    """
+    if not replacing:
+        require_own(folder, source, owner)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if replacing:
+            clear(folder)
+        if not (folder / FILE).exists():
+            replace_file(folder / FILE, text_of(source, owner))
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror}). Give a folder that can.") from error
 
 
 def clear(folder: Path) -> None:
@@ -92,7 +115,7 @@ def clear(folder: Path) -> None:
 
 def _told(there: Experiment, source: Experiment) -> str:
     """In what another experiment differs, in words."""
-    mine, theirs = (dict(_flat(_identity(one, {**there.sweep, **source.sweep}))) for one in (source, there))
+    mine, theirs = (dict(_flat(identity(one, {**there.sweep, **source.sweep}))) for one in (source, there))
     differ = [path for path in {**theirs, **mine} if mine.get(path) != theirs.get(path)]
     shown = ", ".join(differ[:3]) + (", ..." if len(differ) > 3 else "")
     return f"another experiment (it differs in {shown})" if differ else "what another command wrote"
@@ -127,7 +150,7 @@ def _read(file: Path) -> tuple[Experiment, str | None] | None:
     return experiment, line[2] if line and line[1] == "study" else None
 
 
-def _identity(experiment: Experiment, sweep: dict[str, Any]) -> dict[str, Any]:
+def identity(experiment: Experiment, sweep: dict[str, Any]) -> dict[str, Any]:
     """What makes an experiment the one that it is: its fields, but those that a sweep varies, with the defaults of its
     methods filled in."""
     raw = canonical(replace(experiment, sweep={}))

@@ -17,7 +17,6 @@ from mithridate.pipeline.config import load_cells
 if TYPE_CHECKING:
     from mithridate.executors.base import Executor
     from mithridate.pipeline.forecast import Forecast, Guess
-    from mithridate.pipeline.runner import Allowed
     from mithridate.pipeline.stages import Chain, Stage
 
 STATES = ("in the store", "begun", "damaged", "to run")
@@ -79,7 +78,8 @@ def preview(
     executor: Executor | None = None,
     out: str | Path | None = None,
     replace: bool = False,
-    allowed: Allowed | None = None,
+    report_to: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Preview:
     """What `run` with the same arguments would do. The executor is asked whether it can, and not started.
 
@@ -104,7 +104,7 @@ def preview(
 
     loaded, experiments = load_cells(experiment, list(overrides))
     base, where, name = place_of(experiment)
-    notes, findings, allowed = [], Findings(), allowed or Allowed()
+    notes, findings, allowed = [], Findings(), Allowed(tuple(report_to), trust_remote_code)
 
     def find(name: str) -> ModelFiles:
         files = local_model(name, allowed.remote_code)

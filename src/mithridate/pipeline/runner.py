@@ -613,8 +613,13 @@ def _report(folder: Path) -> None:
     build_report(folder)
 
 
-def export_cell(run_folder: str | Path, cell: str, out: str | Path, merged: bool = True) -> Path:
+def export_cell(
+    run_folder: str | Path, cell: str, out: str | Path, merged: bool = True, trust_remote_code: bool = False
+) -> Path:
     """Writes the model of one cell of a run as a folder that plain transformers (merged) or PEFT (adapter) loads.
+
+    Args:
+        trust_remote_code: as of `run`, which was called with it.
 
     Raises:
         InputError: no such run or cell, or its stages are no longer in the store.
@@ -637,7 +642,8 @@ def export_cell(run_folder: str | Path, cell: str, out: str | Path, merged: bool
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(recipes)}.")
     recipe = recipes[cell]
     experiment = load_experiment(recipe["experiment"])
-    [shop] = workshops([experiment], Path(recipe["base"]), progress=False)
+    allowed = Allowed(remote_code=trust_remote_code)
+    [shop] = workshops([experiment], Path(recipe["base"]), progress=False, allowed=allowed)
     chain = Chain(experiment, shop)
     stages = [json.loads((shop.folder(stage) / MANIFEST).read_text()) for stage in chain.upto(recipe["upto"])]
     story = Story(results, row, recipe["experiment"], stages)

@@ -180,7 +180,7 @@ def source_problems(data: Mapping[str, list[Source]], base: Path) -> list[str]:
                 files = [source.source, *([source.test] if isinstance(source.test, str) else [])]
                 for name in files:
                     if name != "embedded" and not _hub(name) and not (path := _path(name, base, role)).is_file():
-                        raise no_file(path)
+                        raise InputError(f"data.{role}: {no_file(path)}")
     return findings.texts()
 
 
