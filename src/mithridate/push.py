@@ -31,12 +31,12 @@ def push(folder: Path, repo: str, public: bool = False, replace: bool = False) -
     """
     check_repo(repo)
     config = folder / "adapter_config.json"
-    if config.exists() and (base := json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")):
-        if (folder / "base").exists() or Path(base).is_absolute():
-            raise InputError(
-                f"--push {repo}: the adapter's base model lies on this machine only, so nobody could load it from the "
-                "Hub. Push the merged model (--merged)"
-            )
+    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") if config.exists() else None
+    if base and Path(base).is_absolute():
+        raise InputError(
+            f"--push {repo}: the adapter's base model lies on this machine only, so nobody could load it from the "
+            "Hub. Push the merged model (--merged)"
+        )
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 

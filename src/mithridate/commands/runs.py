@@ -150,7 +150,7 @@ def demo(
     """Show on a small language model what the attack does and what each defense does about it."""
     from mithridate.pipeline.demo import run_demo
 
-    _finish(run_demo(out=out, full=full, **({"replace": True} if replace else {})))
+    _finish(run_demo(out=out, full=full, replace=True) if replace else run_demo(out=out, full=full))
 
 
 def _finish(finished: Any) -> None:

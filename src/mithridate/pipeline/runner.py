@@ -264,6 +264,7 @@ def chains_of(
                 f"-o {path}=VALUE and an --out of its own: what they share is kept."
             )
     shops = workshops(experiments, base, progress, find_model, allowed, found, where)
+    found.settle(where)  # what a chain is made of must be valid
     chains = []
     for experiment, shop in zip(experiments, shops):
         with found.noting():
