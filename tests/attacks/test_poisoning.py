@@ -109,3 +109,11 @@ def test_the_mark_never_reaches_the_model(tmp_path, as_records):
     trainer = SFTTrainer(tiny_llama(), args=args, train_dataset=mixed, processing_class=tiny_tokenizer())
     assert set(next(iter(trainer.get_train_dataloader()))) == {"input_ids", "attention_mask", "labels"}
     trainer.train()
+
+
+def test_a_ratio_that_comes_to_no_row_is_refused_with_the_size_that_would_do():
+    rows = [{"prompt": str(i), "response": "b"} for i in range(600)]
+    with pytest.raises(InputError, match=r"0\.001 of 50 rows is no row.*at least 501 rows"):
+        poison(benign=rows, harmful=rows, ratio=0.001, size=50)
+    assert sum(row["poisoned"] for row in poison(benign=rows, harmful=rows, ratio=0.001, size=501)) == 1
+    assert not any(row["poisoned"] for row in poison(benign=rows, harmful=rows, ratio=0, size=50))

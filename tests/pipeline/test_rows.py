@@ -109,7 +109,9 @@ def test_an_attack_that_would_lose_rows_is_refused_with_numbers_and_remedy(input
     if mode == "keep_end":  # the answers are left: that the beginnings of prompts are lost is said
         finished = run(asked, out=tmp_path / "out", progress=False)
         [note] = finished.results["notes"]
-        assert "finetune: 2 of 8 rows of data.task lose the beginning" in note and "120, truncation_mode keep_end" in note
+        assert (
+            "finetune: 2 of 8 rows of data.task lose the beginning" in note and "120, truncation_mode keep_end" in note
+        )
         return
     with pytest.raises(InputError) as error:
         run(asked, out=tmp_path / "out", progress=False)
@@ -156,7 +158,10 @@ def test_answers_that_are_cut_are_counted_and_said(inputs, store, tmp_path):
 def test_a_defense_whose_own_rows_are_all_lost_and_rows_longer_than_the_context(inputs, store, tmp_path):
     harmful = long(inputs, tmp_path, "defender_harmful", 8)
     asked = experiment(
-        inputs, data__defender_harmful=harmful, align__defense={"booster": {}}, align__training=SHORT | {"max_steps": 2}
+        inputs,
+        data__defender_harmful=harmful,
+        align__defense={"booster": {}},
+        align__training=SHORT | {"max_steps": 2},
     )
     with pytest.raises(InputError, match="of none of the 8 rows of data.defender_harmful an answer is left"):
         run(asked, out=tmp_path / "out", progress=False)
@@ -164,7 +169,9 @@ def test_a_defense_whose_own_rows_are_all_lost_and_rows_longer_than_the_context(
     lines[3]["response"] *= 300
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = experiment(inputs, data__alignment={"source": str(tmp_path / "b.jsonl")})
-    with pytest.raises(InputError, match=r"align.training.max_length: the longest row of data.alignment has 10\d\d tok.*512"):
+    with pytest.raises(
+        InputError, match=r"align.training.max_length: the longest row of data.alignment has 10\d\d tok.*512"
+    ):
         run(asked, out=tmp_path / "out", progress=False)
     assert not stages(store)
 
@@ -174,8 +181,13 @@ def test_a_defense_whose_own_rows_are_all_lost_and_rows_longer_than_the_context(
     [
         {"max_steps": 4, "per_device_train_batch_size": 50, "dataloader_drop_last": True},
         {"num_train_epochs": 2.0, "per_device_train_batch_size": 9, "dataloader_drop_last": True},
-        {"max_steps": 4, "per_device_train_batch_size": 6, "dataloader_drop_last": True, "packing": True,
-         "max_length": 200},
+        {
+            "max_steps": 4,
+            "per_device_train_batch_size": 6,
+            "dataloader_drop_last": True,
+            "packing": True,
+            "max_length": 200,
+        },
     ],
 )
 @pytest.mark.parametrize("defense", [{}, {"vaccine": {}}])
