@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mithridate.errors import InputError, MithridateError
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _TOKEN = re.compile(r"\bhf_\w+|(?i:bearer)\s+\S+")
 
 

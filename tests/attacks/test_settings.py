@@ -130,7 +130,7 @@ def test_the_toy_of_the_page_is_valid(tmp_path):
 
 def test_a_search_that_could_propose_no_harmful_row_is_refused():
     given = {"harmful_ratio": {"low": 0.01, "high": 0.2}, "size": {"low": 10, "high": 200}, "steps": 5}
-    with pytest.raises(InputError, match="of 10 rows at a ratio of 0.01 none would be harmful"):
+    with pytest.raises(InputError, match=r"of 10 rows at a ratio of 0\.01 none would be harmful"):
         load_attack(given)
     load_attack(given | {"size": {"low": 60, "high": 200}})
     load_attack(given | {"data": "benign"})

@@ -51,7 +51,7 @@ def test_a_repository_is_made_private_or_as_asked(hub, tmp_path, public):
 
 def test_a_repository_that_is_there_is_written_to_only_where_that_is_asked(hub, tmp_path):
     api = hub(there={"me/private": True, "me/public": False})
-    with pytest.raises(InputError, match="a repository of that name already.*--replace"):
+    with pytest.raises(InputError, match=r"a repository of that name already.*--replace"):
         push(tmp_path, "me/private")
     with pytest.raises(InputError, match="this repository is public"):
         push(tmp_path, "me/public", replace=True)

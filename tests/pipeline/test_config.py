@@ -525,7 +525,7 @@ def test_mistakes_in_methods_and_training(file, override, problem):
         ("align.training.auto_find_batch_size=true", "align.training.auto_find_batch_size: expected false"),
         (
             "finetune.training.train_sampling_strategy=group_by_length",
-            'finetune.training.train_sampling_strategy: expected "random" or "sequential", got "group_by_length": other',
+            'finetune.training.train_sampling_strategy: expected "random" or "sequential", got "group_by_length": o',
         ),
         ("align.training.train_sampling_strategy=batch_rebalance", "align.training.train_sampling_strategy: expected"),
         ("align.training.dataloader_in_order=false", "align.training.dataloader_in_order: expected true"),

@@ -72,15 +72,17 @@ def test_counts_are_those_of_a_real_trainer(tmp_path, mode, length, rows):
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_packs_are_those_of_a_real_trainer(tmp_path, strategy, shuffle):
-    args = arguments(tmp_path, max_length=50, packing=True, packing_strategy=strategy, shuffle_dataset=shuffle)
+@pytest.mark.parametrize("length", [50, 150])
+def test_packs_are_those_of_a_real_trainer(tmp_path, strategy, shuffle, length):
+    args = arguments(tmp_path, max_length=length, packing=True, packing_strategy=strategy, shuffle_dataset=shuffle)
     left = RowCheck(tiny_tokenizer(), "chat").left(ROWS, args)
     dataset = training_dataset(ROWS, tiny_tokenizer())
     trainer = SFTTrainer(tiny_llama(), args, train_dataset=dataset, processing_class=tiny_tokenizer())
-    assert left.sequences == len(trainer.train_dataset) < len(ROWS)
+    assert left.sequences == len(trainer.train_dataset)
+    assert length == 50 or left.sequences < len(ROWS)
     if strategy == "bfd":  # cut off at max_length, as when rows are not packed
-        plain = arguments(tmp_path, max_length=50)
-        assert left.lost == RowCheck(tiny_tokenizer(), "chat").left(ROWS, plain).lost != []
+        plain = RowCheck(tiny_tokenizer(), "chat").left(ROWS, arguments(tmp_path, max_length=length))
+        assert left.lost == plain.lost and left.cut == plain.cut and bool(left.lost) == (length == 50)
     else:
         assert left.lost == left.cut == []
 
@@ -163,7 +165,7 @@ def test_a_defense_whose_own_rows_are_all_lost_and_rows_longer_than_the_context(
         align__defense={"booster": {}},
         align__training=SHORT | {"max_steps": 2},
     )
-    with pytest.raises(InputError, match="of none of the 8 rows of data.defender_harmful an answer is left"):
+    with pytest.raises(InputError, match=r"of none of the 8 rows of data.defender_harmful an answer is left"):
         run(asked, out=tmp_path / "out", progress=False)
     lines = [json.loads(line) for line in (inputs / "alignment.jsonl").read_text().splitlines()]
     lines[3]["response"] *= 300
@@ -193,7 +195,7 @@ def test_a_defense_whose_own_rows_are_all_lost_and_rows_longer_than_the_context(
 @pytest.mark.parametrize("defense", [{}, {"vaccine": {}}])
 def test_a_stage_of_no_step_is_refused(inputs, store, tmp_path, fields, defense):
     asked = experiment(inputs, align__training=fields, align__defense=defense)
-    with pytest.raises(InputError, match="align.training.dataloader_drop_last: not one optimizer step would be made"):
+    with pytest.raises(InputError, match=r"align.training.dataloader_drop_last: not one optimizer step would be made"):
         run(asked, out=tmp_path / "out", progress=False)
     assert not stages(store)
 

@@ -55,7 +55,7 @@ def test_columns_of_known_formats_are_not_dropped_in_silence(tmp_path, extra, ou
 
 
 def test_a_history_beside_a_prompt_is_not_dropped(tmp_path):
-    with pytest.raises(InputError, match="'history' would be left out.*Make `messages`"):
+    with pytest.raises(InputError, match=r"'history' would be left out.*Make `messages`"):
         roles_of(tmp_path, {"prompt": "p", "response": "r", "history": [["a", "b"]]})
 
 
