@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.pipeline import rowcheck
-from mithridate.pipeline.problems import Findings
+from mithridate.pipeline.problems import Findings, nearest
 from mithridate.protocols import protocol
 
 if TYPE_CHECKING:
@@ -158,9 +158,16 @@ def _reason(error: Exception, text: str) -> str:
 
 
 def _build(chain: Chain, job: Any, folder: Path) -> None:
+    """Builds the trainer of a job, and what it makes only when the training begins."""
+    from transformers.utils import is_liger_kernel_available
+
     from mithridate.pipeline.training import trainer_of
 
     trainer = trainer_of(job, chain.shop.one_layer(), folder)
+    if trainer.args.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
+    trainer.create_optimizer()
+    trainer.create_scheduler(num_training_steps=trainer.args.max_steps)
     if chain.launch and chain.launch.kind == "fsdp2":
         trainer.is_fsdp_enabled = True  # as it will be in each of the processes
         for defense in trainer.defenses:
@@ -257,6 +264,22 @@ def _role(part: str) -> str:
     if part.startswith("extra:"):
         return part
     return "task.test" if part.startswith("task_") else part.removesuffix("_validation")
+
+
+def services(names: Sequence[str]) -> None:
+    """Whether trainings can be reported to these services (`run --report-to`).
+
+    Raises:
+        InputError: transformers knows none of that name, or its package is not installed.
+    """
+    from transformers.integrations import integration_utils
+
+    for name in names:
+        known = integration_utils.INTEGRATION_TO_CALLBACK
+        if name not in known:
+            raise InputError(f"--report-to {name}: no such service{nearest(name, known)}")
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise InputError(f"--report-to {name}: the package of this service is not installed")
 
 
 def extras(chains: Sequence[Chain], page: bool) -> Iterator[str]:

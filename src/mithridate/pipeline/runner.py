@@ -217,6 +217,8 @@ def look_ahead(
     with findings.noting():
         if executor:
             executor.check(chains)
+    with findings.noting():
+        precheck.services(chains[0].shop.report_to)
     scored, plans = until not in MODEL_STAGES, []
     for chain in chains:
         chain.preflight(not (executor and executor.elsewhere), findings, scored)
