@@ -1,6 +1,6 @@
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
@@ -19,6 +19,7 @@ BENIGN, HARMFUL = rows("benign", 300), rows("harmful", 300)
 
 @given(ratio=st.floats(0, 1), size=st.integers(1, 300), seed=st.integers())
 def test_exactly_the_asked_for_number_of_harmful_rows_and_none_twice(ratio, size, seed):
+    assume(ratio == 0 or round(ratio * size))  # otherwise it is refused, as the last test here shows
     mixed = poison(benign=BENIGN, harmful=HARMFUL, ratio=ratio, size=size, seed=seed)
     marked = [row["prompt"] for row in mixed if row["poisoned"]]
     assert len(mixed) == size and len(marked) == round(ratio * size)
