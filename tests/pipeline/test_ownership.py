@@ -73,7 +73,10 @@ def test_an_experiment_file_of_the_users_own_is_refused(inputs, tmp_path):
     own.write_text(text.replace("seed: 0", "seed: 3"))  # a run's own, changed by hand
     with pytest.raises(InputError, match="was changed since a run wrote it"):
         require_own(tmp_path, loaded(inputs))
-    own.write_text(resolved_yaml(loaded(inputs)))  # as runs wrote it before there was a line
+    own.write_text(resolved_yaml(loaded(inputs)))
+    with pytest.raises(InputError, match="is your own"):
+        require_own(tmp_path, loaded(inputs))
+    (tmp_path / "cells.json").write_text("{}")  # as runs left it before there was a line
     require_own(tmp_path, loaded(inputs))
 
 

@@ -2,7 +2,8 @@
 
 `experiment.yaml` in a run's folder begins with a line that holds two digests: of what the folder belongs to (the
 experiment without its swept values, or what a study was asked for), and of the rest of the file, so that a file that a
-user wrote or changed is not taken for it. Files of runs before there was such a line are known by their form.
+user wrote or changed is not taken for it. Runs from before there was such a line are known by the file's form, and by
+the table beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.pipeline.config import Experiment, canonical, load_experiment, resolved_yaml, swept_paths, validate
 from mithridate.pipeline.store import digest, replace_file
+from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
 
 FILE = "experiment.yaml"
 # What the commands write into their folders.
@@ -143,7 +145,8 @@ def _read(file: Path) -> tuple[Experiment, str | None] | None:
         if line and line[3] != _short(body):
             return None
         experiment = load_experiment(file)
-        if not line and resolved_yaml(experiment) != body:
+        whole = (file.parent / "cells.json").is_file() and dump_yaml(parse_yaml(body, str(file))) == body
+        if not line and not whole:
             return None
     except (InputError, OSError, ValueError):
         return None
