@@ -177,6 +177,25 @@ def require_on_hub(name: str) -> None:
         logger.debug("the Hub was not asked about %s: %s", name, error)
 
 
+def load_config(files: ModelFiles) -> Any:
+    """The model's configuration.
+
+    Raises:
+        InputError: it cannot be read, or belongs to code that comes with the model and may not be run.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=files.remote_code)
+    except Exception as error:  # malformed files raise whatever their parser raises
+        if not files.remote_code and "trust_remote_code" in str(error):
+            raise InputError(
+                f"model {files.name!r}: comes with Python code of its own, which is run only where the command says "
+                "so: --trust-remote-code"
+            ) from error
+        raise InputError(f"{files.path}: config.json cannot be read ({_first_line(error)}).") from error
+
+
 def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a chat template and a pad token (the end-of-sequence token where it has none).
 

@@ -35,12 +35,11 @@ def file_of(folder, name, rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"finetune__attack__size": 500}, "finetune.attack: .*benign rows asked for"),
+        ({"finetune__attack__size": 500}, "finetune.attack: 125 harmful rows asked for"),
         ({"finetune__attack": {"harmful_ratio": 0.01, "size": 8}}, "0.01 of 8 rows is no row.*Give at least 51 rows"),
         ({"data__alignment__take": 9}, "data.alignment.*9 rows asked for, but there are 8"),
         ({"finetune__training": {"num_train_epochs": 1.0}, "evaluate__resistance": [1]}, "expected steps below 1"),
         ({"model": "./nosuch"}, "no such folder"),
-        ({"model": "org/not-in-the-cache"}, "HF_HUB_OFFLINE"),
         ({"adapter__target_modules": ["q_prj"]}, "adapter.target_modules"),
         ({"align__training__bf17": True}, "align.training.bf17: no such field"),
         ({"finetune__defense": {"lisa": {"align_steps": 9}}}, "finetune.defense: Lisa: one cycle.*Remedy"),
@@ -68,6 +67,11 @@ def test_a_typo_in_the_path_of_a_model_is_none_of_the_hub(inputs, store, tmp_pat
     file.write_text(json.dumps(experiment(inputs, model="models/smal")))
     with pytest.raises(InputError, match=r"model: no such folder .*models/smal; did you mean `models/small`"):
         preview(file)
+
+
+def test_a_model_that_can_be_nowhere_is_found_by_a_dry_run(inputs, store):
+    with pytest.raises(InputError, match="not in the Hub's cache, and HF_HUB_OFFLINE keeps it from being fetched"):
+        preview(experiment(inputs, model="org/not-in-the-cache"))
 
 
 def test_a_model_without_a_chat_template(inputs, store, tmp_path):

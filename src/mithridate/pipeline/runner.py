@@ -495,7 +495,7 @@ def workshops(
         settings, roles, files, shops[key] = experiment.evaluate, None, None, None
         with found.noting():
             select = None
-            with found.noting():
+            with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
                 chosen = protocol(settings.protocol)
                 select = chosen.select if chosen.rows.chooses else None
             roles = load_roles(experiment.data, base, select=select, extra=settings.tasks)

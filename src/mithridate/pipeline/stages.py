@@ -91,9 +91,9 @@ class Workshop:
 
     @cached_property
     def config(self) -> Any:
-        from transformers import AutoConfig
+        from mithridate.models import load_config
 
-        return AutoConfig.from_pretrained(self.base.path, trust_remote_code=self.base.remote_code)
+        return load_config(self.base)
 
     def rowcheck(self, template: str) -> RowCheck:
         """What counts rows under a template."""
