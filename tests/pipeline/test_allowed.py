@@ -71,7 +71,7 @@ def test_a_service_is_told_and_the_stage_is_the_same_one(inputs, store, tmp_path
 
 def test_a_models_own_code_is_run_where_the_command_line_says_so_and_stands_in_the_key(inputs, store, tmp_path):
     asked = experiment(inputs / "own", align__training__max_steps=1, finetune="none")
-    with pytest.raises(InputError, match="comes with Python code of its own.*--trust-remote-code"):
+    with pytest.raises(InputError, match=r"comes with Python code of its own.*--trust-remote-code"):
         run(asked, out=tmp_path / "out", progress=False)
     assert not stages(store)
     done = run(asked, out=tmp_path / "out", progress=False, trust_remote_code=True)
