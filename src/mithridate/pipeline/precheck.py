@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.pipeline import rowcheck
 from mithridate.pipeline.problems import Findings, nearest
+from mithridate.pipeline.store import canonical_json
 from mithridate.protocols import protocol
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ def arguments(chain: Chain, name: str) -> Any:
     """
     from mithridate.pipeline.training import training_arguments
 
-    settings, path = getattr(chain.experiment, name), f"{name}.training"
-    return training_arguments(
-        settings.training, Path(name), chain.experiment.seed, bf16=False, progress=False, path=path
-    )
+    settings, seed = getattr(chain.experiment, name), chain.experiment.seed
+    known, key = chain.shop.arguments, canonical_json([name, settings.training, seed])
+    if key not in known:  # it takes milliseconds to make one, and a sweep asks again and again
+        path = f"{name}.training"
+        known[key] = training_arguments(settings.training, Path(name), seed, bf16=False, progress=False, path=path)
+    return known[key]
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
