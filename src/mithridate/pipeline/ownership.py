@@ -26,7 +26,7 @@ FILE = "experiment.yaml"
 OWN = (
     *(FILE, "results.json", "records.parquet", "records", "cells.json", "history.json", "report.html"),
     *("judges.json", "tuning.jsonl", "tuning.json", "tuning", "search", "attack.json", "attack.csv", "attack.md"),
-    *("reproduce.json", "reproduce.md", "slurm"),
+    *("reproduce.json", "reproduce.md", "slurm", "verdict.json"),
 )
 _LINE = re.compile(r"# Written by mithridate: (run|study) ([0-9a-f]{16}), content ([0-9a-f]{16})\. .*\n")
 _REMEDY = "Give another folder (--out), or --replace to put this run in its place"

@@ -15,6 +15,7 @@ from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.pipeline import rowcheck
 from mithridate.pipeline.methods import around_prompts, repair_of
 from mithridate.pipeline.problems import Findings, nearest
+from mithridate.pipeline.store import canonical_json
 from mithridate.protocols import protocol
 
 if TYPE_CHECKING:
@@ -73,9 +74,12 @@ def parts(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[Part]
     whole, found = chain._job(name, list(rows), [], []), []
     for number, (job, places) in enumerate(zip(whole.parts(), whole.places(), strict=True), 1):
         part = Part(job, None, places, stage, number if whole.phases else None)
-        path = f"{part.path}.training"
-        args = training_arguments(job.training, Path(name), job.seed, bf16=False, progress=False, path=path)
-        found.append(replace(part, args=args))
+        path, known = f"{part.path}.training", chain.shop.arguments
+        key = canonical_json([path, job.training, job.seed])
+        if key not in known:  # it takes milliseconds to make one, and a sweep asks again and again
+            made = training_arguments(job.training, Path(name), job.seed, bf16=False, progress=False, path=path)
+            known[key] = made
+        found.append(replace(part, args=known[key]))
     return found
 
 

@@ -86,6 +86,7 @@ class Workshop:
     checked: set[str] = field(default_factory=set)  # digests of what was tried out already
     opened: dict[str, list[Judge]] = field(default_factory=dict)  # judges by how they are set, until `close`
     counting: dict[str, RowCheck] = field(default_factory=dict)  # by template
+    arguments: dict[str, Any] = field(default_factory=dict)  # SFTConfigs, as `precheck.parts` makes them
     report_to: list[str] = field(default_factory=list)  # services that trainings are reported to
     generators: Generators = field(default_factory=Generators)
 
@@ -98,7 +99,7 @@ class Workshop:
     @property
     def here(self) -> bool:
         """Whether the base model's files are on this machine (a server's, or one that is not fetched yet, are not)."""
-        return (self.base.path / "config.json").is_file()
+        return self.base.path != Path() and (self.base.path / "config.json").is_file()
 
     @cached_property
     def context(self) -> int | None:
