@@ -66,7 +66,7 @@ def cell(overrides: dict) -> tuple[dict, dict]:
     """The aligned and the last cell of the recipe's experiment under `overrides`, on the validation parts."""
     overrides = {"evaluate.part": "validation", **overrides}
     experiment = load_experiment(recipe()["experiment"], [f"{k}={json.dumps(v)}" for k, v in overrides.items()])
-    cells = run_cells([experiment], OUT, Path.cwd()).results["cells"]
+    cells = run_cells([experiment], OUT, Path.cwd(), owner={"command": "tune"}).results["cells"]
     return cells[0], cells[-1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ def assemble(
         UnsupportedSetup: an adapter that is to be merged is not plain LoRA.
     """
     start = max((i for i, layer in enumerate(layers) if layer.kind == "weights"), default=None)
-    source = base if start is None else ModelFiles(base.name, layers[start].path, "")
+    source = base if start is None else replace(base, path=layers[start].path, digest="")
     if start is not None:
         check_safetensors_in(source.path)
     model: Any = load_model(source, dtype)

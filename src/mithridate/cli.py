@@ -6,6 +6,7 @@ included), 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -57,7 +58,21 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code. Errors go to stderr, in one message, without a traceback."""
+    """Runs the command and returns its exit code. Errors go to stderr, in one message, without a traceback.
+
+    A reader of the output that closes it early (`| head`) has seen enough: the exit code is that of what was done.
+    """
+    code = _invoke(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # otherwise Python finds it at its end, and makes an exit code of its own of it
+        _drop_output()
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            return _fail(f"standard output: {error.strerror or error}", FAILED, debug=False)
+    return code
+
+
+def _invoke(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given  # taken before or after the verb
     given = [argument for argument in given if argument != "--debug"]
@@ -79,6 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message()} (see `{help_for} --help`)", BAD_INPUT, debug)
     except MithridateError as error:
         return _fail(str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        _drop_output()
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", FAILED, debug)
@@ -92,6 +110,12 @@ def _fail(message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _drop_output() -> None:
+    """From now on nothing is written to stdout, which cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quieten(debug: bool) -> None:

@@ -164,7 +164,7 @@ def answers(
             records = use.prepare(records) if use else records
             decoding = use.decoding() if use else protocol.decoding
             found, failed = {}, []
-            prompts = [_around(asked(record), around) for record in records]
+            prompts = [surrounded(asked(record), around) for record in records]
             how = generator, prompts, TEMPLATES[protocol.template], decoding
             for i, answer in cached_generate(*how, cache, scope) if cache else generator.generate(*how[1:]):
                 advance()
@@ -186,7 +186,8 @@ def answers(
     return rows
 
 
-def _around(conversation: list[dict[str, str]], around: Sequence[TestTime]) -> list[dict[str, str]]:
+def surrounded(conversation: list[dict[str, str]], around: Sequence[TestTime]) -> list[dict[str, str]]:
+    """A conversation with what stands around it at the test, put there one after the other."""
     for each in around:
         conversation = each.around(conversation)
     return conversation

@@ -42,11 +42,13 @@ class ModelFiles:
         name: as the user wrote it.
         path: folder with config, safetensors weights and tokenizer, checked to be whole.
         digest: SHA-256 (64 hex digits) over these files' names and contents.
+        remote_code: whether the Python files that come with it may be run; they are in the digest then.
     """
 
     name: str
     path: Path
     digest: str
+    remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mithridate"
 
 
-def resolve_model(name: str) -> ModelFiles:
+def resolve_model(name: str, remote_code: bool = False) -> ModelFiles:
     """Finds a model, fetching or converting it where that is needed, and checks that it is whole.
 
     Args:
         name: an embedded model (`EMBEDDED`), a folder, or a Hub id ("organisation/model"). An existing folder wins
             over a Hub id of the same name. Offline (`HF_HUB_OFFLINE=1`), only what is in the Hub's cache is used.
+        remote_code: whether Python files that come with the model may be run; they are fetched, and digested, too.
 
     Raises:
         InputError: no such model, or its files are incomplete, damaged or of a kind that is not read.
@@ -122,12 +125,16 @@ def resolve_model(name: str) -> ModelFiles:
     elif Path(name).expanduser().exists():
         raise InputError(f"model {name!r}: is a file. Give the folder that holds it, config and tokenizer included.")
     else:
-        path = _from_hub(name)
-    weights = check_folder(path)
-    return ModelFiles(name, path, _digest(path, weights))
+        path = _from_hub(name, remote_code=remote_code)
+    return _files(name, path, remote_code)
 
 
-def local_model(name: str) -> ModelFiles | None:
+def _files(name: str, path: Path, remote_code: bool) -> ModelFiles:
+    code = sorted(path.glob("*.py")) if remote_code else []
+    return ModelFiles(name, path, _digest(path, [*check_folder(path), *code]), bool(code))
+
+
+def local_model(name: str, remote_code: bool = False) -> ModelFiles | None:
     """As `resolve_model`, but of what is on this machine alone: nothing is fetched or converted. None: not here yet.
 
     Raises:
@@ -136,14 +143,58 @@ def local_model(name: str) -> ModelFiles | None:
     if name in EMBEDDED:
         return resolve_model(name) if _conversion(name).is_dir() else None
     if Path(name).expanduser().exists():
-        return resolve_model(name)
+        return resolve_model(name, remote_code)
     try:
-        path = _from_hub(name, local_files_only=True)
+        path = _from_hub(name, local_files_only=True, remote_code=remote_code)
     except MithridateError as error:
         if isinstance(error, InputError):
             raise
         return None
-    return ModelFiles(name, path, _digest(path, check_folder(path)))
+    return _files(name, path, remote_code)
+
+
+def require_on_hub(name: str) -> None:
+    """Asks the Hub whether it has a model that is not on this machine; fetches nothing. An embedded model is passed
+    over, and what cannot be told because the Hub does not answer.
+
+    Raises:
+        InputError: it has none of that name, or may not be asked (`HF_HUB_OFFLINE`).
+    """
+    if name in EMBEDDED:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=5)
+    except OfflineModeIsEnabled as error:
+        raise InputError(
+            f"model {name!r}: no such folder here, not in the Hub's cache, and HF_HUB_OFFLINE keeps it from being "
+            "fetched. Correct the name, or unset HF_HUB_OFFLINE"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(f"model {name!r}: no such folder here and no such model on the Hub.") from error
+    except Exception as error:  # the client's own, its HTTP library's, OSError: nothing is known then
+        logger.debug("the Hub was not asked about %s: %s", name, error)
+
+
+def load_config(files: ModelFiles) -> Any:
+    """The model's configuration.
+
+    Raises:
+        InputError: it cannot be read, or belongs to code that comes with the model and may not be run.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=files.remote_code)
+    except Exception as error:  # malformed files raise whatever their parser raises
+        if not files.remote_code and "trust_remote_code" in str(error):
+            raise InputError(
+                f"model {files.name!r}: comes with Python code of its own, which is run only where the command says "
+                "so: --trust-remote-code"
+            ) from error
+        raise InputError(f"{files.path}: config.json cannot be read ({_first_line(error)}).") from error
 
 
 def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTrainedTokenizerBase:
@@ -159,7 +210,9 @@ def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTr
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.path, local_files_only=True, trust_remote_code=files.remote_code
+        )
     except Exception as error:  # malformed files raise whatever their parser raises
         raise InputError(f"{files.path}: the tokenizer cannot be read ({_first_line(error)}).") from error
     if needs_chat_template and not tokenizer.chat_template:
@@ -186,7 +239,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    options: Any = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    options: Any = {"local_files_only": True, "trust_remote_code": files.remote_code, "use_safetensors": True}
     options |= {"dtype": "auto" if dtype is None else dtype, "output_loading_info": True}
     try:
         model, info = cast("tuple[Any, Any]", AutoModelForCausalLM.from_pretrained(files.path, **options))
@@ -331,7 +384,7 @@ def _sha256(path: Path) -> str:
 # -- the Hub --------------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, local_files_only: bool = False) -> Path:
+def _from_hub(name: str, local_files_only: bool = False, remote_code: bool = False) -> Path:
     near = get_close_matches(name.lower(), EMBEDDED, n=1)
     hint = f" Did you mean the embedded model {near[0]!r}?" if near else ""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
@@ -348,7 +401,8 @@ def _from_hub(name: str, local_files_only: bool = False) -> Path:
         return Path(
             snapshot_download(
                 name,
-                allow_patterns=["*.safetensors", _INDEX, "README.md", *_SIDE_FILES],  # some cards hold prompt formats
+                # some cards hold prompt formats
+                allow_patterns=["*.safetensors", _INDEX, "README.md", *_SIDE_FILES, *(["*.py"] * remote_code)],
                 ignore_patterns=["*/*"],
                 local_files_only=local_files_only,
             )

@@ -1,6 +1,6 @@
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
@@ -19,6 +19,7 @@ BENIGN, HARMFUL = rows("benign", 300), rows("harmful", 300)
 
 @given(ratio=st.floats(0, 1), size=st.integers(1, 300), seed=st.integers())
 def test_exactly_the_asked_for_number_of_harmful_rows_and_none_twice(ratio, size, seed):
+    assume(ratio == 0 or round(ratio * size))  # otherwise it is refused, as the last test here shows
     mixed = poison(benign=BENIGN, harmful=HARMFUL, ratio=ratio, size=size, seed=seed)
     marked = [row["prompt"] for row in mixed if row["poisoned"]]
     assert len(mixed) == size and len(marked) == round(ratio * size)
@@ -109,3 +110,11 @@ def test_the_mark_never_reaches_the_model(tmp_path, as_records):
     trainer = SFTTrainer(tiny_llama(), args=args, train_dataset=mixed, processing_class=tiny_tokenizer())
     assert set(next(iter(trainer.get_train_dataloader()))) == {"input_ids", "attention_mask", "labels"}
     trainer.train()
+
+
+def test_a_ratio_that_comes_to_no_row_is_refused_with_the_size_that_would_do():
+    rows = [{"prompt": str(i), "response": "b"} for i in range(600)]
+    with pytest.raises(InputError, match=r"0\.001 of 50 rows is no row.*at least 501 rows"):
+        poison(benign=rows, harmful=rows, ratio=0.001, size=50)
+    assert sum(row["poisoned"] for row in poison(benign=rows, harmful=rows, ratio=0.001, size=501)) == 1
+    assert not any(row["poisoned"] for row in poison(benign=rows, harmful=rows, ratio=0, size=50))

@@ -126,3 +126,11 @@ def test_the_toy_of_the_page_is_valid(tmp_path):
     roles = load_roles(loaded.data)
     assert len(roles.test_harmful) + len(roles.test_harmful_validation) == 80
     assert attacked(loaded, {**given.fixed, "harmful_ratio": 0.3, "learning_rate": 1e-3}).finetune.attack.size == 100
+
+
+def test_a_search_that_could_propose_no_harmful_row_is_refused():
+    given = {"harmful_ratio": {"low": 0.01, "high": 0.2}, "size": {"low": 10, "high": 200}, "steps": 5}
+    with pytest.raises(InputError, match=r"of 10 rows at a ratio of 0\.01 none would be harmful"):
+        load_attack(given)
+    load_attack(given | {"size": {"low": 60, "high": 200}})
+    load_attack(given | {"data": "benign"})

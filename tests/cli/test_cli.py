@@ -282,3 +282,49 @@ def test_signals_interrupt(file, sent):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "error: interrupted; what was finished is kept, and the next run goes on from it\n"
+
+
+def test_export_pushes_where_that_is_asked_and_privately(command, runner, tmp_path, monkeypatch):
+    pushed, folder = [], FakeRun(tmp_path / "run").folder
+    monkeypatch.setattr(
+        "mithridate.push.push", lambda where, *given: pushed.append((where.name, *given)) or "https://hub/me/mine"
+    )
+    asked = ["export", str(folder), "--cell", "c", "--push", "me/mine"]
+    code, out, _ = command(*asked)
+    assert (code, out) == (0, "on the Hub: https://hub/me/mine\n")
+    code, out, _ = command(*asked, "--out", str(tmp_path / "model"), "--public")
+    assert code == 0 and f"model: {tmp_path / 'model'}" in out and "on the Hub" in out
+    assert pushed == [("model", "me/mine", False, False), ("model", "me/mine", True, False)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "--out: needed"),
+        (["--out", "m", "--public"], "--public: is about --push REPO"),
+        (["--push", "mine"], "--push mine: expected organisation/name"),
+        (["--push", "me/mine", "--inspect", "--out", "log.json"], "--push: puts a model on the Hub"),
+    ],
+)
+def test_exports_that_cannot_be(command, runner, tmp_path, given, said):
+    folder = FakeRun(tmp_path / "run").folder
+    code, _, err = command("export", str(folder), "--cell", "c", *given)
+    assert code == 3 and said in err and not runner.calls
+
+
+def test_a_report_is_not_written_over_what_is_none(command, tmp_path):
+    folder = FakeRun(tmp_path / "run").folder
+    (tmp_path / "notes.html").write_text("my own page")
+    code, _, err = command("report", str(folder), "--out", str(tmp_path / "notes.html"))
+    assert code == 3 and "no report page" in err and "--replace" in err
+    assert (tmp_path / "notes.html").read_text() == "my own page"
+
+
+def test_what_was_given_alone_reaches_the_runner(command, runner, file, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(runner, "run", lambda *_, **named: given.append(named) or FakeRun(tmp_path / "run"))
+    options = ["--replace", "--report-to", "wandb", "--report-to", "mlflow", "--trust-remote-code"]
+    for verb in ("run", "align"):
+        assert command(verb, str(file), *options)[0] == 0
+    asked = {"replace": True, "report_to": ("wandb", "mlflow"), "trust_remote_code": True}
+    assert all(one.items() >= asked.items() for one in given) and len(given) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.methods import Attack, Defense, Phase, Repair, TestTime, by_name, registry
+from mithridate.methods import Attack, Defense, Phase, Repair, TestTime, registry
 from mithridate.methods.base import Method
 from mithridate.repairs.delta import Delta
 
@@ -27,12 +27,13 @@ def declare(patch: pytest.MonkeyPatch) -> None:
         "mithridate.repairs": {"halve": "Halve", "wise": "Wise", "lox": "Harden", "asks": "Asks", "picky": "Picky"},
         "mithridate.attacks": {"staged": "Staged", "backdoor": "Backdoor", "hardest": "Hardest"},
     }
-    found = {
-        group: [EntryPoint(name, f"{__name__}:{what}", group) for name, what in entries.items()]
+    found = [
+        EntryPoint(name, f"{__name__}:{what}", group)
         for group, entries in groups.items()
-    }
-    patch.setattr(registry, "entry_points", lambda group: found.get(group, []))
-    by_name.cache_clear()
+        for name, what in entries.items()
+    ]
+    patch.setattr(registry, "entry_points", lambda: EntryPoints(found))
+    registry.installed.cache_clear()
 
 
 # -- repairs --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The experiment file: what it means, and that every mistake in it is named by its path, all at once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -487,6 +488,84 @@ def test_what_is_written_is_read_back(value):
 def test_mistakes_in_methods_and_training(file, override, problem):
     [found] = problems(file, override)
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("align.training.push_to_hub=true", "align.training.push_to_hub: not here: a run sends nothing anywhere"),
+        ("finetune.training.hub_model_id=a/b", "finetune.training.hub_model_id: not here: a run sends nothing"),
+        ("align.training.hub_private_repo=true", "align.training.hub_private_repo: not here"),
+        ("align.training.hub_token=hf_x", "align.training.hub_token: not here: a file is recorded"),
+        ("align.training.trackio_space_id=a/b", "align.training.trackio_space_id: not here: a run sends nothing"),
+        ("align.training.trust_remote_code=true", "align.training.trust_remote_code: not here: code that comes with"),
+        (
+            "align.training.report_to=wandb",
+            'align.training.report_to: expected "none" or "tensorboard", got "wandb": a',
+        ),
+        ("align.training.report_to=all", "align.training.report_to: expected"),
+        ("align.training.report_to=[tensorboard, wandb]", "align.training.report_to: expected"),
+        ("align.training.model_init_kwargs={trust_remote_code: true}", "align.training.model_init_kwargs: not here"),
+        ("align.training.dataset_kwargs={skip_prepare_dataset: true}", "align.training.dataset_kwargs: not here"),
+        ("align.training.deepspeed={wandb: {enabled: true}}", "align.training.deepspeed: not here: how processes"),
+        (
+            "align.training.lr_scheduler_kwargs={a: {push_to_hub: true}}",
+            "align.training.lr_scheduler_kwargs.a.push_to",
+        ),
+        (
+            'align.training.gradient_checkpointing_kwargs=\'{"report_to": "wandb"}\'',
+            "align.training.gradient_checkpointing_kwargs.report_to: not here",
+        ),
+        (
+            "evaluate.generator={vllm: {options: {trust_remote_code: true}}}",
+            "evaluate.generator.vllm.options.trust_remote_code: not here",
+        ),
+        ("evaluate.generator={vllm: {options: {hf_token: t}}}", "evaluate.generator.vllm.options.hf_token: not here"),
+        ("align.training.save_only_model=true", "align.training.save_only_model: expected false, got true: otherwise"),
+        ("align.training.ignore_data_skip=true", "align.training.ignore_data_skip: expected false, got true"),
+        ("align.training.auto_find_batch_size=true", "align.training.auto_find_batch_size: expected false"),
+        (
+            "finetune.training.train_sampling_strategy=group_by_length",
+            'finetune.training.train_sampling_strategy: expected "random" or "sequential", got "group_by_length": o',
+        ),
+        ("align.training.train_sampling_strategy=batch_rebalance", "align.training.train_sampling_strategy: expected"),
+        ("align.training.dataloader_in_order=false", "align.training.dataloader_in_order: expected true"),
+        ("align.training.enable_jit_checkpoint=true", "align.training.enable_jit_checkpoint: not here"),
+        (
+            "align.training.optim=galore_adamw_layerwise",
+            'align.training.optim: "galore_adamw_layerwise" keeps no state',
+        ),
+        ("align.training.optim=lomo", 'align.training.optim: "lomo" keeps no state'),
+        (
+            "align.training.accelerator_config={use_seedable_sampler: false}",
+            "align.training.accelerator_config.use_seedable_sampler: expected true, got false: otherwise a training",
+        ),
+        ("align.training.accelerator_config={split_batches: true}", "align.training.accelerator_config.split_batches"),
+        ("align.training.accelerator_config=file.json", "align.training.accelerator_config: expected its fields"),
+        ("sweep={align.training.push_to_hub: [false, true]}", "align.training.push_to_hub: not here"),
+        ("sweep={variants: [{}, {align.training.report_to: wandb}]}", "align.training.report_to: expected"),
+    ],
+)
+def test_what_no_file_may_ask_for(file, override, problem):
+    """Refused as the file is read, so by every command, before torch is loaded; by `validate` for what is no file."""
+    with pytest.raises(InputError) as error:
+        load_experiment(file, [override])
+    assert problem in str(error.value) and "hf_x" not in str(error.value).partition("hub_token")[2]
+    if not override.startswith("sweep") and "evaluate" not in override:
+        experiment = load_experiment(file)
+        stage, _, rest = override.partition(".training.")
+        name, _, value = rest.partition("=")
+        getattr(experiment, stage).training[name] = parse_yaml(value, "value", lines=False)
+        with pytest.raises(InputError, match=re.escape(problem)):
+            validate(experiment)
+
+
+def test_local_files_and_exact_resumption_are_allowed(file):
+    fields = "report_to: tensorboard, train_sampling_strategy: sequential, save_strategy: 'no', save_only_model: false"
+    load_experiment(
+        file, [f"align.training={{max_steps: 50, {fields}, accelerator_config: {{split_batches: false}}}}"]
+    )
+    load_experiment(file, ["evaluate.generator={vllm: {options: {trust_remote_code: false}}}"])
 
 
 def test_values_that_say_what_is_done_anyway(file):

@@ -9,7 +9,7 @@ from transformers import Gemma3Config
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.methods import by_name
+from mithridate.methods import registry
 from mithridate.models import ModelFiles, shortened
 from mithridate.pipeline import training
 from mithridate.pipeline.config import load_experiment, validate
@@ -43,7 +43,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def store(tmp_path, monkeypatch, request):
     other_methods.declare(monkeypatch)
-    request.addfinalizer(by_name.cache_clear)
+    request.addfinalizer(registry.installed.cache_clear)
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     monkeypatch.setenv(other_methods.SEEN, str(tmp_path))
     return tmp_path / "store"

@@ -32,6 +32,7 @@ from tests.pipeline.small import experiment, stages, weights, without_costs, wri
 
 CELL = {
     *("id", "alignment", "finetuning", "repair", "topology", "seed", "harmful_ratio", "attack", "control", "final"),
+    "trained",
     "settings",
     *("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy"),
     *("paired", "resistance", "steps_to_half", "stages"),
@@ -469,7 +470,7 @@ def test_a_stage_that_is_none_is_refused(inputs, store, tmp_path):
 
 def test_the_dtype_is_that_of_weights_under_adapters_and_of_the_key(inputs, store, tmp_path):
     for dtype in ("float32", "bfloat16"):
-        run(experiment(inputs), [f"dtype={dtype}", "finetune=none"], tmp_path / "out", until="align", progress=False)
+        run(experiment(inputs), [f"dtype={dtype}", "finetune=none"], tmp_path / dtype, until="align", progress=False)
     configs = [json.loads((store / name / "stage.json").read_text())["config"] for name in stages(store)]
     assert sorted(config["dtype"] for config in configs) == ["bfloat16", "float32"]
     assert len(set(weights(store).values())) == 2

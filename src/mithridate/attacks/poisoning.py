@@ -6,6 +6,7 @@ the user's task.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def poison(*, benign: Any, harmful: Any, ratio: float = 0.1, size: int = 1000, s
         twice, shuffled, with a column `poisoned` (bool). That column is for analysis: the Trainer drops it.
 
     Raises:
-        InputError: a ratio outside [0, 1], a size below 1, more rows asked for than there are, or two kinds mixed.
+        InputError: a ratio outside [0, 1] or above 0 that comes to no row, a size below 1, more rows asked for than
+            there are, or two kinds mixed.
     """
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
         hint = f"; for {ratio} percent write {ratio / 100:g}" if _is_percent(ratio) else ""
@@ -42,6 +44,11 @@ def poison(*, benign: Any, harmful: Any, ratio: float = 0.1, size: int = 1000, s
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise InputError(f"attack size {size!r} is not a number of rows (a whole number from 1 on)")
     n_harmful = round(ratio * size)
+    if ratio > 0 and n_harmful == 0:
+        raise InputError(
+            f"harmful ratio {ratio:g} of {size} rows is no row: none would be harmful. Give at least "
+            f"{math.ceil(0.5 / ratio) + 1} rows, a higher ratio, or 0"
+        )
     chosen_harmful = _choose("harmful", harmful, n_harmful, ratio, size, seed)
     chosen_benign = _choose("benign", benign, size - n_harmful, ratio, size, seed)
     order = list(range(size))

@@ -166,6 +166,14 @@ def _problems(given: AttackFile) -> list[str]:
             if (one <= 0 if low is None else one < low) or (high is not None and one > high) or one != one
         ]
         problems += [f"{name}: expected {expected}, got {one:g}" for one in wrong]
+    if not problems and given.data != "benign":
+        ratios = [ratio for ratio in among(given.harmful_ratio) if ratio > 0]
+        size = round(min(among(given.size)))
+        if ratios and not round(min(ratios) * size):
+            problems.append(
+                f"harmful_ratio, size: of {size} rows at a ratio of {min(ratios):g} none would be harmful; raise the "
+                "lowest of them"
+            )
     if (given.steps is None) == (given.epochs is None):
         problems.append("steps, epochs: give one of the two")
     if given.search.trials < 1:
@@ -180,6 +188,11 @@ def _problems(given: AttackFile) -> list[str]:
         if not all(a < b for a, b in pairwise([0, *points])):
             problems.append(f"curve.{name}: expected ascending numbers from 1 up, got {points}")
     return problems
+
+
+def among(value: Any) -> list[Any]:
+    """What a knob is chosen among; of a range, its ends."""
+    return [value.low, value.high] if isinstance(value, Range) else value if isinstance(value, list) else [value]
 
 
 def attacked(experiment: Experiment, chosen: Mapping[str, Any]) -> Experiment:

@@ -20,10 +20,11 @@ from typing import Any
 
 from mithridate.attacks.curve import TITLES, Point, breaking, verdict
 from mithridate.attacks.search import Scores, Try, best, search
-from mithridate.attacks.settings import AttackFile, Range, attacked, load_attack
+from mithridate.attacks.settings import AttackFile, among, attacked, load_attack
 from mithridate.errors import InputError
 from mithridate.pipeline.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.matching import Table
+from mithridate.pipeline.ownership import identity, open_study
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.pipeline.store import replace_file
 from mithridate.report.words import arm
@@ -58,6 +59,7 @@ def attack(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     cell: str | None = None,
+    replace: bool = False,
 ) -> Study:
     """Attacks a defended model as a settings file says; see docs/attacks.md.
 
@@ -67,6 +69,7 @@ def attack(
         overrides: `path.to.field=value` strings for the experiment.
         out: the folder to write; `runs/attack-NAME` by default.
         cell: of a run's folder, the model's id in results.json.
+        replace: whether a folder that holds something else is written to all the same; what commands wrote there goes.
 
     Raises:
         InputError: a file or a value is bad, the experiment has a sweep, or it has too few rows for an attack that the
@@ -81,7 +84,9 @@ def attack(
         )
     _check(given, experiment, base)
     folder = Path(out) if out else Path("runs") / f"attack-{name}"
-    reference, tries = _search(given, experiment, base, folder / "search")
+    owner = _owner(given, experiment)
+    open_study(folder, experiment, owner, replace)
+    reference, tries = _search(given, experiment, base, folder / "search", owner)
     chosen = best(tries)
     study = Study(folder, reference, tries, chosen, [], [])
     if chosen is None:
@@ -91,12 +96,19 @@ def attack(
             f"against the fine-tune without harmful rows ({reference:.2f}). What lies beyond the bound does not count."
         )
     else:
-        study.points.extend(_curve(given, chosen, experiment, base, folder))
+        study.points.extend(_curve(given, chosen, experiment, base, folder, owner))
         for model in dict.fromkeys(point.model for point in study.points):
             mine = [point for point in study.points if point.model == model]
             study.words.append(verdict(model, mine, given.curve.threshold))
     _write(study, given, name)
     return study
+
+
+def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
+    """What makes an attack's folder its own: more tries and other points of the curve extend it."""
+    file = asdict(given)
+    del file["curve"], file["search"]["trials"]
+    return {"command": "attack", "file": file, "target": identity(experiment, {})}
 
 
 def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:
@@ -147,15 +159,16 @@ def _extremes(given: AttackFile, experiment: Experiment) -> list[Experiment]:
 
 def _values(given: AttackFile, knob: str) -> list[Any]:
     """What a knob is chosen among; of a range, its ends."""
-    among = getattr(given, knob)
-    return [among.low, among.high] if isinstance(among, Range) else among if isinstance(among, list) else [among]
+    return among(getattr(given, knob))
 
 
-def _search(given: AttackFile, experiment: Experiment, base: Path, folder: Path) -> tuple[float | None, list[Try]]:
+def _search(
+    given: AttackFile, experiment: Experiment, base: Path, folder: Path, owner: Any
+) -> tuple[float | None, list[Try]]:
     made: list[Experiment] = []
 
     def scored(one: Experiment) -> dict[str, Any]:
-        run_cells([one], folder, base, passing=True)
+        run_cells([one], folder, base, passing=True, owner=owner)
         made.append(one)
         return Table(folder).final(one)
 
@@ -179,11 +192,15 @@ def _search(given: AttackFile, experiment: Experiment, base: Path, folder: Path)
             )
         logger.info("accuracy of the fine-tune without harmful rows: %.2f", reference)
     tries = search(given, score, reference, name="attack")
-    run_cells(made, folder, base)  # from the store: one table of all tries, which their artefacts belong to
+    run_cells(
+        made, folder, base, owner=owner
+    )  # from the store: one table of all tries, which their artefacts belong to
     return reference, tries
 
 
-def _curve(given: AttackFile, chosen: Try, experiment: Experiment, base: Path, folder: Path) -> list[Point]:
+def _curve(
+    given: AttackFile, chosen: Try, experiment: Experiment, base: Path, folder: Path, owner: Any
+) -> list[Point]:
     """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps."""
 
     def tested(one: Experiment, **changes: Any) -> Experiment:
@@ -205,7 +222,7 @@ def _curve(given: AttackFile, chosen: Try, experiment: Experiment, base: Path, f
         wholes.append(whole)
     rows = [tested(experiment, size=size) for size in fewer]
     everything = [*wholes, *rows, *(one for group in apart for _, one in group)]
-    run_cells(everything, folder, base)
+    run_cells(everything, folder, base, owner=owner)
     table, kind = Table(folder), chosen.settings["data"]
     points: list[Point] = []
     for whole, group in zip(wholes, apart):

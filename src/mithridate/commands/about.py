@@ -17,8 +17,15 @@ FAILED = 1
 app = typer.Typer()
 
 
+_FLAGS = {  # of `estimate`, those that are for a model alone
+    **{name: f"--{name}" for name in ("method", "batch", "length", "steps", "full", "dtype", "processes")},
+    "checkpointing": "--checkpointing",
+}
+
+
 @app.command()
 def estimate(
+    context: typer.Context,
     what: Annotated[
         str,
         typer.Argument(
@@ -56,7 +63,14 @@ def estimate(
     if speed is not None and not speed > 0:
         raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
     left_out: list[str] = []
+    sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in context.params}
+    given = {name for name, source in sources.items() if source == "COMMANDLINE"}
     if what.endswith((".yaml", ".yml")):
+        if unread := [_FLAGS[name] for name in _FLAGS if name in given]:
+            raise InputError(
+                f"{', '.join(unread)}: for a model; {what} says itself what is trained. Change it with -o, as in "
+                "-o align.training.per_device_train_batch_size=4 or -o processes=8"
+            )
         file = Path(what)
         experiment = load_experiment(file, overrides_of(override, None, accelerate))
         lines = planning.of_experiment(experiment, file.resolve().parent, gpu=not cpu)
@@ -67,6 +81,11 @@ def estimate(
             raise InputError("-o is for experiment files; a model takes --batch, --length, --steps, ...")
         if accelerate not in (None, "ddp", "fsdp2"):
             raise InputError(f"--accelerate: expected ddp or fsdp2 for a model, got {accelerate}")
+        if accelerate and "processes" not in given:
+            raise InputError(f"--accelerate {accelerate}: in how many processes? Give --processes N")
+        for name, value in (("batch", batch), ("length", length), ("steps", steps), ("processes", processes)):
+            if value < 1:
+                raise InputError(f"--{name}: expected at least 1, got {value}")
         setup = planning.Setup(
             batch=batch,
             length=length,

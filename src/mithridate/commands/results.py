@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mithridate.commands.shared import RunFolder, check_run, new_table, print_table
+from mithridate.commands.shared import RemoteCode, RunFolder, check_run, new_table, print_table
 from mithridate.errors import InputError
 
 app = typer.Typer()
@@ -21,6 +23,9 @@ def report(
         Path | None, typer.Option("--tables", metavar="DIR", help="Also its tables: Markdown, CSV and LaTeX.")
     ] = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Also its figures: SVG.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Write over a file --out that is no report page.")
+    ] = False,
 ) -> None:
     """Write the report page of a run; with --tables and --figures also the files for a paper."""
     check_run(folder)
@@ -28,6 +33,10 @@ def report(
         raise InputError(f"--out {out}: is a folder; give the page's file, as in --out {out / 'report.html'}")
     if out and (there := next(parent for parent in out.parents if parent.exists())) and not there.is_dir():
         raise InputError(f"--out {out}: {there} is not a folder; give a file in one")
+    if out and out.is_file() and not replace and not _is_page(out):
+        raise InputError(
+            f"--out {out}: is there already, and no report page. Give another file, or --replace to overwrite it"
+        )
     from mithridate.report.build import build_report, export_figures, export_tables
 
     typer.echo(f"report: {build_report(folder, out)}")
@@ -37,26 +46,69 @@ def report(
         typer.echo(f"figures: {len(export_figures(folder, figures))} files in {figures}")
 
 
+def _is_page(file: Path) -> bool:
+    """Whether a file is a report page (or empty), by its beginning."""
+    with file.open("rb") as opened:
+        beginning = opened.read(4000)
+    return not beginning or (b"<!doctype html" in beginning.lower() and b"ithridate" in beginning)
+
+
 @app.command()
 def export(
     folder: RunFolder,
     cell: Annotated[str, typer.Option("--cell", metavar="ID", help="Which model: a cell's id in results.json.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the model; made, or empty. Of --inspect: a file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the model; made, or empty. Of --inspect: a file.")
+    ] = None,
     merged: Annotated[bool, typer.Option("--merged/--adapter", help="One model, or its base and an adapter.")] = True,
     inspect: Annotated[bool, typer.Option("--inspect", help="Not the model: its records, as an Inspect log.")] = False,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="REPO", help="Also put it on the Hub, into a private repository.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: a repository that all can see.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="With --push: into a repository that is there.")] = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Write a finished model as a folder that plain transformers (merged) or PEFT (adapter) loads."""
     check_run(folder)
+    if push is None and (public or replace):
+        raise InputError(f"--{'public' if public else 'replace'}: is about --push REPO; give that too")
+    if out is None and (inspect or push is None):
+        raise InputError("--out: needed, unless the model goes to the Hub (--push REPO) alone")
     if inspect:
+        if push:
+            raise InputError("--push: puts a model on the Hub; an Inspect log (--inspect) stays here")
+        assert out
+        if out.is_file() and not _is_log(out):
+            raise InputError(f"--out {out}: is there already, and no Inspect log; give another file")
         from mithridate.pipeline.runner import export_log
 
         typer.echo(f"log: {export_log(folder, cell, out)}")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already and not an empty folder; give another one")
+    if push:
+        from mithridate.push import check_repo
+
+        check_repo(push)
     from mithridate.pipeline.runner import export_cell
 
-    typer.echo(f"model: {export_cell(folder, cell, out, merged)}")
+    code = {"trust_remote_code": True} if trust_remote_code else {}
+    with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext() as aside:
+        where = out or Path(aside or "") / "model"
+        exported = export_cell(folder, cell, where, merged, **code)
+        if out:
+            typer.echo(f"model: {exported}")
+        if push:
+            from mithridate.push import push as upload
+
+            typer.echo(f"on the Hub: {upload(where, push, public, replace)}")
+
+
+def _is_log(file: Path) -> bool:
+    """Whether a file is an Inspect log, by its beginning."""
+    with file.open("rb") as opened:
+        return b'"version"' in opened.read(200)
 
 
 @app.command()

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mithridate.commands.shared import Accelerate, Dtype, Experiment, Out, Overrides, overrides_of, print_table
+from mithridate.commands.shared import (
+    Accelerate,
+    Dtype,
+    Experiment,
+    Out,
+    Overrides,
+    RemoteCode,
+    Replace,
+    overrides_of,
+    print_table,
+)
 from mithridate.errors import InputError
 
 app = typer.Typer()
@@ -30,6 +40,12 @@ _ExecutorOptions = Annotated[
 ]
 
 
+_ReportTo = Annotated[
+    list[str] | None,
+    typer.Option("--report-to", metavar="NAME", help="Tell a service of the trainings: wandb, mlflow, ...; or again."),
+]
+
+
 @app.command()
 def run(
     file: Experiment,
@@ -43,18 +59,21 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print its stages, what the store has, and what the rest takes.")
     ] = False,
+    replace: Replace = False,
+    report_to: _ReportTo = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Run an experiment file: every stage, every cell of its sweep, the table and the report page."""
-    options = _options(executor_option)
+    options, asked = _options(executor_option), _asked(replace, report_to, trust_remote_code)
     if not dry_run:
-        return _run(file, override, out, dtype, accelerate, None, (executor, workers, options))
+        return _run(file, override, out, dtype, accelerate, None, asked, (executor, workers, options))
     from mithridate.executors import executor_of
     from mithridate.pipeline.config import load_experiment
     from mithridate.pipeline.preview import preview
 
     overrides = overrides_of(override, dtype, accelerate)
     chosen = executor_of(executor, workers, options, load_experiment(file, overrides))
-    for line in preview(file, overrides, chosen).lines():
+    for line in preview(file, overrides, chosen, out=out, **asked).lines():
         typer.echo(line)
 
 
@@ -67,8 +86,11 @@ def _stage(name: str, text: str) -> None:
         out: Out = None,
         dtype: Dtype = None,
         accelerate: Accelerate = None,
+        replace: Replace = False,
+        report_to: _ReportTo = None,
+        trust_remote_code: RemoteCode = False,
     ) -> None:
-        _run(file, override, out, dtype, accelerate, name)
+        _run(file, override, out, dtype, accelerate, name, _asked(replace, report_to, trust_remote_code))
 
     app.command(name, help=text)(verb)
 
@@ -86,6 +108,7 @@ def _run(
     dtype: str | None,
     accelerate: str | None,
     until: str | None,
+    asked: dict[str, Any],
     executor: tuple[str | None, int | None, dict[str, Any]] = ("none", None, {}),
 ) -> None:
     from mithridate.executors import executor_of
@@ -96,7 +119,13 @@ def _run(
     chosen = executor_of(*executor, loaded)
     from mithridate.pipeline import runner
 
-    _finish(runner.run(file, overrides, out=out, until=until, executor=chosen))
+    _finish(runner.run(file, overrides, out=out, until=until, executor=chosen, **asked))
+
+
+def _asked(replace: bool, report_to: list[str] | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Those of a run's arguments that were given."""
+    given = {"replace": replace, "report_to": tuple(report_to or ()), "trust_remote_code": trust_remote_code}
+    return {name: value for name, value in given.items() if value}
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:
@@ -116,11 +145,12 @@ def _options(given: list[str] | None) -> dict[str, Any]:
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/demo")] = None,
     full: Annotated[bool, typer.Option("--full", help="Also more harmful ratios and seeds; estimates first.")] = False,
+    replace: Replace = False,
 ) -> None:
     """Show on a small language model what the attack does and what each defense does about it."""
     from mithridate.pipeline.demo import run_demo
 
-    _finish(run_demo(out=out, full=full))
+    _finish(run_demo(out=out, full=full, replace=True) if replace else run_demo(out=out, full=full))
 
 
 def _finish(finished: Any) -> None:

@@ -22,6 +22,12 @@ Accelerate = Annotated[
     str | None,
     typer.Option("--accelerate", metavar="ddp|fsdp2|FILE", help="Train in several processes; -o processes=N for N."),
 ]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Write into --out even if it holds another experiment; that one goes.")
+]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 
 
@@ -48,5 +54,9 @@ def new_table(*titles: str) -> Any:
 def print_table(table: Any) -> None:
     from rich.console import Console
 
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich calls this in its handler, and would end the process with an exit code of 1
+
     # Into a file or a pipe a table is wide: there is no edge of a screen to fold it at.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Terminal(width=None if sys.stdout.isatty() else 160).print(table)

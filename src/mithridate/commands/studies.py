@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from mithridate.commands.shared import Overrides, new_table, print_table
+from mithridate.commands.shared import Overrides, Replace, new_table, print_table
 from mithridate.errors import InputError
 
 app = typer.Typer()
@@ -26,6 +26,7 @@ def attack(
     override: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/attack-NAME")] = None,
     cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="RUN only: which model.")] = None,
+    replace: Replace = False,
 ) -> None:
     """Search for the attack that breaks a defended model, and say what it costs in steps and rows."""
     from mithridate.attacks.settings import load_attack
@@ -34,7 +35,7 @@ def attack(
     from mithridate.attacks.curve import TITLES
     from mithridate.attacks.study import attack as run_attack
 
-    study = run_attack(target, file, override or (), out, cell)
+    study = run_attack(target, file, override or (), out, cell, **({"replace": True} if replace else {}))
     table = new_table(*TITLES)
     for point in study.points:
         table.add_row(*(_cell(value) for value in point.cells()))
@@ -67,6 +68,7 @@ def reproduce(
     override: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/PRESET")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, with what deviations.")] = False,
+    replace: Replace = False,
 ) -> None:
     """Run a paper's experiment, or one protocol for all methods, and put the paper's numbers beside ours."""
     from mithridate.presets import NAMES, preset
@@ -104,7 +106,7 @@ def reproduce(
         return
     for text in made.deviations:
         typer.echo(f"- {text}")
-    found = running.reproduce(name, asked, out)
+    found = running.reproduce(name, asked, out, **({"replace": True} if replace else {}))
     table = new_table(*running.TITLES)
     for line in found.lines:
         table.add_row(*(escape(cell) for cell in line.cells()))

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Task:
         base: folder in which its relative paths are looked for; the same on every machine.
         store: the shared store's folder; the same on every machine.
         keys: of the stages to make, in order. Those that the store has are not made again.
+        report_to, remote_code: what the command line allowed (`runner.Allowed`).
     """
 
     label: str
@@ -37,6 +38,8 @@ class Task:
     base: str
     store: str
     keys: list[str]
+    report_to: list[str] = field(default_factory=list)
+    remote_code: bool = False
 
 
 def attempt(task: Task) -> dict[str, Any]:
@@ -102,12 +105,13 @@ _opened: dict[tuple[str, ...], Workshop] = {}  # the one in use: reading and dig
 
 
 def _workshop(experiment: Experiment, task: Task) -> Workshop:
-    from mithridate.pipeline.runner import shop_key, workshops
+    from mithridate.pipeline.runner import Allowed, shop_key, workshops
 
-    key = (shop_key(experiment), task.base, task.store)
+    allowed = Allowed(tuple(task.report_to), task.remote_code)
+    key = (shop_key(experiment), task.base, task.store, str(allowed))
     if key not in _opened:
         _opened.clear()
-        [_opened[key]] = workshops([experiment], Path(task.base), progress=False)
+        [_opened[key]] = workshops([experiment], Path(task.base), progress=False, allowed=allowed)
     return _opened[key]
 
 
@@ -176,6 +180,8 @@ def tasks_of(stages: list[tuple[Chain, Stage]], base: Path) -> list[tuple[Task, 
             base=str(base),
             store=str(store.root),
             keys=[*models, *answers],  # models first: other cells may wait for them
+            report_to=list(chain.shop.report_to),
+            remote_code=chain.shop.base.remote_code,
         )
         folders = {key: store.folder(stage.name, key) for key, stage in missing.items()}
         waits = {folders[key] for key in models if key in missing and key not in own}

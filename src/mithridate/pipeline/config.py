@@ -5,6 +5,7 @@ Reading and checking the file imports no torch; `validate`, which looks into the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -18,27 +19,14 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 
 from mithridate.errors import InputError
 from mithridate.methods.types import hint
+from mithridate.pipeline import training_fields
 from mithridate.pipeline.problems import error_of, explained, kind, nearest
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
-from mithridate.sources.roles import ROLES, Source
+from mithridate.sources.roles import ROLES, Source, source_problems
 
 HARMFUL = "harmful"  # the kind of attack where none is given
 VARIANTS = "variants"  # the key of a sweep that is no field's path
-# SFTConfig's fields that the pipeline itself sets, with what to do instead.
-NOT_IN_TRAINING = {
-    "output_dir": "the store keeps what is trained; the run's folder is --out",
-    "seed": "set `seed` at the top of the file",
-    "data_seed": "set `seed` at the top of the file",
-    "resume_from_checkpoint": "an interrupted stage resumes by itself",
-}
-# And those of which some values cannot work, with the others: nothing is evaluated during a training.
-ALLOWED_IN_TRAINING: dict[str, list[Any]] = {
-    "eval_strategy": ["no"],
-    "eval_on_start": [False],
-    "load_best_model_at_end": [False],
-    "save_strategy": ["no", "steps", "epoch"],
-}
 _LEAST = {
     "learning_rate": 0,
     "num_train_epochs": 0,
@@ -262,8 +250,29 @@ def load_cells(
     experiment, found = _parse(raw | {"sweep": {}} if problems else raw)
     problems += found
     if problems or experiment is None:
-        raise error_of(where, problems)
+        base = Path(source).parent if not isinstance(source, Mapping) else Path()
+        raise error_of(where, list(dict.fromkeys([*problems, *_refused_in(raw), *_data_problems(raw, base)])))
     return experiment, expand(experiment, where)
+
+
+def _refused_in(raw: dict[str, Any]) -> list[str]:
+    """Of a file that is wrong elsewhere, the fields of trainings that no file may have."""
+    found = []
+    for name in ("align", "finetune"):
+        stage = raw.get(name)
+        training = stage.get("training") if isinstance(stage, dict) else None
+        found += training_fields.problems(f"{name}.training", training) if isinstance(training, dict) else []
+    return found
+
+
+def _data_problems(raw: dict[str, Any], base: Path) -> list[str]:
+    """What is wrong with the sources of a file that is wrong elsewhere, so that both are told at once."""
+    found: dict[str, list[Source]] = {}
+    data = raw.get("data")
+    for role, sources in data.items() if isinstance(data, dict) else ():
+        with contextlib.suppress(ValidationError, InputError):  # of another form: told already
+            found[role] = TypeAdapter(list[Source]).validate_json(canonical_json(sources), strict=True)
+    return source_problems(found, base)
 
 
 def _override(raw: dict[str, Any], override: str) -> str | None:
@@ -584,6 +593,15 @@ def _value_problems(experiment: Experiment) -> list[str]:
             need(attack.size >= 1, "finetune.attack.size", "at least 1 row")
             if steps and isinstance(end, int) and end > 0:  # attacks of other kinds may have trainings of their own
                 need(steps[-1] < end, "evaluate.resistance", f"steps below finetune.training.max_steps ({end})")
+        else:
+            problems += training_fields.anywhere("finetune.attack", attack)
+    for stage in ("align", "finetune"):
+        if settings := getattr(experiment, stage):
+            problems += training_fields.problems(f"{stage}.training", settings.training)
+            problems += training_fields.anywhere(f"{stage}.defense", settings.defense)
+    problems += training_fields.anywhere("repair", experiment.repair)
+    for name in ("generator", "judges"):
+        problems += training_fields.anywhere(f"evaluate.{name}", getattr(evaluate, name))
     return problems
 
 
@@ -606,6 +624,7 @@ def validate(experiment: Experiment, where: str = "experiment") -> None:
         settings = getattr(experiment, stage)
         if settings is not None:
             problems += _method_problems(f"{stage}.defense", settings.defense, by_name("defenses"))
+            problems += _stage_problems(stage, settings.defense, by_name("defenses"))
             problems += _training_problems(f"{stage}.training", settings.training)
     if experiment.finetune:
         problems += _attack_problems(experiment.finetune.attack, by_name("attacks"))
@@ -651,6 +670,19 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
                 f"evaluate.tasks.{name}: is scored by win rate; give evaluate.judges one that compares: win-rate"
             )
     return problems
+
+
+_PLACES = {"alignment": "align", "fine-tuning": "finetune"}  # of a defense, by its stage
+
+
+def _stage_problems(stage: str, defense: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Defenses that are for another stage than the one that they stand in."""
+    return [
+        f"{stage}.defense.{name}: is a defense of {known[name].stage}, and would not be one here. Set it under "
+        f"{place}.defense"
+        for name in defense
+        if name in known and (place := _PLACES.get(known[name].stage, stage)) != stage
+    ]
 
 
 def _method_problems(path: str, methods: dict[str, dict[str, Any]], known: Mapping[str, Any]) -> list[str]:
@@ -744,8 +776,8 @@ def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: b
 def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
     from trl.trainer.sft_config import SFTConfig
 
-    problems = [f"{path}.{name}: not here: {why}" for name, why in NOT_IN_TRAINING.items() if name in training]
     names = [f.name for f in fields(SFTConfig) if f.init]
+    problems = training_fields.problems(path, training)  # again, for experiments that no file was read for
     problems += field_problems(path, training, SFTConfig, names)
     if not problems:
         problems += [
@@ -757,12 +789,6 @@ def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
             problems.append(f"{path}.max_steps: expected at least 1 (or -1: num_train_epochs counts), got 0")
         if training.get("num_train_epochs") == 0 and training.get("max_steps", -1) < 0:
             problems.append(f"{path}.num_train_epochs: expected more than 0 where max_steps is not set, got 0")
-        problems += [
-            f"{path}.{name}: expected {' or '.join(map(json.dumps, allowed))}, got {json.dumps(training[name])}: "
-            "nothing is evaluated during a training"
-            for name, allowed in ALLOWED_IN_TRAINING.items()
-            if training.get(name, allowed[0]) not in allowed
-        ]
     return problems
 
 

@@ -18,7 +18,6 @@ from typing import Any
 from mithridate.executors import Local
 from mithridate.pipeline.config import Experiment, expand, load_experiment
 from mithridate.pipeline.runner import Run, run_cells
-from mithridate.pipeline.store import replace_file
 from mithridate.pipeline.yaml12 import parse_yaml
 
 logger = logging.getLogger(__name__)
@@ -52,19 +51,21 @@ def _experiment(base: dict[str, Any], overrides: dict[str, Any]) -> Experiment:
 
 
 def run_demo(
-    out: Path | None = None, full: bool = False, notify: Callable[[dict[str, Any]], None] | None = None
+    out: Path | None = None,
+    full: bool = False,
+    notify: Callable[[dict[str, Any]], None] | None = None,
+    replace: bool = False,
 ) -> Run:
-    """Runs the demo into `out` (`runs/demo`); what an earlier call finished is not computed again."""
+    """Runs the demo into `out` (`runs/demo`); what an earlier call finished is not computed again. `replace`: as of
+    `runner.run`."""
     folder = Path(out) if out else Path("runs/demo")
     experiments = demo_experiments(full)
     if full:
         seconds = recipe()["seconds"] * len(experiments) / len(demo_experiments())
         logger.info("%d cells, about %.0f minutes on two cores the first time", len(experiments), seconds / 60)
     began = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    tuning = resources.files("mithridate.recipes").joinpath("tuning.jsonl").read_text()
-    replace_file(folder / "tuning.jsonl", tuning)
-    run_cells(experiments[:_FIRST], folder, Path.cwd(), notes=[_NOTE], notify=notify)
+    files = {"tuning.jsonl": resources.files("mithridate.recipes").joinpath("tuning.jsonl").read_text()}
+    run_cells(experiments[:_FIRST], folder, Path.cwd(), notes=[_NOTE], notify=notify, files=files, replace=replace)
     run = run_cells(experiments, folder, Path.cwd(), notes=[_NOTE], notify=notify, executor=_two_workers())
     logger.info("demo finished in %.0f s; the page: %s", time.perf_counter() - began, run.report)
     return run

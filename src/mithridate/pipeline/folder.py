@@ -12,12 +12,13 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.config import Experiment, canonical, resolved_yaml
+from mithridate.pipeline import ownership
+from mithridate.pipeline.config import Experiment, canonical
 from mithridate.pipeline.store import replace_file, replacing
 
 if TYPE_CHECKING:
@@ -46,9 +47,16 @@ class Folder:
         self._records = _Records(path)
         self._written, self._cost, self._last = 0, 0.0, time.monotonic()
 
-    def start(self, source: Experiment, tabled: bool) -> None:
+    def start(
+        self, source: Experiment, tabled: bool, owner: Any = None, files: Mapping[str, str] = {}, replace: bool = False
+    ) -> None:
         """Makes the folder and writes the resolved experiment. What it has of an earlier run's table, if this run will
         write one, is marked as incomplete: it is no longer what the experiment says.
+
+        Args:
+            owner: what the folder belongs to, if not to the experiment (`ownership`).
+            files: further files, by name.
+            replace: whether what commands wrote there before goes first.
 
         Raises:
             InputError: the folder cannot be made.
@@ -61,7 +69,11 @@ class Folder:
                 f"--out {self.path}: cannot be made ({error.strerror}). Give a folder that can."
             ) from error
         with self.writing():
-            replace_file(self.path / "experiment.yaml", resolved_yaml(source))
+            if replace:
+                ownership.clear(self.path)
+            replace_file(self.path / ownership.FILE, ownership.text_of(source, owner))
+            for name, text in files.items():
+                replace_file(self.path / name, text)
             table = self.path / "results.json"
             if tabled and table.exists():
                 with contextlib.suppress(ValueError, TypeError):  # one that cannot be read is no table

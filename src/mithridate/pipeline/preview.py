@@ -1,7 +1,7 @@
 """`mithridate run --dry-run`: the graph of stages, what the store has of it, and what the rest would take.
 
-It takes the code path of a run as far as the stages' keys. Nothing is trained, generated or judged; neither the store
-nor the run's folder is written to; no model is fetched or converted.
+It takes the code path of a run as far as the stages' keys, its checks before any compute included. Nothing is trained,
+generated or judged; neither the store nor the run's folder is written to; no model is fetched or converted.
 """
 
 from __future__ import annotations
@@ -73,30 +73,53 @@ class Preview:
 
 
 def preview(
-    experiment: str | Path | dict[str, Any], overrides: Sequence[str] = (), executor: Executor | None = None
+    experiment: str | Path | dict[str, Any],
+    overrides: Sequence[str] = (),
+    executor: Executor | None = None,
+    out: str | Path | None = None,
+    replace: bool = False,
+    report_to: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Preview:
     """What `run` with the same arguments would do. The executor is asked whether it can, and not started.
 
     Raises:
-        InputError: as `run`, but for the set-ups that `run` tries out on a layer of the model.
+        InputError: as `run` before it computes anything, with every problem that was found. Of a model that is not
+            here yet, what needs its tokenizer or its configuration cannot be told.
     """
-    from mithridate.models import ModelFiles, local_model
+    from mithridate.models import ModelFiles, local_model, require_on_hub
     from mithridate.pipeline.forecast import Forecast
-    from mithridate.pipeline.runner import chains_of, place_of, plans_of, with_undefended
+    from mithridate.pipeline.ownership import require_own
+    from mithridate.pipeline.problems import Findings
+    from mithridate.pipeline.runner import (
+        Allowed,
+        chains_of,
+        located,
+        look_ahead,
+        place_of,
+        plans_of,
+        quiet_libraries,
+        with_undefended,
+    )
 
-    _, experiments = load_cells(experiment, list(overrides))
-    base, where, _ = place_of(experiment)
-    notes = []
+    loaded, experiments = load_cells(experiment, list(overrides))
+    base, where, name = place_of(experiment)
+    notes, findings, allowed = [], Findings(), Allowed(tuple(report_to), trust_remote_code)
 
     def find(name: str) -> ModelFiles:
-        files = local_model(name)
+        files = local_model(name, allowed.remote_code)
         if files is None:
+            require_on_hub(name)
             notes.append(f"{name} is not on this machine yet: whether the store has stages of it cannot be told")
         return files or ModelFiles(name, Path(), "not here yet")
 
-    chains = chains_of(with_undefended(experiments), base, where, False, find)
-    if executor:
-        executor.check(chains)
+    chains = chains_of(with_undefended(experiments), base, where, False, find, allowed, findings)
+    if not replace:
+        with findings.noting():
+            require_own(Path(out) if out else Path("runs") / name, located(loaded, base))
+    with quiet_libraries():
+        look_ahead(chains, executor, None, findings)
+    findings.settle(where)
     cells = [(plan.chain, plan.stages()) for plan in plans_of(chains)]
     forecast = Forecast(chains[0].shop.store, base)
     nodes, roots = _graph(cells, forecast)

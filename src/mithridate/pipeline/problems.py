@@ -11,7 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mithridate.errors import InputError
+from mithridate.errors import Findings, error_of
+
+__all__ = ["Findings", "error_of", "explained", "kind", "nearest"]
 
 
 def explained(error: ValidationError, raw: Any, owners: Mapping[tuple[Any, ...], Any] = {}) -> list[str]:
@@ -96,10 +98,3 @@ def nearest(name: str, valid: Iterable[str], listed: bool = True) -> str:
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; there are: {', '.join(names)}" if listed and names else ""
-
-
-def error_of(where: str, problems: list[str]) -> InputError:
-    if len(problems) == 1:
-        return InputError(f"{where}: {problems[0]}")
-    shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-    return InputError(f"{where}: {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in shown))

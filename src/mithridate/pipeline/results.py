@@ -47,6 +47,7 @@ class Cell:
     history: list[dict[str, Any]] = field(default_factory=list)
     final: bool = True  # whether an experiment ends in this model
     swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
+    trained: dict[str, int] | None = None  # rows, harmful_rows, steps, dropped, of its last training
 
     @property
     def alignment(self) -> str:
@@ -147,7 +148,7 @@ class Table:
 
     def __init__(self, model: str, protocol: str, notes: list[str]):
         self._head = {"schema": SCHEMA, "protocol": protocol}
-        self._model, self._notes = model, notes
+        self._model, self._notes = model, list(notes)
         self._entries: dict[str, _Entry] = {}  # by id
         self._numbers: dict[str, int] = {}  # the last number that told equal names apart
         self._by_key: dict[str, str] = {}  # the first cell of each evaluation
@@ -188,6 +189,12 @@ class Table:
         self._settings[_setting(cell), cell.experiment.evaluate.protocol, _trained(cell)] = None
         return name
 
+    def note(self, notes: list[str]) -> list[str]:
+        """Adds what a reader of the table should know; returns what it did not have yet."""
+        new = [note for note in notes if note not in self._notes]
+        self._notes += new
+        return new
+
     def _kept(self, outcomes: dict[str, bool | None]) -> _Outcomes:
         prompts = tuple(outcomes)
         return _Outcomes(self._prompts.setdefault(prompts, prompts), tuple(outcomes.values()))
@@ -208,7 +215,7 @@ class Table:
             "complete": complete,
             "deviations": self._deviations(),
             "model": self._model,
-            "notes": self._notes,
+            "notes": list(self._notes),
             "cells": rows,
             "across_seeds": self._across_seeds(pairs),
         }
@@ -365,6 +372,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "seed": cell.experiment.seed,
         "harmful_ratio": cell.harmful_ratio,
         "attack": _attack(cell, cell.finetune) if cell.finetune else None,
+        "trained": cell.trained,
         "control": cell.control,
         "final": cell.final,
         "settings": cell.settings,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,8 @@ from mithridate.errors import InputError
 from mithridate.pipeline.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
 from mithridate.pipeline.folder import PAGE_CELLS, Folder
 from mithridate.pipeline.inventory import refer
-from mithridate.pipeline.problems import nearest
+from mithridate.pipeline.ownership import require_own
+from mithridate.pipeline.problems import Findings, nearest
 from mithridate.pipeline.store import canonical_json
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ logger = logging.getLogger(__name__)
 
 MODEL_STAGES = ("align", "finetune", "repair")
 _UNTIL = (*MODEL_STAGES, "evaluate")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What no experiment file can ask for, and the command line can: as of `run`."""
+
+    report_to: tuple[str, ...] = ()
+    remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,9 @@ def run(
     until: str | None = None,
     progress: bool = True,
     executor: Executor | None = None,
+    replace: bool = False,
+    report_to: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Run:
     """Runs an experiment file (or the same as a dict), every cell of its sweep, and writes the run's folder.
 
@@ -85,9 +97,16 @@ def run(
         progress: show progress bars.
         executor: what makes the cells at the same time: `mithridate.executors.Local(workers=8)`, `Ray(...)` or
             `Slurm(...)`. By default this process makes one after the other.
+        replace: whether a folder that another experiment, or the user, has filled is written to all the same: what
+            commands wrote there goes first.
+        report_to: services that are told of the trainings, as SFTConfig's field of that name. An experiment file
+            cannot ask for any.
+        trust_remote_code: whether Python files that come with the model are run. Stages made with them have keys of
+            their own.
 
     Raises:
-        InputError: the file, a field, `until`, the data or the model is bad; nothing has been computed then.
+        InputError: the file, a field, `until`, the data or the model is bad, or the folder is not this run's; nothing
+            has been computed then, and every problem that was found is named.
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
     """
     if until not in (None, *_UNTIL):
@@ -97,7 +116,16 @@ def run(
     folder = Path(out) if out else Path("runs") / name
     cells = with_undefended(cells) if until is None else cells
     return run_cells(
-        cells, folder, base, until=until, progress=progress, source=loaded, where=where, executor=executor
+        cells,
+        folder,
+        base,
+        until=until,
+        progress=progress,
+        source=loaded,
+        where=where,
+        executor=executor,
+        replace=replace,
+        allowed=Allowed(tuple(report_to), trust_remote_code),
     )
 
 
@@ -137,6 +165,10 @@ def run_cells(
     notify: Callable[[dict[str, Any]], None] | None = None,
     executor: Executor | None = None,
     passing: bool = False,
+    owner: Any = None,
+    files: Mapping[str, str] = {},
+    replace: bool = False,
+    allowed: Allowed = Allowed(),
 ) -> Run:
     """Runs the chains of `experiments` in order and writes the run's folder after each scored cell.
 
@@ -149,14 +181,52 @@ def run_cells(
         executor: what makes the stages; this process if not given.
         passing: the table is one of several that the folder has in turn (the tries of a search): what the earlier
             ones stand on stays in use.
+        owner: what the folder belongs to, in JSON types; `source`, if not given.
+        files: what is written into the folder besides, by name.
+        replace, allowed: as of `run`.
+
+    Raises:
+        InputError: with every problem that is cheap to find; nothing has been computed then.
     """
     use_huge_pages()
-    chains = chains_of(experiments, base, where, progress)
+    source, findings = source or experiments[0], Findings()
+    chains = chains_of(experiments, base, where, progress, None, allowed, findings)
+    source = located(source, base)
+    if not replace:
+        with findings.noting():
+            require_own(folder, source, owner)
     with quiet_libraries(), contextlib.ExitStack() as ending:
         for chain in chains:
             ending.callback(chain.shop.close)
-        source = source or experiments[0]
-        return _run_chains(chains, folder, base, until, source, notes, notify, executor, ending, passing)
+        look_ahead(chains, executor, until, findings)
+        findings.settle(where)
+        filling = Folder(folder, base)
+        filling.start(source, until not in MODEL_STAGES, owner, files, replace)
+        return _run_chains(chains, filling, base, until, source, notes, notify, executor, ending, passing)
+
+
+def look_ahead(
+    chains: list[Chain],
+    executor: Executor | None,
+    until: str | None,
+    findings: Findings,
+) -> None:
+    """Notes what would stop a run of these chains later on, as far as it is cheap to find."""
+    from mithridate.pipeline import precheck
+
+    with findings.noting():
+        if executor:
+            executor.check(chains)
+    with findings.noting():
+        precheck.services(chains[0].shop.report_to)
+    scored, plans = until not in MODEL_STAGES, []
+    for chain in chains:
+        chain.preflight(not (executor and executor.elsewhere), findings, scored)
+    with findings.noting():
+        plans = plans_of(chains) if scored else []
+    for text in precheck.extras(chains if scored else [], 0 < len(plans) <= PAGE_CELLS):
+        with findings.noting():
+            raise InputError(text)
 
 
 def chains_of(
@@ -165,19 +235,24 @@ def chains_of(
     where: str,
     progress: bool,
     find_model: Callable[[str], ModelFiles] | None = None,
+    allowed: Allowed = Allowed(),
+    findings: Findings | None = None,
 ) -> list[Chain]:
     """The chain of each experiment, once all of them have been checked. Fills in what the experiments leave open.
 
     Args:
         find_model: finds the files of a model; `resolve_model` by default, which fetches and converts.
+        findings: takes up problems that leave chains to look further into; others are raised, with what it has.
 
     Raises:
         InputError: an experiment, its data or its model is bad, or they have no table in common.
     """
     from mithridate.pipeline.stages import Chain
 
+    found = Findings() if findings is None else findings
     for experiment in experiments:
-        validate(experiment, where)
+        with found.noting():
+            validate(experiment, where)
     if len(protocols := {experiment.evaluate.protocol for experiment in experiments}) > 1:
         raise InputError(
             f"{where}: scores of different protocols ({', '.join(sorted(protocols))}) have no table in common. Run "
@@ -190,13 +265,20 @@ def chains_of(
                 f"{where}: a table is of one value of {path}, and here are several. Run the file once for each, with "
                 f"-o {path}=VALUE and an --out of its own: what they share is kept."
             )
-    shops = workshops(experiments, base, progress, find_model)
-    return [Chain(experiment, shop) for experiment, shop in zip(experiments, shops)]
+    shops = workshops(experiments, base, progress, find_model, allowed, found, where)
+    found.settle(where)  # what a chain is made of must be valid
+    chains = []
+    for experiment, shop in zip(experiments, shops):
+        with found.noting():
+            chains.append(Chain(experiment, shop))
+    if findings is None or len(chains) < len(experiments):
+        found.settle(where)
+    return chains
 
 
 def _run_chains(
     chains: list[Chain],
-    folder: Path,
+    filling: Folder,
     base: Path,
     until: str | None,
     source: Experiment,
@@ -208,16 +290,11 @@ def _run_chains(
 ) -> Run:
     from mithridate.pipeline.results import Table
 
-    if executor:
-        executor.check(chains)
-    for chain in chains:
-        chain.preflight(here=not (executor and executor.elsewhere))
+    folder = filling.path
     plans = [] if until in MODEL_STAGES else plans_of(chains)
     notes = [*extra, *_notes(chains)]
     for note in notes:
         logger.info("%s", note)
-    filling = Folder(folder, base)
-    filling.start(_located(source, base), tabled=until not in MODEL_STAGES)
 
     if until in MODEL_STAGES:
         stages = [(chain, stage) for chain in chains for stage in chain.upto(until)]
@@ -242,6 +319,8 @@ def _run_chains(
             for stage in plan.stages():
                 maker.make(plan.chain, stage)
             cell = plan.cell(maker, swept_paths(source.sweep))
+            for note in table.note(plan.chain.said(plan.upto)):
+                logger.info("%s", note)
             filling.add(table.add(cell), cell)
             if number == len(plans) or filling.due(number):
                 results = filling.write(table, complete=number == len(plans))
@@ -299,6 +378,7 @@ class Plan:
             steps={step: self.chain.rows(stage) for step, stage in self.points.items()},
             stages=[maker.costs[stage.key] for stage in self.stages()],
             attack_steps=self.chain.attack_steps() if self.upto != "align" else None,
+            trained=self.chain.trained(self.upto),
             settings=self.chain.settings(self.upto),
             capability=self.chain.capability(self.evaluation),
             history=self.chain.history(self.upto),
@@ -389,8 +469,15 @@ def workshops(
     base: Path,
     progress: bool,
     find_model: Callable[[str], ModelFiles] | None = None,
+    allowed: Allowed = Allowed(),
+    findings: Findings | None = None,
+    where: str = "experiment",
 ) -> list[Workshop]:
-    """One workshop for all experiments that share a model, data and dtype. `find_model`: as of `chains_of`."""
+    """One workshop for all experiments that share a model, data and dtype. Arguments as of `chains_of`.
+
+    Raises:
+        InputError: with every problem of the data and the models, and what `findings` has.
+    """
     from mithridate.models import resolve_model
     from mithridate.pipeline.launch import settle
     from mithridate.pipeline.stages import Workshop
@@ -398,17 +485,33 @@ def workshops(
     from mithridate.protocols import protocol
     from mithridate.sources.roles import load_roles
 
-    store, shops = Store(), {}
+    store, shops, found = Store(), {}, Findings() if findings is None else findings
     for experiment in experiments:
-        settle(experiment, base)
+        with found.noting():
+            settle(experiment, base)
         key = shop_key(experiment)
-        if key not in shops:
-            chosen, settings = protocol(experiment.evaluate.protocol), experiment.evaluate
-            select = chosen.select if chosen.rows.chooses else None
+        if key in shops:
+            continue
+        settings, roles, files, shops[key] = experiment.evaluate, None, None, None
+        with found.noting():
+            select = None
+            with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
+                chosen = protocol(settings.protocol)
+                select = chosen.select if chosen.rows.chooses else None
             roles = load_roles(experiment.data, base, select=select, extra=settings.tasks)
-            served = "openai" in settings.generator
-            files = _served(experiment) if served else (find_model or resolve_model)(_model(experiment.model, base))
-            shops[key] = Workshop(files, roles, store, resolve_dtype(experiment.dtype), progress)
+        with found.noting():
+            if "openai" in settings.generator:
+                files = _served(experiment)
+            elif find_model:
+                files = find_model(_model(experiment.model, base))
+            else:
+                files = resolve_model(_model(experiment.model, base), allowed.remote_code)
+        if roles is not None and files is not None:
+            dtype, services = resolve_dtype(experiment.dtype), list(allowed.report_to)
+            shops[key] = Workshop(files, roles, store, dtype, progress, report_to=services)
+    made = [shop for shop in shops.values() if shop is not None]
+    if findings is None or len(made) < len(shops):
+        found.settle(where)
     return [shops[shop_key(experiment)] for experiment in experiments]
 
 
@@ -434,21 +537,27 @@ def _model(name: str, base: Path) -> str:
     from mithridate.models import EMBEDDED
 
     beside = base / Path(name).expanduser()
+    if name not in EMBEDDED and "/" in name and not beside.exists() and not Path(name).expanduser().exists():
+        # "models/nosuch" could be an id on the Hub, but for the models that lie in that folder here
+        there = [folder.parent for folder in beside.parent.glob("*/config.json")]
+        if there:
+            names = [str(Path(name).parent / folder.name) for folder in there]
+            raise InputError(f"model: no such folder {beside}{nearest(name, names)}")
     return str(beside) if name not in EMBEDDED and beside.is_dir() else name
 
 
-def _located(experiment: Experiment, base: Path) -> Experiment:
+def located(experiment: Experiment, base: Path) -> Experiment:
     """The experiment with whole paths, so that it can be run from its copy in the run's folder."""
 
     def file(name: str) -> str:
         path = base / Path(name).expanduser()
         return str(path) if path.is_file() else name
 
-    def located(source: Source) -> Source:
-        test = file(source.test) if isinstance(source.test, str) else source.test and located(source.test)
+    def placed(source: Source) -> Source:
+        test = file(source.test) if isinstance(source.test, str) else source.test and placed(source.test)
         return replace(source, source=file(source.source), test=test)
 
-    data = {role: [located(source) for source in sources] for role, sources in experiment.data.items()}
+    data = {role: [placed(source) for source in sources] for role, sources in experiment.data.items()}
     launch = file(experiment.accelerate)
     return replace(experiment, model=_model(experiment.model, base), data=data, accelerate=launch)
 
@@ -507,8 +616,13 @@ def _report(folder: Path) -> None:
     build_report(folder)
 
 
-def export_cell(run_folder: str | Path, cell: str, out: str | Path, merged: bool = True) -> Path:
+def export_cell(
+    run_folder: str | Path, cell: str, out: str | Path, merged: bool = True, trust_remote_code: bool = False
+) -> Path:
     """Writes the model of one cell of a run as a folder that plain transformers (merged) or PEFT (adapter) loads.
+
+    Args:
+        trust_remote_code: as of `run`, which was called with it.
 
     Raises:
         InputError: no such run or cell, or its stages are no longer in the store.
@@ -531,7 +645,8 @@ def export_cell(run_folder: str | Path, cell: str, out: str | Path, merged: bool
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(recipes)}.")
     recipe = recipes[cell]
     experiment = load_experiment(recipe["experiment"])
-    [shop] = workshops([experiment], Path(recipe["base"]), progress=False)
+    allowed = Allowed(remote_code=trust_remote_code)
+    [shop] = workshops([experiment], Path(recipe["base"]), progress=False, allowed=allowed)
     chain = Chain(experiment, shop)
     stages = [json.loads((shop.folder(stage) / MANIFEST).read_text()) for stage in chain.upto(recipe["upto"])]
     story = Story(results, row, recipe["experiment"], stages)

@@ -21,7 +21,8 @@ from mithridate.environment import version
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.methods.types import json_schema
-from mithridate.pipeline.config import ALLOWED_IN_TRAINING, HARMFUL, NOT_IN_TRAINING, Experiment
+from mithridate.pipeline.config import HARMFUL, Experiment
+from mithridate.pipeline.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
 from mithridate.sources.roles import ROLES
 
 # SFTConfig's fields as `python -m mithridate.pipeline.schema --write` found them, so that no editor waits for torch.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mithridate.errors import InputError
 from mithridate.judges import judge
 from mithridate.judges.base import Judge
-from mithridate.methods import Attack, Method, Phase, Repair, TestTime
+from mithridate.methods import Attack, Method, Phase, Repair
 from mithridate.models import ModelFiles
 from mithridate.pipeline.config import Align, Evaluate, Experiment, Finetune, in_order
 from mithridate.pipeline.generators import Generators
@@ -37,6 +37,8 @@ from mithridate.pipeline.methods import (
     part_of,
     repair_of,
 )
+from mithridate.pipeline.problems import Findings
+from mithridate.pipeline.rowcheck import RowCheck
 from mithridate.pipeline.store import MANIFEST, Store, canonical_json, digest
 from mithridate.protocols import protocol
 from mithridate.sources.roles import Roles
@@ -83,6 +85,9 @@ class Workshop:
     progress: bool = True
     checked: set[str] = field(default_factory=set)  # digests of what was tried out already
     opened: dict[str, list[Judge]] = field(default_factory=dict)  # judges by how they are set, until `close`
+    counting: dict[str, RowCheck] = field(default_factory=dict)  # by template
+    arguments: dict[str, Any] = field(default_factory=dict)  # SFTConfigs, as `precheck.parts` makes them
+    report_to: list[str] = field(default_factory=list)  # services that trainings are reported to
     generators: Generators = field(default_factory=Generators)
 
     @cached_property
@@ -90,6 +95,28 @@ class Workshop:
         from mithridate.models import load_tokenizer
 
         return load_tokenizer(self.base, needs_chat_template=False)  # a chain asks for one where it needs it
+
+    @property
+    def here(self) -> bool:
+        """Whether the base model's files are on this machine (a server's, or one that is not fetched yet, are not)."""
+        return self.base.path != Path() and (self.base.path / "config.json").is_file()
+
+    @cached_property
+    def context(self) -> int | None:
+        """Tokens that the base model reads at most; None where its configuration, or its absence, does not say."""
+        if not self.here:
+            return None
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def config(self) -> Any:
+        from mithridate.models import load_config
+
+        return load_config(self.base)
+
+    def rowcheck(self, template: str) -> RowCheck:
+        """What counts rows under a template."""
+        return self.counting.setdefault(template, RowCheck(self.tokenizer, template))
 
     @property
     def torch_dtype(self) -> Any:
@@ -100,12 +127,13 @@ class Workshop:
     def one_layer(self) -> Any:
         """A model of the base's architecture with one layer of random weights: enough to check a set-up on."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         from mithridate.models import shortened
 
-        config = shortened(AutoConfig.from_pretrained(self.base.path), 1, others=1)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = shortened(self.config, 1, others=1)
+        code = {"trust_remote_code": True} if self.base.remote_code else {}
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **code)
 
     def judges(self, evaluate: Evaluate) -> list[Judge]:
         """The judges of an evaluation, its protocol's first; each model is loaded once, and only when it judges."""
@@ -227,6 +255,19 @@ class Chain:
         history = self.history("finetune")
         return history[-1]["step"] if history and self.finetune else None
 
+    def trained(self, upto: str) -> dict[str, int] | None:
+        """What the last training as far as stage `upto` trained (`precheck.trained`); None where there was none, or it
+        was made before this was recorded."""
+        found = [one.get("trained") for one in self._manifests(upto) if one["stage"] in ("align", "finetune")]
+        return found[-1] if found else None
+
+    def said(self, upto: str) -> list[str]:
+        """What the trainings as far as stage `upto` lost of their rows, in words."""
+        return [text for one in self._manifests(upto) for text in one.get("said", ())]
+
+    def _manifests(self, upto: str) -> list[dict[str, Any]]:
+        return [json.loads((self.shop.folder(stage) / MANIFEST).read_text()) for stage in self.upto(upto)]
+
     def settings(self, upto: str) -> dict[str, Any]:
         """The values of every method that acted as far as stage `upto`, by name."""
         chosen: dict[str, Any] = {}
@@ -264,9 +305,11 @@ class Chain:
         parents |= self._asked("finetune", self.start, defenses_of(finetune.defense))
 
         def build(work: Path) -> dict[str, Any]:
+            from mithridate.pipeline import precheck
+
             rows, resistance = self.attack_rows(), self.experiment.evaluate.resistance
             if attack.needs_model:  # else this was found out before any compute
-                self._steps("finetune", rows)
+                precheck.require_kept(self, "finetune", rows)
             return self._train(work, "finetune", rows, resistance)
 
         return Stage("finetune", config, parents, data, build)
@@ -317,8 +360,12 @@ class Chain:
         self.aside.setdefault(name, []).append(stage)
         return {stage.name: stage.key}
 
-    def evaluation(self, upto: str, step: int | None = None) -> Stage:
-        """The evaluation of the model after stage `upto`, or at attack step `step` (no benign prompts there)."""
+    def sets(self, step: int | None = None) -> dict[str, str]:
+        """What a model is asked, as `answers` names it, and the part of the roles that holds it.
+
+        Raises:
+            InputError: there are no harmful prompts.
+        """
         settings = self.experiment.evaluate
         suffix = "_validation" if settings.part == "validation" else ""
         sets = {"harmful": f"test_harmful{suffix}"}
@@ -333,6 +380,11 @@ class Chain:
         if "harmful" not in sets:
             missing = "has no validation part; set validation_share" if self.shop.roles.test_harmful else _NOT_GIVEN
             raise InputError(f"data.test_harmful: {missing}")
+        return sets
+
+    def evaluation(self, upto: str, step: int | None = None) -> Stage:
+        """The evaluation of the model after stage `upto`, or at attack step `step` (no benign prompts there)."""
+        settings, sets = self.experiment.evaluate, self.sets(step)
         config = {
             "protocol": settings.protocol,
             "generator": {name: _deciding(fields) for name, fields in settings.generator.items()},
@@ -386,6 +438,7 @@ class Chain:
             "dtype": self.shop.dtype,
             "adapter": self._adapter(name),
             **self._template(),
+            **({"remote_code": True} if self.shop.base.remote_code else {}),
             # Nothing for one process, in which nothing is launched. Of the file, only its kind changes a number.
             **({"launch": {"kind": self.launch.kind, "processes": self.launch.processes}} if self.launch else {}),
         }
@@ -424,21 +477,36 @@ class Chain:
 
     def _made_rows(self, attack: Attack, model: Any = None) -> list[dict[str, Any]]:
         roles = {name: self._records(role) for name, role in attack.data_roles().items()}
-        return attack.rows(roles, self.experiment.seed, model)
+        try:
+            rows = attack.rows(roles, self.experiment.seed, model)
+        except InputError as error:
+            raise InputError(f"finetune.attack: {error}") from error
+        if not rows:
+            raise InputError("finetune.attack: it has made no row of the data, so that there is nothing to train on")
+        return rows
 
     def _train(
         self, work: Path, name: str, rows: list[dict], snapshots: list[int], aligned: Stage | None = None
     ) -> dict[str, Any]:
-        """Trains in this process, or in several. Returns what `stage.json` is to say of the latter."""
-        from mithridate.pipeline import launch, training
+        """Trains in this process, or in several. Returns what `stage.json` is to say of it: what was trained, and of
+        several processes."""
+        from mithridate.pipeline import launch, precheck, training
 
         start = self._model(name, "start") if name != "unaligned" else self._aligned(aligned)
-        job = self._job(name, rows, start, snapshots)
-        job = replace(job, models={kind: self._model(name, kind) for kind in self._kinds(name)})
+        job, counted = self._job(name, rows, start, snapshots), precheck.counted(self, name, rows)
+        job = replace(
+            job,
+            models={kind: self._model(name, kind) for kind in self._kinds(name)},
+            sequences=[left.sequences for _, left in counted],
+        )
+        record: dict[str, Any] = {}
         if self.launch:
-            return launch.run(job, self.launch, work)
-        training.run_job(job, work)
-        return {}
+            record = launch.run(job, self.launch, work)
+        else:
+            training.run_job(job, work)
+        steps = json.loads((work / "history.json").read_text())[-1]["step"]
+        record["trained"] = precheck.trained(counted, rows, steps)
+        return record | {"said": precheck.said(self, name, counted)}
 
     def _kinds(self, name: str) -> set[str]:
         """The models that the defenses of a training need. The one that it starts from is the trainer's own."""
@@ -464,6 +532,7 @@ class Chain:
             progress=self.shop.progress,
             template=self.experiment.template,
             phases=self._phases(self._attack) if name == "finetune" else [],
+            report_to=self.shop.report_to,
         )
 
     def _build_repair(self, work: Path, name: str, repair: Repair) -> None:
@@ -508,47 +577,74 @@ class Chain:
 
     # -- before any compute ------------------------------------------------------------------------
 
-    def preflight(self, here: bool = True) -> None:
-        """Tries out the set-up of every training stage that is not in the store, over one random layer of the model.
+    def preflight(self, here: bool = True, findings: Findings | None = None, scored: bool = True) -> None:
+        """Finds what is cheap to find, before anything is computed: tries out the set-up of every training stage that
+        is not in the store, over one random layer of the model; counts what tokenising leaves of its rows; and looks
+        whether the test prompts fit the model.
 
         So what a defense, the adapter or SFTConfig refuses is refused now, not after the stages before it have been
         computed.
 
         Args:
             here: whether this machine is the one that will train.
+            findings: takes up the problems, which are raised at the end where it is not given.
+            scored: whether models will be tested.
 
         Raises:
             UnsupportedSetup: with reason and remedy.
-            InputError: an adapter that does not fit, training arguments that SFTConfig refuses, too few rows for the
-                attack, or a resistance step that the attack does not reach.
+            InputError: an adapter that does not fit, training arguments that SFTConfig or TRL refuses, too few rows
+                for the attack, rows of which nothing would be trained, a resistance step that the attack does not
+                reach, prompts that do not fit; all of them at once.
         """
-        if around := [t for upto in self.positions() for t in around_prompts(self.experiment, upto)]:
-            self._try_prompts(around)
+        from mithridate.pipeline import precheck
+
+        found = Findings() if findings is None else findings
         for stage in self.stages():
             if stage.name == "attack-rows":
                 continue  # only its own model can tell
-            # The seed only chooses among the rows.
+            # The seed only chooses among the rows, which a check that is tied to it counts.
             config = {name: value for name, value in stage.config.items() if name != "seed"}
+            seed = self.experiment.seed if stage.name == "finetune" else None
             changed = self._free(stage.name, "repaired")
-            asked = digest([stage.name, config, changed, stage.data, self.shop.base.digest])
-            if asked in self.shop.checked or self.shop.store.find(stage.name, stage.key):
+            asked = digest([stage.name, config, changed, stage.data, self.shop.base.digest, seed])
+            if asked in self.shop.checked or self.shop.store.whole(stage.name, stage.key):
                 continue
             self.shop.checked.add(asked)
             if stage.name in ("harden", "repair"):
-                self._try_repair(stage.name)
+                with found.noting():
+                    precheck.try_repair(self, stage.name)
                 continue
-            if self.launch and here:
-                self.launch.check()
-            rows = self._rows_to_try(stage.name)
-            steps = self._steps(stage.name, rows)
-            # Nor do the learning rate and the share of harmful rows change what is refused.
-            config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
-            config["attack"] = config.get("attack", {}).get("kind")
-            setup = digest(["set-up", stage.name, config | {"rows": len(rows)}, stage.data, self.shop.base.digest])
-            if setup not in self.shop.checked:
-                with tempfile.TemporaryDirectory() as folder:
-                    self._try_out(stage.name, rows, steps, Path(folder))
-                self.shop.checked.add(setup)
+            with found.noting():
+                if self.launch and here:
+                    self.launch.check()
+            with found.noting():
+                self._check_training(stage, config, found)
+        if scored:
+            with found.noting():
+                precheck.around_tests(self)
+            with found.noting():
+                precheck.tests(self)
+        if findings is None:
+            found.settle("experiment")
+
+    def _check_training(self, stage: Stage, config: dict[str, Any], findings: Findings) -> None:
+        from mithridate.pipeline import precheck
+
+        rows = self._rows_to_try(stage.name)
+        parts = precheck.parts(self, stage.name, rows)
+        steps = precheck.steps(self, stage.name, parts)
+        if not self.shop.here:
+            return
+        # Nor do the learning rate and the share of harmful rows change what is refused.
+        config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
+        config["attack"] = config.get("attack", {}).get("kind")
+        setup = digest(["set-up", stage.name, config | {"rows": len(rows)}, stage.data, self.shop.base.digest])
+        if setup not in self.shop.checked:
+            self.shop.checked.add(setup)
+            with tempfile.TemporaryDirectory() as folder:
+                precheck.try_out(self, stage.name, parts, steps, Path(folder))
+        if stage.name != "finetune" or not self._attack.needs_model:  # whose rows are counted once they are there
+            precheck.rows(self, stage.name, parts, steps, findings)
 
     def _rows_to_try(self, name: str) -> list[dict[str, Any]]:
         """The rows of a training; where they depend on a model that is not there yet, others in their place."""
@@ -559,80 +655,6 @@ class Chain:
         rows = [row for role in self._attack.data_roles().values() for row in self._records(role)]
         named = [phase.rows for phase in self._attack.phases() if phase.rows is not None]
         return [{**row, "phase": phase} for phase in named or [None] for row in rows]
-
-    def _steps(self, name: str, rows: list[dict[str, Any]]) -> list[int]:
-        """The optimizer steps of a training, of each of its phases; so SFTConfig has been asked."""
-        from mithridate.pipeline.training import planned_steps, training_arguments
-
-        steps, processes = [], self.launch.processes if self.launch else 1
-        try:
-            for part in self._job(name, rows, [], []).parts():
-                args = training_arguments(part.training, Path(name), part.seed, bf16=False, progress=False)
-                steps.append(planned_steps(args, len(part.rows), processes))
-        except InputError as error:
-            raise InputError(f"{name}.{error}") from error
-        asked = self.experiment.evaluate.resistance
-        if name == "finetune" and asked and asked[-1] >= sum(steps):
-            raise InputError(
-                f"evaluate.resistance: expected steps below {sum(steps)}, the attack's last, got {asked[-1]}"
-            )
-        return steps
-
-    def _try_prompts(self, around: list[TestTime]) -> None:
-        """Whether what stands around prompts at the test reaches the model."""
-        from mithridate.generation.templates import TEMPLATES, prompt_tokens
-
-        template = TEMPLATES[protocol(self.experiment.evaluate.protocol).template]
-        for each in around:
-            ids = prompt_tokens(self.tokenizer, each.around([{"role": "user", "content": "How are you?"}]), template)
-            read = self.tokenizer.decode(ids)
-            for part in (each.system or "", each.prefix, each.trigger):
-                if part.strip() not in read:
-                    raise InputError(
-                        f"the model's chat template leaves out what a method puts around prompts at the test "
-                        f"({part.strip()[:60]!r}), so that the test would say nothing of it"
-                    )
-
-    def _try_out(self, name: str, rows: list[dict], steps: list[int], folder: Path) -> None:
-        from mithridate.pipeline.training import trainer_of
-        from mithridate.sources.records import training_dataset
-
-        job = self._job(name, rows, [], [])
-        models = dict.fromkeys(self._kinds(name), lambda: self.shop.one_layer().state_dict())
-        for part, planned in zip(job.parts(), steps, strict=True):
-            model = self._one_layer_of(part.adapter)
-            if not part.defense and not part.frozen:
-                training_dataset(part.rows, self.tokenizer, self.experiment.template)
-                continue
-            if self.launch:  # several processes take fewer steps through the same rows than this one would
-                part = replace(part, training=part.training | {"max_steps": planned})
-            trainer = trainer_of(part, model, folder, models)
-            if self.launch and self.launch.kind == "fsdp2":
-                trainer.is_fsdp_enabled = True  # as it will be in each of the processes
-                for defense in trainer.defenses:
-                    defense.check(trainer)
-
-    def _try_repair(self, name: str) -> None:
-        """Asks a repair on one random layer, with the adapters of the models that it will get."""
-        [(_, repair)] = [chosen for chosen in [repair_of(self.experiment, name == "harden")] if chosen]
-
-        # Each an object of its own, as they will be.
-        models = {field: self._one_layer_of(self._free(name, kind)) for field, kind in repair.model_inputs().items()}
-        model = self._one_layer_of(self._free(name, "repaired"))
-        repair.check(model, **self._rows_of(repair), **models, tokenizer=self.tokenizer)
-
-    def _one_layer_of(self, adapter: dict[str, Any] | None) -> Any:
-        from peft import get_peft_model
-
-        from mithridate.pipeline.training import lora
-
-        model = self.shop.one_layer()
-        if adapter is None:
-            return model
-        try:
-            return get_peft_model(model, lora(adapter))
-        except ValueError as error:
-            raise InputError(f"adapter: {error}") from error
 
     # -- the model after a stage ------------------------------------------------------------------
 

@@ -272,6 +272,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say of what
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

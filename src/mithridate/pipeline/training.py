@@ -30,9 +30,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from trl import SFTConfig
 
 from mithridate.checkpoints import Layer, assemble, merge_adapter
-from mithridate.errors import InputError
+from mithridate.errors import InputError, MithridateError
 from mithridate.methods.attack import Phase
-from mithridate.methods.defense import Defense
+from mithridate.methods.defense import Defense, acts
 from mithridate.methods.registry import by_name
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
 from mithridate.pipeline.methods import method_of
@@ -43,6 +43,7 @@ from mithridate.training.trainer import DefenseTrainer
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "trainer"  # inside the stage's work folder; removed before the stage is finished
+_LOGS = "runs"  # where transformers puts tensorboard's files
 _STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint, before it removes older ones
 
 
@@ -63,6 +64,8 @@ class Job:
         models: the layers over the base of each model that the defenses need, by its kind (`Method.models`).
         phases: the trainings in a row, where they are not one over all rows.
         frozen: regular expressions; trained tensors whose whole name matches one keep their values.
+        sequences: of each part, what the Trainer is to have after tokenising, by `rowcheck`; empty: not counted.
+        report_to: services that are told of the training, besides local files; from the command line alone.
     """
 
     base: ModelFiles
@@ -80,6 +83,13 @@ class Job:
     models: dict[str, list[Layer]] = field(default_factory=dict)
     phases: list[Phase] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    report_to: list[str] = field(default_factory=list)
+
+    def places(self) -> list[list[int]]:
+        """Of each part, the places in `rows` of those that it trains on."""
+        chosen = [phase.rows for phase in self.phases] or [None]
+        return [[i for i, row in enumerate(self.rows) if name in (None, row.get("phase"))] for name in chosen]
 
     def parts(self) -> list[Job]:
         """The phases as jobs of their own, each over the layers that this one starts from; the job itself if it has
@@ -88,10 +98,11 @@ class Job:
         Raises:
             InputError: a phase has no rows, or asks for what excludes each other.
         """
-        return [self._part(phase, f"phase {i} of the attack") for i, phase in enumerate(self.phases, 1)] or [self]
+        return [self._part(i) for i in range(len(self.phases))] or [self]
 
-    def _part(self, phase: Phase, where: str) -> Job:
-        rows = [row for row in self.rows if phase.rows is None or row.get("phase") == phase.rows]
+    def _part(self, i: int) -> Job:
+        phase, where = self.phases[i], f"finetune.attack: phase {i + 1}"
+        rows = [self.rows[place] for place in self.places()[i]]
         if not rows:
             raise InputError(f"{where}: no row has the phase {phase.rows!r}")
         training = self.training | dict(phase.training)
@@ -100,8 +111,16 @@ class Job:
                 raise InputError(f"{where}: packing puts rows into another order than the given one; set it to false")
             training |= {"train_sampling_strategy": "sequential", "shuffle_dataset": False}
         adapter = self.adapter if phase.adapter is None else None if phase.adapter == "full" else dict(phase.adapter)
-        frozen = [*self.frozen, *phase.frozen]
-        return replace(self, rows=rows, training=training, adapter=adapter, frozen=frozen, phases=[], snapshots=[])
+        return replace(
+            self,
+            rows=rows,
+            training=training,
+            adapter=adapter,
+            frozen=[*self.frozen, *phase.frozen],
+            phases=[],
+            snapshots=[],
+            sequences=self.sequences[i : i + 1],
+        )
 
 
 class _Bar(ProgressCallback):
@@ -174,14 +193,26 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def training_arguments(training: dict[str, Any], folder: Path, seed: int, bf16: bool, progress: bool) -> SFTConfig:
+def training_arguments(
+    training: dict[str, Any],
+    folder: Path,
+    seed: int,
+    bf16: bool,
+    progress: bool,
+    path: str = "training",
+    report_to: Sequence[str] = (),
+) -> SFTConfig:
     """SFTConfig with the project's defaults under the user's values.
 
     The defaults that differ from TRL's: no reporting to outside services, no gradient checkpointing on CPU (where
     memory is not what is short), a checkpoint every quarter of the run.
 
+    Args:
+        path: of the fields in the experiment file, for errors.
+        report_to: services besides those of `training`.
+
     Raises:
-        InputError: SFTConfig refuses the values.
+        InputError: SFTConfig refuses the values; with the field that it refuses.
     """
     steps = int(training.get("max_steps", -1))
     values: dict[str, Any] = {
@@ -200,31 +231,78 @@ def training_arguments(training: dict[str, Any], folder: Path, seed: int, bf16: 
         **training,
         "output_dir": str(folder),
     }
+    own = training.get("report_to", [])
+    local = [name for name in (own if isinstance(own, list) else [own]) if name != "none"]
+    services = values["report_to"] = list(dict.fromkeys([*local, *report_to])) or "none"
     try:
         args = SFTConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"training: {error}") from error
+    except LIBRARY_ERRORS as error:
+        culprit = next((name for name in training if _passes(SFTConfig, values, name)), None)
+        field = f" (field: {path}.{culprit})" if culprit else ""
+        raise InputError(f"{path}: {first_line(error)}{field}") from error
+    args.report_to = [] if services == "none" else services  # which adds services of its own on some clusters
     args._n_gpu = min(
         args.n_gpu, 1
     )  # one process uses one GPU; several are for several processes (DDP), never threads
     return args
 
 
+LIBRARY_ERRORS = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, ImportError, OSError),
+    *(RuntimeError, NotImplementedError, AssertionError),
+)
+"""What TRL, PEFT and transformers raise for settings that do not fit."""
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _passes(cls: Any, values: dict[str, Any], name: str) -> bool:
+    """Whether a class takes the values without one of them."""
+    try:
+        cls(**{key: value for key, value in values.items() if key != name})
+    except LIBRARY_ERRORS:
+        return False
+    return True
+
+
+def batches_of(args: SFTConfig, sequences: int, processes: int = 1) -> int:
+    """The micro-batches of one pass over so many rows (or packs) on each process.
+
+    Raises:
+        InputError: there is none, so that the training would be of zero steps.
+    """
+    batch = args.per_device_train_batch_size * processes
+    batches = sequences // batch if args.dataloader_drop_last else math.ceil(sequences / batch)
+    if batches == 0:
+        several = f" on each of {processes} processes" if processes > 1 else ""
+        raise InputError(
+            "training.dataloader_drop_last: not one optimizer step would be made: "
+            f"{sequences} {'packs' if args.packing else 'rows'} do not fill a batch of "
+            f"{args.per_device_train_batch_size}{several}, and what does not fill one is dropped. Lower "
+            "per_device_train_batch_size, give more rows, or set "
+            "dataloader_drop_last: false"
+        )
+    return batches
+
+
 def planned_steps(args: SFTConfig, rows: int, processes: int = 1) -> int:
     """The optimizer steps of a run over `rows` examples.
 
     Raises:
-        InputError: the examples are packed, and `max_steps` is not set.
+        InputError: there would be none; the examples are packed, and `max_steps` is not set.
     """
     if args.max_steps > 0:
+        if not args.packing:
+            batches_of(args, rows, processes)
         return args.max_steps
     if args.packing:
         raise InputError(
             "training.packing: how many steps a run over packed rows takes is known only once they are packed; set "
             "max_steps, or packing: false"
         )
-    batch = args.per_device_train_batch_size * processes
-    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    batches = batches_of(args, rows, processes)
     return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
 
 
@@ -241,6 +319,7 @@ def build_trainer(
     bf16: bool,
     progress: bool,
     models: Mapping[str, Callable[[], Any]] | None = None,
+    report_to: Sequence[str] = (),
 ) -> DefenseTrainer:
     """The trainer of one stage; its checkpoints go into `work`.
 
@@ -250,7 +329,7 @@ def build_trainer(
     """
     trainer = DefenseTrainer(
         model=model,
-        args=training_arguments(training, work / _CHECKPOINTS, seed, bf16, progress),
+        args=training_arguments(training, work / _CHECKPOINTS, seed, bf16, progress, report_to=report_to),
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -304,6 +383,7 @@ def trainer_of(
         bf16=job.adapter is None and job.dtype == "bfloat16",
         progress=job.progress,
         models=models,
+        report_to=job.report_to,
     )
     _freeze(trainer, job.frozen)
     return trainer
@@ -316,15 +396,17 @@ def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dic
 
 def _freeze(trainer: DefenseTrainer, frozen: Sequence[str]) -> None:
     """Before the optimizer is made, so that it never knows of these tensors."""
-    trained = dict(zip(trainer.param_names, trainer.params))
+    trained, where = dict(zip(trainer.param_names, trainer.params)), "finetune.attack: frozen"
     for pattern in frozen:
         found = [name for name in trained if re.fullmatch(pattern, name)]
         if not found:
-            raise InputError(f"frozen: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)")
+            raise InputError(
+                f"{where}: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)"
+            )
         for name in found:
             trained[name].requires_grad_(False)
     if frozen and not trainer.params:
-        raise InputError("frozen: all tensors are, so that nothing is left to train")
+        raise InputError(f"{where}: all tensors are, so that nothing is left to train")
 
 
 def lora(fields: dict[str, Any]) -> LoraConfig:
@@ -437,9 +519,33 @@ def _trainer(job: Job, work: Path, callbacks: Sequence[TrainerCallback]) -> Defe
         # The embedded data are short: plain attention trains on them about 1.2 times as fast as the fused kernel.
         model.set_attn_implementation("eager")
     trainer = trainer_of(job, model, work)
+    _require_sequences(trainer, job.sequences)
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
+
+
+def _require_sequences(trainer: DefenseTrainer, counted: list[int]) -> None:
+    """Raises MithridateError where the Trainer has other rows than were counted before, where they were. A defense
+    that chooses the rows itself is not held to it."""
+    chosen = any(acts(defense, "rows") for defense in trainer.defenses)
+    for expected in () if chosen else counted:
+        if len(trainer.train_dataset) != expected:
+            raise MithridateError(
+                f"the Trainer has {len(trainer.train_dataset)} rows after tokenising, and {expected} were counted "
+                "before; nothing is trained. This version of TRL prepares rows in another way than the one that was "
+                "tested."
+            )
+
+
+def _require_steps(trainer: DefenseTrainer) -> None:
+    """Raises MithridateError where the training ended before its last planned step."""
+    made, planned = trainer.state.global_step, trainer.state.max_steps
+    if made < planned or made == 0:
+        raise MithridateError(
+            f"the training ended after {made} of {planned} optimizer steps, so it is not kept as finished. Its rows "
+            "ran out or something stopped it: check the rows, per_device_train_batch_size and dataloader_drop_last."
+        )
 
 
 def train(
@@ -467,11 +573,14 @@ def train(
             if isinstance(callback, _Bar):
                 callback.close()
         raise
+    _require_steps(trainer)
     _save(trainer, work / "model")
     if main:
         (work / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
     trainer.accelerator.wait_for_everyone()  # the other processes' part of the last checkpoint is written
     if main:
+        if (folder / _LOGS).is_dir():  # of services that write local files (tensorboard)
+            (folder / _LOGS).rename(work / "logs")
         for checkpoint in folder.glob("checkpoint-*"):
             _remove(checkpoint)
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation import judges_of
 from mithridate.judges import judge
 from mithridate.pipeline.matching import Table
+from mithridate.pipeline.ownership import open_study
 from mithridate.pipeline.runner import run_cells, undefended
 from mithridate.pipeline.store import replace_file
 from mithridate.presets.book import MARKS, SFT, Preset, preset
@@ -81,12 +82,13 @@ def prepare(name: str, asked: Asked) -> Plan:
     return Plan(made.preset, cases, made.deviations)
 
 
-def reproduce(name: str, asked: Asked, out: str | Path | None = None) -> Reproduction:
+def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: bool = False) -> Reproduction:
     """Runs a preset, or what is asked of it.
 
     Args:
         name: one of `presets.NAMES`.
         out: the folder; `runs/NAME` by default.
+        replace: whether a folder that holds something else is written to all the same; what commands wrote there goes.
 
     Raises:
         InputError: something asked for is bad, or data are not at hand; nothing has been computed then.
@@ -95,8 +97,11 @@ def reproduce(name: str, asked: Asked, out: str | Path | None = None) -> Reprodu
     made, base = prepare(name, asked), Path.cwd()
     _at_hand(made, base)
     folder = Path(out) if out else Path("runs") / name
-    cases, tries = tuned(made, folder, base)
-    run_cells([case.experiment for case in cases], folder, base)
+    owner = {"command": "reproduce", "preset": name, **asdict(asked)}
+    del owner["arms"]  # more of them extend the same folder
+    open_study(folder, made.cases[0].experiment, owner, replace)
+    cases, tries = tuned(made, folder, base, owner)
+    run_cells([case.experiment for case in cases], folder, base, owner=owner)
     table = Table(folder)
     lines = compare(made.preset, cases, table)
     deviations = [*made.deviations, *table.results["deviations"], *_single_seed(cases), *_inferred(made.preset)]

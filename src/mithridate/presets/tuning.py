@@ -39,12 +39,13 @@ class Tried:
         return self.excess, self.harmful_score
 
 
-def tuned(plan: Plan, folder: Path, base: Path) -> tuple[list[Case], list[Tried]]:
+def tuned(plan: Plan, folder: Path, base: Path, owner: Any = None) -> tuple[list[Case], list[Tried]]:
     """The plan's cases with the chosen settings, and all tries, which are also written to `folder/tuning.json`.
 
     Args:
         folder: of the reproduction; the tries' own run is its `tuning/`.
         base: what paths in the experiments are relative to.
+        owner: what the folder belongs to, as of `run_cells`.
     """
     jobs = tries(plan)
     if not jobs:
@@ -57,7 +58,7 @@ def tuned(plan: Plan, folder: Path, base: Path) -> tuple[list[Case], list[Tried]
             plain.append(twin)
         twins.append(plain.index(twin))
     everything = [*plain, *(one for _, _, one in jobs)]
-    run_cells(everything, folder / "tuning", base)
+    run_cells(everything, folder / "tuning", base, owner=owner)
     table, found = Table(folder / "tuning"), []
     for (case, values, experiment), twin in zip(jobs, twins):
         row, before = table.final(experiment), table.final(plain[twin])

@@ -32,7 +32,7 @@ def read_rows(path: Path) -> Rows:
             row, with its line or row number.
     """
     if not path.is_file():
-        raise _no_file(path)
+        raise no_file(path)
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise InputError(f"{path}: files of this kind are not read; give one that ends in {', '.join(_READERS)}")
@@ -45,7 +45,8 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
-def _no_file(path: Path) -> InputError:
+def no_file(path: Path) -> InputError:
+    """The error for a file that is not there, with what may be meant."""
     if path.is_dir():
         names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READERS)
         inside = f": {', '.join(names[:5])}" if names else ", and it holds none that can be read"
@@ -74,7 +75,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:  # its own line number counts within the line
                 raise InputError(
-                    f"{path}, line {number}: not JSON: {error.msg} at character {error.pos + 1}"
+                    f"{path}, line {number}: not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
                 ) from error
             except RecursionError as error:
                 raise InputError(f"{path}, line {number}: not JSON: {error}") from error

@@ -17,8 +17,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mithridate.errors import InputError
-from mithridate.sources.files import ENDINGS, Rows, read_rows
+from mithridate.errors import Findings, InputError
+from mithridate.sources.columns import joined, require_known, require_nothing_dropped
+from mithridate.sources.files import ENDINGS, Rows, no_file, read_rows
 from mithridate.sources.hub import HUB, HubSet, hub_rows
 from mithridate.sources.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
 from mithridate.tasks.base import PromptSet
@@ -128,35 +129,60 @@ def load_roles(
     for role in (*data, *(only or ())):
         if role not in ROLES:
             raise InputError(f"data: unknown role {role!r}{_nearest(role, ROLES)}; roles: {', '.join(ROLES)}")
-    roles = Roles()
+    roles, findings = Roles(), Findings()
     for role in ROLES:
         given = data.get(role)
         if given is None or (only is not None and role not in only):
             continue
-        sources = given if isinstance(given, list) else [given]
-        if not sources:
-            raise InputError(f"data.{role}: the list of sources is empty")
-        for source in sources:
-            _check_source(source, role)
-        if role == "task":
-            _load_task(roles, sources, base)
-        elif role == "test_harmful" and select:
-            _load_selected(roles, sources, base, select)
-        elif role in TESTS:
-            _load_test(roles, role, sources, base)
-        else:
-            setattr(
-                roles, role, [record for source in sources for record in _load(source, role, "train", base, roles)]
-            )
-        roles.paired |= any(source.paired for source in sources)
+        with findings.noting():
+            _load_role(roles, role, given if isinstance(given, list) else [given], base, select)
     for name, sources in (extra or {}).items():
-        for source in sources:
-            _check_source(source, "task")
-        rows = [record for source in sources for record in _load(source, "task", "test", base, roles, name)]
-        roles.extra[name] = _without(set(), rows, roles, f"evaluate.tasks.{name}", "test", once=True)
-    _refuse_overlap(roles)
+        with findings.noting():
+            for source in sources:
+                _check_source(source, "task")
+            rows = [record for source in sources for record in _load(source, "task", "test", base, roles, name)]
+            roles.extra[name] = _without(set(), rows, roles, f"evaluate.tasks.{name}", "test", once=True)
+    with findings.noting():
+        _refuse_overlap(roles)
+    findings.settle("data")
     roles.digests = {name: digest(records) for name, records in roles.parts().items()}
     return roles
+
+
+def _load_role(
+    roles: Roles,
+    role: str,
+    sources: list[Source],
+    base: Path,
+    select: Callable[[list[Record]], list[Record]] | None,
+) -> None:
+    if not sources:
+        raise InputError(f"data.{role}: the list of sources is empty")
+    for source in sources:
+        _check_source(source, role)
+    if role == "task":
+        _load_task(roles, sources, base)
+    elif role == "test_harmful" and select:
+        _load_selected(roles, sources, base, select)
+    elif role in TESTS:
+        _load_test(roles, role, sources, base)
+    else:
+        setattr(roles, role, [record for source in sources for record in _load(source, role, "train", base, roles)])
+    roles.paired |= any(source.paired for source in sources)
+
+
+def source_problems(data: Mapping[str, list[Source]], base: Path) -> list[str]:
+    """What is wrong with the sources of an experiment, as far as it can be told without reading rows."""
+    findings = Findings()
+    for role, sources in data.items():
+        for source in sources if role in ROLES else ():
+            with findings.noting():
+                _check_source(source, role)
+                files = [source.source, *([source.test] if isinstance(source.test, str) else [])]
+                for name in files:
+                    if name != "embedded" and not _hub(name) and not (path := _path(name, base, role)).is_file():
+                        raise InputError(f"data.{role}: {no_file(path)}")
+    return findings.texts()
 
 
 def digest(records: list[Record]) -> str:
@@ -221,7 +247,11 @@ def _load(
     schema = _schema(source, role, task, here)
     test = part != "train"
     records, seen, unanswered, repeated = [], set(), 0, 0
-    for place, row in rows:
+    for number, (place, row) in enumerate(rows):
+        if source.columns and number == 0:
+            require_known(
+                source.columns, row, source.where or {}, known.record if known else schema and schema.record, here
+            )
         row = _mapped(row, source.columns or {}, place)
         if not _selected(row, source.where or {}, place):
             continue
@@ -229,13 +259,17 @@ def _load(
             chosen_later = raw and "is_safe" in row
             if schema and schema.keeps and not chosen_later and not schema.keeps(row, role):
                 continue
-            row = _made(row, known, schema)
+            raw_row, row = row, _made(row, known, schema)
+            if not known:
+                require_nothing_dropped(raw_row, row, source.columns or {})
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
         if known and role != "task" and not test and not str(row.get("response") or "").strip():
             unanswered += 1  # a few rows of the published sets have an empty answer
             continue
         record = _record(row, schema, place, test)
+        if role == "task":
+            _require_right(record, schema, place)
         key = prompt_key(record)
         if test and not raw and key in seen:
             repeated += 1
@@ -275,7 +309,7 @@ def _mapped(row: dict[str, Any], columns: dict[str, str], place: str) -> dict[st
             f"{place}: `columns` names {', '.join(map(repr, missing))}, which the row does not have"
             f"{_nearest(missing[0], row)}; the columns there are: {', '.join(row)}"
         )
-    return row | {ours: row[theirs] for ours, theirs in columns.items()}
+    return joined(row | {ours: row[theirs] for ours, theirs in columns.items()}, columns)
 
 
 def _selected(row: dict[str, Any], where: dict[str, Any], place: str) -> bool:
@@ -336,6 +370,25 @@ def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: boo
     # From the prompt alone, so that it is the same in every run and tells nothing of where the file lay.
     record.setdefault("id", hashlib.sha256(prompt_key(record).encode("utf-8", "surrogatepass")).hexdigest()[:12])
     return record
+
+
+def _require_right(record: Record, schema: PromptSet | None, place: str) -> None:
+    """Refuses a row of a task whose own answer is wrong by its own label: no model could be right on it, or one that
+    learns the answers would be wrong on all."""
+    rules, label = getattr(schema, "rules", None), record.get("label")
+    answer = turns(record)[-1]
+    if not rules or label in (None, "") or answer["role"] != "assistant":
+        return
+    rule, right = next(iter(rules.items()))
+    try:
+        fits = right(answer["content"], record)
+    except (ValueError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{place}: the row's own answer {answer['content'][:60]!r} is wrong by the task's rule `{rule}`, as its "
+            f"label is {label!r}. Give the label as the answer has it"
+        )
 
 
 def _position(key: str, purpose: str) -> float:

@@ -1,0 +1,462 @@
+"""What is cheap to find before a run: set-ups that libraries refuse, rows that would not be trained, prompts too long.
+
+Each check raises an InputError (or UnsupportedSetup) that begins with the path of a field in the experiment file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.pipeline import rowcheck
+from mithridate.pipeline.methods import around_prompts, repair_of
+from mithridate.pipeline.problems import Findings, nearest
+from mithridate.pipeline.store import canonical_json
+from mithridate.protocols import protocol
+
+if TYPE_CHECKING:
+    from mithridate.methods.base import TestTime
+    from mithridate.pipeline.rowcheck import Left
+    from mithridate.pipeline.stages import Chain
+    from mithridate.pipeline.training import Job
+
+_FEW = 64  # rows that a set-up is tried out on; the others are counted by `rowcheck`
+_EXTRAS = {
+    "plotly": ("report", "the report page at the end of a run"),
+    "lm_eval": ("lm-eval", "evaluate.capability"),
+    "vllm": ("vllm", "evaluate.generator: vllm"),
+    "openai": ("openai", "evaluate.generator: openai"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the trainings of a stage: the only one, but where an attack has several phases.
+
+    Attributes:
+        job: as it is trained, its rows among it.
+        args: its SFTConfig.
+        places: of its rows, among those of the stage.
+        stage: the path of its training in the experiment file, align or finetune.
+        phase: its number among the attack's phases, from 1; None where it has none.
+    """
+
+    job: Job
+    args: Any
+    places: list[int]
+    stage: str
+    phase: int | None
+
+    @property
+    def before(self) -> str:
+        """What stands before the path of a field in an error."""
+        return f"finetune.attack: phase {self.phase}: " if self.phase else ""
+
+    @property
+    def path(self) -> str:
+        return f"{self.before}{self.stage}"
+
+
+def parts(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[Part]:
+    """The trainings of stage `name` over these rows.
+
+    Raises:
+        InputError: SFTConfig refuses the arguments, with the field; a phase has no rows, or asks for what excludes
+            each other.
+    """
+    from mithridate.pipeline.training import training_arguments
+
+    stage = name if name != "unaligned" else "finetune" if chain.experiment.finetune else "align"
+    whole, found = chain._job(name, list(rows), [], []), []
+    for number, (job, places) in enumerate(zip(whole.parts(), whole.places(), strict=True), 1):
+        part = Part(job, None, places, stage, number if whole.phases else None)
+        path, known = f"{part.path}.training", chain.shop.arguments
+        key = canonical_json([path, job.training, job.seed])
+        if key not in known:  # it takes milliseconds to make one, and a sweep asks again and again
+            made = training_arguments(job.training, Path(name), job.seed, bf16=False, progress=False, path=path)
+            known[key] = made
+        found.append(replace(part, args=known[key]))
+    return found
+
+
+def steps(chain: Chain, name: str, parts: Sequence[Part]) -> list[int]:
+    """The optimizer steps of each training of a stage, with all of its rows.
+
+    Raises:
+        InputError: there would be none; or models are to be scored at steps that the attack does not reach.
+    """
+    planned = [_planned(chain, part, len(part.job.rows)) for part in parts]
+    asked = chain.experiment.evaluate.resistance
+    if name == "finetune" and asked and asked[-1] >= sum(planned):
+        raise InputError(
+            f"evaluate.resistance: expected steps below {sum(planned)}, the attack's last, got {asked[-1]}"
+        )
+    return planned
+
+
+def _planned(chain: Chain, part: Part, sequences: int) -> int:
+    from mithridate.pipeline.training import planned_steps
+
+    try:
+        return planned_steps(part.args, sequences, _processes(chain))
+    except InputError as error:
+        raise InputError(f"{part.path}.{error}") from error
+
+
+def _processes(chain: Chain) -> int:
+    return chain.launch.processes if chain.launch else 1
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def counted(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[tuple[Part, Left]]:
+    """The trainings of a stage, and what tokenising leaves of the rows of each."""
+    return [(part, _left(chain, part, part.job.rows)) for part in parts(chain, name, rows)]
+
+
+def _left(chain: Chain, part: Part, rows: Sequence[dict[str, Any]]) -> Left:
+    return chain.shop.rowcheck(chain.experiment.template).left(rows, part.args)
+
+
+def trained(counted: Sequence[tuple[Part, Left]], rows: Sequence[dict[str, Any]], steps: int) -> dict[str, int]:
+    """What a stage trained, as results.json has it: rows of which something was learnt, the harmful ones among them,
+    optimizer steps, and rows of which nothing was left. A row that several phases train on counts once."""
+    given = {place for part, _ in counted for place in part.places}
+    kept = {place for part, left in counted for i, place in enumerate(part.places) if i not in set(left.lost)}
+    harmful = sum(bool(rows[place].get("poisoned")) for place in kept)
+    return {"rows": len(kept), "harmful_rows": harmful, "steps": steps, "dropped": len(given - kept)}
+
+
+def said(chain: Chain, name: str, counted: Sequence[tuple[Part, Left]]) -> list[str]:
+    """In words, what a stage loses of its rows and of those of its defenses."""
+    notes = []
+    for part, left in counted:
+        stage = f"{name}, phase {part.phase}" if part.phase else name
+        notes += rowcheck.said(left, stage, _own_role(chain, name), part.args)
+        for role, rows in part.job.side_rows.items():
+            notes += rowcheck.said(_left(chain, part, rows), stage, role, part.args)
+    return notes
+
+
+def require_kept(chain: Chain, name: str, given: Sequence[dict[str, Any]]) -> None:
+    """Checks the rows of a stage that were not there before the run.
+
+    Raises:
+        InputError: with all that `rows` and `steps` find.
+    """
+    findings, found = Findings(), parts(chain, name, given)
+    rows(chain, name, found, steps(chain, name, found), findings)
+    findings.settle()
+
+
+def rows(chain: Chain, name: str, parts: Sequence[Part], steps: Sequence[int], findings: Findings) -> None:
+    """Counts the rows of a stage's trainings, and notes what cannot be kept of what is asked: rows of the attack,
+    steps, rows that fit the model's context, a defense's own rows.
+
+    Args:
+        steps: that all the rows would give, of each training.
+    """
+    for part, asked in zip(parts, steps, strict=True):
+        with findings.noting():
+            _rows(chain, name, part, asked, findings)
+
+
+def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -> None:
+    from mithridate.pipeline.training import batches_of
+
+    left, args, path = _left(chain, part, part.job.rows), part.args, part.path
+    role, context = _own_role(chain, name), chain.shop.context
+    with findings.noting():
+        rowcheck.require_rows(left, path, role, args)
+        if name == "finetune":
+            rowcheck.require_attack(left, [bool(row.get("poisoned")) for row in part.job.rows], path, role, args)
+        try:
+            batches_of(args, left.sequences, _processes(chain))
+        except InputError as error:
+            raise InputError(f"{path}.{error}") from error
+        made = steps if args.packing else _planned(chain, part, left.sequences)
+        rowcheck.require_steps(made, steps, left, path, role, args)
+    with findings.noting():
+        rowcheck.require_context(left, context, path, role)
+    for role, side in part.job.side_rows.items():
+        # which are not packed with one another
+        own = _left(chain, part, side)
+        with findings.noting():
+            rowcheck.require_rows(own, path, role, args)
+        with findings.noting():
+            rowcheck.require_context(own, context, path, role)
+
+
+def _own_role(chain: Chain, name: str) -> str:
+    """The role that a stage's rows are said to be of: of those of an attack, the one that is not the attacker's."""
+    if name != "finetune":
+        return {"align": "alignment", "unaligned": "defender_harmful"}[name]
+    roles = chain._attack.data_roles().values()
+    return next((role for role in roles if role != rowcheck.ATTACKER), rowcheck.ATTACKER)
+
+
+# -- set-ups ----------------------------------------------------------------------------------------------------------
+
+
+def try_out(chain: Chain, name: str, parts: Sequence[Part], steps: Sequence[int], folder: Path) -> None:
+    """Builds the trainers of a stage over one random layer of the model, on a few of the rows; so the libraries and
+    the defenses have been asked.
+
+    Args:
+        steps: of each training.
+
+    Raises:
+        UnsupportedSetup: a defense refuses the set-up.
+        InputError: SFTConfig, TRL, PEFT or transformers do, with the field that they refuse; a defense refuses one.
+    """
+    if chain.experiment.template == "chat":
+        _ = chain.tokenizer  # with a chat template, or refused
+    for part, planned in zip(parts, steps, strict=True):
+        _try_part(chain, name, part, planned, folder)
+
+
+def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> None:
+    from mithridate.pipeline.training import LIBRARY_ERRORS, first_line
+
+    # The rows that are left out must not make fewer steps, nor several processes more.
+    job = replace(
+        part.job,
+        rows=part.job.rows[:_FEW],
+        side_rows={role: found[:_FEW] for role, found in part.job.side_rows.items()},
+        training=part.job.training | {"max_steps": steps},
+        progress=False,
+        report_to=[],
+    )
+    try:
+        _build(chain, name, job, folder)
+    except UnsupportedSetup as error:
+        if not job.defense:
+            raise
+        raise UnsupportedSetup(f"{part.path}.defense: {error.reason}", error.remedy) from error
+    except MithridateError:
+        raise
+    except LIBRARY_ERRORS as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        fields = _culprits(chain, name, part, job, folder)
+        place = fields[0].rpartition(".")[0] if fields else f"{part.path}.training"
+        named = f" (field: {' or '.join(fields)})" if fields else ""
+        raise InputError(f"{place}: {_reason(error, first_line(error))}{named}") from error
+
+
+def _reason(error: Exception, text: str) -> str:
+    return f"{text} ({type(error).__name__})" if isinstance(error, KeyError | IndexError | AttributeError) else text
+
+
+def _build(chain: Chain, name: str, job: Job, folder: Path) -> None:
+    """Builds the trainer of a job, and what it makes only when the training begins."""
+    from transformers.utils import is_liger_kernel_available
+
+    from mithridate.pipeline.training import trainer_of
+
+    models = dict.fromkeys(chain._kinds(name), lambda: chain.shop.one_layer().state_dict())
+    trainer = trainer_of(job, chain.shop.one_layer(), folder, models)
+    if trainer.args.use_liger_kernel and not is_liger_kernel_available():
+        raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
+    trainer.create_optimizer()
+    trainer.create_scheduler(num_training_steps=trainer.args.max_steps)
+    if chain.launch and chain.launch.kind == "fsdp2":
+        trainer.is_fsdp_enabled = True  # as it will be in each of the processes
+        for defense in trainer.defenses:
+            defense.check(trainer)
+
+
+def _culprits(chain: Chain, name: str, part: Part, job: Job, folder: Path) -> list[str]:
+    """The fields of a training by which the libraries' refusal comes: without any one of them there is none.
+
+    Found by leaving out one at a time: their errors name fields in words of their own, if at all.
+
+    Args:
+        job: that of `part`, as it is tried out.
+    """
+    from mithridate.pipeline.training import LIBRARY_ERRORS
+
+    finetune = chain.experiment.finetune
+    own = part.stage == "finetune" and finetune is not None and finetune.adapter is not None
+    adapter = f"{part.before}{'finetune.adapter' if own else 'adapter'}"
+    tried = [
+        (f"{part.path}.training.{field}", replace(job, training=_without(job.training, field)))
+        for field in part.job.training
+    ]
+    if job.adapter:
+        tried += [(f"{adapter}.{field}", replace(job, adapter=_without(job.adapter, field))) for field in job.adapter]
+    found = []
+    for path, other in tried:
+        try:
+            _build(chain, name, other, folder)
+        except MithridateError:
+            continue
+        except LIBRARY_ERRORS:
+            continue
+        found.append(path)
+    return found
+
+
+def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != name}
+
+
+def try_repair(chain: Chain, name: str) -> None:
+    """Asks the repair of stage `name` (harden or repair) on one random layer, with the adapters of the models that it
+    will get.
+
+    Raises:
+        UnsupportedSetup: it refuses them.
+        InputError: PEFT refuses an adapter.
+    """
+    chosen = repair_of(chain.experiment, post_alignment=name == "harden")
+    if chosen is None or not chain.shop.here:
+        return
+    _, repair = chosen
+    # Each an object of its own, as they will be.
+    models = {field: _one_layer(chain, chain._free(name, kind)) for field, kind in repair.model_inputs().items()}
+    model = _one_layer(chain, chain._free(name, "repaired"))
+    repair.check(model, **chain._rows_of(repair), **models, tokenizer=chain.tokenizer)
+
+
+def _one_layer(chain: Chain, adapter: dict[str, Any] | None) -> Any:
+    from peft import get_peft_model
+
+    from mithridate.pipeline.training import lora
+
+    model = chain.shop.one_layer()
+    if adapter is None:
+        return model
+    try:
+        return get_peft_model(model, lora(adapter))
+    except ValueError as error:
+        raise InputError(f"adapter: {error}") from error
+
+
+# -- tests ------------------------------------------------------------------------------------------------------------
+
+
+def around_tests(chain: Chain) -> None:
+    """Whether what stands around prompts at the test reaches the model.
+
+    Raises:
+        InputError: the model's chat template leaves it out.
+    """
+    from mithridate.generation.templates import TEMPLATES, prompt_tokens
+
+    template = TEMPLATES[protocol(chain.experiment.evaluate.protocol).template]
+    for each in (one for upto in chain.positions() for one in around_prompts(chain.experiment, upto)):
+        if not chain.shop.here:
+            return
+        ids = prompt_tokens(chain.tokenizer, each.around([{"role": "user", "content": "How are you?"}]), template)
+        read = chain.tokenizer.decode(ids)
+        for part in (each.system or "", each.prefix, each.trigger):
+            if part.strip() not in read:
+                raise InputError(
+                    f"the model's chat template leaves out what a method puts around prompts at the test "
+                    f"({part.strip()[:60]!r}), so that the test would say nothing of it"
+                )
+
+
+def tests(chain: Chain) -> None:
+    """Whether every prompt of every test set fits the model's context, with what stands around it and the longest
+    answer that is allowed.
+
+    Raises:
+        InputError: with every set in which one does not.
+    """
+    from mithridate.evaluation import surrounded
+    from mithridate.generation.templates import TEMPLATES, prompt_tokens
+    from mithridate.protocols import asked
+    from mithridate.sources.records import prompt_text
+
+    context, settings, findings = chain.shop.context, chain.experiment.evaluate, Findings()
+    sets = chain.sets()  # some are needed, whatever they hold
+    if context is None:
+        return
+    chosen = protocol(settings.protocol)
+    template = TEMPLATES[chosen.template]
+
+    def tokens(record: dict[str, Any], around: Sequence[TestTime]) -> int:
+        return len(prompt_tokens(chain.tokenizer, surrounded(asked(record), around), template))
+
+    tested = [around_prompts(chain.experiment, upto) for upto in chain.positions()]
+    around = max(tested, key=lambda one: tokens({"prompt": "a"}, one))
+    least = tokens({"prompt": "a"}, around)
+    for name, role in sets.items():
+        key = f"fits {settings.protocol} {name} {role} {settings.limit} {around} {chain.shop.roles.digests[role]}"
+        if key in chain.shop.checked:
+            continue
+        chain.shop.checked.add(key)
+        task = name.partition(":")[2]
+        use = chosen.task(task) if task else None
+        records = chain.shop.roles.parts()[role][: settings.limit]
+        records = use.prepare(records) if use else records
+        room = context - (use.decoding() if use else chosen.decoding).max_new_tokens
+        with findings.noting(f"data.{_role(role)}: "):
+            if least > room:
+                raise InputError(f"the model's context of {context} tokens leaves no room for a prompt and an answer")
+            # A token has a byte at least, so that most prompts need not be tokenised to know that they fit.
+            near = [(i, r) for i, r in enumerate(records, 1) if len(_text(r).encode(errors="replace")) + least > room]
+            counts = [(count, i, record) for i, record in near if (count := tokens(record, around)) > room]
+            if counts:
+                count, i, record = max(counts, key=lambda one: one[0])
+                raise InputError(
+                    f"{len(counts)} of {len(records)} prompts do not fit the model's context of {context} tokens with "
+                    f"an answer of up to {context - room}. The longest, number {i}, has {count} tokens and begins "
+                    f"{prompt_text(record)[:60]!r}. Shorten them or leave them out"
+                )
+    findings.settle("data")
+
+
+def _text(record: dict[str, Any]) -> str:
+    from mithridate.sources.records import conversation
+
+    return "".join(f"{turn['content']}{' ' * 16}" for turn in conversation(record))
+
+
+def _role(part: str) -> str:
+    """The path in `data` of a part of the roles."""
+    if part.startswith("extra:"):
+        return part
+    return "task.test" if part.startswith("task_") else part.removesuffix("_validation")
+
+
+def services(names: Sequence[str]) -> None:
+    """Whether trainings can be reported to these services (`run --report-to`).
+
+    Raises:
+        InputError: transformers knows none of that name, or its package is not installed.
+    """
+    from transformers.integrations import integration_utils
+
+    for name in names:
+        known = integration_utils.INTEGRATION_TO_CALLBACK
+        if name not in known:
+            raise InputError(f"--report-to {name}: no such service{nearest(name, known)}")
+        if name not in integration_utils.get_available_reporting_integrations():
+            raise InputError(f"--report-to {name}: the package of this service is not installed")
+
+
+def extras(chains: Sequence[Chain], page: bool) -> Iterator[str]:
+    """Packages that the end of a run needs and that are not installed, in words.
+
+    Args:
+        page: whether there will be a report page.
+    """
+    needed = {"plotly"} if page else set()
+    for chain in chains:
+        settings = chain.experiment.evaluate
+        needed |= {"lm_eval"} if settings.capability else set()
+        needed |= _EXTRAS.keys() & settings.generator.keys()
+    for module in sorted(needed):
+        if find_spec(module) is None:
+            extra, what = _EXTRAS[module]
+            yield f"{what} needs the package {module}: pip install 'mithridate[{extra}]'"
