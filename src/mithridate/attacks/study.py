@@ -27,7 +27,7 @@ from mithridate.pipeline.config import Experiment, load_experiment
 from mithridate.pipeline.matching import Table
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.pipeline.store import replace_file
-from mithridate.report.words import arm
+from mithridate.relations import arm
 
 logger = logging.getLogger(__name__)
 
