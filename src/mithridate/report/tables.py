@@ -6,7 +6,8 @@ An entry holds a text for people (rates in percent) and, for CSV, the plain numb
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.relations import Cell, arm, known, reference_of, undefended
+from mithridate.decisions import shown
+from mithridate.relations import Cell, arm, defended, known, reference_of, undefended
 from mithridate.report.groups import Cost
 from mithridate.report.load import Run
 from mithridate.report.words import TOPOLOGIES, Label, flatten

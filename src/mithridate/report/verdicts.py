@@ -22,7 +22,7 @@ from mithridate.relations import (
 )
 from mithridate.report.words import Label, labels, story_order
 from mithridate.statistics.comparisons import difference
-from mithridate.statistics.text import between, interval, p_value, percent, points
+from mithridate.statistics.text import between, in_points, interval, p_value, percent
 
 CHIPS = {
     "helped": "helped",
@@ -117,26 +117,21 @@ def _over_seeds(together: list[Cell]) -> list[str]:
             if point["decision"]["word"] != word:
                 continue
             test = tests.get(point["id"])
-            numbers = f" ({points(test['difference'])} points {between(test)}{_p(test)})" if test else ""
+            numbers = f" ({in_points(test['difference'])} {between(test)}{_p(test)})" if test else ""
             parts.append(f"{names[point['id']].full}{numbers}")
         if parts:
             sentences.append(f"{_start(_SAID[word].format('; '.join(parts)))}.")
     if not sentences:
         return []
     sizes = sorted({point["across"]["harmful_score"]["seeds"] for point in together})
-    begins = f"Over {join([str(size) for size in sizes])} seeds together:"
-    tested = [test for test in tests.values() if test.get("p_holm") is not None]
-    ends = []
-    if tested:
-        ends = [
-            f"These p-values are of t tests over the seeds, corrected by Holm for {_count(tested[0]['comparisons'], 'comparison')} "
-            f"of {tested[0]['family']} with the undefended run. They hold if {tested[0]['assumption']}."
-        ]
-    return [
-        f"{begins} {sentences[0][:1].lower() if sentences[0].startswith('On ') else sentences[0][:1]}{sentences[0][1:]}",
-        *sentences[1:],
-        *ends,
-    ]
+    sentences.insert(0, f"Over {join([str(size) for size in sizes])} seeds together:")
+    if tested := [test for test in tests.values() if test.get("p_holm") is not None]:
+        number = _count(tested[0]["comparisons"], "comparison")
+        sentences.append(
+            f"These p-values are of t tests over the seeds, corrected by Holm for {number} of {tested[0]['family']} "
+            f"with the undefended run. They hold if {tested[0]['assumption']}."
+        )
+    return sentences
 
 
 def _p(test: Mapping[str, Any]) -> str:
@@ -200,8 +195,8 @@ def _attacks(cells: list[Cell], outcomes: Outcomes) -> list[str]:
             continue
         after, first = (sorted(one["harmful_score"]["value"] for one in side) for side in zip(*pairs))
         sentences.append(
-            f"In {raised} of {_count(len(pairs), 'seed')} the attack is shown to have raised the undefended harmful score, "
-            f"from {_range(first)} before to {_range(after)} after it ({where})."
+            f"In {raised} of {_count(len(pairs), 'seed')} the attack is shown to have raised the undefended harmful "
+            f"score, from {_range(first)} before to {_range(after)} after it ({where})."
         )
     return sentences
 

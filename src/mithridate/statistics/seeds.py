@@ -99,7 +99,7 @@ def paired_across_seeds(a: Outcomes, b: Outcomes) -> dict:
     table = one - other
     seeds, prompts = table.shape
     counts = {"seeds": seeds, "prompts": prompts, "left_out": left_out}
-    tested = {"p_value": None, "assumption": None, "spread": None, "spread_p_value": None}
+    tested: dict[str, Any] = dict.fromkeys(("p_value", "assumption", "spread", "spread_p_value"))
     if note := _too_few(table):
         mean = float(table.mean()) if table.size else None
         return {"difference": mean, **dict.fromkeys(("low", "high", *_DEVIATIONS)), **tested, **counts, "note": note}

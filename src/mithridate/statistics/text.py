@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -30,7 +31,7 @@ def percent(value: float) -> str:
     return f"{whole(value)}%"
 
 
-def interval(rate: dict[str, Any]) -> str:
+def interval(rate: Mapping[str, Any]) -> str:
     """The bounds of a rate in percent, "[17, 33]"."""
     return f"[{whole(rate['low'])}, {whole(rate['high'])}]"
 
@@ -47,7 +48,13 @@ def points(value: float) -> str:
     return text.replace("-", "−")
 
 
-def between(found: dict[str, Any]) -> str:
+def in_points(value: float) -> str:
+    """The same with its unit: "−12 points", "+1 point"."""
+    text = points(value)
+    return f"{text} point{'s' * (text not in ('+1', '−1'))}"
+
+
+def between(found: Mapping[str, Any]) -> str:
     """The bounds of a difference in points, "[−12, +3]"."""
     return f"[{points(found['low'])}, {points(found['high'])}]"
 
