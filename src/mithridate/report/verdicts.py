@@ -117,8 +117,9 @@ def _over_seeds(together: list[Cell]) -> list[str]:
             if point["decision"]["word"] != word:
                 continue
             test = tests.get(point["id"])
-            numbers = f" ({in_points(test['difference'])} {between(test)}{_p(test)})" if test else ""
-            parts.append(f"{names[point['id']].full}{numbers}")
+            numbers = f"{in_points(test['difference'])} {between(test)}{_p(test)}" if test else ""
+            inside = "; ".join(filter(None, [_fell(point), numbers]))
+            parts.append(f"{names[point['id']].full}{f' ({inside})' if inside else ''}")
         if parts:
             sentences.append(f"{_start(_SAID[word].format('; '.join(parts)))}.")
     if not sentences:
@@ -132,6 +133,14 @@ def _over_seeds(together: list[Cell]) -> list[str]:
             f"with the undefended run. They hold if {tested[0]['assumption']}."
         )
     return sentences
+
+
+def _fell(cell: Cell) -> str:
+    """That task accuracy fell, where the decision's first reason is that it did."""
+    first = cell["decision"]["reasons"][0]
+    return (
+        f"{first[:1].lower()}{first[1:]}".rstrip(".").replace(" (", ", ").rstrip(")") if " fell from " in first else ""
+    )
 
 
 def _p(test: Mapping[str, Any]) -> str:
@@ -154,7 +163,8 @@ def _by_arm(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
     for name, some in groups.items():
         counts = Counter(one.word for one in some)
         if len(counts) == 1:
-            by_word.setdefault(some[0].word, []).append(name)
+            fell = _fell(some[0].cell) if len(some) == 1 else ""
+            by_word.setdefault(some[0].word, []).append(f"{name} ({fell})" if fell else name)
         else:
             parts = join([f"{word} in {counts[word]}" for word in WORDS if word in counts])
             mixed.append(f"{name}: {parts} of {_runs([one.cell for one in some])}.")
