@@ -87,7 +87,7 @@ def test_where_all_seeds_agree_other_seeds_and_prompts_still_leave_doubt():
 
 
 def test_the_interval_is_wilsons_with_the_width_of_seeds_and_prompts():
-    table = drawn(np.random.default_rng(0), 0.0, 1.0, 1.0, 4, 50).astype(float)
+    table = np.array(shares([5, 20, 35, 45], 50), dtype=float)
     found, mean = across_seeds(table.tolist()), table.mean()
     rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + mean
     noise = (rest**2).sum() / (3 * 49)

@@ -37,7 +37,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.stats import f, ttest_1samp
+from scipy.special import fdtrc, stdtr
 
 from mithridate.statistics import comparisons
 from mithridate.statistics.shares import proportion_by_prompt, quantile, wilson
@@ -91,9 +91,9 @@ def paired_across_seeds(a: Outcomes, b: Outcomes) -> dict:
 
     Raises `ValueError` where the runs have different numbers of seeds or prompts.
     """
-    first, second = np.array(a, dtype=object), np.array(b, dtype=object)
-    if first.shape != second.shape:
-        raise ValueError(f"the runs have different numbers of seeds or prompts: {first.shape}, {second.shape}")
+    shapes = [(len(run), sorted({len(row) for row in run})) for run in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the runs have different numbers of seeds or prompts: {shapes[0]}, {shapes[1]}")
     both, left_out = _table([*a, *b])
     one, other = both[: len(a)], both[len(a) :]
     table = one - other
@@ -173,7 +173,7 @@ def _alike(one: np.ndarray, other: np.ndarray) -> float:
     """The p-value of the hypothesis that the seeds of both runs spread alike."""
     prompts, degrees = one.shape[1], one.shape[0] - 1
     variances = [max(1 / prompts, float(_angular(table).var(ddof=1))) for table in (one, other)]
-    return min(1.0, 2 * float(f.sf(max(variances) / min(variances), degrees, degrees)))
+    return min(1.0, 2 * float(fdtrc(degrees, degrees, max(variances) / min(variances))))
 
 
 def _angular(table: np.ndarray) -> np.ndarray:
@@ -192,14 +192,47 @@ def _spread(one: np.ndarray, other: np.ndarray, alike: float, shown: bool) -> st
     return None
 
 
-def _table(outcomes: Sequence[Sequence[int | None]]) -> tuple[np.ndarray, int]:
+def _table(outcomes: Outcomes) -> tuple[np.ndarray, int]:
     """float64 (seeds, prompts scored with every seed), and how many prompts were left out."""
     if len({len(row) for row in outcomes}) > 1:
         raise ValueError(f"the seeds have different numbers of prompts: {sorted({len(row) for row in outcomes})}")
-    columns = list(zip(*outcomes, strict=True))
-    whole = [column for column in columns if None not in column]
-    table = np.array(whole, dtype=float).reshape(len(whole), len(outcomes)).T
-    return table, len(columns) - len(whole)
+    table = np.array(outcomes, dtype=float).reshape(len(outcomes), -1 if len(outcomes) else 0)  # None is nan
+    scored = ~np.isnan(table).any(axis=0)
+    return table[:, scored], int((~scored).sum())
+
+
+def _interval(table: np.ndarray) -> dict[str, float]:
+    """The mean of a table of 0 and 1, at least 2 x 2, with the interval of one run."""
+    squares = _MeanSquares(table)
+    mean, least = squares.mean, unseen(squares.seeds)
+    apart = mean * (1 - mean)
+    relative = max(squares.half_width() ** 2 / apart if apart > 0 else 0.0, least / (1 - least))
+    low, high = wilson(mean, 1 / relative, 1.0)
+    alone = proportion_by_prompt(dict(enumerate((table.T > 0).tolist())))
+    return {"value": mean, "low": min(low, alone["low"]), "high": max(high, alone["high"])}
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> float:
+    """The p-value of the hypothesis that the seeds of both runs spread alike."""
+    prompts, degrees = one.shape[1], one.shape[0] - 1
+    variances = [max(1 / prompts, float(_angular(table).var(ddof=1))) for table in (one, other)]
+    return min(1.0, 2 * float(fdtrc(degrees, degrees, max(variances) / min(variances))))
+
+
+def _angular(table: np.ndarray) -> np.ndarray:
+    """The seeds' shares on Anscombe's angular scale, where single answers' noise has the variance 1 / prompts."""
+    prompts = table.shape[1]
+    return 2 * np.arcsin(np.sqrt((table.sum(axis=1) + 3 / 8) / (prompts + 3 / 4)))
+
+
+def _spread(one: np.ndarray, other: np.ndarray, alike: float, shown: bool) -> str | None:
+    if alike < _SPREAD_ALPHA:
+        deviations = " and ".join(f"{100 * float(table.mean(axis=1).std(ddof=1)):.1f}" for table in (one, other))
+        return f"the seeds of the two runs spread unequally (deviations {deviations} points, F test p = {alike:.2g})"
+    apart = comparisons.difference(_interval(one), _interval(other))
+    if shown and apart["low"] <= 0 <= apart["high"]:
+        return f"runs whose seeds spread like these may differ as much by the choice of {len(one)} seeds"
+    return None
 
 
 def _too_few(table: np.ndarray) -> str | None:
@@ -215,5 +248,6 @@ def _test(differences: np.ndarray) -> tuple[float | None, str | None]:
         return None, "a test takes three seeds"
     if np.ptp(differences) < 1e-12:  # rounding apart
         return (1.0, None) if abs(differences[0]) < 1e-12 else (None, "all seeds differ by the same amount")
-    test: Any = ttest_1samp(differences, 0.0)
-    return float(test.pvalue), None
+    count = len(differences)
+    statistic = float(differences.mean() / differences.std(ddof=1)) * sqrt(count)
+    return float(2 * stdtr(count - 1, -abs(statistic))), None
