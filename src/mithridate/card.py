@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from mithridate.citations import bibtex_of
 from mithridate.errors import InputError
 from mithridate.models import EMBEDDED
-from mithridate.report.words import flatten, known
+from mithridate.relations import known
+from mithridate.report.words import flatten
+from mithridate.statistics.text import p_value, points
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -190,8 +192,8 @@ def _scores(story: Story) -> str:
     if paired.get("difference") is not None:
         text += (
             f"\n\nHarmful score against the same run without a defense, on the same prompts: "
-            f"{paired['difference'] * 100:+.0f} points, 95% interval {paired['low'] * 100:+.0f} to "
-            f"{paired['high'] * 100:+.0f}, p = {paired['p_value']:.2g} (exact McNemar test)."
+            f"{points(paired['difference'])} points, 95% interval {points(paired['low'])} to "
+            f"{points(paired['high'])}, {p_value(paired['p_value'])} (exact McNemar test)."
         )
     deviations = [_text(_without_paths(line, story.experiment)) for line in story.results.get("deviations") or ()]
     if deviations:

@@ -26,7 +26,7 @@ from mithridate.pipeline.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.matching import Table
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.pipeline.store import replace_file
-from mithridate.report.words import arm
+from mithridate.relations import arm
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +91,14 @@ def attack(
             f"against the fine-tune without harmful rows ({reference:.2f}). What lies beyond the bound does not count."
         )
     else:
-        study.points.extend(_curve(given, chosen, experiment, base, folder))
+        points, decided = _curve(given, chosen, experiment, base, folder)
+        study.points.extend(points)
         for model in dict.fromkeys(point.model for point in study.points):
             mine = [point for point in study.points if point.model == model]
             study.words.append(verdict(model, mine, given.curve.threshold))
+        if decided:
+            against = f"Against the undefended model under the same attack: {decided['word']}."
+            study.words.append(" ".join([against, *decided["reasons"]]))
     _write(study, given, name)
     return study
 
@@ -183,8 +187,11 @@ def _search(given: AttackFile, experiment: Experiment, base: Path, folder: Path)
     return reference, tries
 
 
-def _curve(given: AttackFile, chosen: Try, experiment: Experiment, base: Path, folder: Path) -> list[Point]:
-    """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps."""
+def _curve(
+    given: AttackFile, chosen: Try, experiment: Experiment, base: Path, folder: Path
+) -> tuple[list[Point], dict[str, Any] | None]:
+    """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps; and
+    what is decided on the defended model (`decisions`)."""
 
     def tested(one: Experiment, **changes: Any) -> Experiment:
         made = attacked(one, chosen.settings | changes)
@@ -218,7 +225,7 @@ def _curve(given: AttackFile, chosen: Try, experiment: Experiment, base: Path, f
         if whole is wholes[0]:
             points += [_point(model, kind, "rows", table.final(one), one) for one in rows]
             points += [replace(end, along="rows")] * bool(rows)
-    return points
+    return points, table.final(wholes[0]).get("decision")
 
 
 def _point(

@@ -131,9 +131,11 @@ def judge(
 
 
 def _rate(share: dict[str, Any]) -> str:
+    from mithridate.statistics.text import whole
+
     if share["value"] is None:
         return "-"
-    return rf"{share['value']:.1%} \[{share['low']:.1%}, {share['high']:.1%}]"
+    return rf"{whole(share['value'], 1)}% \[{whole(share['low'], 1)}, {whole(share['high'], 1)}]"
 
 
 def _number(found: dict[str, Any]) -> str:
