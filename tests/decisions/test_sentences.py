@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from math import comb, sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Answers:
 
 @cache
 def measured(name: str, folder: str) -> tuple[Run, Answers]:
-    return load(evidence.write(name, __import__("pathlib").Path(folder))), Answers(name)
+    return load(evidence.write(name, Path(folder))), Answers(name)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -127,7 +128,7 @@ def test_the_numbers_of_every_model(both):
         assert says(plain, single[name]) and int(number) == len(tested)
         assert says(plain if adjusted == "also" else adjusted, corrected[name])
         checked += _rates(text, answers, [name], [other])
-    assert checked == 5 * len(findings(run.cells)) or checked > 4 * len(findings(run.cells))
+    assert checked >= 4 * len(findings(run.cells))  # broken answers to harmful prompts only where there are any
 
 
 def _rates(text: str, answers: Answers, mine: list[str], others: list[str]) -> int:
@@ -189,8 +190,8 @@ def test_the_controls_of_every_model(both):
     for finding in findings(run.cells):
         text = " ".join(finding.reasons)
         found = re.search(
-            rf"\(?control[^:]*\): harmful score {NUMBER} \S+ \S+; the defense minus it (\S+) points? \[(\S+), (\S+)\], ({P})\. "
-            rf"Accuracy {NUMBER} against {NUMBER} {CHANGE}: (at accuracy matched|not)",
+            rf"\(?control[^:]*\): harmful score {NUMBER} \S+ \S+; the defense minus it (\S+) points? "
+            rf"\[(\S+), (\S+)\], ({P})\. Accuracy {NUMBER} against {NUMBER} {CHANGE}: (at accuracy matched|not)",
             text,
         )
         if not found:
@@ -281,8 +282,8 @@ def test_the_numbers_of_the_seeds_together(tmp_path):
         mine, others = pairs[point["id"]]
         text = " ".join(point["decision"]["reasons"])
         found = re.search(
-            rf"Harmful score {NUMBER} \[(\S+), (\S+)\], against {NUMBER} \[(\S+), (\S+)\] without a defense: (\S+) points? "
-            rf"\[(\S+), (\S+)\], ({P}) in the t test of 4 seeds, (also|{P}) by Holm over 4 comparisons of defenses\.",
+            rf"Harmful score {NUMBER} \[(\S+), (\S+)\], against {NUMBER} \[(\S+), (\S+)\] without a defense: "
+            rf"(\S+) points? \[(\S+), (\S+)\], ({P}) in the t test of 4 seeds, (also|{P}) by Holm over 4 comparisons of defenses\.",
             text,
         )
         assert found, text
@@ -336,7 +337,7 @@ def test_no_page_shows_minus_zero_or_a_whole_that_is_none(both, tmp_path):
     texts = [one.read_text() for one in export_tables(folder, tmp_path / "tables") if one.suffix == ".md"]
     texts += [" ".join(f.reasons) for f in findings(run.cells)] + headline(run.cells, run.points, run.outcomes)
     for text in texts:
-        assert not re.search(r"[−-]0(?![.\d])", text)
+        assert not re.search(r"(?<![\w.])[−-]0(?![.\d])", text)
     for cell in run.cells:
         pair = cell["paired"]
         if pair and 0 < abs(pair["high"]) < 0.005:
