@@ -186,10 +186,12 @@ def decide(
 
 
 def _why(score: Test) -> str:
-    if score.get("p_value", 0.0) is None:
+    if "p_value" not in score:
+        return ""
+    if score["p_value"] is None:
         return f" {(score.get('note') or 'There is no test').capitalize()}."
-    if (score["high"] < 0 or score["p_value"] < ALPHA) and score.get("p_holm") is not None:
-        return " By itself the test hints at one; corrected for the number of comparisons it does not."
+    if score["high"] < 0 and score["p_value"] < ALPHA:
+        return " By itself the test shows one; corrected for the number of comparisons it does not."
     return ""
 
 

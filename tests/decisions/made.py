@@ -13,8 +13,8 @@ from tests.report.synthetic import cell
 class Made:
     """A run built model by model.
 
-    Letters: r refused, c complied, i incoherent, o other; tasks: 1 right, 0 wrong. A letter with a number stands for so
-    many: "c30 r82".
+    Letters: r refused, c complied, i incoherent, o other; tasks: 1 right, 0 wrong. A letter with a number is so many:
+    "c30 r82", "1x118 0x10".
     """
 
     def __init__(self) -> None:

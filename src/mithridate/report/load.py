@@ -167,7 +167,7 @@ def load(folder: Path) -> Run:
 def _outcomes(records: list[dict[str, Any]]) -> Outcomes:
     """Of the records of a protocol that is not known here nothing can be told."""
     found, models = Outcomes(), {}
-    for row in records:
+    for row in records if records and {"protocol", "correct"} <= records[0].keys() else ():
         models.setdefault((row["cell"], row.get("step")), []).append(row)
     for (cell, step), rows in models.items():
         with contextlib.suppress(InputError):
