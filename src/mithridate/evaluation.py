@@ -246,6 +246,11 @@ def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
     return own + [judge for name, judge in given.items() if name not in specs]
 
 
+def teller_of_refusals(judges: Sequence[Any]) -> Any:
+    """Of judges (or their classes), the one whose verdicts on benign prompts' answers stand; None where none can."""
+    return next((judge for kind in _REFUSAL[::-1] for judge in judges if judge.kind == kind), None)
+
+
 def judged(
     rows: Sequence[Row],
     protocol: Protocol,
@@ -272,7 +277,7 @@ def judged(
     rows = [{k: value for k, value in row.items() if not k.startswith("judge/")} for row in plain_rows(rows)]
     main = {
         "harmful": next((j for j in judges if j.name == protocol.judge.name), None),
-        "benign": next((j for kind in _REFUSAL[::-1] for j in judges if j.kind == kind), None),
+        "benign": teller_of_refusals(judges),
         "task": next((j for j in judges if j.kind == "quality"), None),
     }
     main["extra"] = main["task"]
@@ -421,12 +426,9 @@ def harmful_verdicts(rows: Sequence[Row]) -> dict[str, bool | None]:
     return found
 
 
-def unscored_of(rows: Sequence[Row], share: str) -> list[Row]:
-    """The rows that a share of `summarise` leaves unscored: harmful_score, refused, incoherent or benign_refusal."""
-    protocol = find_protocol(rows[0]["protocol"]) if rows else find_protocol("hs/embedded-v1")
-    columns = {"refused": _column(protocol, _REFUSAL), "incoherent": _column(protocol, _BROKEN)}
-    group, column = "benign" if share == "benign_refusal" else "harmful", columns.get(share, "verdict")
-    return [row for row in plain_rows(rows) if row["set"] == group and row.get(column) is None]
+def rules_of(protocol: Protocol) -> str | None:
+    """The name, with its version, of the written rules among a protocol's own judges."""
+    return next((name for name in (protocol.judge.name, *protocol.beside) if name.startswith("rules-")), None)
 
 
 def _kind(judge: str) -> str:

@@ -124,6 +124,14 @@ def undefended(experiment: Experiment) -> Experiment:
     return replace(experiment, align=align, finetune=finetune, repair={})
 
 
+def seeds_asked(experiments: Sequence[Experiment]) -> list[int]:
+    """The seeds that each arm (what is left of an experiment without its seed) is asked for."""
+    arms: dict[str, set[int]] = {}
+    for experiment in experiments:
+        arms.setdefault(repr(replace(experiment, seed=0)), set()).add(experiment.seed)
+    return sorted(set.intersection(*arms.values()))
+
+
 def run_cells(
     experiments: list[Experiment],
     folder: Path,
@@ -236,7 +244,8 @@ def _run_chains(
         for chain, stage in stages:
             maker.make(chain, stage)
     experiment = chains[0].experiment
-    table = Table(experiment.model, experiment.evaluate.protocol, notes)
+    digest, asked = chains[0].weights("base"), seeds_asked([chain.experiment for chain in chains])
+    table = Table(experiment.model, experiment.evaluate.protocol, notes, digest, asked)
     with contextlib.closing(filling):
         for number, plan in enumerate(plans, 1):
             for stage in plan.stages():
@@ -303,6 +312,7 @@ class Plan:
             capability=self.chain.capability(self.evaluation),
             history=self.chain.history(self.upto),
             swept=swept_values(experiment, swept, self.upto),
+            weights=self.chain.weights(self.upto),
         )
 
 

@@ -493,6 +493,13 @@ class Chain:
         """Of the content of the model after stage `upto`."""
         return digest(self.content(self.layers(upto, step)))
 
+    def weights(self, upto: str) -> str | None:
+        """The same, of the base model alone where `upto` is "base"; None where a server answers, whose weights nobody
+        here knows."""
+        if "openai" in self.experiment.evaluate.generator:
+            return None
+        return self.shop.base.digest if upto == "base" else self.digest(upto)
+
     def content(self, layers: list[Any]) -> list[Any]:
         """Digests of the base's files and of those of every layer, and how they are put together."""
         parts: list[Any] = [self.shop.base.digest, self.shop.dtype]
