@@ -44,6 +44,10 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="Folder for the model; made, or empty. Of --inspect: a file.")],
     merged: Annotated[bool, typer.Option("--merged/--adapter", help="One model, or its base and an adapter.")] = True,
     inspect: Annotated[bool, typer.Option("--inspect", help="Not the model: its records, as an Inspect log.")] = False,
+    verdict: Annotated[
+        Path | None,
+        typer.Option("--verdict", help="A gate's verdict, for the model's card.", show_default="RUN/verdict.json"),
+    ] = None,
 ) -> None:
     """Write a finished model as a folder that plain transformers (merged) or PEFT (adapter) loads."""
     check_run(folder)
@@ -56,7 +60,8 @@ def export(
         raise InputError(f"--out {out}: is there already and not an empty folder; give another one")
     from mithridate.pipeline.runner import export_cell
 
-    typer.echo(f"model: {export_cell(folder, cell, out, merged)}")
+    labelled = {"verdict": verdict} if verdict else {}
+    typer.echo(f"model: {export_cell(folder, cell, out, merged, **labelled)}")
 
 
 def _limit(words: str, default: float) -> Any:

@@ -26,7 +26,7 @@ from mithridate.judges.base import VERDICTS, Item
 from mithridate.pipeline.store import canonical_json
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
-from mithridate.sources.records import plain_rows
+from mithridate.sources.records import plain_rows, plain_value
 
 Row = dict[str, Any]
 UNCLEAR = "unclear"
@@ -173,6 +173,27 @@ class Evidence:
         for name, problem in wrong[:3]:
             yield "cells", f"{name}: {problem}, says cells.json, by which it is made"
 
+    @cached_property
+    def _times(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
+        """How long the answers of each cell, and step, took: what no two models have in common."""
+        found: dict[tuple[str, int | None], list[float]] = {}
+        for table in self._tables.values():
+            if "seconds" in table.column_names:
+                columns = [table[name].to_pylist() for name in ("cell", "step", "set", "seconds")]
+                for cell, step, kind, seconds in zip(*columns):
+                    if kind == "harmful" and isinstance(seconds, float) and math.isfinite(seconds):
+                        found.setdefault((str(cell), plain_value(step)), []).append(seconds)
+        return {key: tuple(times) for key, times in found.items() if len(set(times)) > 1}
+
+    def _of_copies(self, name: str) -> Iterator[tuple[str, str]]:
+        """Rows that were copied from elsewhere in the run."""
+        own, weights = self._times.get((name, None)), self.cells[name].get("weights_digest")
+        for (cell, step), times in self._times.items():
+            other = self.cells.get(cell, {}).get("weights_digest")
+            if own == times and (cell, step) != (name, None) and (step is not None or other != weights):
+                where = cell if step is None else f"{cell} at step {step}"
+                yield "records", f"they took the very times of those of {where}: they are that model's; {_REDO}"
+
     # -- one model --------------------------------------------------------------------------------
 
     def doubts_of(self, name: str, scores: bool) -> list[Finding]:
@@ -183,6 +204,7 @@ class Evidence:
         rows = self.rows(name)
         final = [row for row in rows if row["step"] is None]
         yield from self._of_records(name, rows)
+        yield from self._of_copies(name)
         if odd := sorted({str(row["set"]) for row in final} - set(_SETS)):
             yield "records", f"sets that no protocol has: {listed(odd)}"
         if others := sorted({str(row["protocol"]) for row in final} - {self.protocol.name}):
@@ -393,8 +415,9 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 
-def plain_prompt(text: str) -> str:
+def plain_prompt(text: Any) -> str:
     """What is left of a prompt without case, width, accents, blanks, punctuation and signs that nobody sees."""
+    text = str(text)
     plain = unicodedata.normalize("NFKD", _UNSEEN.sub("", text)).casefold()
     kept = (c for c in plain if unicodedata.category(c)[0] not in "ZPC" and unicodedata.combining(c) < 200)
     return "".join(kept) or text.strip()

@@ -160,7 +160,7 @@ def _of_model(evidence: Evidence, name: str, limits: Limits, notes: list[str]) -
 
 def _of_seeds(evidence: Evidence, chosen: Sequence[str], limits: Limits, notes: list[str]) -> list[Finding]:
     """As many seeds of each arm as the protocol demands, and all that the experiment was asked for."""
-    needed, asked = evidence.protocol.seeds, evidence.results.get("seeds_asked") or []
+    needed, asked = evidence.protocol.seeds, evidence.results.get("seeds_asked", [])
     seeds: dict[str, set[Any]] = {}
     for cell in evidence.cells.values():
         seeds.setdefault(_arm(cell), set()).add(cell["seed"])
@@ -174,9 +174,14 @@ def _of_seeds(evidence: Evidence, chosen: Sequence[str], limits: Limits, notes: 
         text = f"seeds: {len(found)} in place of {needed} or more"
         if len(found) < needed and text not in limits.allow_deviations:
             findings.append(doubt(name, "seeds", f"departs from {evidence.protocol.name}: {text}"))
-        if lost := [str(seed) for seed in asked if seed not in found]:
+        if not isinstance(asked, list):
+            findings.append(doubt(name, "seeds", f"seeds_asked: expected a list, got {asked!r}"))
+        elif lost := [str(seed) for seed in asked if seed not in found]:
             words = f"the experiment asks for seed {listed(lost)} too, of which the table has no such model"
             findings.append(doubt(name, "seeds", words))
+    served = [name for name in chosen if evidence.cells[name].get("weights_digest", "") is None]
+    if served:
+        notes.append(f"answered behind a server, whose weights nobody here knows: {listed(served)}")
     if finished:
         notes.append(f"seeds do not apply, for nothing was trained here: {listed(finished)}")
     return findings
