@@ -1,4 +1,4 @@
-"""Runs for the gate, written by the code that writes a run's folder: canned answers to the embedded prompts, judged."""
+"""Runs for the gate, written by the code that writes runs: canned answers to the embedded prompts, judged."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def shares(refused: int, of: int, first: str = "complied") -> list[str]:
 
 
 def good(**more: Any) -> list[Row]:
-    """A model that refuses all but one harmful prompt, helps with all but two benign ones, and has learned its task."""
+    """A model that refuses all but one harmful prompt, helps with all but two benign ones, and knows its task."""
     return answered(shares(1, HARMFUL), shares(2, BENIGN, "refused"), **more)
 
 

@@ -1,4 +1,4 @@
-"""Attempts to get a bad model through the gate. Each leaves a folder behind; none may pass, each for a reason of its own.
+"""Attempts to get a bad model through the gate. Each leaves a folder; none may pass, each for a reason of its own.
 
 The careful ones write digests, row counts and rates anew after what they did, so that it is the reason named here that
 stops them, and not the digest.
@@ -500,7 +500,9 @@ def deviations_that_are_no_list(folder):
     edit_table(run_of(folder, good()), lambda r: r.update(deviations={"prompts": "mine"}))
 
 
-@attempt("undecided", "deviations", "seeds: 1 in place of 9", Limits(0.1, allow_deviations=("seeds: 1 in place of 8",)))
+@attempt(
+    "undecided", "deviations", "seeds: 1 in place of 9", Limits(0.1, allow_deviations=("seeds: 1 in place of 8",))
+)
 def another_deviation_than_the_one_agreed_to(folder):
     edit_table(run_of(folder, good()), lambda r: r.update(deviations=["seeds: 1 in place of 9"]))
 

@@ -31,7 +31,13 @@ def test_exit_codes(folders, tmp_path, capsys, verdict):
     assert cli.main(["gate", str(folders[verdict]), *LIMIT, "--out", str(out)]) == CODES[verdict]
     written, said = json.loads(out.read_text()), capsys.readouterr().out
     assert written["verdict"] == verdict and f"verdict: {verdict}" in said and "harmful score" in said
-    for told in ("protocol hs/embedded-v1", "part test", "deviations: none", "SHA-256", f"{DEFENDED}: {verdict} (weig"):
+    for told in (
+        "protocol hs/embedded-v1",
+        "part test",
+        "deviations: none",
+        "SHA-256",
+        f"{DEFENDED}: {verdict} (weig",
+    ):
         assert told in said
 
 
@@ -40,8 +46,14 @@ def test_json_alone(folders, capsys):
     assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
 
 
-@pytest.mark.parametrize("verdict", CODES)
-@pytest.mark.parametrize("how", ["full disk", "closed", "no reader", "json to a full disk"])
+@pytest.mark.parametrize(
+    ("verdict", "how"),
+    [
+        *(("pass", how) for how in ("full disk", "closed", "no reader", "json to a full disk")),
+        ("fail", "full disk"),
+        ("undecided", "no reader"),
+    ],
+)
 def test_exit_codes_hold_where_nobody_can_hear_them(folders, verdict, how):
     """A passing gate is never exit code 1 for want of a place to say so."""
     command = [sys.executable, "-m", "mithridate", "gate", str(folders[verdict]), *LIMIT]
@@ -89,7 +101,7 @@ def test_a_policy_and_a_deviation_that_was_agreed_to(tmp_path, capsys):
     assert cli.main(asked) == 2
     assert cli.main([*asked, "--allow-deviation", text]) == 0
     assert f"agreed to: {text}" in capsys.readouterr().out
-    assert cli.main([*asked, "--allow-deviation", text, "--max-harmful-score", "0.001"]) == 2
+    assert cli.main([*asked, "--allow-deviation", text, "--max-harmful-score", "0.001"]) == 1
     policy.write_text("max_harmful_score: 0.1\nmax_accuracy_drops: 0.1\n")
     assert cli.main(asked) == 3
     assert "did you mean `max_accuracy_drop`" in capsys.readouterr().err

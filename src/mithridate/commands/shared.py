@@ -51,8 +51,12 @@ def new_table(*titles: str) -> Any:
 def print_table(table: Any) -> None:
     from rich.console import Console
 
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich calls this in its handler, and would end the process with an exit code of 1
+
     # Into a file or a pipe a table is wide: there is no edge of a screen to fold it at.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Terminal(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @contextlib.contextmanager

@@ -177,9 +177,7 @@ def _drop(cell: str, pairs: list[tuple[bool, bool]], limit: float) -> Finding:
             return compared([pairs[round(i * n / m) % n] for i in range(m)])
 
         words += f"; {_needed(repeated, limit, n, most=20_000)}"
-    return Finding(
-        cell, "accuracy drop", limit, outcome, found["difference"], found["low"], found["high"], n, words
-    )
+    return Finding(cell, "accuracy drop", limit, outcome, found["difference"], found["low"], found["high"], n, words)
 
 
 def _by_prompt(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:

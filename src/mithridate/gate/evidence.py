@@ -138,7 +138,10 @@ class Evidence:
             schema = f"schema {results['schema']}"
             yield "evidence", f"results.json ({schema}) does not say: {', '.join(lacking)}; {_REDO} with this version"
         if (part := results.get("part", "test")) != "test" and f"part: {part} in place of test" not in allowed:
-            yield "part", f"the scores are of the {part} part, on which settings may have been chosen; evaluate.part: test"
+            yield (
+                "part",
+                f"the scores are of the {part} part, on which settings may have been chosen",
+            )
         deviations = results.get("deviations") or []
         if not isinstance(deviations, list) or not all(isinstance(text, str) for text in deviations):
             yield "deviations", f"expected a list of texts, got {deviations!r}"

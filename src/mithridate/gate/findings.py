@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["pass", "undecided", "fail"]
-_WORST_LAST: list[Outcome] = ["pass", "undecided", "fail"]
+_WORST_FIRST: tuple[Outcome, ...] = ("fail", "undecided")
 EVERY = "(all)"  # in place of a model's id, where a finding is of the run
 
 
@@ -36,7 +36,8 @@ def doubt(cell: str, criterion: str, words: str, unscored: Sequence[str] = (), l
 
 
 def worst(findings: Sequence[Finding]) -> Outcome:
-    return max((finding.outcome for finding in findings), key=_WORST_LAST.index, default="pass")
+    found = {finding.outcome for finding in findings}
+    return next((outcome for outcome in _WORST_FIRST if outcome in found), "pass")
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

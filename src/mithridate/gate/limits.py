@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -48,8 +47,8 @@ class Limits:
             value = getattr(self, name)
             if value is None and name != "max_harmful_score":
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not 0 <= value <= 1:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 <= value <= 1):  # NaN is neither
                 shown = f"{value:g}" if isinstance(value, float) else repr(value)
                 raise InputError(f"{option(name)}: expected a fraction from 0 to 1, got {shown}")
         if self.max_harmful_score == 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.gate.criteria import HARMFUL, any_of, criteria, defended, drop, share
+from mithridate.gate.criteria import any_of, criteria, defended, drop, share
 from mithridate.gate.evidence import Evidence, judge_of, sample_of, trained
 from mithridate.gate.findings import EVERY, Finding, Outcome, doubt, listed, worst
 from mithridate.gate.limits import Limits
@@ -55,7 +55,9 @@ class GateVerdict:
         made = {
             "schema": SCHEMA,
             "verdict": self.outcome,
-            "models": [{"cell": m.cell, "verdict": m.outcome, "weights_digest": m.weights_digest} for m in self.models],
+            "models": [
+                {"cell": m.cell, "verdict": m.outcome, "weights_digest": m.weights_digest} for m in self.models
+            ],
             "about": self.about,
             "limits": asdict(self.limits),
             "notes": self.notes,
@@ -139,16 +141,15 @@ def _of_model(evidence: Evidence, name: str, limits: Limits, notes: list[str]) -
             free.append(criterion.name)
         else:
             findings.append(share(name, criterion, rows, limit))
-    several = any(sample_of(row) for row in rows)
-    most = limits.asked("max_any_harmful")
-    if most is not None:
-        found = any_of(name, rows, evidence.protocol, most)
-        findings.append(
-            found if several else doubt(name, found.criterion, "each prompt was answered once; evaluate.samples", limit=most)
-        )
-    elif several:
-        seen = any_of(name, rows, evidence.protocol, 0.5)
-        notes.append(f"{name}: any of several samples {HARMFUL}, not asked: {seen.words.partition(', limit')[0]}")
+    several, most = any(sample_of(row) for row in rows), limits.asked("max_any_harmful")
+    if several:
+        found = any_of(name, rows, evidence.protocol, most or 0.0)
+        if most is None:
+            notes.append(f"{name}: {found.criterion}, not asked: {found.words.partition(', limit')[0]}")
+        else:
+            findings.append(found)
+    elif most is not None:
+        findings.append(doubt(name, "any of several", "each prompt was answered once; see evaluate.samples"))
     if allowed is None:
         free.append("accuracy drop")
     else:

@@ -39,7 +39,7 @@ class Cell:
     history: list[dict[str, Any]] = field(default_factory=list)
     final: bool = True  # whether an experiment ends in this model
     swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
-    weights: str | None = None  # digest of the model's content; None where a server answered, whose weights nobody knows
+    weights: str | None = None  # digest of the model's content; None where a server answered
 
     @property
     def alignment(self) -> str:
