@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil, floor
 from pathlib import Path
@@ -33,12 +33,13 @@ from mithridate.statistics import proportion, proportion_of
 from mithridate.tasks.base import Scorer
 
 if TYPE_CHECKING:
-    from mithridate.generation.base import Answer, Generator
+    from mithridate.generation.base import Answer, Decoding, Generator
 
 Row = dict[str, Any]
 """One record. Columns:
 
-- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`;
+- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`,
+  `sample` (the number of the answer among several to the same prompt; 0 where there is one);
 - `prompt` (the user turns), `answer`, `label` (text of a task's right answer), `correct` (bool, of scored tasks),
   `reference` (the answer that a win rate compares with);
 - `verdict`, `reason`, `score` and `judge`: of the one judge that the protocol has for that set (None where it has
@@ -48,6 +49,33 @@ Row = dict[str, Any]
 """
 
 _REFUSAL, _BROKEN = ("refusal", "answer"), ("coherence", "answer")  # kinds of judge that tell, the first preferred
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Several answers to each harmful and benign prompt, each drawn by itself. Tasks are answered as their use says.
+
+    Args:
+        samples: answers to a prompt.
+        temperature: above 0, for greedy answers are all alike.
+        seed: of the draws: the same answers come out for the same seed, in any batches.
+    """
+
+    samples: int
+    temperature: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise InputError(f"samples: expected 1 or more answers to a prompt, got {self.samples!r}")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature: expected a number above 0, got {self.temperature!r}; at 0 all samples would be the one "
+                "greedy answer"
+            )
+
+    def decoding(self, greedy: Decoding) -> Decoding:
+        return replace(greedy, temperature=self.temperature, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,7 @@ def evaluate(
     cache: str | Path | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    sampling: Sampling | None = None,
 ) -> Evaluation:
     """Generates and judges the answers to test records; sets left out are not evaluated.
 
@@ -89,6 +118,7 @@ def evaluate(
         cache: folder in which answers and verdicts are kept by content; None keeps nothing.
         batch_size: prompts in one batch.
         progress: whether to show progress bars.
+        sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
 
     Raises:
         InputError: an unknown protocol or task, no records at all, a prompt longer than the context, or no access to a
@@ -107,7 +137,7 @@ def evaluate(
 
         generator = Transformers(model, tokenizer, batch_size=batch_size)
     folder, evaluation = Path(cache) if cache else None, uuid4().hex  # what a server says is not kept for another call
-    rows = answers(generator, sets, chosen, folder, progress, evaluation)
+    rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling)
     used = judges_of(chosen, judges)
     try:
         return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
@@ -127,8 +157,9 @@ def answers(
     cache: Path | None = None,
     progress: bool = False,
     evaluation: str | None = None,
+    sampling: Sampling | None = None,
 ) -> list[Row]:
-    """One row a prompt with the model's answer. Answers to tasks with a rule are scored by it; the rest is for judges.
+    """One row an answer of the model. Answers to tasks with a rule are scored by it; the rest is for judges.
 
     Args:
         generator: what answers.
@@ -137,6 +168,8 @@ def answers(
         cache: folder in which answers are kept by content; None keeps nothing.
         progress: whether to show a progress bar.
         evaluation: what the answers belong to: those of a server are kept for this alone.
+        sampling: how often harmful and benign prompts are answered; None for once, as the protocol says. The rows of
+            one prompt follow each other.
 
     Raises:
         InputError: an unknown task, a rule that the task lacks, or a prompt that does not fit.
@@ -150,7 +183,8 @@ def answers(
         _check(name, records, protocol)
     rows: list[Row] = []
     scope = None if generator.content_known else evaluation
-    with _bar("answers", sum(map(len, sets.values())), progress) as advance:
+    several = {name: sampling.samples if sampling and name in ("harmful", "benign") else 1 for name in sets}
+    with _bar("answers", sum(several[name] * len(records) for name, records in sets.items()), progress) as advance:
         for name, records in sets.items():
             if not records:
                 continue
@@ -158,23 +192,26 @@ def answers(
             use, correct = _scoring(task_name, protocol)
             records = use.prepare(records) if use else records
             decoding = use.decoding() if use else protocol.decoding
-            found, failed = {}, []
-            how = generator, [asked(record) for record in records], TEMPLATES[protocol.template], decoding
-            for i, answer in cached_generate(*how, cache, scope) if cache else generator.generate(*how[1:]):
+            decoding = sampling.decoding(decoding) if sampling and not use else decoding
+            found, failed, k = {}, [], several[name]
+            conversations = [conversation for record in records for conversation in [asked(record)] * k]
+            how = generator, conversations, TEMPLATES[protocol.template], decoding
+            for i, answer in cached_generate(*how, cache, scope):
                 advance()
                 if isinstance(answer, Failure):
                     failed.append(answer.reason)
                     continue
-                row = _row(kind, task_name or None, records[i], answer, protocol)
+                record = records[i // k]
+                row = _row(kind, task_name or None, record, answer, protocol) | {"sample": i % k}
                 if correct:
-                    row |= {"correct": correct(row["answer"], records[i]), "label": str(records[i]["label"])}
+                    row |= {"correct": correct(row["answer"], record), "label": str(record["label"])}
                 found[i] = row
             if failed:
                 raise MithridateError(
-                    f"{len(failed)} of {len(records)} {name} prompts could not be answered: {failed[0]} Run it again: "
-                    "answers that a cache has are not asked for again."
+                    f"{len(failed)} of {len(conversations)} {name} prompts could not be answered: {failed[0]} Run it "
+                    "again: answers that a cache has are not asked for again."
                 )
-            rows += [found[i] for i in range(len(records))]
+            rows += [found[i] for i in range(len(conversations))]
     return rows
 
 
@@ -377,7 +414,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     `harmful_score` is the share of harmful prompts' answers whose verdict counts under the protocol, of those that
     were scored, and `unscored` how many were not; `refused`, `incoherent` and `other` are of the same answers, by the
     same judge where it tells them, else by those that stand beside it; `harmful_score_plus` only where the protocol
-    has one. Where a protocol asks prompts repeatedly, the intervals of these two are those of the different prompts.
+    has one. Where prompts are answered repeatedly, all intervals are those of the different prompts; where they were
+    sampled, the shares of harmful and benign prompts also have `samples`, `any_of_k` and `worst_of_k` (`_several`).
     `benign_refusal` is over the benign prompts, `accuracy` over the user's task, `extra` holds a share for
     each further task, and a `win_rate` where answers were compared. Values are None where a set is empty.
 
@@ -416,14 +454,17 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     return summary
 
 
-def harmful_verdicts(rows: Sequence[Row]) -> dict[str, bool | None]:
-    """For each harmful prompt, whether its answer counts under the protocol; None where it is unscored."""
-    found = {}
+def harmful_verdicts(rows: Sequence[Row]) -> dict[str, tuple[bool | None, ...]]:
+    """For each harmful prompt, whether each of its samples counts under the protocol; None where one is unscored.
+
+    Where a protocol asks a prompt repeatedly, and so gets the same greedy answer, it is there once.
+    """
+    found: dict[str, dict[int, bool | None]] = {}
     for row in plain_rows(rows):
         if row["set"] == "harmful":
-            verdict = row["verdict"]
-            found[row["prompt"]] = None if verdict is None else verdict in find_protocol(row["protocol"]).counts
-    return found
+            [count] = _counts([row], find_protocol(row["protocol"]), None)
+            found.setdefault(row["prompt"], {})[row.get("sample") or 0] = count
+    return {prompt: tuple(samples.values()) for prompt, samples in found.items()}
 
 
 def rules_of(protocol: Protocol) -> str | None:
@@ -444,19 +485,44 @@ def _column(protocol: Protocol, kinds: tuple[str, str]) -> str:
 
 
 def _share(rows: Sequence[Row], column: str, verdict: str) -> dict[str, Any]:
-    said = [None if row.get(column) is None else row[column] == verdict for row in rows]
-    return proportion_of([row["prompt"] for row in rows], said) | {"unscored": said.count(None)}
+    return _rate(rows, [None if row.get(column) is None else row[column] == verdict for row in rows])
+
+
+def _rate(rows: Sequence[Row], outcomes: Sequence[bool | None]) -> dict[str, Any]:
+    found = proportion_of([row["prompt"] for row in rows], outcomes) | {"unscored": outcomes.count(None)}
+    samples = 1 + max((row.get("sample") or 0 for row in rows), default=0)
+    return found | _several(rows, outcomes, samples) if samples > 1 else found
+
+
+def _several(rows: Sequence[Row], outcomes: Sequence[bool | None], samples: int) -> dict[str, Any]:
+    """Of prompts with `samples` answers each: the share with one or more that count (unscored where none does and one
+    is unscored), and the same if every unscored answer counted, the worst that it can be."""
+    by_prompt: dict[str, list[bool | None]] = {}
+    for row, outcome in zip(rows, outcomes, strict=True):
+        by_prompt.setdefault(row["prompt"], []).append(outcome)
+    any_of = [True if True in said else None if None in said else False for said in by_prompt.values()]
+    scored = [outcome for outcome in any_of if outcome is not None]
+    worst = [outcome is not False for outcome in any_of]
+    return {
+        "samples": samples,
+        "any_of_k": proportion(sum(scored), len(scored)) | {"unscored": any_of.count(None)},
+        "worst_of_k": proportion(sum(worst), len(worst)),
+    }
 
 
 def _counted(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> dict[str, Any]:
     """The share that counts under the protocol (with those that column `plus` calls broken)."""
+    return _rate(rows, _counts(rows, protocol, plus))
+
+
+def _counts(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> list[bool | None]:
+    """Whether each answer counts under the protocol; None where it is unscored."""
 
     def tally(rows: Sequence[Row]) -> Count:
         return protocol.tally([row["verdict"] for row in rows], [row.get(plus) for row in rows] if plus else None)
 
     counts = [tally([row]) for row in rows]
-    outcomes = [None if one.unscored else bool(one.counted) for one in counts]
-    return proportion_of([row["prompt"] for row in rows], outcomes) | {"unscored": outcomes.count(None)}
+    return [None if one.unscored else bool(one.counted) for one in counts]
 
 
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:

@@ -47,8 +47,7 @@ class Limits:
             value = getattr(self, name)
             if value is None and name != "max_harmful_score":
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and 0 <= value <= 1):  # NaN is neither
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # as NaN is not
                 shown = f"{value:g}" if isinstance(value, float) else repr(value)
                 raise InputError(f"{option(name)}: expected a fraction from 0 to 1, got {shown}")
         if self.max_harmful_score == 1:

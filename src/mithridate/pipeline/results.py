@@ -14,7 +14,15 @@ from mithridate.pipeline.config import Experiment, Finetune
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
-from mithridate.statistics import across_seeds, detectable_paired, holm, paired, paired_across_seeds, steps_to
+from mithridate.statistics import (
+    across_seeds,
+    detectable_paired,
+    holm,
+    paired,
+    paired_across_seeds,
+    paired_by_prompt,
+    steps_to,
+)
 
 SCHEMA = 1
 _ARM = ("alignment", "finetuning", "repair", "topology", "harmful_ratio", "control")
@@ -112,14 +120,18 @@ class _Entry:
     right: _Outcomes
 
 
+_Answers = tuple[bool | None, ...]  # whether each of the answers to a prompt counts
+_ALONE: dict[bool | None, _Answers] = {one: (one,) for one in (True, False, None)}  # of one answer, shared by all
+
+
 @dataclass(frozen=True)
 class _Outcomes:
-    """Outcomes by prompt, in two tuples: cells that were asked the same prompts share the first."""
+    """Outcomes of each prompt's answers, in two tuples: cells that were asked the same prompts share the first."""
 
     prompts: tuple[str, ...]
-    values: tuple[bool | None, ...]
+    values: tuple[_Answers, ...]
 
-    def by_prompt(self) -> dict[str, bool | None]:
+    def by_prompt(self) -> dict[str, _Answers]:
         return dict(zip(self.prompts, self.values))
 
 
@@ -190,9 +202,10 @@ class Table:
         self._judges |= dict.fromkeys(judges_in(cell.rows))
         return name
 
-    def _kept(self, outcomes: dict[str, bool | None]) -> _Outcomes:
+    def _kept(self, outcomes: dict[str, _Answers]) -> _Outcomes:
         prompts = tuple(outcomes)
-        return _Outcomes(self._prompts.setdefault(prompts, prompts), tuple(outcomes.values()))
+        values = (_ALONE[each[0]] if len(each) == 1 else each for each in outcomes.values())
+        return _Outcomes(self._prompts.setdefault(prompts, prompts), tuple(values))
 
     def results(self, complete: bool = True) -> dict[str, Any]:
         """The table of the cells so far; `complete` says whether these are all.
@@ -272,13 +285,14 @@ class Table:
                 continue
             others = [self._entries[pair["against"]] for name in group if (pair := pairs[name])]
             mine = [cell.harmful.by_prompt() for cell in cells]
-            both = _square(mine + [cell.harmful.by_prompt() for cell in others])
-            complete = len({cell.seed for cell in others}) == len(group)
+            theirs = [cell.harmful.by_prompt() for cell in others]
+            complete = len({cell.seed for cell in others}) == len(group) and not _sampled(mine + theirs)
+            both = _square(mine + theirs) if complete else []
             found.append(
                 {key: cells[0].row[key] for key in _ARM}
                 | {
                     "cells": list(group),
-                    "harmful_score": across_seeds(_square(mine)),
+                    "harmful_score": _over_seeds(mine),
                     "accuracy": across_seeds(_square([cell.right.by_prompt() for cell in cells])),
                     "paired": paired_across_seeds(both[: len(group)], both[len(group) :]) if complete else None,
                 }
@@ -298,26 +312,48 @@ _detectable = cache(detectable_paired)  # takes milliseconds, and a table asks t
 
 def _compared(mine: _Outcomes, theirs: _Outcomes) -> dict[str, Any] | None:
     """The paired test on the prompts that both were asked and scored on; None where there are none."""
-    other = theirs.by_prompt()
-    both = [(own, other.get(prompt)) for prompt, own in mine.by_prompt().items() if own is not None]
-    shared = [(own, its) for own, its in both if its is not None]
-    return paired([own for own, _ in shared], [its for _, its in shared]) if shared else None
+    a, b = (
+        {prompt: [one for one in outcomes if one is not None] for prompt, outcomes in run.by_prompt().items()}
+        for run in (mine, theirs)
+    )
+    shared = [prompt for prompt, outcomes in a.items() if outcomes and b.get(prompt)]
+    if not shared:
+        return None
+    if not _sampled([mine.by_prompt(), theirs.by_prompt()]):
+        return paired([a[prompt][0] for prompt in shared], [b[prompt][0] for prompt in shared])
+    x, y = ({prompt: run[prompt] for prompt in shared} for run in (a, b))
+    found = paired_by_prompt(x, y)
+    found.pop("left_out")
+    differ = sum(sum(x[prompt]) * len(y[prompt]) != sum(y[prompt]) * len(x[prompt]) for prompt in shared)
+    return found | {"discordant": differ / len(shared)}
 
 
-def _right(rows: list[dict[str, Any]]) -> dict[str, bool | None]:
-    return {row["prompt"]: row["correct"] for row in rows if row["set"] == "task"}
+def _right(rows: list[dict[str, Any]]) -> dict[str, _Answers]:
+    return {row["prompt"]: (row["correct"],) for row in rows if row["set"] == "task"}
 
 
-def _square(outcomes: list[dict[str, bool | None]]) -> list[list[bool | None]]:
-    """One row a run, one column a prompt that all runs were asked."""
+def _sampled(outcomes: list[dict[str, _Answers]]) -> bool:
+    return any(len(each) > 1 for one in outcomes for each in one.values())
+
+
+def _square(outcomes: list[dict[str, _Answers]]) -> list[list[bool | None]]:
+    """One row a run, one column a prompt that all runs were asked, of answers that are alone."""
     prompts = [prompt for prompt in outcomes[0] if all(prompt in one for one in outcomes)]
-    return [[one[prompt] for prompt in prompts] for one in outcomes]
+    return [[one[prompt][0] for prompt in prompts] for one in outcomes]
+
+
+def _over_seeds(outcomes: list[dict[str, _Answers]]) -> dict[str, Any]:
+    """`across_seeds`, which takes one answer a prompt; of several, the entry says only that there is none."""
+    if not _sampled(outcomes):
+        return across_seeds(_square(outcomes))
+    note = "not computed for several samples of a prompt: each seed stands by itself"
+    return across_seeds([[] for _ in outcomes]) | {"seeds": len(outcomes), "note": note}
 
 
 def _setting(cell: Cell) -> Setting:
     """How a cell was evaluated, to be compared with its protocol."""
     experiment, settings = cell.experiment, cell.experiment.evaluate
-    protocol = find_protocol(settings.protocol)
+    protocol, sampling = find_protocol(settings.protocol), settings.sampling(experiment.seed)
     given = settings.judges.get(protocol.judge.name) or {}
     use = protocol.judge
     known = ("threshold", "max_tokens", "batch_size")  # compared by themselves; of no effect on a verdict
@@ -325,16 +361,19 @@ def _setting(cell: Cell) -> Setting:
     sources = {
         role: "+".join(s.source for s in experiment.data.get(role, ())) for role in ("test_harmful", "test_benign")
     }
-    count = {kind: sum(row["set"] == kind for row in cell.rows) for kind in ("harmful", "benign")}
+    count = {
+        kind: sum(row["set"] == kind and not row.get("sample") for row in cell.rows) for kind in ("harmful", "benign")
+    }
     parts = {name for name, given in settings.tasks.items() if any(source.take is not None for source in given)}
     tasks = Counter(row["task"] for row in cell.rows if row["set"] in ("task", "extra"))
     return Setting(
         source=sources.get("test_harmful", "none"),
         n=count["harmful"],
         template=protocol.template,
-        decoding=protocol.decoding,
+        decoding=sampling.decoding(protocol.decoding) if sampling else protocol.decoding,
         judge=judge,
         part=settings.part,
+        samples=settings.samples or 1,
         benign_source=sources.get("test_benign"),
         benign_n=count["benign"] or None,
         chosen=tuple(_chosen(experiment, protocol)),

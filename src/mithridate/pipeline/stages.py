@@ -265,6 +265,8 @@ class Chain:
         }
         if settings.capability and step is None:
             config["capability"] = settings.capability
+        if sampling := settings.sampling(self.experiment.seed):  # nothing for greedy answers, which need no seed
+            config["sampling"] = vars(sampling)
         parent = {"align": self.align, "finetune": self.finetune, "repair": self.repair}[upto]
 
         def build(work: Path) -> None:
@@ -379,7 +381,8 @@ class Chain:
         generator = self.shop.generators.open(self, upto, step)
         try:
             chosen, cache = protocol(settings.protocol), self.shop.store.root / "answers"
-            rows = answers(generator, records, chosen, cache, self.shop.progress, key)
+            sampling = settings.sampling(self.experiment.seed)
+            rows = answers(generator, records, chosen, cache, self.shop.progress, key, sampling)
             if settings.capability and step is None:
                 self._measure_capability(generator, work)
         finally:
