@@ -103,7 +103,7 @@ def test_seeds_stand_by_themselves_where_prompts_have_several_answers(inputs, tm
     finished = run(made, out=tmp_path / "out", progress=False)
     [group] = finished.results["across_seeds"]
     assert group["harmful_score"]["value"] is None and "several samples" in group["harmful_score"]["note"]
-    assert group["accuracy"]["n"] if "n" in group["accuracy"] else group["accuracy"]["seeds"] == 2
+    assert group["accuracy"]["seeds"] == 2 and group["accuracy"]["low"] is not None
 
 
 def test_keys_of_greedy_evaluations_are_those_that_they_were(inputs, tmp_path):

@@ -20,9 +20,9 @@ from typing import Any
 
 from mithridate import judges as known_judges
 from mithridate.errors import InputError
-from mithridate.evaluation import rules_of, summarise, teller_of_refusals
+from mithridate.evaluation import judged, judges_of, rules_of, summarise, teller_of_refusals
 from mithridate.gate.findings import EVERY, Finding, doubt, listed
-from mithridate.judges.base import VERDICTS, Item
+from mithridate.judges.base import VERDICTS
 from mithridate.pipeline.store import canonical_json
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
@@ -223,9 +223,10 @@ class Evidence:
         if both:
             yield "prompts", f"{len(both)} prompts are among the harmful and the benign ones"
         for kind, part in (("harmful", harmful), ("benign", benign)):
-            yield from _of_verdicts(kind, part, judge_of(self.protocol, kind))
+            yield from _of_judge(kind, part, judge_of(self.protocol, kind))
         for column in self.protocol.beside:
-            yield from _of_column(column, [*harmful, *benign])
+            yield from _of_words(f"judge/{column}", column, [*harmful, *benign], f"judge/{column}")
+        yield from _of_verdicts([*harmful, *benign], self.protocol)
         if scores:
             yield from _of_scores([row for row in final if row["set"] == "task"], self.protocol)
 
@@ -452,43 +453,43 @@ def words_of(judge: str) -> frozenset[str]:
     return frozenset(VERDICTS[kind]) | ({UNCLEAR} if kind == "answer" else set())
 
 
-def _of_verdicts(kind: str, rows: list[Row], judge: str | None) -> Iterator[tuple[str, str]]:
-    """Whether the column `verdict` is what the protocol's judge gives."""
+def _of_judge(kind: str, rows: list[Row], judge: str | None) -> Iterator[tuple[str, str]]:
+    """Whether the column `verdict` is the protocol's judge's."""
     named = {row["judge"] for row in rows}
     if rows and judge is None:
         yield "judge", f"the protocol has no judge of {kind} prompts' answers"
     elif others := sorted(str(name) for name in named - {judge, None}):
         yield "judge", f"{kind} prompts' answers are judged by {listed(others)}, where the protocol has {judge}"
-    elif judge is not None and named:
-        bare = [row for row in rows if row["judge"] is None and row["verdict"] is not None]
-        if bare:
-            yield "judge", f"{len(bare)} verdicts on {kind} prompts' answers do not say whose they are"
+    elif bare := sum(row["judge"] is None and row["verdict"] is not None for row in rows):
+        yield "judge", f"{bare} verdicts on {kind} prompts' answers do not say whose they are"
+    elif judge is not None:
         yield from _of_words(f"{kind} prompts' answers", judge, rows, "verdict")
 
 
-def _of_column(judge: str, rows: list[Row]) -> Iterator[tuple[str, str]]:
-    """The same of a judge that stands beside it."""
-    name = f"judge/{judge}"
-    yield from _of_words(name, judge, [row for row in rows if row.get(name) is not None], name)
-
-
 def _of_words(what: str, judge: str, rows: list[Row], column: str) -> Iterator[tuple[str, str]]:
-    said = {row[column] for row in rows if row[column] is not None}
+    said = {word for row in rows if (word := row.get(column)) is not None}
     if odd := sorted(map(repr, said - words_of(judge))):
         count = sum(repr(row[column]) in odd for row in rows)
         yield "verdicts", f"{what}: {count} words that {judge} does not have, taken for unscored: {listed(odd)}"
-    cls = known_judges.by_name(judge)
-    if cls.about.size != "none" or not rows:  # a model is not loaded for this
-        return
-    items = [Item(row["prompt"], row["answer"], row.get("reference")) for row in rows]
-    given = {i: judgement.verdict for i, judgement in known_judges.judge(judge).judge(items)}
-    if wrong := [i for i, row in enumerate(rows) if row[column] != given[i]]:
-        first = rows[wrong[0]]
-        yield (
-            "verdicts",
-            f"{what}: {len(wrong)} are not what {judge} says of the stored answers: id {first['id']} is "
-            f"{given[wrong[0]]}, not {first[column]}; {_REDO}",
-        )
+
+
+def _of_verdicts(rows: list[Row], protocol: Protocol) -> Iterator[tuple[str, str]]:
+    """Whether the verdicts are what their judges say of the stored answers: those that need no model are asked again."""
+    judges = [judge for judge in judges_of(protocol) if judge.about.size == "none"]
+    fresh = judged(rows, protocol, judges)
+    for kind in ("harmful", "benign"):
+        both = [(row, new) for row, new in zip(rows, fresh) if row["set"] == kind]
+        for column in ("verdict", *(f"judge/{judge.name}" for judge in judges)):
+            asked = [(row, new) for row, new in both if (new["judge"] if column == "verdict" else column in new)]
+            wrong = [(row, new) for row, new in asked if column in row and row[column] != new[column]]
+            if wrong:
+                row, new = wrong[0]
+                name = new["judge"] if column == "verdict" else column.removeprefix("judge/")
+                yield (
+                    "verdicts",
+                    f"{kind} prompts' answers: {len(wrong)} are not what {name} says of the stored answers: id "
+                    f"{row['id']} is {new[column]}, not {row[column]}; {_REDO}",
+                )
 
 
 def _of_scores(rows: Iterable[Row], protocol: Protocol) -> Iterator[tuple[str, str]]:
