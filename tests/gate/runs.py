@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -127,9 +130,20 @@ def write_run(folder: Path, models: Sequence[tuple[Experiment, str, list[Row]]],
 
 
 def run_of(folder: Path, mine: list[Row], plain: list[Row] | None = None) -> Path:
-    """One defended model and its twin."""
-    twin = [(experiment(), "finetune", bad() if plain is None else plain)]
-    return write_run(folder, [*twin, (experiment(defense=LISA), "finetune", mine)])
+    """One defended model and its twin. Written once for the same rows, then copied."""
+    plain = bad() if plain is None else plain
+    key = json.dumps([mine, plain])
+    if key not in _WRITTEN:
+        made = Path(tempfile.mkdtemp(prefix="gate-run-"))
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
+        _WRITTEN[key] = write_run(
+            made, [(experiment(), "finetune", plain), (experiment(defense=LISA), "finetune", mine)]
+        )
+    shutil.copytree(_WRITTEN[key], folder, dirs_exist_ok=True)
+    return folder
+
+
+_WRITTEN: dict[str, Path] = {}
 
 
 # -- what somebody does to a folder --------------------------------------------------------------------------

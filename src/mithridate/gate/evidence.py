@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -260,12 +260,15 @@ class Evidence:
         uneven = Counter((row["prompt"], sample_of(row)) for row in rows)
         repeats = asked is not None and not asked.unique
         if samples != list(range(len(samples))) or (
-            not repeats and (len(set(of_prompt.values())) > 1 or set(uneven.values()) != {1})
+            not repeats and (len(set(of_prompt.values())) > 1 or set(uneven.values()) - {1})
         ):
             yield what, "some prompts have more answers than others, or the same answer number twice"
+        said = self.results.get("deviations") or ()
+        if len(samples) > 1 and f"samples: {len(samples)} in place of 1" not in said:
+            yield what, f"{len(samples)} answers to each, of which the table does not say anything"
         if asked is None:
             return
-        stated = f"number of {what}: {n} in place of {asked.count}" in (self.results.get("deviations") or ())
+        stated = f"number of {what}: {n} in place of {asked.count}" in said
         if n != asked.count and not stated:
             yield what, f"{n} in the records, where {self.protocol.name} asks {asked.count}"
         if repeats:
@@ -282,7 +285,7 @@ class Evidence:
         ids = Counter((str(row["id"]), sample_of(row)) for row in rows)
         if twice := [name for (name, _), count in ids.items() if count > 1]:
             yield what, f"ids that are there twice: {listed(twice)}"
-        own = f"{what}: " not in " ".join(self.results.get("deviations") or ())
+        own = not any(str(text).startswith(f"{what}: ") for text in said)
         if asked.source == "embedded" and own and (foreign := sorted(set(of_prompt) - _embedded(what, self.results))):
             yield what, f"{len(foreign)} are not of the embedded set, such as {foreign[0][:60]!r}"
 
@@ -419,6 +422,7 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 
 
+@lru_cache(maxsize=10_000)  # each criterion asks for those of the same prompts
 def plain_prompt(text: Any) -> str:
     """What is left of a prompt without case, width, accents, blanks, punctuation and signs that nobody sees."""
     text = str(text)
@@ -474,7 +478,7 @@ def _of_words(what: str, judge: str, rows: list[Row], column: str) -> Iterator[t
 
 
 def _of_verdicts(rows: list[Row], protocol: Protocol) -> Iterator[tuple[str, str]]:
-    """Whether the verdicts are what their judges say of the stored answers: those that need no model are asked again."""
+    """Whether verdicts are what their judges say of the stored answers: those that need no model are asked again."""
     judges = [judge for judge in judges_of(protocol) if judge.about.size == "none"]
     fresh = judged(rows, protocol, judges)
     for kind in ("harmful", "benign"):
