@@ -339,6 +339,23 @@ def a_failing_cell_left_out_of_table_and_records(folder):
     edit_records(folder, lambda rows: [row for row in rows if row["cell"] != two])
 
 
+@attempt("undecided", "cells", f"experiment.yaml asks for models that the table lacks: {DEFENDED}")
+def and_out_of_what_says_how_it_was_made(folder):
+    """All files agree, but the one that was run."""
+    models = [(experiment(defense=LISA), "finetune", bad()), (experiment(), "finetune", bad())]
+    other = {"lisa": {**LISA["lisa"]}, "booster": {}}
+    write_run(folder, [*models, (experiment(defense=other), "finetune", good())])
+    edit_table(folder, lambda r: r | {"cells": [cell for cell in r["cells"] if cell["id"] != DEFENDED]})
+    edit_table(folder, lambda r: {name: recipe for name, recipe in r.items() if name != DEFENDED}, "cells.json")
+    edit_records(folder, lambda rows: [row for row in rows if row["cell"] != DEFENDED])
+
+
+@attempt("undecided", "cells", "experiment.yaml, which says what was asked for, is not there")
+def and_out_of_the_folder(folder):
+    and_out_of_what_says_how_it_was_made(folder)
+    (folder / "experiment.yaml").unlink()
+
+
 @attempt("undecided", "cells", "cells.json, which says what each model is, is not there")
 def and_what_says_how_it_was_made(folder):
     a_failing_cell_left_out_of_table_and_records(folder)

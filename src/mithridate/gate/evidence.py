@@ -164,6 +164,10 @@ class Evidence:
         if self.recipes is None:
             yield "cells", f"cells.json, which says what each model is, is not there or cannot be read; {_REDO}"
             return
+        if (asked := self._asked_for()) is None:
+            yield "cells", f"experiment.yaml, which says what was asked for, is not there or cannot be read; {_REDO}"
+        elif lost := asked - set(known):
+            yield "cells", f"experiment.yaml asks for models that the table lacks: {listed(sorted(lost))}; {_REDO}"
         if extra := sorted(set(self.recipes) - set(known)):
             yield "cells", f"cells.json has cells that the table lacks: {listed(extra)}; {_REDO}"
         if unmade := sorted(set(known) - set(self.recipes)):
@@ -175,6 +179,16 @@ class Evidence:
         ]
         for name, problem in wrong[:3]:
             yield "cells", f"{name}: {problem}, says cells.json, by which it is made"
+
+    def _asked_for(self) -> set[str] | None:
+        """The names of the models in which the experiments of the run's own file end; None where that tells nothing."""
+        from mithridate.pipeline.config import load_cells
+
+        try:
+            asked = load_cells(self.folder / "experiment.yaml")[1]
+        except InputError:
+            return None
+        return {_made(experiment, _last(experiment)).name() for experiment in asked}
 
     @cached_property
     def _times(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
@@ -388,32 +402,40 @@ def _same(one: Any, other: Any) -> bool:
 def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
     """What the table says of a cell otherwise than the recipe by which it is made again."""
     from mithridate.pipeline.config import load_experiment
-    from mithridate.pipeline.results import Cell
 
     try:
         upto, experiment = recipe["upto"], load_experiment(recipe["experiment"])
     except (InputError, LookupError, TypeError) as error:
         return f"its recipe cannot be read ({_first_line(error)})"
-    settings: dict[str, Any] = dict(experiment.align.defense) if experiment.align else {}
-    if upto != "align" and experiment.finetune:
-        settings |= experiment.finetune.defense
-    if upto == "repair":
-        settings |= experiment.repair
-    made = Cell(experiment, upto, [], key="", aligned="", undefended="", settings=settings)
-    meant = {stage: getattr(made, stage) for stage in _STAGES} | {"settings": settings, "control": made.control}
+    made = _made(experiment, upto)
+    meant = {stage: getattr(made, stage) for stage in _STAGES} | {"settings": made.settings, "control": made.control}
     meant |= {"harmful_ratio": made.harmful_ratio, "topology": experiment.topology, "seed": experiment.seed}
     for key, value in meant.items():
         if key in cell and canonical_json(cell[key]) != canonical_json(value):
             return f"{key} is {value!r}, not {cell[key]!r}"
     if experiment.model != model:
         return f"made from {experiment.model!r}, not {model!r}"
-    stages = {"align": experiment.align, "finetune": experiment.finetune, "repair": experiment.repair}
-    last = next((stage for stage in ("repair", "finetune") if stages[stage]), "align")
-    if upto == last and not cell.get("final", True):
+    if upto == _last(experiment) and not cell.get("final", True):
         return "its experiment ends in it, and the table says that none does"
     if cell.get("weights_digest", "") is None and "openai" not in experiment.evaluate.generator:
         return "its weights were loaded here, and the table has no digest of them"
     return None
+
+
+def _made(experiment: Any, upto: str) -> Any:
+    """What results.json calls an experiment's model after a stage."""
+    from mithridate.pipeline.results import Cell
+
+    settings: dict[str, Any] = dict(experiment.align.defense) if experiment.align else {}
+    if upto != "align" and experiment.finetune:
+        settings |= experiment.finetune.defense
+    if upto == "repair":
+        settings |= experiment.repair
+    return Cell(experiment, upto, [], key="", aligned="", undefended="", settings=settings)
+
+
+def _last(experiment: Any) -> str:
+    return "repair" if experiment.repair else "finetune" if experiment.finetune else "align"
 
 
 # -- prompts --------------------------------------------------------------------------------------
