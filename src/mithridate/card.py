@@ -202,7 +202,7 @@ def _verdict(story: Story) -> str:
     label = story.verdict
     if label is None or label.outcome is None:
         why = f": {_text(label.why)}" if label else ""
-        return f"## Gate\n\n**No verdict{why}.** It is not known whether this model would pass a gate."
+        return f"## Gate\n\nNo verdict{why}. It is not known whether this model would pass a gate."
     about = label.about
     rows = [[Entry(one["criterion"]), Entry(one["outcome"]), Entry(one["words"])] for one in label.findings]
     rules = f", rules {about['rules']}" if about.get("rules") else ""
@@ -210,7 +210,7 @@ def _verdict(story: Story) -> str:
     table = Table("gate", caption, [Column("Criterion"), Column("Verdict"), Column("Why")], rows)
     said = {"pass": "passes", "fail": "fails", "undecided": "is undecided"}[label.outcome]
     text = (
-        f"## Gate\n\n**Verdict: {label.outcome}.** The model {said} under these limits, on 95% interval bounds; the "
+        f"## Gate\n\nVerdict: {label.outcome}. The model {said} under these limits, on 95% interval bounds; the "
         f"worst criterion counts.\n\n{markdown(table).strip()}"
     )
     if label.agreed:

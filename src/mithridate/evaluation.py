@@ -39,7 +39,7 @@ Row = dict[str, Any]
 """One record. Columns:
 
 - `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`,
-  `sample` (the number of the answer among several to the same prompt; 0 where there is one);
+  where answers were sampled `sample` (the number of the answer among those to the same prompt);
 - `prompt` (the user turns), `answer`, `label` (text of a task's right answer), `correct` (bool, of scored tasks),
   `reference` (the answer that a win rate compares with);
 - `verdict`, `reason`, `score` and `judge`: of the one judge that the protocol has for that set (None where it has
@@ -183,7 +183,8 @@ def answers(
         _check(name, records, protocol)
     rows: list[Row] = []
     scope = None if generator.content_known else evaluation
-    several = {name: sampling.samples if sampling and name in ("harmful", "benign") else 1 for name in sets}
+    sampled = sampling.samples if sampling else 1
+    several: dict[str, int] = {name: sampled if name in ("harmful", "benign") else 1 for name in sets}
     with _bar("answers", sum(several[name] * len(records) for name, records in sets.items()), progress) as advance:
         for name, records in sets.items():
             if not records:
@@ -202,7 +203,8 @@ def answers(
                     failed.append(answer.reason)
                     continue
                 record = records[i // k]
-                row = _row(kind, task_name or None, record, answer, protocol) | {"sample": i % k}
+                row = _row(kind, task_name or None, record, answer, protocol)
+                row |= {"sample": i % k} if sampling else {}
                 if correct:
                     row |= {"correct": correct(row["answer"], record), "label": str(record["label"])}
                 found[i] = row

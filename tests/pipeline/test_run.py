@@ -178,11 +178,11 @@ def test_a_gates_verdict_labels_the_model_that_is_exported(done, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MITHRIDATE_STORE", str(store))
-        assert "**No verdict.**" in card("none")
+        assert "No verdict. It is not known" in card("none")
         verdict = gate(folder, Limits(0.5), [cell])
         (folder / "verdict.json").write_text(verdict.json())
         text = card("labelled")
-        assert f"**Verdict: {verdict.outcome}.**" in text and "limit 0.5" in text and "harmful score" in text
+        assert f"Verdict: {verdict.outcome}. The model" in text and "limit 0.5" in text and "harmful score" in text
         assert verdict.models[0].weights_digest and f"`{verdict.models[0].weights_digest}`" in text
         other = gate(folder, Limits(0.5), ["booster-sft-antidote-double-0.25-s0"])
         (tmp_path / "other.json").write_text(other.json())
@@ -191,7 +191,7 @@ def test_a_gates_verdict_labels_the_model_that_is_exported(done, tmp_path):
         moved = json.loads(verdict.json())
         moved["models"][0]["weights_digest"] = "0" * 64
         (folder / "verdict.json").write_text(json.dumps(moved))
-        assert "**No verdict: the verdict in verdict.json is on other weights.**" in card("weights")
+        assert "No verdict: the verdict in verdict.json is on other weights. " in card("weights")
         (folder / "verdict.json").write_text("{}")
         assert "cannot be read as a gate's verdict" in card("unreadable")
         (folder / "verdict.json").write_text(verdict.json())

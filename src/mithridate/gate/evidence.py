@@ -94,10 +94,11 @@ class Evidence:
 
     def rows(self, name: str) -> list[Row]:
         """The records of one cell, on the way (`step`) and at its end."""
-        import pyarrow.compute as pc
+        import pyarrow.dataset as ds
 
         if name not in self._rows:
-            parts = (table.filter(pc.equal(table["cell"].cast("string"), name)) for table in self._tables.values())
+            mine = ds.field("cell").cast("string") == name
+            parts = (table.filter(mine) for table in self._tables.values())
             self._rows[name] = plain_rows(row for part in parts for row in part.to_pylist())
         return self._rows[name]
 
@@ -181,7 +182,7 @@ class Evidence:
             yield "cells", f"{name}: {problem}, says cells.json, by which it is made"
 
     def _asked_for(self) -> set[str] | None:
-        """The names of the models in which the experiments of the run's own file end; None where that tells nothing."""
+        """The names of the models in which the experiments of the run's file end; None where that tells nothing."""
         from mithridate.pipeline.config import load_cells
 
         try:
@@ -524,7 +525,7 @@ def _of_scores(rows: Iterable[Row], protocol: Protocol) -> Iterator[tuple[str, s
 
     wrong, odd = [], 0
     for row in rows:
-        name = row.get("task")
+        name = str(row.get("task"))
         rule = protocol.task(name).rule if name in TASKS else None
         if rule is None or row.get("label") is None:
             odd += row["correct"] is not None

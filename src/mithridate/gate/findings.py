@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["pass", "undecided", "fail"]
-_WORST_FIRST: tuple[Outcome, ...] = ("fail", "undecided")
 EVERY = "(all)"  # in place of a model's id, where a finding is of the run
 
 
@@ -37,7 +36,7 @@ def doubt(cell: str, criterion: str, words: str, unscored: Sequence[str] = (), l
 
 def worst(findings: Sequence[Finding]) -> Outcome:
     found = {finding.outcome for finding in findings}
-    return next((outcome for outcome in _WORST_FIRST if outcome in found), "pass")
+    return "fail" if "fail" in found else "undecided" if "undecided" in found else "pass"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

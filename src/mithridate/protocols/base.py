@@ -150,13 +150,13 @@ class Setting:
     decoding: Decoding
     judge: JudgeUse
     part: str = "test"
-    samples: int = 1
     benign_source: str | None = None
     benign_n: int | None = None
     chosen: tuple[str, ...] = ()
     judge_fields: tuple[tuple[str, str], ...] = ()
     tasks: tuple[tuple[str, int], ...] = ()
     seeds: int | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
