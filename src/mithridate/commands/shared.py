@@ -69,10 +69,11 @@ def heard_or_not() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         # What is still in the buffer would fail once more when Python ends, with an exit code of its own.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
+            reason = getattr(error, "strerror", None) or error
             with contextlib.suppress(OSError):
-                print(f"stdout: cannot be written ({error.strerror}); the exit code has the verdict", file=sys.stderr)
+                print(f"stdout: cannot be written ({reason}); the exit code has the verdict", file=sys.stderr)
