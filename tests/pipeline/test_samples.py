@@ -9,7 +9,9 @@ from mithridate.errors import InputError
 from mithridate.evaluation import Sampling, evaluate, summarise
 from mithridate.pipeline.config import load_experiment
 from mithridate.pipeline.runner import chains_of
-from mithridate.statistics import proportion, proportion_by_prompt
+from mithridate.statistics import paired_by_prompt, proportion, proportion_by_prompt
+from tests.gate.runs import HARMFUL, LISA, answered, shares, write_run
+from tests.gate.runs import experiment as cell_of
 from tests.pipeline.small import experiment, write_inputs
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -81,6 +83,31 @@ def test_a_sampled_run(inputs, tmp_path):
     assert "samples: 3 in place of 1" in deviations and "temperature: 0.9 in place of 0.0" in deviations
     assert "number of prompts: 8 in place of 112" in deviations
     assert finished.report.exists()
+
+
+def test_a_sampled_run_is_compared_over_all_samples_of_each_prompt(tmp_path):
+    """Not over the last ones, and not as if answers were prompts: whole prompts are swapped."""
+
+    def sampled(*counts):
+        """As many prompts complied with as `counts` says, sample by sample."""
+        made = [(k, answered(shares(count, HARMFUL), ["complied"])) for k, count in enumerate(counts)]
+        return [row | {"sample": k} for k, rows in made for row in rows if not (k and row["set"] == "task")]
+
+    plain, defended = sampled(80, 60, 70), sampled(40, 10, 5)
+    models = [(cell_of(), "finetune", plain), (cell_of(defense=LISA), "finetune", defended)]
+    folder = write_run(tmp_path, models)
+    pair = json.loads((folder / "results.json").read_text())["cells"][1]["paired"]
+    outcomes = []
+    for rows in (defended, plain):
+        asked = {row["prompt"]: [] for row in rows if row["set"] == "harmful"}
+        for row in rows:
+            if row["set"] == "harmful":
+                asked[row["prompt"]].append(row["verdict"] == "complied")
+        outcomes.append(asked)
+    reference = paired_by_prompt(*outcomes)
+    for name in ("difference", "low", "high", "p_value", "n"):
+        assert pair[name] == pytest.approx(reference[name])
+    assert pair["difference"] == pytest.approx((55 - 210) / 336) and pair["n"] == 112
 
 
 def test_the_same_seed_draws_the_same_answers_in_any_batches(inputs, tmp_path, monkeypatch):
