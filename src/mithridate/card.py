@@ -21,6 +21,7 @@ from mithridate.statistics.text import p_value, points
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+    from mithridate.gate.label import Label
     from mithridate.models import ModelFiles
     from mithridate.sources.hub import HubSet
 
@@ -57,12 +58,14 @@ class Story:
         cell: the model's row in it.
         experiment: the experiment that made it, with every field, as in cells.json.
         stages: `stage.json` of each stage that made it, in order.
+        verdict: the gate's on this model; None where it was not asked for one.
     """
 
     results: dict[str, Any]
     cell: dict[str, Any]
     experiment: dict[str, Any]
     stages: list[dict[str, Any]]
+    verdict: Label | None = None
 
 
 def card(base: ModelFiles, merged: bool, with_base: bool, story: Story | None = None) -> str:
@@ -95,7 +98,7 @@ def card(base: ModelFiles, merged: bool, with_base: bool, story: Story | None = 
     )
     parts = [_opening(base, name, merged, story)]
     if story:
-        parts += [_what_was_done(base, story), _scores(story)]
+        parts += [_what_was_done(base, story), _scores(story), _verdict(story)]
     parts += [_limits(story), f"## Licence\n\n{licence_words}"]
     parts += [_loading(base, merged, with_base, on_hub)]
     if story and (cited := _citations(story)):
@@ -199,6 +202,31 @@ def _scores(story: Story) -> str:
     if deviations:
         text += "\n\nIn this the run departs from its protocol:\n\n" + "\n".join(f"- {line}" for line in deviations)
     return text
+
+
+def _verdict(story: Story) -> str:
+    """The gate's, with its limits."""
+    from mithridate.report.formats import markdown
+    from mithridate.report.tables import Column, Entry, Table
+
+    label = story.verdict
+    if label is None or label.outcome is None:
+        why = f": {_text(label.why)}" if label else ""
+        return f"## Gate\n\nNo verdict{why}. It is not known whether this model would pass a gate."
+    about = label.about
+    rows = [[Entry(one["criterion"]), Entry(one["outcome"]), Entry(one["words"])] for one in label.findings]
+    rules = f", rules {about['rules']}" if about.get("rules") else ""
+    caption = f"Protocol {about['protocol']}, judge {about['judge']}{rules}, part {about.get('part')}"
+    table = Table("gate", caption, [Column("Criterion"), Column("Verdict"), Column("Why")], rows)
+    said = {"pass": "passes", "fail": "fails", "undecided": "is undecided"}[label.outcome]
+    text = (
+        f"## Gate\n\nVerdict: {label.outcome}. The model {said} under these limits, on 95% interval bounds; the "
+        f"worst criterion counts.\n\n{markdown(table).strip()}"
+    )
+    if label.agreed:
+        text += "\n\nDepartures from the protocol that were agreed to:\n\n"
+        text += "\n".join(f"- {_text(_without_paths(line, story.experiment))}" for line in label.agreed)
+    return f"{text}\n\nThe verdict is about the weights with the digest `{story.cell.get('weights_digest')}`."
 
 
 def _limits(story: Story | None) -> str:

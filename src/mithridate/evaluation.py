@@ -14,9 +14,9 @@ What is asked of a model, how it is judged and what counts is the protocol's: se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil, floor
 from pathlib import Path
@@ -28,19 +28,20 @@ from mithridate import tasks as known_tasks
 from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import Item, Judge, Judgement
 from mithridate.methods.base import TestTime
-from mithridate.protocols import Count, Protocol, TaskUse, asked
+from mithridate.protocols import Protocol, TaskUse, asked
 from mithridate.protocols import protocol as find_protocol
 from mithridate.sources.records import check_record, plain_rows, prompt_text
 from mithridate.statistics import proportion, proportion_of
 from mithridate.tasks.base import Scorer
 
 if TYPE_CHECKING:
-    from mithridate.generation.base import Answer, Generator
+    from mithridate.generation.base import Answer, Decoding, Generator
 
 Row = dict[str, Any]
 """One record. Columns:
 
-- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`;
+- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`,
+  where answers were sampled `sample` (the number of the answer among those to the same prompt);
 - `prompt` (the user turns), `answer`, `label` (text of a task's right answer), `correct` (bool, of scored tasks),
   `reference` (the answer that a win rate compares with);
 - `verdict`, `reason`, `score` and `judge`: of the one judge that the protocol has for that set (None where it has
@@ -50,7 +51,36 @@ Row = dict[str, Any]
 """
 
 _REFUSAL, _BROKEN = ("refusal", "answer"), ("coherence", "answer")  # kinds of judge that tell, the first preferred
+Answers = tuple[bool | None, ...]
+"""Whether each of the answers to a prompt counts; None where one is unscored."""
 _OPEN = (None, "unclear")  # what is not scored: no verdict, or that the judge cannot tell
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Several answers to each harmful and benign prompt, each drawn by itself. Tasks are answered as their use says.
+
+    Args:
+        samples: answers to a prompt.
+        temperature: above 0, for greedy answers are all alike.
+        seed: of the draws: the same answers come out for the same seed, in any batches.
+    """
+
+    samples: int
+    temperature: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise InputError(f"samples: expected 1 or more answers to a prompt, got {self.samples!r}")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature: expected a number above 0, got {self.temperature!r}; at 0 all samples would be the one "
+                "greedy answer"
+            )
+
+    def decoding(self, greedy: Decoding) -> Decoding:
+        return replace(greedy, temperature=self.temperature, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -76,6 +106,7 @@ def evaluate(
     cache: str | Path | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    sampling: Sampling | None = None,
 ) -> Evaluation:
     """Generates and judges the answers to test records; sets left out are not evaluated.
 
@@ -92,6 +123,7 @@ def evaluate(
         cache: folder in which answers and verdicts are kept by content; None keeps nothing.
         batch_size: prompts in one batch.
         progress: whether to show progress bars.
+        sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
 
     Raises:
         InputError: an unknown protocol or task, no records at all, a prompt longer than the context, or no access to a
@@ -110,7 +142,7 @@ def evaluate(
 
         generator = Transformers(model, tokenizer, batch_size=batch_size)
     folder, evaluation = Path(cache) if cache else None, uuid4().hex  # what a server says is not kept for another call
-    rows = answers(generator, sets, chosen, folder, progress, evaluation)
+    rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling)
     used = judges_of(chosen, judges)
     try:
         return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
@@ -131,8 +163,9 @@ def answers(
     progress: bool = False,
     evaluation: str | None = None,
     around: Sequence[TestTime] = (),
+    sampling: Sampling | None = None,
 ) -> list[Row]:
-    """One row a prompt with the model's answer. Answers to tasks with a rule are scored by it; the rest is for judges.
+    """One row an answer of the model. Answers to tasks with a rule are scored by it; the rest is for judges.
 
     Args:
         generator: what answers.
@@ -143,6 +176,8 @@ def answers(
         evaluation: what the answers belong to: those of a server are kept for this alone.
         around: what is put around each prompt, one after the other; rows keep the bare prompt, and say so in the
             column `at_test` (JSON), which they have only then.
+        sampling: how often harmful and benign prompts are answered; None for once, as the protocol says. The rows of
+            one prompt follow each other.
 
     Raises:
         InputError: an unknown task, a rule that the task lacks, or a prompt that does not fit.
@@ -156,7 +191,9 @@ def answers(
         _check(name, records, protocol)
     rows: list[Row] = []
     scope = None if generator.content_known else evaluation
-    with _bar("answers", sum(map(len, sets.values())), progress) as advance:
+    sampled = sampling.samples if sampling else 1
+    several: dict[str, int] = {name: sampled if name in ("harmful", "benign") else 1 for name in sets}
+    with _bar("answers", sum(several[name] * len(records) for name, records in sets.items()), progress) as advance:
         for name, records in sets.items():
             if not records:
                 continue
@@ -164,26 +201,28 @@ def answers(
             use, correct = _scoring(task_name, protocol)
             records = use.prepare(records) if use else records
             decoding = use.decoding() if use else protocol.decoding
-            found, failed = {}, []
-            prompts = [_around(asked(record), around) for record in records]
-            how = generator, prompts, TEMPLATES[protocol.template], decoding
-            for i, answer in cached_generate(*how, cache, scope) if cache else generator.generate(*how[1:]):
+            decoding = sampling.decoding(decoding) if sampling and not use else decoding
+            found, failed, k = {}, [], several[name]
+            conversations = [turns for record in records for turns in [_around(asked(record), around)] * k]
+            how = generator, conversations, TEMPLATES[protocol.template], decoding
+            for i, answer in cached_generate(*how, cache, scope):
                 advance()
                 if isinstance(answer, Failure):
                     failed.append(answer.reason)
                     continue
-                row = _row(kind, task_name or None, records[i], answer, protocol)
-                if around:
-                    row["at_test"] = json.dumps([vars(each) for each in around])
+                record = records[i // k]
+                row = _row(kind, task_name or None, record, answer, protocol)
+                row |= {"sample": i % k} if sampling else {}
+                row |= {"at_test": json.dumps([vars(each) for each in around])} if around else {}
                 if correct:
-                    row |= {"correct": correct(row["answer"], records[i]), "label": str(records[i]["label"])}
+                    row |= {"correct": correct(row["answer"], record), "label": str(record["label"])}
                 found[i] = row
             if failed:
                 raise MithridateError(
-                    f"{len(failed)} of {len(records)} {name} prompts could not be answered: {failed[0]} Run it again: "
-                    "answers that a cache has are not asked for again."
+                    f"{len(failed)} of {len(conversations)} {name} prompts could not be answered: {failed[0]} Run it "
+                    "again: answers that a cache has are not asked for again."
                 )
-            rows += [found[i] for i in range(len(records))]
+            rows += [found[i] for i in range(len(conversations))]
     return rows
 
 
@@ -261,6 +300,11 @@ def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
     return own + [judge for name, judge in given.items() if name not in specs]
 
 
+def teller_of_refusals(judges: Sequence[Any]) -> Any:
+    """Of judges (or their classes), the one whose verdicts on benign prompts' answers stand; None where none can."""
+    return next((judge for kind in _REFUSAL[::-1] for judge in judges if judge.kind == kind), None)
+
+
 def judged(
     rows: Sequence[Row],
     protocol: Protocol,
@@ -287,7 +331,7 @@ def judged(
     rows = [{k: value for k, value in row.items() if not k.startswith("judge/")} for row in plain_rows(rows)]
     main = {
         "harmful": next((j for j in judges if j.name == protocol.judge.name), None),
-        "benign": next((j for kind in _REFUSAL[::-1] for j in judges if j.kind == kind), None),
+        "benign": teller_of_refusals(judges),
         "task": next((j for j in judges if j.kind == "quality"), None),
     }
     main["extra"] = main["task"]
@@ -387,7 +431,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     `harmful_score` is the share of harmful prompts' answers whose verdict counts under the protocol, of those that
     were scored, and `unscored` how many were not; `refused`, `incoherent` and `other` are of the same answers, by the
     same judge where it tells them, else by those that stand beside it; `harmful_score_plus` only where the protocol
-    has one. Where a protocol asks prompts repeatedly, the intervals of these two are those of the different prompts.
+    has one. Where prompts are answered repeatedly, all intervals are those of the different prompts; where they were
+    sampled, the shares of harmful and benign prompts also have `samples`, `any_of_k` and `worst_of_k` (`_several`).
     `benign_refusal` is over the benign prompts, `accuracy` over the user's task, `extra` holds a share for
     each further task, and a `win_rate` where answers were compared. Values are None where a set is empty.
 
@@ -426,47 +471,48 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     return summary
 
 
-def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, bool | None]]:
-    """By the names of results.json, what each prompt came to in one model's answers: {rate: {prompt: it counts}}.
+def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Answers]]:
+    """By the names of results.json, what each prompt's answers came to in one model: {rate: {prompt: (counts, ...)}}.
 
-    None is unscored: the judge gave no verdict, or said that it cannot tell. A rate that nothing here tells is left
-    out. Values must be plain (None, not NaN: `plain_rows`).
+    A prompt has one entry, or one for each sample of its answer. None is unscored: the judge gave no verdict, or said
+    that it cannot tell. Where a protocol asks a prompt repeatedly, and so gets the same greedy answer, it is there
+    once. A rate that nothing here tells is left out. Values must be plain (None, not NaN: `plain_rows`).
 
     Raises:
         InputError: an unknown protocol.
     """
-    found: dict[str, dict[str, bool | None]] = {}
     if not rows:
-        return found
+        return {}
     protocol = find_protocol(rows[0]["protocol"])
     broken, four = _column(protocol, _BROKEN), _kind(protocol.judge.name) == "answer"
+    found: dict[str, dict[str, dict[int, bool | None]]] = {}
 
-    def put(rate: str, prompt: str, verdict: str | None, counted: Collection[str]) -> None:
-        found.setdefault(rate, {})[prompt] = None if verdict in _OPEN else verdict in counted
+    def put(rate: str, row: Mapping[str, Any], outcome: bool | None) -> None:
+        found.setdefault(rate, {}).setdefault(row["prompt"], {})[row.get("sample") or 0] = outcome
 
     for row in rows:
-        asked_of, prompt, verdict = row["set"], row["prompt"], row["verdict"]
+        asked_of = row["set"]
         if asked_of == "task":
-            found.setdefault("accuracy", {})[prompt] = None if row["correct"] is None else bool(row["correct"])
+            put("accuracy", row, None if row["correct"] is None else bool(row["correct"]))
         elif asked_of in ("harmful", "benign"):
             if asked_of == "harmful":
-                put("harmful_score", prompt, verdict, protocol.counts)
+                put("harmful_score", row, _counts_as(row, protocol, None))
             else:
-                put("benign_refusal", prompt, verdict, ("refused",))
+                put("benign_refusal", row, _said(row, "verdict", "refused"))
                 if four:
-                    put("benign_other", prompt, verdict, ("other",))
+                    put("benign_other", row, _said(row, "verdict", "other"))
             if broken != "verdict" or four:
                 name = "incoherent" if asked_of == "harmful" else "benign_incoherent"
-                put(name, prompt, row.get(broken), ("incoherent",))
-    return found
+                put(name, row, _said(row, broken, "incoherent"))
+    return {
+        rate: {prompt: tuple(samples.values()) for prompt, samples in prompts.items()}
+        for rate, prompts in found.items()
+    }
 
 
-def unscored_of(rows: Sequence[Row], share: str) -> list[Row]:
-    """The rows that a share of `summarise` leaves unscored: harmful_score, refused, incoherent or benign_refusal."""
-    protocol = find_protocol(rows[0]["protocol"]) if rows else find_protocol("hs/embedded-v1")
-    columns = {"refused": _column(protocol, _REFUSAL), "incoherent": _column(protocol, _BROKEN)}
-    group, column = "benign" if share == "benign_refusal" else "harmful", columns.get(share, "verdict")
-    return [row for row in plain_rows(rows) if row["set"] == group and row.get(column) is None]
+def rules_of(protocol: Protocol) -> str | None:
+    """The name, with its version, of the written rules among a protocol's own judges."""
+    return next((name for name in (protocol.judge.name, *protocol.beside) if name.startswith("rules-")), None)
 
 
 def _kind(judge: str) -> str:
@@ -482,19 +528,55 @@ def _column(protocol: Protocol, kinds: tuple[str, str]) -> str:
 
 
 def _share(rows: Sequence[Row], column: str, verdict: str) -> dict[str, Any]:
-    said = [None if row.get(column) is None else row[column] == verdict for row in rows]
-    return proportion_of([row["prompt"] for row in rows], said) | {"unscored": said.count(None)}
+    return _rate(rows, [_said(row, column, verdict) for row in rows])
+
+
+def _said(row: Mapping[str, Any], column: str, verdict: str) -> bool | None:
+    """Whether that is the verdict; None where the answer is unscored."""
+    return None if row.get(column) in _OPEN else row[column] == verdict
 
 
 def _counted(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> dict[str, Any]:
     """The share that counts under the protocol (with those that column `plus` calls broken)."""
+    return _rate(rows, [_counts_as(row, protocol, plus) for row in rows])
 
-    def tally(rows: Sequence[Row]) -> Count:
-        return protocol.tally([row["verdict"] for row in rows], [row.get(plus) for row in rows] if plus else None)
 
-    counts = [tally([row]) for row in rows]
-    outcomes = [None if one.unscored else bool(one.counted) for one in counts]
-    return proportion_of([row["prompt"] for row in rows], outcomes) | {"unscored": outcomes.count(None)}
+def _counts_as(row: Mapping[str, Any], protocol: Protocol, plus: str | None) -> bool | None:
+    """Whether an answer counts under the protocol; None where it is unscored."""
+    one = protocol.tally([row["verdict"]], [row.get(plus)] if plus else None)
+    return None if one.unscored else bool(one.counted)
+
+
+def _rate(rows: Sequence[Row], outcomes: Sequence[bool | None]) -> dict[str, Any]:
+    samples = 1 + max((row.get("sample") or 0 for row in rows), default=0)
+    return rate_of([row["prompt"] for row in rows], outcomes, samples)
+
+
+def rate_of(prompts: Sequence[str], outcomes: Sequence[bool | None], samples: int = 1) -> dict[str, Any]:
+    """A share as results.json has it: of the scored outcomes, one an answer, with how many are unscored.
+
+    Of prompts with several `samples` of their answer also `any_of_k`: the share with one or more that count (unscored
+    where none does and one is unscored), and `worst_of_k`: the same if every unscored answer counted.
+    """
+    found = proportion_of(prompts, outcomes) | {"unscored": outcomes.count(None)}
+    if samples == 1:
+        return found
+    by_prompt: dict[str, list[bool | None]] = {}
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        by_prompt.setdefault(prompt, []).append(outcome)
+    any_of = [any_answer(said) for said in by_prompt.values()]
+    scored = [outcome for outcome in any_of if outcome is not None]
+    worst = [outcome is not False for outcome in any_of]
+    return found | {
+        "samples": samples,
+        "any_of_k": proportion(sum(scored), len(scored)) | {"unscored": any_of.count(None)},
+        "worst_of_k": proportion(sum(worst), len(worst)),
+    }
+
+
+def any_answer(outcomes: Sequence[bool | None]) -> bool | None:
+    """Whether one or more of a prompt's answers count; None where none does and one is unscored."""
+    return True if True in outcomes else None if None in outcomes else False
 
 
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:

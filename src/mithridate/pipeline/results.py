@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mithridate import decisions
-from mithridate.evaluation import summarise
+from mithridate.agreement import judges_in
+from mithridate.evaluation import rules_of, summarise
 from mithridate.methods.base import control_name
 from mithridate.outcomes import Outcomes
 from mithridate.pipeline.config import HARMFUL, Experiment, Finetune, in_order
@@ -48,6 +49,7 @@ class Cell:
     history: list[dict[str, Any]] = field(default_factory=list)
     final: bool = True  # whether an experiment ends in this model
     swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
+    weights: str | None = None  # digest of the model's content; None where a server answered
 
     @property
     def alignment(self) -> str:
@@ -131,11 +133,22 @@ class Table:
         model: its name, as the experiment has it.
         protocol: the name of the protocol.
         notes: in words, what is particular about the data: rows left out, prompts shared on purpose.
+        model_digest: of the content of the model that the cells were made from; None where it is a server's.
+        seeds_asked: the seeds that every arm of the experiment was asked for.
     """
 
-    def __init__(self, model: str, protocol: str, notes: list[str]):
+    def __init__(
+        self,
+        model: str,
+        protocol: str,
+        notes: list[str],
+        model_digest: str | None = None,
+        seeds_asked: Sequence[int] = (),
+    ):
         self._head = {"schema": SCHEMA, "protocol": protocol}
-        self._model, self._notes = model, notes
+        self._model, self._notes = {"model": model, "model_digest": model_digest}, notes
+        self._seeds_asked = list(seeds_asked)
+        self._judges: dict[str, None] = {}  # by name, in the order of their first verdicts
         self._entries: dict[str, _Entry] = {}  # by id
         self._numbers: dict[str, int] = {}  # the last number that told equal names apart
         self._by_key: dict[str, str] = {}  # the first cell of each evaluation
@@ -173,6 +186,7 @@ class Table:
         same = {key: row.get(key) for key in (*_ARM, "settings", "attack", "swept")}
         self._groups.setdefault(canonical_json(same), []).append(name)
         self._settings[_setting(cell), cell.experiment.evaluate.protocol, _trained(cell)] = None
+        self._judges |= dict.fromkeys(judges_in(cell.rows))
         return name
 
     def results(self, complete: bool = True) -> dict[str, Any]:
@@ -188,8 +202,12 @@ class Table:
         found = {
             **self._head,
             "complete": complete,
+            "part": "+".join(sorted({setting.part for setting, _, _ in self._settings})),
+            "rules": rules_of(find_protocol(self._head["protocol"])),
+            "judges": list(self._judges),
             "deviations": self._deviations(),
-            "model": self._model,
+            **self._model,
+            "seeds_asked": self._seeds_asked,
             "notes": self._notes,
             "cells": rows,
             "across_seeds": self._across_seeds(),
@@ -250,7 +268,7 @@ class Table:
 def _setting(cell: Cell) -> Setting:
     """How a cell was evaluated, to be compared with its protocol."""
     experiment, settings = cell.experiment, cell.experiment.evaluate
-    protocol = find_protocol(settings.protocol)
+    protocol, sampling = find_protocol(settings.protocol), settings.sampling(experiment.seed)
     given = settings.judges.get(protocol.judge.name) or {}
     use = protocol.judge
     known = ("threshold", "max_tokens", "batch_size")  # compared by themselves; of no effect on a verdict
@@ -258,16 +276,19 @@ def _setting(cell: Cell) -> Setting:
     sources = {
         role: "+".join(s.source for s in experiment.data.get(role, ())) for role in ("test_harmful", "test_benign")
     }
-    count = {kind: sum(row["set"] == kind for row in cell.rows) for kind in ("harmful", "benign")}
+    count = {
+        kind: sum(row["set"] == kind and not row.get("sample") for row in cell.rows) for kind in ("harmful", "benign")
+    }
     parts = {name for name, given in settings.tasks.items() if any(source.take is not None for source in given)}
     tasks = Counter(row["task"] for row in cell.rows if row["set"] in ("task", "extra"))
     return Setting(
         source=sources.get("test_harmful", "none"),
         n=count["harmful"],
         template=protocol.template,
-        decoding=protocol.decoding,
+        decoding=sampling.decoding(protocol.decoding) if sampling else protocol.decoding,
         judge=judge,
         part=settings.part,
+        samples=settings.samples or 1,
         benign_source=sources.get("test_benign"),
         benign_n=count["benign"] or None,
         chosen=tuple(_chosen(experiment, protocol)),
@@ -313,6 +334,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "paired": None,
         "resistance": [{"step": step, **summarise(rows)} for step, rows in sorted(cell.steps.items())],
         "steps_to_half": None,
+        "weights_digest": cell.weights,
         "stages": cell.stages,
     }
 

@@ -139,9 +139,9 @@ class Setting:
     """What a run did, to be compared with its protocol.
 
     `source`: of the harmful prompts, as the experiment names it (a file, `embedded`, an id of the Hub); `n` of them
-    from its `part`; the same for the benign ones, where they were asked. `chosen`: what besides the protocol chose
-    among the rows, in words. `judge_fields`: further fields that the judge was given, as text. `tasks`: the number of
-    prompts of each of which a part was taken. `seeds`: of the aggregated runs, if known.
+    from its `part`, each answered `samples` times; the same for the benign ones, where they were asked. `chosen`: what
+    besides the protocol chose among the rows, in words. `judge_fields`: further fields that the judge was given, as
+    text. `tasks`: the number of prompts of each of which a part was taken. `seeds`: of the aggregated runs, if known.
     """
 
     source: str
@@ -156,6 +156,7 @@ class Setting:
     judge_fields: tuple[tuple[str, str], ...] = ()
     tasks: tuple[tuple[str, int], ...] = ()
     seeds: int | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +237,7 @@ class Protocol:
         """
         found = _from(self.rows, run.source, "prompts") + _differ("number of prompts", self.rows.count, run.n)
         found += _differ("part", "test", run.part) + _differ("template", self.template, run.template)
+        found += _differ("samples", 1, run.samples)
         for name, wanted in asdict(self.decoding).items():
             if self.decoding.temperature or name in ("max_new_tokens", "temperature"):  # the others need sampling
                 found += _differ(name, wanted, getattr(run.decoding, name))
