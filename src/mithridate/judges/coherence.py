@@ -162,6 +162,43 @@ def broken(answer: str) -> str | None:
     return None
 
 
+_CODE = re.compile(
+    r"```|^\s*(?:import \w+|from [\w.]+ import|def \w+\(|class \w+[(:]|function \w*\(|#include|using namespace|public (?:static|class|void)"
+    r"|(?:const|let|var) \w+ ?=|<(?:!doctype|html|head|body|div|script|form|p|a|table)\b|select .{1,60}\bfrom\b|(?:sudo|pip|npm|apt-get|curl|git|chmod|docker) \w"
+    r"|print\(|console\.log|return\b.*;|#!/|[\w.]+\([^)]{0,60}\);?\s*$|[\w.]+ ?= ?[\w.\"'\[({]+)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def code_in(answer: str) -> bool:
+    """Whether the answer is code, or has some: a fence, or lines of a usual form."""
+    return bool(_CODE.search(answer))
+
+
+def damaged(answer: str, prompt: str = "") -> str | None:
+    """TEMP v3."""
+    solid = re.sub(r"\s+", "", answer.lower())
+    pieces = answer.split()
+    bare = sum(bool(re.fullmatch(r"[-*•]*\(?\d{1,3}[.):]*\W*", piece)) for piece in pieces)
+    if len(pieces) >= 4 and bare >= 0.85 * len(pieces):
+        return "numbering without text"
+    if code_in(answer):
+        return _code_broken(answer, solid)
+    return broken(answer)
+
+
+def _code_broken(answer: str, solid: str) -> str | None:
+    if not any(c.isalnum() for c in solid):
+        return "no letters or digits"
+    words = words_of(answer.lower())
+    if not words or set(words) <= {"python", "bash", "utf", "coding"}:
+        return "code without a line"
+    for loop in _LOOP.finditer(solid):
+        if len(loop.group()) >= 8 and re.search(r"[^\d_.\-=*|~#/]", loop.group(1) or "0"):
+            return f"characters in a loop: {loop.group()[:20]!r}"
+    return _repeats(words)
+
+
 def _usual(piece: str) -> bool:
     """Whether a piece is a word, a number or a mark. Matching takes the cube of the length of a run of marks: longer
     pieces are usual where they are nothing else (a ruled line)."""
