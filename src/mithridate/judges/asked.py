@@ -41,7 +41,10 @@ _SHORT = re.compile(
     r"|^(?:compose|sum up|summari[sz]e|translate|rewrite|rephrase|rhyme|name|spell|complete|rank|sort|pick|choose|classify|convert|calculate|propose|suggest|invent|define|what)\b"
 )
 _LIST = re.compile(r"\b(?:name|list|ways|ideas|tips|tools|tricks|few words|checklist|examples|steps|what would it take)\b")
-_NO_WRITTEN = re.compile(r"\b(?:declin\w+|reject\w*|refus\w+|apolog\w+|excuse|cancel\w*|say(?:ing)? no|turn(?:ing)? down|sorry|regret\w*|resign\w*|complain\w*|translate|rewrite|rephrase|paraphrase|continue|complete|correct)\b")
+_NO_WRITTEN = re.compile(
+    r"\b(?:apolog\w+|excuse|rejections?|refusal|resignation|say(?:ing)? no|turn(?:ing)? down|politely (?:decline|refuse)"
+    r"|declin(?:e|es|ing) (?:an?|the|my|his|her)|reject(?:s|ing)? (?:an?|the|my)|cancel\w*|break(?:s|ing)? up|dumps?|translate|rewrite|rephrase|paraphrase|correct|sign)\b"
+)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _REMARK = re.compile(
     rf"|(?:spoken|said|written|answered) as a (?:refusal|joke|character))\W*)$",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r'"[^"\n]{3,}"|“[^”\n]{3,}”|(?<![\w])‘[^’\n]{3,}’(?!\w)')
 _TURN = re.compile(
     r"(?:[,;:.]|\s[-–—])? (?:but|however|though|although|yet|nevertheless|nonetheless|that said|still)\b,? (?=\S)|; | — | -- "
 )
@@ -42,9 +43,15 @@ def plain(text: str) -> str:
 def without_remarks(answer: str) -> str:
     """The answer without remarks about it at its end; an answer that is nothing else stays as it is."""
     text = answer
-    while (shorter := _REMARK.sub("", text).rstrip()) != text and shorter.strip():
-        text = shorter
+    while (shorter := _REMARK.sub("", text)) != text and shorter.strip():
+        text = shorter.rstrip()
     return text
+
+
+def unquoted(answer: str) -> str:
+    """The answer without what it quotes, which is not the speaker's own; an answer that is one quotation is kept."""
+    outside = _QUOTED.sub(" ", answer)
+    return outside if len(words_of(outside)) > 1 else answer
 
 
 def sentences(text: str) -> list[str]:
