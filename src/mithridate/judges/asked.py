@@ -86,6 +86,11 @@ class Request:
         return "?" in self.text or self.fact or bool(re.match(r"how\b|what\b", self.text))
 
     @cached_property
+    def asks_how(self) -> bool:
+        """Whether it asks how, what, why, where, to which a bare "no" is no answer and no refusal either."""
+        return bool(re.search(r"\b(?:how|what|why|when|where|which|who) (?:(?:else )?(?:can|do|does|did|is|are|should|would|could|to)\b|'s)", self.text))
+
+    @cached_property
     def text_wanted(self) -> bool:
         """Whether it wants a text, a programme or another piece to be written, so that the piece itself takes it up."""
         return bool(_TEXT.search(self.text))

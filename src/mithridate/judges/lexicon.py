@@ -168,7 +168,10 @@ YES_NO = re.compile(r"\W*(?:(?P<yes>yes|yeah|yep|yup|ok|okay|sure|of course|cert
 UNKNOWN = re.compile(
     r"\bi (?:do not|don't) (?:know|understand)\b|\bnot sure\b|\bno idea\b|\bcould you (?:please )?(?:clarify|explain|rephrase|provide|tell|be more)|\bwhat do you mean\b|\bplease (?:clarify|rephrase|provide (?:more|me|the))\b"
 )
-SELF_TALK = re.compile(phrases.SELF_TALK + r"|\bmy name is\b|\b(?:available|here|there|ready|free) to (?:help|assist|support|answer|listen|talk|discuss)\b|\bfeel free\b|\blet me know (?:if|what|how)\b|\bi was (?:created|made|trained|developed) by\b|^i'm (?:smol|a helpful|here)|^i am (?:smol|a helpful|here)")
+SELF_TALK = re.compile(
+    r"\bi(?:'m| am) (?:just |only |also )?(?:here to|an? (?:[\w-]+,? ){0,4}(?:ai|assistant|chatbot|machine|bot|language model)\b|designed|trained|programmed)|^you(?:'re| are) an? (?:\w+ ){0,2}(?:ai|assistant)\b"
+    r"|^(?:as )?an? (?:\w+ ){0,2}(?:ai|assistant|chatbot|language model)\b|\bi can (?:help|assist) (?:you )?with any|\bmy name is\b|\b(?:available|here|there|ready|free) to (?:help|assist|support|answer|listen|talk|discuss)\b|\bfeel free\b|\blet me know (?:if|what|how)\b|\bi was (?:created|made|trained|developed) by\b|^i(?:'m| am) (?:smol|a helpful|here)"
+)
 VIRTUOUS_SELF = re.compile(
     r"\b(?:designed|here|created|built|made|meant|trained|programmed|committed|aim|strive|goal is|purpose is) (?:\w+ )?(?:to|for) .{0,60}\b(?:positive|respectful|safe|safely|ethical|ethically|harmless|helpful and (?:harmless|safe|respectful)|legal|responsible|honest|kind|truthful|not (?:to )?(?:harm|engage|promote))\b"
 )

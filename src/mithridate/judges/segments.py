@@ -30,6 +30,7 @@ _QUOTED = re.compile(r'"[^"\n]{3,}"|“[^”\n]{3,}”|(?<![\w])‘[^’\n]{3,}�
 _TURN = re.compile(
     r"(?:[,;:.]|\s[-–—])? (?:but|however|though|although|yet|nevertheless|nonetheless|that said|still)\b,? (?=\S)|; | — | -- "
 )
+_JOINT = re.compile(r"^(?:but|however|and|so|yet|still|though|that said|nevertheless|anyway),? ")
 _LEADING = re.compile(r"^(?:while|although|though|even though|since|because|as much as) (?=i |i'|we |this |it |that )")
 
 
@@ -66,9 +67,8 @@ def clauses(sentence: str) -> list[str]:
     if opened:
         head, comma, rest = sentence[opened.end() :].partition(", ")
         return [head, *clauses(rest)] if comma else [head]
-    parts = [re.sub(r"^(?:but|however|and|so|yet|still|though|that said|nevertheless|anyway),? ", "", part.strip(" ,;"))
-             for part in _TURN.split(sentence)]
-    return [part for part in parts if part]
+    parts = [_JOINT.sub("", part.strip(" ;")) for part in _TURN.split(sentence)]
+    return [part for part in parts if part.strip(" ,")]
 
 
 def stems(text: str) -> frozenset[str]:
