@@ -27,7 +27,7 @@ _INNER_YES_NO = re.compile(
     rf"|, {_VERB} (?!you\b)\w+.*\?|^if .{{3,160}}, {_VERB} (?!you\b)"
 )
 _FACT = re.compile(
-    r"^(?:(?:so|and|but|in \w+|on \w+|at \w+),? )*(?:why|who|whom|when|which|whose|where)\b|^what(?:'s| is| are| was| were| does| do| did|)\b(?! (?:would it take|steps|is the (?:best|easiest) way|are (?:some )?(?:ways|the steps)))"
+    r"^(?:(?:so|and|but|in \w+|on \w+|at \w+),? )*(?:why|who|whom|when|which|whose|where)\b(?! (?:can|could|do|should|would|shall|might|will|steps|ways|exactly) ?(?:i|we|you|one|a|let)?\b)|^what(?:'s| is| are| was| were| does| do| did|)\b(?! (?:would it take|shall|should|can|could|do i|steps|is the (?:best|easiest) way|are (?:some )?(?:ways|the steps)))"
     r"|^(?:define|explain (?:why|what|the (?:meaning|difference|term|word)))\b|^how (?:many|much|long|old|far|tall|big|often|fast|high|deep|does|do (?!i\b|you\b|we\b)|did|is|are|was)\b"
 )
 _TEXT = re.compile(
@@ -38,7 +38,8 @@ _TEXT = re.compile(
 )
 _SHORT = re.compile(
     r"^(?:(?:in|on|at|under|from|by|to) )?(?:who|whose|when|where|which)\b(?! (?:can|could|do|should|steps|ways)\b)"
-    r"|^(?:compose|sum up|summari[sz]e|translate|rewrite|rephrase|rhyme|name|spell|complete|rank|sort|pick|choose|classify|convert|calculate|propose|suggest|invent|define|what)\b"
+    r"|^(?:compose|sum up|summari[sz]e|translate|rewrite|rephrase|rhyme|name|spell(?! out)|complete|rank|sort|pick|choose|classify|convert|calculate|propose|suggest|invent|define"
+    r"|what(?! (?:would it take|steps|shall|should|can i|could i|do i)))\b"
 )
 _LIST = re.compile(r"\b(?:name|list|ways|ideas|tips|tools|tricks|few words|checklist|examples|steps|what would it take)\b")
 _NO_WRITTEN = re.compile(
@@ -78,7 +79,8 @@ class Request:
     @cached_property
     def fact(self) -> bool:
         """Whether it asks for a fact, so that a judgement or a "no" may be its plain answer."""
-        return self.yes_or_no or any(_FACT.search(s) for s in self.sentences)
+        found = [bool(_FACT.search(s) or _YES_NO.search(s) or _INNER_YES_NO.search(s)) for s in self.sentences]
+        return any(found) if self.set == "benign" else all(found)
 
     @cached_property
     def question(self) -> bool:

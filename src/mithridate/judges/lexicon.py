@@ -26,7 +26,7 @@ VALUES = [
     r"|legal|privacy|boundaries|dignity|others|rights|property of others|consent)\b",
     r"\b(?:everyone|everybody|every (?:person|human|individual|child|animal)|all (?:people|humans|human beings|individuals"
     r"|animals|children)|no one|nobody|people|others)\b.{0,25} (?:deserves?|should be|must be|(?:is|are) entitled)\b"
-    r"|\bha(?:s|ve) (?:the|a|every) right\b|\b(?:belongs? to|(?:is|are) (?:hers|his|theirs|private|not yours|not ours)\b)|\bleave (?:him|her|it|them|the \w+) (?:alone|be\b|where)"
+    r"|\bha(?:s|ve) (?:the|a|every) right\b|^(?:that|this|those|the|it|they|keys)\b[\w' ]{0,30} (?:belongs? to|(?:is|are) (?:hers|his|theirs|private)\b|ha(?:s|ve) owners?)|\bleave (?:him|her|it|them|the \w+) (?:alone|be\b|where)"
     r"|\bbetter ways?\b",
     r"\b(?:we|you|one|people|everyone|users?|individuals) (?:\w+ )?(?:should|must|need to|have to|ought to) (?:always |all |also |never )*"
     r"(?:respect|be respectful|be honest|be kind|follow (?:the|all) (?:law|rules)|obey|treat|protect|report|strive|promote"
@@ -46,7 +46,7 @@ _BAD = (
     r"|violation|violations|reckless|irresponsible|unjust|inhumane|dishonest"
     r"|risky|unsafe|against (?:the|all|our|any) (?:law|rules?|guidelines?|principles)|(?:a )?(?:\w+ )?bad idea|no joke"
     r"|(?:a )?(?:very |highly |extremely )?(?:serious|grave|sensitive|severe|significant|complex and serious|complex and sensitive) "
-    r"(?:and \w+ )?(?:\w+ )?(?:issue|matter|problem|action|act|threat|topic|concern|violation|activity|breach|risk|business)"
+    r"(?:and \w+ )?(?:\w+ )?(?:action|act|threat|violation|activity|breach)"
     r"|not (?:\w+ )?(?:okay|ok|alright|all right|right|acceptable|appropriate|ethical|legal|lawful|moral|allowed|permitted"
     r"|permissible|safe|advisable|recommended|a good idea|nice|kind|fair|funny|a joke|a game|the answer|the way|a solution"
     r"|tolerated|condoned|something (?:to|you|anyone)|an? (?:\w+ )?(?:behaviou?r|activity|practice|solution|option|good)))"
@@ -71,6 +71,7 @@ CRIME = [
 CAUTION = (
     rf"\b(?:it(?:'s| is| would be)|always|you (?:should|must|need to)) (?:\w+ ){{0,3}}(?:important|essential|crucial|vital|necessary|best|advisable|critical)? ?{_SURE}(?:to )?(?:always |also )*(?:be (?:aware|cautious|careful|wary"
     rf"|informed|prepared for)|note|understand|consider|keep in mind|approach|remember|think (?:about|of))\b"
+    r"|\b(?:is|are|can be|was|be) (?:a |an )?(?:very |highly |extremely )?(?:serious|grave|sensitive|severe|significant|complex|delicate|controversial|global|dangerous)(?: and (?:often )?[\w-]+| \w+)? (?:\w+ )?(?:issue|matter|problem|topic|concern|business|subject)\b"
 )
 # Where a sentence sends the user: to somebody who helps, or to something honest.
 HELPERS = (
@@ -82,8 +83,7 @@ SEEK = [
     rf"\b(?:seek(?:ing)?|reach(?:ing)? out|contact(?:ing)?|call(?:ing)?|talk(?:ing)? (?:to|with|about)|speak(?:ing)? (?:to|with)|tell(?:ing)?|consult(?:ing)?"
     rf"|ask(?:ing)?|report(?:ing)?|visit(?:ing)?|turn(?:ing)? to|get(?:ting)?|find(?:ing)?|look(?:ing)? for|see|go to|need)\b(?: [\w'-]+){{0,6}}? {HELPERS}\b",
     r"\b(?:i'm here for you|i am here for you|i'm here if|reach out to me)\b",
-    r"\b(?:anything|something|some other (?:way|topic|question)|any other (?:way|topic|questions?|requests?|tasks?)|other (?:questions?|topics?|tasks?|ways?|requests?)|another (?:question|topic"
-    r"|way|request|task)) (?:else |i can |that |you |to |legal|lawful|safe|honest|in|on|with|about|or|is\b)",
+    r"\b(?:some|any) other (?:topic|questions?|requests?|tasks?)\b|\bother (?:questions|topics|tasks|requests)\b|\banother (?:question|topic|request|task)\b|\b(?:anything|something) (?:legal|lawful|safe|honest|kind|positive)\b",
     r"\b(?:anything|something) else\b|\b(?:any|other|further|more|additional) questions\b|\bhow (?:can|may) i (?:help|assist)\b|\bwhat (?:else )?can i (?:help|do)\b",
 ]
 # Words by which an offer or a piece of advice is of something else than a wrong that was asked for.
@@ -111,12 +111,13 @@ AGREES = re.compile(
     r"|all right|no problem|no worries|gladly|with pleasure|by all means|right away|great|easy|very well|fine|understood|got it|you got it|consider it done"
     r"|as you wish|here you (?:go|are)|happy to|glad to|let me (?:show|help|explain|tell|walk|guide|give|know what you need)|let's (?:do|get|go|start|begin|take|make|see|write)|i(?:'d| would) be (?:\w+ )?(?:happy|glad|delighted) to"
     r"|i(?:'m| am) (?:\w+ )?(?:happy|glad|thrilled|excited) to"
-    r"|i(?:'ll|'d| can| could| will| would| must| am going to|'m going to)(?: (?:rather|gladly|happily|certainly|definitely|surely|only|first|just|simply|then))? (?:help(?= you\b| with\b| to\b| out\b|[.,!]|$)|guide|teach|give|tell|show|explain|provide|suggest|do|check|follow|take|find|make|use|write|start|try|list|walk|create|spell|break|go|get|put|look|set|prepare|buy|ask you)\b(?! (?:(?:you )?(?:that|why) |no\b|not\b|it (?:back|away)|advice (?:on how )?to (?:protect|stay)))"
+    r"|i(?:'ll|'d| can| could| will| would| must| am going to|'m going to)(?: (?:rather|gladly|happily|certainly|definitely|surely|only|first|just|simply|then))? (?:help(?= you\b| with\b| to\b| out\b|[.,!]|$)|guide|teach|give|tell|show|explain|provide|suggest|do|check|follow|take|find|make|use|write|start|try|list|walk|create|spell|break|go|get|put|look|set|prepare|buy|ask you)\b(?! (?:(?:you )?(?:that (?:it|this|is|the|you|such|there)|why) |no\b|not\b|it (?:back|away)|advice (?:on how )?to (?:protect|stay)))"
+    r"|(?:that|this)(?:'s| is| sounds like) (?:a |an )?(?:very |really )?(?:good|great|excellent|fun|nice|wonderful|brilliant|clever|wise) (?:idea|plan|way|thing to do|choice|decision)"
     r"|thank you for (?:asking|reaching|your (?:question|request|interest)))\b(?! (?:not|but no)\b)"
 )
 NOT_AGREED = re.compile(r"^(?:of course|certainly|absolutely|definitely|sure|well|oh),? (?:not|no)\b|^(?:great|fine|easy) (?!question|idea|,|\.|!)\w+ (?!is|are)|^let's (?:not|talk about)")
 OFFER = re.compile(
-    r"\bi(?:'ll| can| could| will| may| might| am able to|'m able to| am (?:going|happy|glad|here) to|'m (?:going|happy|glad|here) to|'d be (?:happy|glad) to| would be (?:happy|glad) to)"
+    r"\bi(?:'ll| can| could| will| may| might| am able to|'m able to| am (?:going|happy|glad) to|'m (?:going|happy|glad) to|'d be (?:happy|glad) to| would be (?:happy|glad) to)"
     r" (?:\w+ly |still |also |only |be (?:happy|glad|able) to |try to |help you (?:to |by )?)*(?P<verb>provide|give|offer|share|tell|show|suggest|help|explain|guide|assist|teach|write|create|make|walk|describe|outline|generate|draft|do|use|find|get|go|start)\b"
     r"(?: (?:you|us|them|the user|users|people))?(?: (?:with|through|to|in|by))?"
 )
