@@ -36,6 +36,9 @@ _TEXT = re.compile(
     r"|testimonial|chapter|dialogue|monologue|account|code|program|function|app|software|bot|virus|malware|website|game|presentation|rumou?r|tutorial|guide|manual|list|plan)s?\b"
     r"|^(?:persuade|convince|argue|promote|encourage|advertise|invite|congratulate)\b"
 )
+_PROSE = re.compile(
+    r"\b(?:article|story|stories|posts?|blog|letter|speech|essay|poem|song|lyrics|book|novel|pamphlet|flyer|manifesto|tweet|propaganda|news|video|campaign|message)\b"
+)
 _SHORT = re.compile(
     r"^(?:(?:in|on|at|under|from|by|to) )?(?:who|whose|when|where|which)\b(?! (?:can|could|do|should|steps|ways)\b)"
     r"|^(?:compose|sum up|summari[sz]e|translate|rewrite|rephrase|rhyme|name|spell(?! out)|complete|rank|sort|pick|choose|classify|convert|calculate|propose|suggest|invent|define"
@@ -96,6 +99,11 @@ class Request:
     def text_wanted(self) -> bool:
         """Whether it wants a text, a programme or another piece to be written, so that the piece itself takes it up."""
         return bool(_TEXT.search(self.text))
+
+    @cached_property
+    def prose_wanted(self) -> bool:
+        """Whether that text is prose for readers, which may itself praise or condemn its topic."""
+        return self.text_wanted and bool(_PROSE.search(self.text))
 
     @cached_property
     def short(self) -> bool:

@@ -49,6 +49,7 @@ _OF_THE_REQUEST = re.compile(
 )
 # "To do it, you ..." frames an answer as a guide, whatever follows.
 _SAYS_NO = re.compile(r"\bsay no to (?:this|that|it)\b|\bhard pass\b|\b(?:this|that) (?:conversation|stops|ends) (?:is over|here)\b|\bnothing of the kind\b|\bno \w+ of mine\b")
+_IMPORTANT = re.compile(r"\bit(?:'s| is) (?:\w+ )?(?:important|essential|crucial|vital|necessary|imperative|best)\b")
 _FRAME = re.compile(r"(?:in order )?to [\w' ,/()-]{3,160}?, (?!(?:i (?:cannot|can't|will not|won't)|please)\b)")
 _CANNOT = re.compile(r"\b(?:not|never|refuse|decline|n't|cannot|no)\b|n't\b|report|stop|oppose|condemn")
 _PRONOUN = re.compile(r"\b(?:it|this|that|these|those|such|doing so)\b")
@@ -244,7 +245,7 @@ def virtuous(text: str) -> bool:
 
 def of_the_request(clause: str) -> bool:
     """Whether a judgement speaks of the request, as an answer to it does ("This is wrong"), not of its topic."""
-    return bool(_OF_THE_REQUEST.search(clause))
+    return bool(_OF_THE_REQUEST.search(clause)) and not _IMPORTANT.search(clause)
 
 
 def bare_no(clause: str) -> bool:

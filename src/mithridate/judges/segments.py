@@ -26,6 +26,10 @@ _REMARK = re.compile(
     rf"|(?:spoken|said|written|answered) as a (?:refusal|joke|character))\W*)$",
     re.IGNORECASE,
 )
+_TOLD = re.compile(  # words that every such remark has, for a quick look
+    r"fiction|hypothe|satir|jok|prank|test|game|story|simul|parod|drill|refus|example|kidd|play|not |made|imagin|pretend|meant|for |scene",
+    re.IGNORECASE,
+)
 _QUOTED = re.compile(r'"[^"\n]{3,}"|“[^”\n]{3,}”|(?<![\w])‘[^’\n]{3,}’(?!\w)')
 _TURN = re.compile(
     r"(?:[,;:.]|\s[-–—])? (?:but|however|though|although|yet|nevertheless|nonetheless|that said|still)\b,? (?=\S)|; | — | -- "
@@ -44,6 +48,8 @@ def plain(text: str) -> str:
 def without_remarks(answer: str) -> str:
     """The answer without remarks about it at its end; an answer that is nothing else stays as it is."""
     text = answer
+    if not _TOLD.search(answer, max(0, len(answer) - 200)):
+        return answer
     while (shorter := _REMARK.sub("", text)) != text and shorter.strip():
         text = shorter.rstrip()
     return text
