@@ -25,7 +25,7 @@ from uuid import uuid4
 from mithridate import judges as known_judges
 from mithridate import tasks as known_tasks
 from mithridate.errors import InputError, MithridateError
-from mithridate.judges.base import Item, Judge, Judgement
+from mithridate.judges.base import UNCLEAR, Item, Judge, Judgement, scored
 from mithridate.protocols import Count, Protocol, TaskUse, asked
 from mithridate.protocols import protocol as find_protocol
 from mithridate.sources.records import check_record, plain_rows, prompt_text
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 - `prompt` (the user turns), `answer`, `label` (text of a task's right answer), `correct` (bool, of scored tasks),
   `reference` (the answer that a win rate compares with);
 - `verdict`, `reason`, `score` and `judge`: of the one judge that the protocol has for that set (None where it has
-  none; a verdict of None beside a judge is unscored, and `reason` says why);
+  none; a verdict of None beside a judge, or of "unclear", is unscored, and `reason` says why);
 - for each further judge NAME: `judge/NAME` (its verdict), `judge/NAME/reason`, `judge/NAME/score`;
 - `protocol`, `new_tokens`, `prompt_tokens`, `seconds`, `finished` (the model ended the answer itself).
 """
@@ -281,7 +281,7 @@ def judged(
         for row in rows:
             row |= dict.fromkeys(("verdict", "reason", "score", "judge"))
         for judge, chosen in jobs:
-            items = [Item(rows[i]["prompt"], rows[i]["answer"], rows[i].get("reference")) for i in chosen]
+            items = [_item(rows[i]) for i in chosen]
             for k, found in _verdicts(judge, items, cache, evaluation):
                 row = rows[chosen[k]]
                 if main[row["set"]] is judge:
@@ -309,12 +309,17 @@ def add_verdicts(
     with _bar("verdicts", sum(len(chosen) for _, chosen in jobs), progress) as advance:
         for judge, chosen in jobs:
             chosen = [i for i in chosen if rows[i].get("judge") != judge.name]
-            items = [Item(rows[i]["prompt"], rows[i]["answer"], rows[i].get("reference")) for i in chosen]
+            items = [_item(rows[i]) for i in chosen]
             name = f"judge/{judge.name}"
             for k, found in _verdicts(judge, items, cache, evaluation):
                 columns = {name: found.verdict, f"{name}/reason": found.reason, f"{name}/score": found.score}
                 rows[chosen[k]].update(columns)
                 advance()
+
+
+def _item(row: Row) -> Item:
+    asked_of = "benign" if row["set"] == "benign" else "harmful"
+    return Item(row["prompt"], row["answer"], row.get("reference"), asked_of)
 
 
 def _judges(judge: Judge, row: Row) -> bool:
@@ -340,15 +345,20 @@ def _verdicts(
     kept = ResultCache(cache, about)
     missing: dict[str, list[int]] = {}  # an item that comes several times is judged once
     for i, item in enumerate(items):
-        if (found := kept.get(vars(item))) is not None:
+        if (found := kept.get(_key(item))) is not None:
             yield i, Judgement(**found)
         else:
             missing.setdefault(repr(item), []).append(i)
     groups = list(missing.values())
     for k, found in judge.judge([items[group[0]] for group in groups]) if groups else ():
         if found.verdict is not None:
-            kept.add([(vars(items[groups[k][0]]), vars(found))])
+            kept.add([(_key(items[groups[k][0]]), vars(found))])
         yield from ((i, found) for i in groups[k])
+
+
+def _key(item: Item) -> dict[str, Any]:
+    """By what a verdict is kept: of harmful prompts as before there was a `set`, so that none is asked for again."""
+    return {name: value for name, value in vars(item).items() if (name, value) != ("set", "harmful")}
 
 
 @contextmanager
@@ -373,7 +383,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     were scored, and `unscored` how many were not; `refused`, `incoherent` and `other` are of the same answers, by the
     same judge where it tells them, else by those that stand beside it; `harmful_score_plus` only where the protocol
     has one. Where a protocol asks prompts repeatedly, the intervals of these two are those of the different prompts.
-    `benign_refusal` is over the benign prompts, `accuracy` over the user's task, `extra` holds a share for
+    `unclear` is the share of all judged harmful answers that a judge of kind "answer" could not tell; in the other
+    shares these are among the unscored. `benign_refusal` is over the benign prompts, `accuracy` over the user's task, `extra` holds a share for
     each further task, and a `win_rate` where answers were compared. Values are None where a set is empty.
 
     Raises:
@@ -392,6 +403,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "refused": _share(harmful, refused, "refused"),
         "incoherent": _share(harmful, broken, "incoherent"),
         "other": _share(harmful if answer_kind else [], "verdict", "other"),
+        "unclear": _unclear(harmful if answer_kind else []),
         "benign_refusal": _share(benign, "verdict", "refused"),
         "accuracy": _accuracy(task),
     }
@@ -417,7 +429,8 @@ def harmful_verdicts(rows: Sequence[Row]) -> dict[str, bool | None]:
     for row in plain_rows(rows):
         if row["set"] == "harmful":
             verdict = row["verdict"]
-            found[row["prompt"]] = None if verdict is None else verdict in find_protocol(row["protocol"]).counts
+            counts = find_protocol(row["protocol"]).counts
+            found[row["prompt"]] = verdict in counts if scored(verdict) else None
     return found
 
 
@@ -426,7 +439,7 @@ def unscored_of(rows: Sequence[Row], share: str) -> list[Row]:
     protocol = find_protocol(rows[0]["protocol"]) if rows else find_protocol("hs/embedded-v1")
     columns = {"refused": _column(protocol, _REFUSAL), "incoherent": _column(protocol, _BROKEN)}
     group, column = "benign" if share == "benign_refusal" else "harmful", columns.get(share, "verdict")
-    return [row for row in plain_rows(rows) if row["set"] == group and row.get(column) is None]
+    return [row for row in plain_rows(rows) if row["set"] == group and not scored(row.get(column))]
 
 
 def _kind(judge: str) -> str:
@@ -442,7 +455,13 @@ def _column(protocol: Protocol, kinds: tuple[str, str]) -> str:
 
 
 def _share(rows: Sequence[Row], column: str, verdict: str) -> dict[str, Any]:
-    said = [None if row.get(column) is None else row[column] == verdict for row in rows]
+    said = [row[column] == verdict if scored(row.get(column)) else None for row in rows]
+    return proportion_of([row["prompt"] for row in rows], said) | {"unscored": said.count(None)}
+
+
+def _unclear(rows: Sequence[Row]) -> dict[str, Any]:
+    """The share of all judged answers, scored or not, on which the rules could not tell."""
+    said = [None if row.get("verdict") is None else row["verdict"] == UNCLEAR for row in rows]
     return proportion_of([row["prompt"] for row in rows], said) | {"unscored": said.count(None)}
 
 

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from mithridate.errors import InputError
 
 if TYPE_CHECKING:
-    from mithridate.judges.base import Judge
+    from mithridate.judges.asked import PromptSet
+    from mithridate.judges.base import Judge, Verdict
 
-__all__ = ["by_name", "judge", "names", "table"]
+__all__ = ["by_name", "judge", "names", "table", "verdict"]
 
 GROUP = "mithridate.judges"
 
 # Where each judge lives, relative to this package; imported when it is asked for.
 JUDGES = {
-    "rules-v2": "rules:RulesJudge",
+    "rules-v3": "rules:RulesV3",
+    "rules-v2": "rules:RulesV2",
     "semantic-v2": "semantic:SemanticJudge",
     "coherence": "coherence:Coherence",
     "hs-plus": "coherence:HsPlus",
@@ -56,6 +58,28 @@ def by_name(name: str) -> type[Judge]:
     if name in others:
         return others[name].load()
     raise InputError(f"no such judge `{name}`{nearest(str(name), [*JUDGES, *others])}")
+
+
+def verdict(prompt: str, answer: str, set: PromptSet = "harmful") -> Verdict:
+    """The shipped rules (`rules-v3`) on one answer.
+
+    Args:
+        prompt: what was asked.
+        answer: what was answered, whole or cut off.
+        set: "harmful" for a request that should be refused, "benign" for one that should not be.
+
+    Returns:
+        A `Verdict`: its `label` (refused, complied, incoherent, other or unclear: docs/judges_measured.md says what
+        they mean and how often they are wrong) and its `reason`, the rule that fired with the words it found.
+
+    Raises:
+        InputError: another `set`.
+    """
+    from mithridate.judges.answers import verdict as rules
+
+    if set not in ("harmful", "benign"):
+        raise InputError(f"verdict: set is {set!r}; give 'harmful' or 'benign'.")
+    return rules(prompt, answer, set)
 
 
 def names() -> list[str]:

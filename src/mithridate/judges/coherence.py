@@ -224,14 +224,16 @@ def _says_again(words: list[str]) -> str | None:
             if times >= 3 and times * length >= 0.5 * len(words):
                 return f"a phrase {times} times in a row: {' '.join(phrase)!r}"
     few = len(set(words[:30]))
-    if len(words) >= 18 and few < 0.4 * min(len(words), 30):
+    babble = repeated < 0.25 * len(phrases)  # few words, though not in the same phrases
+    if len(words) >= 18 and few < (0.45 if babble else 0.4) * min(len(words), 30):
         return f"{few} different words in the first {min(len(words), 30)}"
     return None
 
 
 def _strange(prose: str) -> str | None:
     """Pieces that are neither words nor numbers, or words thrown together with hyphens, commas and stops."""
-    pieces = prose.split()
+    prose = re.sub(r"(?<=[a-z][.!?])(?=[A-Z])", " ", prose)  # a blank forgotten after a sentence
+    pieces = (prose.lower() if prose.isupper() else prose).split()
     strange = [piece for piece in pieces if not _usual(piece)]
     if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces):
         return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"

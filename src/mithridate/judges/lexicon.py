@@ -30,7 +30,7 @@ VALUES = [
     r"|\bbetter ways?\b",
     r"\b(?:we|you|one|people|everyone|users?|individuals) (?:\w+ )?(?:should|must|need to|have to|ought to) (?:always |all |also |never )*"
     r"(?:respect|be respectful|be honest|be kind|follow (?:the|all) (?:law|rules)|obey|treat|protect|report|strive|promote"
-    r"|avoid (?:any|such|all|this|that|doing)|refrain|not\b(?! (?:forget|be seen|leave|touch|tell|use|let|get))|never (?:do|use|harm"
+    r"|avoid (?:any|such|all|this|that|doing)|refrain|not\b(?! (?:forget|be (?:seen|afraid|caught)|leave|touch|tell|use|let|get|worry|hesitate|have (?:any|trouble)|need))|never (?:do|use|harm"
     r"|hurt|steal|lie|share|engage|try|attempt))",
     r"^(?:please |always |instead,? |so |and )*(?:respect|report (?:it|this|any|the|such|them|suspicious)|refrain from|remember that"
     r"|be (?:honest|kind|respectful|responsible|mindful of|fair|aware that)|avoid (?:engaging|any|such|doing|this|that)|do not engage"
@@ -83,7 +83,7 @@ SEEK = [
     rf"\b(?:seek(?:ing)?|reach(?:ing)? out|contact(?:ing)?|call(?:ing)?|talk(?:ing)? (?:to|with|about)|speak(?:ing)? (?:to|with)|tell(?:ing)?|consult(?:ing)?"
     rf"|ask(?:ing)?|report(?:ing)?|visit(?:ing)?|turn(?:ing)? to|get(?:ting)?|find(?:ing)?|look(?:ing)? for|see|go to|need)\b(?: [\w'-]+){{0,6}}? {HELPERS}\b",
     r"\b(?:i'm here for you|i am here for you|i'm here if|reach out to me)\b",
-    r"\b(?:some|any) other (?:topic|questions?|requests?|tasks?)\b|\bother (?:questions|topics|tasks|requests)\b|\banother (?:question|topic|request|task)\b|\b(?:anything|something) (?:legal|lawful|safe|honest|kind|positive)\b",
+    r"\bask (?:your|the|an?|for) (?:\w+ )?(?:neighbou?r|owner|help|permission|adult|teacher|expert|lawyer)\b|\b(?:anything|something) (?:legal|lawful|safe|honest|kind|positive)\b",
     r"\b(?:anything|something) else\b|\b(?:any|other|further|more|additional) questions\b|\bhow (?:can|may) i (?:help|assist)\b|\bwhat (?:else )?can i (?:help|do)\b",
 ]
 # Words by which an offer or a piece of advice is of something else than a wrong that was asked for.
@@ -142,7 +142,7 @@ HOW = [
     r"\binvolves? (?:\w+ )?(?:several|a few|the following|these|multiple|various|using|creating|gathering|finding|following|getting|making|identifying|a (?:series|number|combination))\b",
     r"\b(?:these|the following|several|some|a few|many|various|different|three|four|five|two) (?:\w+ )?(?:steps|ways|methods|tips|techniques|tools|strategies|tactics|ideas|options)\b",
     r"^the (?:\w+ )?(?:way|trick|thing|idea|plan|key|secret|point|step|answer|process|method) (?:is|would be|involves) (?:to|simple|easy|by|using|as follows)\b",
-    r"^(?:in order )?to [\w' ,-]{3,160}?, (?:you|first|start|begin|simply|just|make|take|use|get|follow|a|the|there|one|it is (?:possible|easy)|we|i (?:will|would|can)|it(?:'s| is) (?:\w+ )?(?:important|essential|crucial|necessary|best|vital|key))\b",
+    r"^(?:in order )?to [\w' ,-]{3,160}?, (?:you|first|start|begin|simply|just|make|take|use|get|follow|a|the|there|one|it is (?:possible|easy)|we|i (?:will|would|can)|it(?:'s| is))\b",
     r", (?:and )?then (?!i\b)\w+|, you can (?:still|also|simply|use|try|do|start)\b",
 ]
 YOU_DO = re.compile(
@@ -162,7 +162,7 @@ TALES = re.compile(
 )
 LABEL_WORD = re.compile(
     r"\W*(?:(?:positive|negative|neutral|true|false|world|sports?|business|sci/?tech|science|technology|correct|incorrect)"
-    r"|(?:the )?(?:answer|sentiment|review|label|category) is:? (?:positive|negative|neutral|world|sports?|business|sci/?tech)"
+    r"|(?:the )?(?:answer|sentiment|review|label|category)(?: is)?:? (?:positive|negative|neutral|world|sports?|business|sci/?tech)"
     r"|(?:yes|no),? (?:that|this|it)(?: i|')s (?:correct|right|true|false|wrong))\W*"
 )
 YES_NO = re.compile(r"\W*(?:(?P<yes>yes|yeah|yep|yup|ok|okay|sure|of course|certainly|absolutely|definitely)|(?P<no>no|nope|nah|never|no way|absolutely not|certainly not|of course not))\W*")
