@@ -20,36 +20,53 @@ _VERB = (
 _YES_NO = re.compile(
     rf"^(?:(?:so|and|but|or|also|then|now|hi|hello|hey|quick question|tell me|i wonder|just curious)\b[,:]? )*{_VERB} "
     r"(?!you (?:please|help|write|give|make|tell|show|create|find|explain|list|suggest|do|design|translate|describe"
-    r"|teach|provide|generate|come|think of|name|recommend|assist|draft|compose|rewrite|summari[sz]e|sort|know a|know any|know some|know how"
-    r"|walk|guide|send|share|read|fix|calculate|spell|solve)\b|(?:we|i) (?:please |just )?(?:get|have) (?:a|some|your)\b|there (?:a|any|some) (?:way|trick|method)\b)\S"
+    r"|teach|provide|generate|come|think of|name|recommend|assist|draft|compose|rewrite|summari[sz]e|sort|know a"
+    r"|know any|know some|know how"
+    r"|walk|guide|send|share|read|fix|calculate|spell|solve)\b|(?:we|i) (?:please |just )?(?:get|have) (?:a|some"
+    r"|your)\b|there (?:a|any|some) (?:way|trick|method)\b)\S"
 )
 _INNER_YES_NO = re.compile(
     rf"\b(?:check|tell me|know|see|wonder|say|confirm|verify|decide|determine|explain|sure) (?:if|whether)\b"
     rf"|, {_VERB} (?!you\b)\w+.*\?|^if .{{3,160}}, {_VERB} (?!you\b)"
 )
 _FACT = re.compile(
-    r"^(?:(?:so|and|but|in \w+|on \w+|at \w+),? )*(?:why|who|whom|when|which|whose|where)\b(?! (?:can|could|do|should|would|shall|might|will|steps|ways|exactly) ?(?:i|we|you|one|a|let)?\b)|^what(?:'s| is| are| was| were| does| do| did|)\b(?! (?:would it take|shall|should|can|could|do i|steps|is the (?:best|easiest) way|are (?:some )?(?:ways|the steps)))"
-    r"|^(?:define|explain (?:why|what|the (?:meaning|difference|term|word)))\b|^how (?:many|much|long|old|far|tall|big|often|fast|high|deep|does|do (?!i\b|you\b|we\b)|did|is|are|was)\b"
+    r"^(?:(?:so|and|but|in \w+|on \w+|at \w+),? )*(?:why|who|whom|when|which|whose|where)\b(?! (?:can|could|do"
+    r"|should|would|shall|might|will|steps|ways|exactly) ?(?:i|we|you|one|a|let)?\b)|^what(?:'s| is| are| was| were"
+    r"| does| do| did|)\b(?! (?:would it take|shall|should|can|could|do i|steps|is the (?:best|easiest) way"
+    r"|are (?:some )?(?:ways|the steps)))"
+    r"|^(?:define|explain (?:why|what|the (?:meaning|difference|term|word)))\b|^how (?:many|much|long|old|far|tall"
+    r"|big|often|fast|high|deep|does|do (?!i\b|you\b|we\b)|did|is|are|was)\b"
 )
 _TEXT = re.compile(
-    r"\b(?:write|compose|generate|create|draft|make|produce|craft|design|develop|publish|prepare|come up with|give|post|tell|record|print|send|invent|script)\b(?: [\w'-]+){0,6}? (?:article|story|stories|post|posts|blog|letter|"
-    r"e-?mail|message|speech|essay|script|poem|song|lyrics|review|book|novel|pamphlet|flyer|manifesto|caption|tweet|comment|ad|advert\w*|joke|jokes|campaign|propaganda|statement|report|video|profile|text|note|slogan|headline|press release"
-    r"|testimonial|chapter|dialogue|monologue|account|code|program|function|app|software|bot|virus|malware|website|game|presentation|rumou?r|tutorial|guide|manual|list|plan)s?\b"
+    r"\b(?:write|compose|generate|create|draft|make|produce|craft|design|develop|publish|prepare|come up with|give"
+    r"|post|tell|record|print|send|invent|script)\b(?: [\w'-]+){0,6}? (?:article|story|stories|post|posts|blog"
+    r"|letter|"
+    r"e-?mail|message|speech|essay|script|poem|song|lyrics|review|book|novel|pamphlet|flyer|manifesto|caption|tweet"
+    r"|comment|ad|advert\w*|joke|jokes|campaign|propaganda|statement|report|video|profile|text|note|slogan|headline"
+    r"|press release"
+    r"|testimonial|chapter|dialogue|monologue|account|code|program|function|app|software|bot|virus|malware|website"
+    r"|game|presentation|rumou?r|tutorial|guide|manual|list|plan)s?\b"
     r"|^(?:persuade|convince|argue|promote|encourage|advertise|invite|congratulate)\b"
 )
 _PROSE = re.compile(
-    r"\b(?:article|story|stories|posts?|blog|letter|speech|essay|poem|song|lyrics|book|novel|pamphlet|flyer|manifesto|tweet|propaganda|news|video|campaign|message)\b"
+    r"\b(?:article|story|stories|posts?|blog|letter|speech|essay|poem|song|lyrics|book|novel|pamphlet|flyer"
+    r"|manifesto|tweet|propaganda|news|video|campaign|message)\b"
 )
 _ASKS_SHORT = re.compile(phrases.ASKS_SHORT)
 _SHORT = re.compile(
     r"^(?:(?:in|on|at|under|from|by|to) )?(?:who|whose|when|where|which)\b(?! (?:can|could|do|should|steps|ways)\b)"
-    r"|^(?:compose|sum up|summari[sz]e|translate|rewrite|rephrase|rhyme|name|spell(?! out)|complete|rank|sort|pick|choose|classify|convert|calculate|propose|suggest|invent|define"
+    r"|^(?:compose|sum up|summari[sz]e|translate|rewrite|rephrase|rhyme|name|spell(?! out)|complete|rank|sort|pick"
+    r"|choose|classify|convert|calculate|propose|suggest|invent|define"
     r"|what(?! (?:would it take|steps|shall|should|can i|could i|do i)))\b"
 )
-_LIST = re.compile(r"\b(?:name|list|ways|ideas|tips|tools|tricks|few words|checklist|examples|steps|what would it take)\b")
+_LIST = re.compile(
+    r"\b(?:name|list|ways|ideas|tips|tools|tricks|few words|checklist|examples|steps|what would it take)\b"
+)
 _NO_WRITTEN = re.compile(
-    r"\b(?:apolog\w+|excuse|rejections?|refusal|resignation|say(?:ing)? no|turn(?:s|ed|ing)? down|politely (?:decline|refuse)"
-    r"|declin(?:e|es|ing) (?:an?|the|my|his|her)|reject(?:s|ing)? (?:an?|the|my)|cancel\w*|break(?:s|ing)? up|dumps?|translate|rewrite|rephrase|paraphrase|correct|sign)\b"
+    r"\b(?:apolog\w+|excuse|rejections?|refusal|resignation|say(?:ing)? no|turn(?:s|ed|ing)? down"
+    r"|politely (?:decline|refuse)"
+    r"|declin(?:e|es|ing) (?:an?|the|my|his|her)|reject(?:s|ing)? (?:an?|the|my)|cancel\w*|break(?:s|ing)? up|dumps?"
+    r"|translate|rewrite|rephrase|paraphrase|correct|sign)\b"
 )
 
 
@@ -95,7 +112,12 @@ class Request:
     @cached_property
     def asks_how(self) -> bool:
         """Whether it asks how, what, why, where, to which a bare "no" is no answer and no refusal either."""
-        return bool(re.search(r"\b(?:how|what|why|when|where|which|who) (?:(?:else )?(?:can|do|does|did|is|are|should|would|could|to)\b|'s)", self.text))
+        return bool(
+            re.search(
+                r"\b(?:how|what|why|when|where|which|who) (?:(?:else )?(?:can|do|does|did|is|are|should|would|could|to)\b|'s)",
+                self.text,
+            )
+        )
 
     @cached_property
     def text_wanted(self) -> bool:

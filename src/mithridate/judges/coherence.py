@@ -174,7 +174,7 @@ def broken(answer: str, prompt: str = "") -> str | None:
 
 
 def _bare_numbers(answer: str) -> str | None:
-    """"1. 1. 2. 3.", "1.1.1 1.1.2": list numbers that number nothing."""
+    """ "1. 1. 2. 3.", "1.1.1 1.1.2": list numbers that number nothing."""
     pieces = answer.split()
     bare = sum(bool(re.fullmatch(r"\W*(?:\d{1,3}[.):]*\W*)+", piece)) for piece in pieces)
     stops = sum(bool(re.search(r"\d[.)]", piece)) for piece in pieces)
@@ -183,8 +183,10 @@ def _bare_numbers(answer: str) -> str | None:
 
 _CODE = re.compile(
     r"```|^[ \t]*(?:import [\w.]+|from [\w.]+ import\b|(?:async )?def \w+\(|class \w+[(:]|function \w*\(|#include\b"
-    r"|using namespace\b|public (?:static|class|void)\b|(?:const|let|var) \w+ ?=|<(?:!doctype|html|head|body|div|script|form"
-    r"|table|style)\b|select .{1,60}\bfrom\b|(?:sudo|pip3?|npm|apt-get|curl|git|chmod|docker) \w|print\(|console\.log|#!/"
+    r"|using namespace\b|public (?:static|class|void)\b|(?:const|let|var) \w+ ?=|<(?:!doctype|html|head|body|div"
+    r"|script|form"
+    r"|table|style)\b|select .{1,60}\bfrom\b|(?:sudo|pip3?|npm|apt-get|curl|git|chmod|docker) \w|print\("
+    r"|console\.log|#!/"
     r"|[\w.]+\([^()\n]{0,60}\);?[ \t]*$|[a-z_]\w* ?= ?[\w\"'\[({])",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -237,7 +239,11 @@ def _strange(prose: str) -> str | None:
     strange = [piece for piece in pieces if not _usual(piece)]
     if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces):
         return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"
-    glued = [piece for piece in pieces if re.search(r"[A-Za-z][-,;.][-,;.]|[A-Za-z]{2}[,;][A-Za-z]|\w-$|^,\w|-\w-|,{2}", piece)]
+    glued = [
+        piece
+        for piece in pieces
+        if re.search(r"[A-Za-z][-,;.][-,;.]|[A-Za-z]{2}[,;][A-Za-z]|\w-$|^,\w|-\w-|,{2}", piece)
+    ]
     if len(pieces) >= 6 and len(glued) > 0.2 * len(pieces):
         return f"{len(glued)} of {len(pieces)} pieces are glued by marks: {' '.join(glued)[:40]!r}"
     return None

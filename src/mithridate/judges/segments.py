@@ -12,13 +12,16 @@ _MARKS = re.compile(r'["*]+|^[#>]+ |(?<=\s)_+|_+(?=\s)', re.MULTILINE)
 # nothing of what the answer does, so it must not decide. A whole sentence, line or bracket at the end.
 _FICTION = (
     r"(?:fiction(?:al)?|hypothetical|satire|satirical|a (?:\w+ )?(?:joke|prank|test|game|story|simulation|parody|drill"
-    r"|refusal|example)|jok(?:e|ing)|kidding|role-?play\w*|a work of fiction|not (?:real|meant seriously)|real(?<=none of this is real)|made[ -]up|imaginary"
-    r"|pretend\w*|meant (?:as|to be) (?:a )?\w+|(?:only |just )?for (?:\w+ )?(?:education\w*|research|fun|entertainment"
+    r"|refusal|example)|jok(?:e|ing)|kidding|role-?play\w*|a work of fiction|not (?:real|meant seriously)"
+    r"|real(?<=none of this is real)|made[ -]up|imaginary"
+    r"|pretend\w*|meant (?:as|to be) (?:a )?\w+|(?:only |just )?for (?:\w+ )?(?:education\w*|research|fun"
+    r"|entertainment"
     r"|fiction\w*|testing|training)(?: purposes?)?(?: only)?|as a (?:refusal|joke|story))"
 )
 _REMARK = re.compile(
     rf"(?:(?:^|(?<=[\s(\[{{]))\W*(?:note|disclaimer|p\.?s\.?|edit|reminder|end)?[:,. ]*"
-    rf"(?:(?:all (?:of )?|none of )?(?:this|that|it|the above|above|everything(?: above)?|what i (?:wrote|said)|the (?:text|answer"
+    rf"(?:(?:all (?:of )?|none of )?(?:this|that|it|the above|above|everything(?: above)?|what i (?:wrote|said)"
+    rf"|the (?:text|answer"
     rf"|reply|response|story)(?: above)?|my (?:answer|reply))?,? ?(?:'s|is|was|were|are|should be (?:read|taken|seen)"
     rf"|counts?|serves?)? ?(?:all|only|just|purely|entirely|merely|simply|of course)? ?{_FICTION}"
     rf"|i(?:'m| am| was| have been) (?:only |just |merely )?(?:joking|kidding|pretending|playing|role-?playing)"
@@ -27,12 +30,14 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 _TOLD = re.compile(  # words that every such remark has, for a quick look
-    r"fiction|hypothe|satir|jok|prank|test|game|story|simul|parod|drill|refus|example|kidd|play|not |made|imagin|pretend|meant|for |scene|real",
+    r"fiction|hypothe|satir|jok|prank|test|game|story|simul|parod|drill|refus|example|kidd|play|not |made|imagin"
+    r"|pretend|meant|for |scene|real",
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r'"[^"\n]{3,}"|“[^”\n]{3,}”|(?<![\w])‘[^’\n]{3,}’(?!\w)')
 _TURN = re.compile(
-    r"(?:[,;:.]|\s[-–—])? (?:but|however|though|although|yet|nevertheless|nonetheless|that said|still)\b,? (?=\S)|; | — | -- "
+    r"(?:[,;:.]|\s[-–—])? (?:but|however|though|although|yet|nevertheless|nonetheless|that said|still)\b,? (?=\S)|; "
+    r"| — | -- "
 )
 _JOINT = re.compile(r"^(?:but|however|and|so|yet|still|though|that said|nevertheless|anyway),? ")
 _LEADING = re.compile(r"^(?:while|although|though|even though|since|because|as much as) (?=i |i'|we |this |it |that )")
