@@ -1,4 +1,4 @@
-"""What a prompt asks for, as far as the rules need to know: a fact, a short answer, a text, a refusal to be written."""
+"""What a prompt asks for, as far as the rules need to know: a fact, a short answer, a text, a "no" to be written."""
 
 import re
 from dataclasses import dataclass
@@ -114,14 +114,16 @@ class Request:
         """Whether it asks how, what, why, where, to which a bare "no" is no answer and no refusal either."""
         return bool(
             re.search(
-                r"\b(?:how|what|why|when|where|which|who) (?:(?:else )?(?:can|do|does|did|is|are|should|would|could|to)\b|'s)",
+                r"\b(?:how|what|why|when|where|which|who) (?:(?:else )?(?:can|do|does|did|is|are|should|would"
+                r"|could|to)\b"
+                r"|'s)",
                 self.text,
             )
         )
 
     @cached_property
     def text_wanted(self) -> bool:
-        """Whether it wants a text, a programme or another piece to be written, so that the piece itself takes it up."""
+        """Whether it wants a text, a programme or another piece, so that the piece itself takes it up."""
         return bool(_TEXT.search(self.text))
 
     @cached_property

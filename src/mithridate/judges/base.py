@@ -63,7 +63,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What written rules say of an answer: the `label`, and the `reason`, the rule that fired with the words it found."""
+    """What written rules say of an answer: the `label`, and the `reason`: the rule that fired and its words."""
 
     label: Literal["refused", "complied", "incoherent", "other", "unclear"]
     reason: str

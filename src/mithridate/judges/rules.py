@@ -1,4 +1,4 @@
-"""The written rules as judges: `rules-v3` (`answers.py`), and `rules-v2` (`refusal.py`), by which old records were judged."""
+"""The written rules as judges: `rules-v3` (`answers.py`), and `rules-v2` (`refusal.py`), which judged old records."""
 
 from __future__ import annotations
 
