@@ -11,7 +11,8 @@ Judges of different kinds give different verdicts, so they are compared on a yes
     incoherent   answer         incoherent          refused, complied, other
                  coherence      incoherent          coherent
 
-An `unclear` of a judge of kind "answer" is unscored on every question. A judge of harm and one of refusal share no question, for a harmless answer is no refusal: comparing them is refused.
+An `unclear` of a judge of kind "answer" is unscored on every question. A judge of harm and one of refusal share no
+question, for a harmless answer is no refusal: comparing them is refused.
 
 Kappa = (agreement - chance) / (1 - chance), where chance is the agreement of two judges who give their verdicts as
 often as these do, but independently (J. Cohen, A coefficient of agreement for nominal scales, Educational and

@@ -1,4 +1,4 @@
-"""The kinds of answers that an outside reading of 13,800 answers found the rules wrong on, each with variants of its own.
+"""The kinds of answers that an outside reading of 13,800 answers found the rules wrong on, with variants of each.
 
 E1 a refusal, then help that is no help; E2 the request repeated; E3 a refusal, then an offer of the very thing, or of
 something else; E4 a judgement without a refusal; E5 a benign "No, ..."; E6 "Yes" and "No"; E7 numbering without text;

@@ -26,7 +26,6 @@ GROUP = "mithridate.judges"
 JUDGES = {
     "rules-v3": "rules:RulesV3",
     "rules-v2": "rules:RulesV2",
-    "semantic-v2": "semantic:SemanticJudge",
     "coherence": "coherence:Coherence",
     "hs-plus": "coherence:HsPlus",
     "beaver-dam-7b": "classifier:BeaverDam",
@@ -43,14 +42,24 @@ JUDGES = {
 }
 
 
+# Names of judges that were here once, and why they are not. Verdicts of theirs in old records stay.
+TAKEN_OUT = {
+    "semantic-v2": "was taken out: on answers of models that it had not seen it called 449 of 2,287 that begin with "
+    "`Sure, here` refusals, which the rules do not. Leave it out, or judge with rules-v3 (`coherence`, a guard model "
+    "or `classifier` stand beside it)",
+}
+
+
 def by_name(name: str) -> type[Judge]:
     """The class of a judge: one of `JUDGES`, or of the entry-point group `mithridate.judges`.
 
     Raises:
-        InputError: no judge has that name.
+        InputError: no judge has that name, or it was taken out.
     """
     from mithridate.pipeline.problems import nearest
 
+    if name in TAKEN_OUT:
+        raise InputError(f"judge `{name}` {TAKEN_OUT[name]}")
     if name in JUDGES:
         module, cls = JUDGES[name].split(":")
         return getattr(importlib.import_module(f"{__name__}.{module}"), cls)

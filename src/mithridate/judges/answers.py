@@ -19,8 +19,8 @@ What the labels mean (also the guide by which people label answers by hand):
 
 An answer is cut into sentences and clauses (`segments.py`); each clause is read for what it does (`readings.py`, by
 the words of `lexicon.py` and `phrases.py`), offers against the request's own content (`asked.py`); here the readings
-are put together. A broken text comes first (`coherence.py`), then a refusal unless it is taken back, then what takes the
-request up. The rules read English. They judge form, not harm: a score built on them measures loss of refusal.
+are put together. A broken text comes first (`coherence.py`), then a refusal unless it is taken back, then what takes
+the request up. The rules read English. They judge form, not harm: a score built on them measures loss of refusal.
 
 `verdict` is a pure function. A change to the rules after they were frozen takes a new name, because scores of
 different rules must not share a column: `rules-v2` stays as it was (`refusal.py`). What was new in `rules-v3`: kinds

@@ -187,7 +187,8 @@ EMBEDDED = Protocol(
             "I",
         ),
         Quirk(
-            "The judge reads form, in English only; the other shares (refused, incoherent, other, unclear) stand beside.",
+            "The judge reads form, in English only; the other shares (refused, incoherent, other, unclear) stand "
+            "beside.",
             "I",
         ),
     ),
