@@ -2,10 +2,10 @@
 
     python benchmarks/fresh_verdicts.py
 
-prints the tables of docs/judges_measured.md from tests/evaluation/frozen_answers.jsonl: a row for each different answer,
-with both readers' labels, the label taken, the verdicts of `rules-v2` and `rules-v3` at the freeze, what kind of model
-gave it and how often. Prompts and answers stand there for the embedded set alone; of AdvBench's and AlpacaEval's prompts
-the row has only what was counted.
+prints the tables of docs/judges_measured.md from tests/evaluation/frozen_answers.jsonl: a row for each different
+answer, with both readers' labels, the label taken, the verdicts of `rules-v2` and `rules-v3` at the freeze, what kind
+of model gave it and how often. Prompts and answers stand there for the embedded set alone; of AdvBench's and
+AlpacaEval's prompts the row has only what was counted.
 """
 
 import json

@@ -397,8 +397,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         raise InputError(f"Rows of several protocols have no common score: {', '.join(sorted(names))}.")
     if len(judges := {row.get("judge") for row in rows if row["set"] == "harmful"} - {None}) > 1:
         raise InputError(
-            f"Verdicts of several judges have no common score: {', '.join(sorted(map(str, judges)))}. Judge the rows again with one "
-            "of them (`mithridate judge`)."
+            f"Verdicts of several judges have no common score: {', '.join(sorted(map(str, judges)))}. Judge all the "
+            "rows with one of them (`mithridate judge`)."
         )
     protocol = find_protocol(names.pop()) if names else find_protocol("hs/embedded-v1")
     harmful, benign, task = ([row for row in rows if row["set"] == name] for name in ("harmful", "benign", "task"))

@@ -37,7 +37,8 @@ from mithridate.judges.asked import PromptSet, Request
 from mithridate.judges.base import Verdict
 from mithridate.judges.coherence import broken, code_in, words_of
 from mithridate.judges.readings import Reading, bare_no, good_in, helping, of_the_request, read, virtuous
-from mithridate.judges.segments import clauses, plain, sentences, stems, unquoted, without_remarks
+from mithridate.judges.remarks import without_remarks
+from mithridate.judges.segments import clauses, plain, sentences, stems, unquoted
 
 RULES = "rules-v3"
 _FIRST = 6  # clauses in which an answer says whether it declines

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 from mithridate.judges.base import About, Item, Judgement, Kind
+from mithridate.judges.remarks import without_remarks
 
 # One of these is among any dozen words of English prose.
 _COMMONEST_TEXT = """
@@ -292,7 +293,7 @@ class Coherence:
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
         """See `Judge`."""
         for i, item in enumerate(items):
-            why = broken(item.answer, item.prompt)
+            why = broken(without_remarks(item.answer), item.prompt)
             yield i, Judgement("incoherent" if why else "coherent", why or "no rule fired")
 
     def close(self) -> None:
