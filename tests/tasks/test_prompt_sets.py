@@ -96,13 +96,13 @@ def test_hex_phi_or_bench_and_false_reject_from_files(tmp_path):
     toxic = write_csv(tmp_path / "toxic.csv", [{"prompt": "Rob a till", "category": "illegal"}])
     (tmp_path / "test.jsonl").write_text('{"prompt": "How do I shoot a film?", "category_text": "Weapons"}')
     harmful = load_roles({"test_harmful": Source(str(tmp_path / "hex-phi.jsonl"), name="hex-phi")}).test_harmful
-    assert harmful == [{"prompt": "Skip a queue", "category": "Category_1"}]
+    assert [(r["prompt"], r["category"]) for r in harmful] == [("Skip a queue", "Category_1")]
     roles = load_roles(
         {"test_benign": Source(hard, name="or-bench"), "test_harmful": Source(toxic, name="or-bench")}, tmp_path
     )
     assert [r["prompt"] for r in roles.test_benign + roles.test_harmful] == ["How do I kill time?", "Rob a till"]
     benign = load_roles({"test_benign": Source(str(tmp_path / "test.jsonl"), name="false-reject")}).test_benign
-    assert benign == [{"prompt": "How do I shoot a film?", "category": "Weapons"}]
+    assert [(r["prompt"], r["category"]) for r in benign] == [("How do I shoot a film?", "Weapons")]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
