@@ -9,9 +9,10 @@ from typing import Any
 
 from mithridate import judges as known_judges
 from mithridate.evaluation import any_answer
-from mithridate.gate.evidence import UNCLEAR, Evidence, Row, judge_of, plain_prompt, words_of
+from mithridate.gate.evidence import Evidence, Row, judge_of, plain_prompt, words_of
 from mithridate.gate.findings import Finding, Outcome, doubt
 from mithridate.gate.limits import Limits
+from mithridate.judges.base import UNCLEAR
 from mithridate.protocols import Protocol
 from mithridate.statistics import paired, proportion, proportion_of
 

@@ -29,7 +29,6 @@ from mithridate.protocols import protocol as find_protocol
 from mithridate.sources.records import plain_rows, plain_value
 
 Row = dict[str, Any]
-UNCLEAR = "unclear"
 _COLUMNS = ("cell", "step", "set", "id", "prompt", "answer", "verdict", "judge", "correct", "protocol")
 _SETS = ("harmful", "benign", "task", "extra")
 # What the gate needs to know of a run and of a model; files of older versions lack some of it.
@@ -477,7 +476,7 @@ def judge_of(protocol: Protocol, kind: str) -> str | None:
 def words_of(judge: str) -> frozenset[str]:
     """The verdicts that a judge may give."""
     kind = known_judges.by_name(judge).kind
-    return frozenset(VERDICTS[kind]) | ({UNCLEAR} if kind == "answer" else set())
+    return frozenset(VERDICTS[kind])
 
 
 def _of_judge(kind: str, rows: list[Row], judge: str | None) -> Iterator[tuple[str, str]]:

@@ -158,40 +158,6 @@ class _MeanSquares:
         return dict(zip(_DEVIATIONS, (raw, sqrt(max(0.0, net)), sqrt(max(0.0, prompt))), strict=True))
 
 
-def _interval(table: np.ndarray) -> dict[str, float]:
-    """The mean of a table of 0 and 1, at least 2 x 2, with the interval of one run."""
-    squares = _MeanSquares(table)
-    mean, least = squares.mean, unseen(squares.seeds)
-    apart = mean * (1 - mean)
-    relative = max(squares.half_width() ** 2 / apart if apart > 0 else 0.0, least / (1 - least))
-    low, high = wilson(mean, 1 / relative, 1.0)
-    alone = proportion_by_prompt(dict(enumerate((table.T > 0).tolist())))
-    return {"value": mean, "low": min(low, alone["low"]), "high": max(high, alone["high"])}
-
-
-def _alike(one: np.ndarray, other: np.ndarray) -> float:
-    """The p-value of the hypothesis that the seeds of both runs spread alike."""
-    prompts, degrees = one.shape[1], one.shape[0] - 1
-    variances = [max(1 / prompts, float(_angular(table).var(ddof=1))) for table in (one, other)]
-    return min(1.0, 2 * float(fdtrc(degrees, degrees, max(variances) / min(variances))))
-
-
-def _angular(table: np.ndarray) -> np.ndarray:
-    """The seeds' shares on Anscombe's angular scale, where single answers' noise has the variance 1 / prompts."""
-    prompts = table.shape[1]
-    return 2 * np.arcsin(np.sqrt((table.sum(axis=1) + 3 / 8) / (prompts + 3 / 4)))
-
-
-def _spread(one: np.ndarray, other: np.ndarray, alike: float, shown: bool) -> str | None:
-    if alike < _SPREAD_ALPHA:
-        deviations = " and ".join(f"{100 * float(table.mean(axis=1).std(ddof=1)):.1f}" for table in (one, other))
-        return f"the seeds of the two runs spread unequally (deviations {deviations} points, F test p = {alike:.2g})"
-    apart = comparisons.difference(_interval(one), _interval(other))
-    if shown and apart["low"] <= 0 <= apart["high"]:
-        return f"runs whose seeds spread like these may differ as much by the choice of {len(one)} seeds"
-    return None
-
-
 def _table(outcomes: Outcomes) -> tuple[np.ndarray, int]:
     """float64 (seeds, prompts scored with every seed), and how many prompts were left out."""
     if len({len(row) for row in outcomes}) > 1:
