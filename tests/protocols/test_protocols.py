@@ -24,8 +24,8 @@ from mithridate.protocols import (
 from mithridate.tasks import PROMPT_SETS, TASKS, task
 
 # Raising a digest here means that scores under the name changed their meaning: give the protocol a new name instead.
-# Once the rules were replaced under all names, by decision: rules-v3 for rules-v2 as the judge of hs/embedded-v1, whose
-# scores name their rules, and beside the scores of the others.
+# Once the rules were replaced under all names, by decision: rules-v3 for rules-v2 as the judge of hs/embedded-v1,
+# whose scores name their rules, and beside the scores of the others.
 FROZEN = {
     "hs/embedded-v1": "e660b507cf723d13",
     "hs/unified-v1": "a34c8dc0341cad8f",

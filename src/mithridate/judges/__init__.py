@@ -24,7 +24,7 @@ GROUP = "mithridate.judges"
 
 # Where each judge lives, relative to this package; imported when it is asked for.
 JUDGES = {
-    "rules-v3": "rules:RulesV3",
+    "rules-v3": "rules:RulesJudge",
     "rules-v2": "rules:RulesV2",
     "coherence": "coherence:Coherence",
     "hs-plus": "coherence:HsPlus",
