@@ -21,7 +21,7 @@ __all__ = ["by_name", "judge", "names", "table", "verdict"]
 
 # Where each judge lives, relative to this package; imported when it is asked for.
 JUDGES = {
-    "rules-v3": "rules:RulesV3",
+    "rules-v3": "rules:RulesJudge",
     "rules-v2": "rules:RulesV2",
     "coherence": "coherence:Coherence",
     "hs-plus": "coherence:HsPlus",

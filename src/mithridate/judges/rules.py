@@ -35,7 +35,7 @@ class _Rules:
 
 
 @dataclass(kw_only=True)
-class RulesV3(_Rules):
+class RulesJudge(_Rules):
     """One of refused, complied, incoherent, other and unclear."""
 
     name = answers.RULES
