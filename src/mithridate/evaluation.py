@@ -28,7 +28,7 @@ from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import Item, Judge, Judgement
 from mithridate.protocols import Count, Protocol, TaskUse, asked
 from mithridate.protocols import protocol as find_protocol
-from mithridate.sources.records import check_record, plain_rows, prompt_text
+from mithridate.sources.records import check_record, plain_rows, plain_value, prompt_text
 from mithridate.statistics import proportion, proportion_of
 from mithridate.tasks.base import Scorer
 
@@ -416,7 +416,7 @@ def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, bool | No
     """By the names of results.json, what each prompt came to in one model's answers: {rate: {prompt: it counts}}.
 
     None is unscored: the judge gave no verdict, or said that it cannot tell. A rate that nothing here tells is left
-    out. Values must be plain (None, not NaN: `plain_rows`).
+    out.
 
     Raises:
         InputError: an unknown protocol.
@@ -428,12 +428,14 @@ def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, bool | No
     broken, four = _column(protocol, _BROKEN), _kind(protocol.judge.name) == "answer"
 
     def put(rate: str, prompt: str, verdict: str | None, counted: Collection[str]) -> None:
+        verdict = plain_value(verdict)
         found.setdefault(rate, {})[prompt] = None if verdict in _OPEN else verdict in counted
 
     for row in rows:
         asked_of, prompt, verdict = row["set"], row["prompt"], row["verdict"]
         if asked_of == "task":
-            found.setdefault("accuracy", {})[prompt] = None if row["correct"] is None else bool(row["correct"])
+            correct = plain_value(row["correct"])
+            found.setdefault("accuracy", {})[prompt] = None if correct is None else bool(correct)
         elif asked_of in ("harmful", "benign"):
             if asked_of == "harmful":
                 put("harmful_score", prompt, verdict, protocol.counts)

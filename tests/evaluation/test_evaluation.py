@@ -116,7 +116,7 @@ def test_unscored_answers_stay_so_in_a_parquet_file(told, tmp_path):
     rows = pd.read_parquet(tmp_path / "records.parquet").to_dict("records")
     assert summarise(rows)["harmful_score"] == summarise(found.records)["harmful_score"]
     assert summarise(rows)["harmful_score"]["unscored"] == 1 and summarise(rows)["refused"]["unscored"] == 1
-    assert evaluation.harmful_verdicts(rows)[HARMFUL[0]["prompt"]] is None
+    assert evaluation.outcomes(rows)["harmful_score"][HARMFUL[0]["prompt"]] is None
     assert verdicts(rows, "rules-v2") == verdicts(found.records, "rules-v2")
 
 

@@ -19,8 +19,8 @@ SEEDS = (3, 4, 5, 8, 11, 16, 24)
 
 
 def usual_sd(share: float) -> float:
-    """The deviation between seeds about as the embedded experiment's four showed it (0.052 at a share of 0.944, 0.10 at
-    0.77, 0.07 at 0.19): a correlation of 0.05 between one seed's answers."""
+    """The deviation between seeds about as the embedded experiment's four showed it (0.052 at a share of 0.944, 0.10
+    at 0.77, 0.07 at 0.19): a correlation of 0.05 between one seed's answers."""
     return sqrt(0.05 * share * (1 - share))
 
 
