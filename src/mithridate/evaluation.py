@@ -492,7 +492,7 @@ def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Answers]]
 
     A prompt has one entry, or one for each sample of its answer. None is unscored: the judge gave no verdict, or said
     that it cannot tell. Where a protocol asks a prompt repeatedly, and so gets the same greedy answer, it is there
-    once. A rate that nothing here tells is left out. Values must be plain (None, not NaN: `plain_rows`).
+    once. A rate that nothing here tells is left out.
 
     Raises:
         InputError: an unknown protocol.
@@ -506,7 +506,7 @@ def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Answers]]
     def put(rate: str, row: Mapping[str, Any], outcome: bool | None) -> None:
         found.setdefault(rate, {}).setdefault(row["prompt"], {})[row.get("sample") or 0] = outcome
 
-    for row in rows:
+    for row in plain_rows(rows):
         asked_of = row["set"]
         if asked_of == "task":
             put("accuracy", row, None if row["correct"] is None else bool(row["correct"]))

@@ -283,7 +283,8 @@ def test_the_numbers_of_the_seeds_together(tmp_path):
         text = " ".join(point["decision"]["reasons"])
         found = re.search(
             rf"Harmful score {NUMBER} \[(\S+), (\S+)\], against {NUMBER} \[(\S+), (\S+)\] without a defense: "
-            rf"(\S+) points? \[(\S+), (\S+)\], ({P}) in the t test of 4 seeds, (also|{P}) by Holm over 4 comparisons of defenses\.",
+            rf"(\S+) points? \[(\S+), (\S+)\], ({P}) in the t test of 4 seeds, (also|{P}) "
+            r"by Holm over 4 comparisons of defenses\.",
             text,
         )
         assert found, text

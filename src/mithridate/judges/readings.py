@@ -1,6 +1,7 @@
 """What one clause of an answer does: the question that `answers.py` puts to every clause, one after another."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 

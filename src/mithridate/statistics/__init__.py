@@ -4,6 +4,7 @@
 - `shares`: one share; of single answers, of several answers per prompt, with answers that a judge left unscored.
 - `comparisons`: two runs on the same prompts, with one or several answers each; Holm's correction across a table.
 - `seeds`: one share, or one difference, over several seeds.
+- `needed`: how many prompts and seeds decide a limit.
 - `detectable`: the smallest difference that a comparison could have seen.
 - `corrected`: a share counted by a judge who errs at known rates.
 - `resistance`: how many steps an attack takes.
