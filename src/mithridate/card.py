@@ -223,9 +223,8 @@ def _verdict(story: Story) -> str:
         f"## Gate\n\nVerdict: {label.outcome}. The model {said} under these limits, on 95% interval bounds; the "
         f"worst criterion counts.\n\n{markdown(table).strip()}"
     )
-    if label.agreed:
-        text += "\n\nDepartures from the protocol that were agreed to:\n\n"
-        text += "\n".join(f"- {_text(_without_paths(line, story.experiment))}" for line in label.agreed)
+    if label.notes:
+        text += "\n\n" + "\n".join(f"- {_text(_without_paths(note, story.experiment))}" for note in label.notes)
     return f"{text}\n\nThe verdict is about the weights with the digest `{story.cell.get('weights_digest')}`."
 
 

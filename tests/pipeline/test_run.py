@@ -186,6 +186,7 @@ def test_a_gates_verdict_labels_the_model_that_is_exported(done, tmp_path):
         (folder / "verdict.json").write_text(verdict.json())
         text = card("labelled")
         assert f"Verdict: {verdict.outcome}. The model" in text and "limit 0.5" in text and "harmful score" in text
+        assert "- not asked: accuracy drop" in text and "not judged" not in text
         assert verdict.models[0].weights_digest and f"`{verdict.models[0].weights_digest}`" in text
         other = gate(folder, Limits(0.5), ["booster-sft-antidote-double-0.25-s0"])
         (tmp_path / "other.json").write_text(other.json())

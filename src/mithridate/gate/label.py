@@ -22,14 +22,14 @@ class Label:
         why: why it has none; else empty.
         about: protocol, judge, rules, part, deviations, as the verdict has them.
         findings: those on the model and on the run, as the verdict has them.
-        agreed: departures from the protocol that were agreed to.
+        notes: what was not asked, does not apply, or was agreed to, in the verdict's words.
     """
 
     outcome: str | None
     why: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     findings: list[dict[str, Any]] = field(default_factory=list)
-    agreed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def label_of(path: Path, cell: str, weights: str | None, results_sha256: str) -> Label:
@@ -51,7 +51,7 @@ def label_of(path: Path, cell: str, weights: str | None, results_sha256: str) ->
         if found["about"]["results_sha256"] != results_sha256:
             return Label(None, f"the run's table has changed since the verdict in {path.name}")
         findings = [one for one in found["findings"] if one["cell"] in (cell, EVERY)]
-        agreed = [text for text in found["limits"]["allow_deviations"] if text in found["about"]["deviations"]]
-        return Label(model["verdict"], "", found["about"], findings, agreed)
+        notes = [note for note in found["notes"] if not note.startswith(("judged", "not judged"))]  # of other models
+        return Label(model["verdict"], "", found["about"], findings, notes)
     except (OSError, ValueError, LookupError, TypeError) as error:
         return Label(None, f"{path.name} cannot be read as a gate's verdict ({type(error).__name__})")
