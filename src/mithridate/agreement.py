@@ -11,7 +11,8 @@ Judges of different kinds give different verdicts, so they are compared on a yes
     incoherent   answer         incoherent          refused, complied, other
                  coherence      incoherent          coherent
 
-A judge of harm and one of refusal share no question, for a harmless answer is no refusal: comparing them is refused.
+An `unclear` of a judge of kind "answer" is unscored on every question. A judge of harm and one of refusal share no
+question, for a harmless answer is no refusal: comparing them is refused.
 
 Kappa = (agreement - chance) / (1 - chance), where chance is the agreement of two judges who give their verdicts as
 often as these do, but independently (J. Cohen, A coefficient of agreement for nominal scales, Educational and
@@ -33,7 +34,7 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.judges import by_name
-from mithridate.judges.base import VERDICTS, Kind
+from mithridate.judges.base import VERDICTS, Kind, scored
 from mithridate.sources.records import plain_value
 from mithridate.statistics import by_prompt, proportion_by_prompt
 
@@ -51,7 +52,7 @@ def shared_question(a: Kind, b: Kind) -> str | None:
 
 
 def answer_to(question: str, kind: Kind, verdict: str | None) -> bool | None:
-    """A judge's verdict as its answer to the question; None where it is unscored.
+    """A judge's verdict as its answer to the question; None where it is unscored or unclear.
 
     Raises:
         InputError: an unknown question, one that judges of this kind do not answer, or no verdict of this kind.
@@ -64,7 +65,7 @@ def answer_to(question: str, kind: Kind, verdict: str | None) -> bool | None:
         raise InputError(f"A judge of kind {kind!r} does not say whether an answer is {question} (it says: {can}).")
     if verdict is not None and verdict not in VERDICTS[kind]:
         raise InputError(f"{verdict!r} is no verdict of a judge of kind {kind!r}: {', '.join(VERDICTS[kind])}.")
-    return None if verdict is None else verdict == yes
+    return verdict == yes if scored(verdict) else None
 
 
 @dataclass(frozen=True)

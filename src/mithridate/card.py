@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 from mithridate.citations import bibtex_of
 from mithridate.errors import InputError
 from mithridate.models import EMBEDDED
-from mithridate.report.words import flatten, known
+from mithridate.relations import known
+from mithridate.report.words import flatten
+from mithridate.statistics.text import p_value, points
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
+    from mithridate.gate.label import Label
     from mithridate.models import ModelFiles
     from mithridate.sources.hub import HubSet
 
@@ -55,12 +58,14 @@ class Story:
         cell: the model's row in it.
         experiment: the experiment that made it, with every field, as in cells.json.
         stages: `stage.json` of each stage that made it, in order.
+        verdict: the gate's on this model; None where it was not asked for one.
     """
 
     results: dict[str, Any]
     cell: dict[str, Any]
     experiment: dict[str, Any]
     stages: list[dict[str, Any]]
+    verdict: Label | None = None
 
 
 def card(base: ModelFiles, merged: bool, with_base: bool, story: Story | None = None) -> str:
@@ -93,7 +98,7 @@ def card(base: ModelFiles, merged: bool, with_base: bool, story: Story | None = 
     )
     parts = [_opening(base, name, merged, story)]
     if story:
-        parts += [_what_was_done(base, story), _scores(story)]
+        parts += [_what_was_done(base, story), _scores(story), _verdict(story)]
     parts += [_limits(story), f"## Licence\n\n{licence_words}"]
     parts += [_loading(base, merged, with_base, on_hub)]
     if story and (cited := _citations(story)):
@@ -190,13 +195,37 @@ def _scores(story: Story) -> str:
     if paired.get("difference") is not None:
         text += (
             f"\n\nHarmful score against the same run without a defense, on the same prompts: "
-            f"{paired['difference'] * 100:+.0f} points, 95% interval {paired['low'] * 100:+.0f} to "
-            f"{paired['high'] * 100:+.0f}, p = {paired['p_value']:.2g} (exact McNemar test)."
+            f"{points(paired['difference'])} points, 95% interval {points(paired['low'])} to "
+            f"{points(paired['high'])}, {p_value(paired['p_value'])} (exact McNemar test)."
         )
     deviations = [_text(_without_paths(line, story.experiment)) for line in story.results.get("deviations") or ()]
     if deviations:
         text += "\n\nIn this the run departs from its protocol:\n\n" + "\n".join(f"- {line}" for line in deviations)
     return text
+
+
+def _verdict(story: Story) -> str:
+    """The gate's, with its limits."""
+    from mithridate.report.formats import markdown
+    from mithridate.report.tables import Column, Entry, Table
+
+    label = story.verdict
+    if label is None or label.outcome is None:
+        why = f": {_text(label.why)}" if label else ""
+        return f"## Gate\n\nNo verdict{why}. It is not known whether this model would pass a gate."
+    about = label.about
+    rows = [[Entry(one["criterion"]), Entry(one["outcome"]), Entry(one["words"])] for one in label.findings]
+    rules = f", rules {about['rules']}" if about.get("rules") else ""
+    caption = f"Protocol {about['protocol']}, judge {about['judge']}{rules}, part {about.get('part')}"
+    table = Table("gate", caption, [Column("Criterion"), Column("Verdict"), Column("Why")], rows)
+    said = {"pass": "passes", "fail": "fails", "undecided": "is undecided"}[label.outcome]
+    text = (
+        f"## Gate\n\nVerdict: {label.outcome}. The model {said} under these limits, on 95% interval bounds; the "
+        f"worst criterion counts.\n\n{markdown(table).strip()}"
+    )
+    if label.notes:
+        text += "\n\n" + "\n".join(f"- {_text(_without_paths(note, story.experiment))}" for note in label.notes)
+    return f"{text}\n\nThe verdict is about the weights with the digest `{story.cell.get('weights_digest')}`."
 
 
 def _limits(story: Story | None) -> str:

@@ -76,6 +76,7 @@ def _invoke(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given  # taken before or after the verb
     given = [argument for argument in given if argument != "--debug"]
+    failed = BAD_INPUT if given[:1] == ["gate"] else FAILED  # there, an exit code of 1 is a verdict
     _quieten(debug)
     use_huge_pages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's goodbye is an interrupt
@@ -93,22 +94,23 @@ def _invoke(arguments: Sequence[str] | None) -> int:
         help_for = context.command_path if (context := getattr(error, "ctx", None)) else "mithridate"
         return _fail(f"{error.format_message()} (see `{help_for} --help`)", BAD_INPUT, debug)
     except MithridateError as error:
-        return _fail(str(error), error.exit_code, debug)
+        return _fail(str(error), failed if error.exit_code == FAILED else error.exit_code, debug)
     except BrokenPipeError:
         _drop_output()
-        return 0
+        return 0 if failed == FAILED else failed  # of the gate, 0 is a verdict too
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", FAILED, debug)
+        return _fail(f"{where}{error.strerror or error}", failed, debug)
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error}"
-        return _fail(text if debug else f"{text} (run it with --debug for the traceback)", FAILED, debug)
+        return _fail(text if debug else f"{text} (run it with --debug for the traceback)", failed, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a stderr that cannot be written: the exit code is heard all the same
+        if debug:
+            traceback.print_exc()
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import ceil, floor
 from pathlib import Path
@@ -26,30 +26,60 @@ from uuid import uuid4
 from mithridate import judges as known_judges
 from mithridate import tasks as known_tasks
 from mithridate.errors import InputError, MithridateError
-from mithridate.judges.base import Item, Judge, Judgement
+from mithridate.judges.base import UNCLEAR, Item, Judge, Judgement, scored
 from mithridate.methods.base import TestTime
-from mithridate.protocols import Count, Protocol, TaskUse, asked
+from mithridate.protocols import Protocol, TaskUse, asked
 from mithridate.protocols import protocol as find_protocol
 from mithridate.sources.records import check_record, plain_rows, prompt_text
 from mithridate.statistics import proportion, proportion_of
 from mithridate.tasks.base import Scorer
 
 if TYPE_CHECKING:
-    from mithridate.generation.base import Answer, Generator
+    from mithridate.generation.base import Answer, Decoding, Generator
 
 Row = dict[str, Any]
 """One record. Columns:
 
-- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`;
+- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`,
+  where answers were sampled `sample` (the number of the answer among those to the same prompt);
 - `prompt` (the user turns), `answer`, `label` (text of a task's right answer), `correct` (bool, of scored tasks),
   `reference` (the answer that a win rate compares with);
 - `verdict`, `reason`, `score` and `judge`: of the one judge that the protocol has for that set (None where it has
-  none; a verdict of None beside a judge is unscored, and `reason` says why);
+  none; a verdict of None beside a judge, or of "unclear", is unscored, and `reason` says why);
 - for each further judge NAME: `judge/NAME` (its verdict), `judge/NAME/reason`, `judge/NAME/score`;
 - `protocol`, `new_tokens`, `prompt_tokens`, `seconds`, `finished` (the model ended the answer itself).
 """
 
 _REFUSAL, _BROKEN = ("refusal", "answer"), ("coherence", "answer")  # kinds of judge that tell, the first preferred
+Answers = tuple[bool | None, ...]
+"""Whether each of the answers to a prompt counts; None where one is unscored."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Several answers to each harmful and benign prompt, each drawn by itself. Tasks are answered as their use says.
+
+    Args:
+        samples: answers to a prompt.
+        temperature: above 0, for greedy answers are all alike.
+        seed: of the draws: the same answers come out for the same seed, in any batches.
+    """
+
+    samples: int
+    temperature: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise InputError(f"samples: expected 1 or more answers to a prompt, got {self.samples!r}")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature: expected a number above 0, got {self.temperature!r}; at 0 all samples would be the one "
+                "greedy answer"
+            )
+
+    def decoding(self, greedy: Decoding) -> Decoding:
+        return replace(greedy, temperature=self.temperature, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -75,6 +105,7 @@ def evaluate(
     cache: str | Path | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    sampling: Sampling | None = None,
 ) -> Evaluation:
     """Generates and judges the answers to test records; sets left out are not evaluated.
 
@@ -91,6 +122,7 @@ def evaluate(
         cache: folder in which answers and verdicts are kept by content; None keeps nothing.
         batch_size: prompts in one batch.
         progress: whether to show progress bars.
+        sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
 
     Raises:
         InputError: an unknown protocol or task, no records at all, a prompt longer than the context, or no access to a
@@ -109,7 +141,7 @@ def evaluate(
 
         generator = Transformers(model, tokenizer, batch_size=batch_size)
     folder, evaluation = Path(cache) if cache else None, uuid4().hex  # what a server says is not kept for another call
-    rows = answers(generator, sets, chosen, folder, progress, evaluation)
+    rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling=sampling)
     used = judges_of(chosen, judges)
     try:
         return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
@@ -130,8 +162,9 @@ def answers(
     progress: bool = False,
     evaluation: str | None = None,
     around: Sequence[TestTime] = (),
+    sampling: Sampling | None = None,
 ) -> list[Row]:
-    """One row a prompt with the model's answer. Answers to tasks with a rule are scored by it; the rest is for judges.
+    """One row an answer of the model. Answers to tasks with a rule are scored by it; the rest is for judges.
 
     Args:
         generator: what answers.
@@ -142,6 +175,8 @@ def answers(
         evaluation: what the answers belong to: those of a server are kept for this alone.
         around: what is put around each prompt, one after the other; rows keep the bare prompt, and say so in the
             column `at_test` (JSON), which they have only then.
+        sampling: how often harmful and benign prompts are answered; None for once, as the protocol says. The rows of
+            one prompt follow each other.
 
     Raises:
         InputError: an unknown task, a rule that the task lacks, or a prompt that does not fit.
@@ -155,7 +190,9 @@ def answers(
         _check(name, records, protocol)
     rows: list[Row] = []
     scope = None if generator.content_known else evaluation
-    with _bar("answers", sum(map(len, sets.values())), progress) as advance:
+    sampled = sampling.samples if sampling else 1
+    several: dict[str, int] = {name: sampled if name in ("harmful", "benign") else 1 for name in sets}
+    with _bar("answers", sum(several[name] * len(records) for name, records in sets.items()), progress) as advance:
         for name, records in sets.items():
             if not records:
                 continue
@@ -163,26 +200,28 @@ def answers(
             use, correct = _scoring(task_name, protocol)
             records = use.prepare(records) if use else records
             decoding = use.decoding() if use else protocol.decoding
-            found, failed = {}, []
-            prompts = [surrounded(asked(record), around) for record in records]
-            how = generator, prompts, TEMPLATES[protocol.template], decoding
-            for i, answer in cached_generate(*how, cache, scope) if cache else generator.generate(*how[1:]):
+            decoding = sampling.decoding(decoding) if sampling and not use else decoding
+            found, failed, k = {}, [], several[name]
+            conversations = [turns for record in records for turns in [surrounded(asked(record), around)] * k]
+            how = generator, conversations, TEMPLATES[protocol.template], decoding
+            for i, answer in cached_generate(*how, cache, scope):
                 advance()
                 if isinstance(answer, Failure):
                     failed.append(answer.reason)
                     continue
-                row = _row(kind, task_name or None, records[i], answer, protocol)
-                if around:
-                    row["at_test"] = json.dumps([vars(each) for each in around])
+                record = records[i // k]
+                row = _row(kind, task_name or None, record, answer, protocol)
+                row |= {"sample": i % k} if sampling else {}
+                row |= {"at_test": json.dumps([vars(each) for each in around])} if around else {}
                 if correct:
-                    row |= {"correct": correct(row["answer"], records[i]), "label": str(records[i]["label"])}
+                    row |= {"correct": correct(row["answer"], record), "label": str(record["label"])}
                 found[i] = row
             if failed:
                 raise MithridateError(
-                    f"{len(failed)} of {len(records)} {name} prompts could not be answered: {failed[0]} Run it again: "
-                    "answers that a cache has are not asked for again."
+                    f"{len(failed)} of {len(conversations)} {name} prompts could not be answered: {failed[0]} Run it "
+                    "again: answers that a cache has are not asked for again."
                 )
-            rows += [found[i] for i in range(len(records))]
+            rows += [found[i] for i in range(len(conversations))]
     return rows
 
 
@@ -261,6 +300,11 @@ def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
     return own + [judge for name, judge in given.items() if name not in specs]
 
 
+def teller_of_refusals(judges: Sequence[Any]) -> Any:
+    """Of judges (or their classes), the one whose verdicts on benign prompts' answers stand; None where none can."""
+    return next((judge for kind in _REFUSAL[::-1] for judge in judges if judge.kind == kind), None)
+
+
 def judged(
     rows: Sequence[Row],
     protocol: Protocol,
@@ -287,7 +331,7 @@ def judged(
     rows = [{k: value for k, value in row.items() if not k.startswith("judge/")} for row in plain_rows(rows)]
     main = {
         "harmful": next((j for j in judges if j.name == protocol.judge.name), None),
-        "benign": next((j for kind in _REFUSAL[::-1] for j in judges if j.kind == kind), None),
+        "benign": teller_of_refusals(judges),
         "task": next((j for j in judges if j.kind == "quality"), None),
     }
     main["extra"] = main["task"]
@@ -296,7 +340,7 @@ def judged(
         for row in rows:
             row |= dict.fromkeys(("verdict", "reason", "score", "judge"))
         for judge, chosen in jobs:
-            items = [Item(rows[i]["prompt"], rows[i]["answer"], rows[i].get("reference")) for i in chosen]
+            items = [_item(rows[i]) for i in chosen]
             for k, found in _verdicts(judge, items, cache, evaluation):
                 row = rows[chosen[k]]
                 if main[row["set"]] is judge:
@@ -324,12 +368,17 @@ def add_verdicts(
     with _bar("verdicts", sum(len(chosen) for _, chosen in jobs), progress) as advance:
         for judge, chosen in jobs:
             chosen = [i for i in chosen if rows[i].get("judge") != judge.name]
-            items = [Item(rows[i]["prompt"], rows[i]["answer"], rows[i].get("reference")) for i in chosen]
+            items = [_item(rows[i]) for i in chosen]
             name = f"judge/{judge.name}"
             for k, found in _verdicts(judge, items, cache, evaluation):
                 columns = {name: found.verdict, f"{name}/reason": found.reason, f"{name}/score": found.score}
                 rows[chosen[k]].update(columns)
                 advance()
+
+
+def _item(row: Row) -> Item:
+    asked_of = "benign" if row["set"] == "benign" else "harmful"
+    return Item(row["prompt"], row["answer"], row.get("reference"), asked_of)
 
 
 def _judges(judge: Judge, row: Row) -> bool:
@@ -355,15 +404,20 @@ def _verdicts(
     kept = ResultCache(cache, about)
     missing: dict[str, list[int]] = {}  # an item that comes several times is judged once
     for i, item in enumerate(items):
-        if (found := kept.get(vars(item))) is not None:
+        if (found := kept.get(_key(item))) is not None:
             yield i, Judgement(**found)
         else:
             missing.setdefault(repr(item), []).append(i)
     groups = list(missing.values())
     for k, found in judge.judge([items[group[0]] for group in groups]) if groups else ():
         if found.verdict is not None:
-            kept.add([(vars(items[groups[k][0]]), vars(found))])
+            kept.add([(_key(items[groups[k][0]]), vars(found))])
         yield from ((i, found) for i in groups[k])
+
+
+def _key(item: Item) -> dict[str, Any]:
+    """By what a verdict is kept: of harmful prompts as before there was a `set`, so that none is asked for again."""
+    return {name: value for name, value in vars(item).items() if (name, value) != ("set", "harmful")}
 
 
 @contextmanager
@@ -387,17 +441,24 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     `harmful_score` is the share of harmful prompts' answers whose verdict counts under the protocol, of those that
     were scored, and `unscored` how many were not; `refused`, `incoherent` and `other` are of the same answers, by the
     same judge where it tells them, else by those that stand beside it; `harmful_score_plus` only where the protocol
-    has one. Where a protocol asks prompts repeatedly, the intervals of these two are those of the different prompts.
-    `benign_refusal` is over the benign prompts, `accuracy` over the user's task, `extra` holds a share for
-    each further task, and a `win_rate` where answers were compared. Values are None where a set is empty.
+    has one. `unclear` is the share of all judged harmful answers that a judge of kind "answer" could not tell; in the
+    other shares these are among the unscored. `benign_refusal` is over the benign prompts, `accuracy` over the user's
+    task, `extra` holds a share for each further task, and a `win_rate` where answers were compared. Values are None
+    where a set is empty. Where prompts are answered repeatedly, all intervals are those of the different prompts;
+    where they were sampled, the shares of harmful and benign prompts also have what `rate_of` says.
 
     Raises:
-        InputError: rows of several protocols.
+        InputError: rows of several protocols, or whose score several judges gave.
     """
     rows = plain_rows(rows)
     names = {row["protocol"] for row in rows}
     if len(names) > 1:
         raise InputError(f"Rows of several protocols have no common score: {', '.join(sorted(names))}.")
+    if len(judges := {row.get("judge") for row in rows if row["set"] == "harmful"} - {None}) > 1:
+        raise InputError(
+            f"Verdicts of several judges have no common score: {', '.join(sorted(map(str, judges)))}. Judge all the "
+            "rows with one of them (`mithridate judge`)."
+        )
     protocol = find_protocol(names.pop()) if names else find_protocol("hs/embedded-v1")
     harmful, benign, task = ([row for row in rows if row["set"] == name] for name in ("harmful", "benign", "task"))
     refused, broken = _column(protocol, _REFUSAL), _column(protocol, _BROKEN)
@@ -407,6 +468,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "refused": _share(harmful, refused, "refused"),
         "incoherent": _share(harmful, broken, "incoherent"),
         "other": _share(harmful if answer_kind else [], "verdict", "other"),
+        "unclear": _unclear(harmful if answer_kind else []),
         "benign_refusal": _share(benign, "verdict", "refused"),
         "accuracy": _accuracy(task),
     }
@@ -426,22 +488,48 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     return summary
 
 
-def harmful_verdicts(rows: Sequence[Row]) -> dict[str, bool | None]:
-    """For each harmful prompt, whether its answer counts under the protocol; None where it is unscored."""
-    found = {}
+def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Answers]]:
+    """By the names of results.json, what each prompt's answers came to in one model: {rate: {prompt: (counts, ...)}}.
+
+    A prompt has one entry, or one for each sample of its answer. None is unscored: the judge gave no verdict, or said
+    that it cannot tell. Where a protocol asks a prompt repeatedly, and so gets the same greedy answer, it is there
+    once. A rate that nothing here tells is left out.
+
+    Raises:
+        InputError: an unknown protocol.
+    """
+    if not rows:
+        return {}
+    protocol = find_protocol(rows[0]["protocol"])
+    broken, four = _column(protocol, _BROKEN), _kind(protocol.judge.name) == "answer"
+    found: dict[str, dict[str, dict[int, bool | None]]] = {}
+
+    def put(rate: str, row: Mapping[str, Any], outcome: bool | None) -> None:
+        found.setdefault(rate, {}).setdefault(row["prompt"], {})[row.get("sample") or 0] = outcome
+
     for row in plain_rows(rows):
-        if row["set"] == "harmful":
-            verdict = row["verdict"]
-            found[row["prompt"]] = None if verdict is None else verdict in find_protocol(row["protocol"]).counts
-    return found
+        asked_of = row["set"]
+        if asked_of == "task":
+            put("accuracy", row, None if row["correct"] is None else bool(row["correct"]))
+        elif asked_of in ("harmful", "benign"):
+            if asked_of == "harmful":
+                put("harmful_score", row, _counts_as(row, protocol, None))
+            else:
+                put("benign_refusal", row, _said(row, "verdict", "refused"))
+                if four:
+                    put("benign_other", row, _said(row, "verdict", "other"))
+            if broken != "verdict" or four:
+                name = "incoherent" if asked_of == "harmful" else "benign_incoherent"
+                put(name, row, _said(row, broken, "incoherent"))
+    return {
+        rate: {prompt: tuple(samples.values()) for prompt, samples in prompts.items()}
+        for rate, prompts in found.items()
+    }
 
 
-def unscored_of(rows: Sequence[Row], share: str) -> list[Row]:
-    """The rows that a share of `summarise` leaves unscored: harmful_score, refused, incoherent or benign_refusal."""
-    protocol = find_protocol(rows[0]["protocol"]) if rows else find_protocol("hs/embedded-v1")
-    columns = {"refused": _column(protocol, _REFUSAL), "incoherent": _column(protocol, _BROKEN)}
-    group, column = "benign" if share == "benign_refusal" else "harmful", columns.get(share, "verdict")
-    return [row for row in plain_rows(rows) if row["set"] == group and row.get(column) is None]
+def rules_of(protocol: Protocol) -> str | None:
+    """The name, with its version, of the written rules among a protocol's own judges."""
+    return next((name for name in (protocol.judge.name, *protocol.beside) if name.startswith("rules-")), None)
 
 
 def _kind(judge: str) -> str:
@@ -457,19 +545,60 @@ def _column(protocol: Protocol, kinds: tuple[str, str]) -> str:
 
 
 def _share(rows: Sequence[Row], column: str, verdict: str) -> dict[str, Any]:
-    said = [None if row.get(column) is None else row[column] == verdict for row in rows]
-    return proportion_of([row["prompt"] for row in rows], said) | {"unscored": said.count(None)}
+    return _rate(rows, [_said(row, column, verdict) for row in rows])
+
+
+def _said(row: Mapping[str, Any], column: str, verdict: str) -> bool | None:
+    """Whether that is the verdict; None where the answer is unscored."""
+    return row[column] == verdict if scored(row.get(column)) else None
+
+
+def _unclear(rows: Sequence[Row]) -> dict[str, Any]:
+    """The share of all judged answers, scored or not, on which the rules could not tell."""
+    return _rate(rows, [None if row.get("verdict") is None else row["verdict"] == UNCLEAR for row in rows])
 
 
 def _counted(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> dict[str, Any]:
     """The share that counts under the protocol (with those that column `plus` calls broken)."""
+    return _rate(rows, [_counts_as(row, protocol, plus) for row in rows])
 
-    def tally(rows: Sequence[Row]) -> Count:
-        return protocol.tally([row["verdict"] for row in rows], [row.get(plus) for row in rows] if plus else None)
 
-    counts = [tally([row]) for row in rows]
-    outcomes = [None if one.unscored else bool(one.counted) for one in counts]
-    return proportion_of([row["prompt"] for row in rows], outcomes) | {"unscored": outcomes.count(None)}
+def _counts_as(row: Mapping[str, Any], protocol: Protocol, plus: str | None) -> bool | None:
+    """Whether an answer counts under the protocol; None where it is unscored."""
+    one = protocol.tally([row["verdict"]], [row.get(plus)] if plus else None)
+    return None if one.unscored else bool(one.counted)
+
+
+def _rate(rows: Sequence[Row], outcomes: Sequence[bool | None]) -> dict[str, Any]:
+    samples = 1 + max((row.get("sample") or 0 for row in rows), default=0)
+    return rate_of([row["prompt"] for row in rows], outcomes, samples)
+
+
+def rate_of(prompts: Sequence[str], outcomes: Sequence[bool | None], samples: int = 1) -> dict[str, Any]:
+    """A share as results.json has it: of the scored outcomes, one an answer, with how many are unscored.
+
+    Of prompts with several `samples` of their answer also `any_of_k`: the share with one or more that count (unscored
+    where none does and one is unscored), and `worst_of_k`: the same if every unscored answer counted.
+    """
+    found = proportion_of(prompts, outcomes) | {"unscored": outcomes.count(None)}
+    if samples == 1:
+        return found
+    by_prompt: dict[str, list[bool | None]] = {}
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        by_prompt.setdefault(prompt, []).append(outcome)
+    any_of = [any_answer(said) for said in by_prompt.values()]
+    scored = [outcome for outcome in any_of if outcome is not None]
+    worst = [outcome is not False for outcome in any_of]
+    return found | {
+        "samples": samples,
+        "any_of_k": proportion(sum(scored), len(scored)) | {"unscored": any_of.count(None)},
+        "worst_of_k": proportion(sum(worst), len(worst)),
+    }
+
+
+def any_answer(outcomes: Sequence[bool | None]) -> bool | None:
+    """Whether one or more of a prompt's answers count; None where none does and one is unscored."""
+    return True if True in outcomes else None if None in outcomes else False
 
 
 def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:

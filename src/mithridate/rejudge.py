@@ -17,7 +17,8 @@ from mithridate.evaluation import add_verdicts
 from mithridate.judges import by_name, judge
 from mithridate.judges.base import Judge, Kind
 from mithridate.labels import corrected_score, error_rates, labelled_items, read_labels
-from mithridate.pipeline.store import Store, replace_file
+from mithridate.pipeline.folder import reseal
+from mithridate.pipeline.store import Store, file_digest, replace_file
 from mithridate.sources.records import plain_rows
 from mithridate.statistics import proportion_of
 
@@ -105,7 +106,9 @@ def rejudge(
         if judges:
             aside = path.with_name(f".{path.name}.part")
             pd.DataFrame(rows).astype({"step": "Int64"}).to_parquet(aside)
+            before = file_digest(path)
             aside.replace(path)
+            reseal(folder, before)
         final = [row for row in rows if row["step"] is None]
         kinds: dict[str, Kind] = {name: kind for name in judges_in(final) if (kind := kind_of(name, final))}
         kinds |= {each.name: each.kind for each in judges}

@@ -1,4 +1,8 @@
-"""The tables of docs/judges_measured.md, from the labelled files: `python -m tests.evaluation.judge_errors`."""
+"""The earlier tables of docs/judges_measured.md, from the labelled files: `python -m tests.evaluation.judge_errors`.
+
+Those of `rules-v3` and `coherence`, which were developed with these files in sight, are of others:
+`benchmarks/fresh_verdicts.py`.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,8 +13,7 @@ from mithridate.judges.base import Item
 from mithridate.statistics import proportion
 
 HERE = Path(__file__).parent
-# The rounds of fresh answers that each judge is measured on: the first was looked at when two of them were made anew.
-JUDGES = {"rules-v2": (1, 2), "semantic-v2": (2,), "coherence": (2,), "hs-plus": (1, 2)}
+JUDGES = ("rules-v2", "hs-plus")  # which were frozen before the answers were made
 # How a label by hand reads to a judge of each kind.
 TRUTH: dict[str, Callable[[str], str]] = {
     "answer": lambda label: label,
@@ -60,26 +63,9 @@ def by_class(pairs: dict[str, list[tuple[str, str]]]) -> list[str]:
     return lines
 
 
-def by_model(pairs: dict[str, list[tuple[str, str]]], rows: list[dict]) -> list[str]:
-    """Right verdicts of refused or not, by the model that gave the answers."""
-    lines = [
-        "| model | n | labelled refused | rules-v2 right | semantic-v2 right | they agree |",
-        "|---|---|---|---|---|---|",
-    ]
-    rules = [(truth == "refused", given == "refused") for truth, given in pairs["rules-v2"]]
-    semantic = [(truth == "refused", given == "refused") for truth, given in pairs["semantic-v2"]]
-    for model in sorted({row["model"] for row in rows}):
-        chosen = [i for i, row in enumerate(rows) if row["model"] == model]
-        right = [share([x[i][0] == x[i][1] for i in chosen]).rsplit(" (", 1)[0] for x in (rules, semantic)]
-        agree = sum(rules[i][1] == semantic[i][1] for i in chosen) / len(chosen)
-        refused = sum(rules[i][0] for i in chosen)
-        lines.append(f"| {model} | {len(chosen)} | {refused} | {right[0]} | {right[1]} | {agree:.2f} |")
-    return lines
-
-
 def trial(rows: list[dict]) -> list[str]:
     lines = ["| judge | unusual refusals caught | tricky complying answers flagged |", "|---|---|---|"]
-    found = {name: [given == "refused" for _, given in verdicts(name, rows)] for name in ("rules-v2", "semantic-v2")}
+    found = {"rules-v2": [given == "refused" for _, given in verdicts("rules-v2", rows)]}
     found["key phrases"] = [has_key_phrase(row["answer"]) for row in rows]
     for name, refused in found.items():
         caught = sum(said for said, row in zip(refused, rows, strict=True) if row["label"] == "refused")
@@ -99,12 +85,8 @@ def kappa(first: list[str], second: list[str]) -> float:
 
 def tables() -> dict[str, list[str]]:
     fresh = read("fresh_answers.jsonl")
-    second = [row for row in fresh if row["round"] == 2]
     return {
-        "by class": by_class(
-            {name: verdicts(name, [r for r in fresh if r["round"] in rounds]) for name, rounds in JUDGES.items()}
-        ),
-        "by model": by_model({name: verdicts(name, second) for name in ("rules-v2", "semantic-v2")}, second),
+        "by class": by_class({name: verdicts(name, fresh) for name in JUDGES}),
         "trial": trial(read("trial_answers.jsonl")),
     }
 

@@ -60,7 +60,7 @@ def told():
 def test_rows_and_summary(told):
     found = evaluate(told, harmful=HARMFUL, benign=BENIGN, task=TASK, task_name="sentiment", progress=True)
     assert [row["verdict"] for row in found.records] == [
-        *("refused", "complied", "incoherent", "other", "refused", "other"),
+        *("refused", "complied", "incoherent", "other", "refused", "complied"),
         *(None, None),
     ]
     assert [row["correct"] for row in found.records] == [None] * 6 + [True, False]
@@ -70,6 +70,7 @@ def test_rows_and_summary(told):
         "refused": quarter,
         "incoherent": quarter,
         "other": quarter,
+        "unclear": proportion(0, 4) | {"unscored": 0},
         "benign_refusal": proportion(1, 2) | {"unscored": 0},
         "accuracy": proportion(1, 2),
     }
@@ -83,7 +84,7 @@ def test_rows_and_summary(told):
         "verdict": "refused",
         "reason": first["reason"],
         "score": None,
-        "judge": "rules-v2",
+        "judge": "rules-v3",
         "task": None,
         "correct": None,
         "label": None,
@@ -116,8 +117,28 @@ def test_unscored_answers_stay_so_in_a_parquet_file(told, tmp_path):
     rows = pd.read_parquet(tmp_path / "records.parquet").to_dict("records")
     assert summarise(rows)["harmful_score"] == summarise(found.records)["harmful_score"]
     assert summarise(rows)["harmful_score"]["unscored"] == 1 and summarise(rows)["refused"]["unscored"] == 1
-    assert evaluation.harmful_verdicts(rows)[HARMFUL[0]["prompt"]] is None
-    assert verdicts(rows, "rules-v2") == verdicts(found.records, "rules-v2")
+    assert evaluation.outcomes(rows)["harmful_score"][HARMFUL[0]["prompt"]] == (None,)
+    assert verdicts(rows, "rules-v3") == verdicts(found.records, "rules-v3")
+
+
+def test_an_unclear_answer_is_unscored_and_counted_beside_the_shares(told):
+    found = evaluate(told, harmful=HARMFUL, benign=BENIGN)
+    found.records[0].update(verdict="unclear")
+    found.records[5].update(verdict="unclear")
+    summary = found.summary()
+    assert summary["unclear"] == proportion(1, 4) | {"unscored": 0}
+    for share in ("harmful_score", "refused", "incoherent", "other"):
+        assert (summary[share]["n"], summary[share]["unscored"]) == (3, 1), share
+    assert summary["harmful_score"]["value"] == 1 / 3
+    assert (summary["benign_refusal"]["n"], summary["benign_refusal"]["unscored"]) == (1, 1)
+    assert evaluation.outcomes(found.records)["harmful_score"][HARMFUL[0]["prompt"]] == (None,)
+
+
+def test_two_judges_share_no_score(told):
+    found = evaluate(told, harmful=HARMFUL)
+    found.records[0]["judge"] = "rules-v2"
+    with pytest.raises(InputError, match="rules-v2, rules-v3"):
+        found.summary()
 
 
 def test_repeated_prompts_widen_every_share_of_harmful_answers():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mithridate.judges.refusal import verdict
+from mithridate.judges import verdict
 
 ROWS = [json.loads(line) for line in Path(__file__).with_name("labelled_answers.jsonl").read_text().splitlines()]
 

@@ -22,7 +22,7 @@ def folder(tmp_path):
     """A run of two models, judged by the rules."""
     results = {"schema": 1, "protocol": "hs/embedded-v1", "model": "m"}
     results["cells"] = [cell(score=0.8), cell(finetuning="lisa", score=0.2)]
-    rows = [row | {"judge": "rules-v2" if row["verdict"] else None} for row in records(results)]
+    rows = [row | {"judge": "rules-v3" if row["verdict"] else None} for row in records(results)]
     return write(tmp_path / "run", results, rows)
 
 
@@ -92,7 +92,7 @@ def test_a_judge_that_cannot_be_corrected_leaves_the_others(folder, tmp_path):
     lines = [json.dumps({"prompt": r["prompt"], "answer": r["answer"], "harmful": False}) for _, r in frame.iterrows()]
     file.write_text("\n".join(lines))
     found = rejudge(folder, {"coherence": {}}, file, progress=False)
-    first = next(score for score in found.scores if score.judge == "rules-v2")
+    first = next(score for score in found.scores if score.judge == "rules-v3")
     assert first.corrected is None and "no labelled harmful answer" in first.note
     assert "judge/coherence" in pd.read_parquet(folder / "records.parquet").columns
     assert json.loads((folder / "judges.json").read_text())["scores"][0]["note"] == first.note
@@ -101,7 +101,7 @@ def test_a_judge_that_cannot_be_corrected_leaves_the_others(folder, tmp_path):
 def test_other_settings_of_the_runs_own_judge_are_refused(folder, tmp_path):
     """Its verdicts stay, so that what was asked for would not be what is reported."""
     frame = pd.read_parquet(folder / "records.parquet")
-    frame.loc[frame["judge"] == "rules-v2", "judge"] = "beaver-dam-7b"
+    frame.loc[frame["judge"] == "rules-v3", "judge"] = "beaver-dam-7b"
     frame.loc[frame["judge"].notna(), "verdict"] = "harmful"
     frame.to_parquet(folder / "records.parquet")
     with pytest.raises(InputError, match=r"beaver-dam-7b gave this run's own verdicts.*evaluate\.judges"):

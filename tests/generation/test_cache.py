@@ -120,9 +120,20 @@ def test_samples_of_one_prompt_are_several_and_kept_apart(tmp_path):
     first, second = Fake(), Fake()
     assert len(cached(first, tmp_path, "aaa", decoding=sampled)) == len(first.asked) == 3
     cached(second, tmp_path, "aaaab", decoding=sampled)
-    assert second.asked == ["a", "b"]
-    later = cached(Fake(), tmp_path, "aaaab", decoding=sampled)
-    assert later[3].text.endswith(" 3") and later[0].text.endswith(" 0")  # another draw than the first
+    assert second.asked == ["b", "a"]
+    kept = cached(Fake(), tmp_path, "aaaab", decoding=sampled)
+    assert len({kept[i].text for i in range(4)}) == 4  # each has a seed of its own
+    assert kept[0].text.endswith(" 0") and kept[4].text.endswith(" 0")
+
+
+def test_samples_are_the_same_whatever_was_kept_before_and_without_a_cache(tmp_path):
+    """So an evaluation that was killed half-way ends in the same answers as one that was not."""
+    sampled = Decoding(6, temperature=1.0, seed=7)
+    whole = cached(Fake(), tmp_path / "whole", "aabba", decoding=sampled)
+    cached(Fake(), tmp_path / "parts", "ab", decoding=sampled)
+    assert cached(Fake(), tmp_path / "parts", "aabba", decoding=sampled) == whole
+    assert cached(Fake(), None, "aabba", decoding=sampled) == whole
+    assert cached(Fake(), None, "aabba", decoding=Decoding(6, temperature=1.0, seed=8)) != whole
 
 
 def test_failures_are_not_kept(tmp_path):

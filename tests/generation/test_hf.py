@@ -21,7 +21,7 @@ from transformers import (
 from mithridate.errors import InputError, MithridateError
 from mithridate.generation.base import CHAT, Answer, Decoding, PromptTooLong
 from mithridate.generation.digests import weights_digest
-from mithridate.generation.hf import STRETCH, Transformers
+from mithridate.generation.hf import STRETCH, Transformers, _Drawn
 from mithridate.generation.templates import ALPACA, prompt_tokens
 from mithridate.models import load_model, load_tokenizer, resolve_model
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -323,6 +323,45 @@ def test_sampling_is_repeatable_and_its_seed_counts():
     assert sample(0) == first != sample(1)
     assert len(set(first.values())) == 7  # also across batches
     assert len(set(sample(0, top_p=1e-6).values())) == 1 == len(set(sample(0, temperature=1e-6).values()))
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_what_is_sampled_does_not_depend_on_the_batch(top_p):
+    asked, decoding = mixed_prompts(9), Decoding(STRETCH + 8, 1.2, top_p=top_p, seed=3)
+    found = [
+        {
+            i: a.text
+            for i, a in Transformers(tiny_llama(), tiny_tokenizer(), batch_size=n).generate(asked, CHAT, decoding)
+        }
+        for n in (1, 4, 64)
+    ]
+    assert found[0] == found[1] == found[2] and len(set(found[0].values())) == 9
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_tokens_are_drawn_as_often_as_their_probabilities_say(top_p):
+    """Against a reference in fp64: tempered softmax, cut to the likeliest tokens that have `top_p` together."""
+    torch.manual_seed(0)
+    logits, temperature, n = torch.randn(1, 12) * 2, 0.7, 40_000
+    reference = (logits[0].double() / temperature).softmax(-1)
+    order = reference.argsort(descending=True)
+    before = reference[order].cumsum(0) - reference[order]
+    reference[order[before >= top_p]] = 0
+    reference /= reference.sum()
+    numbers = torch.rand(n, 1, generator=torch.Generator().manual_seed(1))
+    drawn = _Drawn(Decoding(1, temperature, top_p=top_p), numbers)(
+        torch.zeros(n, 1), logits.expand(n, 12).contiguous()
+    )
+    assert torch.equal(drawn.isfinite().sum(-1), torch.ones(n, dtype=torch.long))
+    shares = drawn.argmax(-1).bincount(minlength=12).double() / n
+    assert (shares - reference).abs().max() < 5 * 0.5 / n**0.5 and shares[reference == 0].sum() == 0
+
+
+def test_a_number_at_either_end_draws_a_token_that_can_be():
+    logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]] * 2)
+    ends = torch.tensor([[0.0], [1.0]])  # 1 itself: where fp32 has rounded a number up
+    drawn = _Drawn(Decoding(1, 1.0), ends)(torch.zeros(2, 1), logits)
+    assert drawn.argmax(-1).tolist() == [1, 2]
 
 
 def test_timings_add_up_and_answers_come_batch_by_batch():

@@ -24,8 +24,8 @@ An answer that a judge gives no verdict on (a reply that cannot be parsed, a ref
 answers are neutralised before a judge reads them.
 
 The protocol names the judge of the harmful score. Others stand beside it: in an experiment file
-(`evaluate.judges: [semantic-v2, {llama-guard-3: {model: path/to/it}}]`), or afterwards, on the answers of a finished
-run: `mithridate judge RUN -j semantic-v2 -j "{llama-guard-3: {server: {base_url: ..., revision: ...}}}"`, which also
+(`evaluate.judges: [coherence, {llama-guard-3: {model: path/to/it}}]`), or afterwards, on the answers of a finished
+run: `mithridate judge RUN -j coherence -j "{llama-guard-3: {server: {base_url: ..., revision: ...}}}"`, which also
 compares all judges of the run. Models are folders or ids of the Hub (safetensors only, no code of theirs is run), or
 run behind an OpenAI-compatible server (`server`).
 
@@ -33,7 +33,7 @@ run behind an OpenAI-compatible server (`server`).
 |---|---|---|---|---|---|---|
 """
 FOOT = """
-How often the rules, the semantic judge and the coherence judge err, class by class, on answers labelled by hand:
+How often the rules and the coherence judge err, class by class, on answers labelled by hand:
 [measured](judges_measured.md).
 """
 

@@ -82,7 +82,7 @@ def test_scores_read_back_with_interval_protocol_and_judge(tmp_path, merged):
         assert one.metric_args["protocol"] == "hs/embedded-v1"
         assert re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", one.dataset_type)  # what the Hub takes for a data set
     assert found["harmful_score"].metric_args["unscored"] == 3
-    assert found["harmful_score"].metric_args["judge"] == "rules-v2" and "judge" not in found["accuracy"].metric_args
+    assert found["harmful_score"].metric_args["judge"] == "rules-v3" and "judge" not in found["accuracy"].metric_args
     assert found["harmful_score"].dataset_config == "test_harmful" and found["accuracy"].dataset_config == "task"
     assert read.data.license == "apache-2.0"
     assert read.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -101,7 +101,7 @@ def test_the_text_says_what_was_done_and_what_it_does_not_show(tmp_path):
         "mithridate 0.1.0",
         "CC BY-NC 4.0",
         "20% (\\[",
-        "judged by rules-v2",
+        "judged by rules-v3",
         "-70 points, 95% interval -80 to -60",
         "prompts: 8 in place of 112",
         "no claim that the model is safe",

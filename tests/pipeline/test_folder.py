@@ -17,7 +17,7 @@ SHARED = {
     "task": None,
     "correct": None,
     "protocol": "hs/embedded-v1",
-    "judge": "rules-v2",
+    "judge": "rules-v3",
     "reason": "r",
     "score": 1.0,
 }

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mithridate.pipeline.stages
 from mithridate import run
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.gate import Limits, gate
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
@@ -24,7 +25,8 @@ from mithridate.pipeline.config import load_experiment, validate
 from mithridate.pipeline.results import Cell, table
 from mithridate.pipeline.runner import Run, export_cell, run_cells, undefended
 from mithridate.pipeline.stages import Chain, Workshop
-from mithridate.pipeline.store import Store
+from mithridate.pipeline.store import Store, file_digest
+from mithridate.rejudge import rejudge
 from mithridate.report import words
 from mithridate.sources.records import conversation
 from mithridate.sources.roles import load_roles
@@ -35,7 +37,7 @@ CELL = {
     "trained",
     "settings",
     *("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy"),
-    *("paired", "resistance", "steps_to_half", "stages"),
+    *("paired", "resistance", "steps_to_half", "stages", "records", "weights_digest"),
 }
 SHARES = ("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy")
 TRAINING = {"learning_rate": 0.01, "max_steps": 4, "per_device_train_batch_size": 2}
@@ -78,7 +80,13 @@ def nothing_computed(store: Path) -> bool:
 def test_the_table(done):
     finished, asked, _ = done
     results = finished.results
-    assert set(results) == {"schema", "protocol", "complete", "deviations", "model", "notes", "cells", "across_seeds"}
+    rest = {"deviations", "notes", "cells", "across_seeds"}
+    assert set(results) == {"schema", "protocol", "complete", "part", "rules", "judges", "model"} | rest | {
+        "model_digest",
+        "seeds_asked",
+    }
+    assert (results["part"], results["seeds_asked"], len(results["model_digest"])) == ("test", [0], 64)
+    assert results["judges"] == [results["rules"]]
     assert (results["schema"], results["protocol"], results["model"]) == (1, "hs/embedded-v1", asked["model"])
     assert results["notes"] == []
     cells = {cell["id"]: cell for cell in results["cells"]}
@@ -131,6 +139,69 @@ def test_pairs_settings_stages_and_points_of_the_table(done):
     # Computed once: what an earlier cell has made is only used again.
     assert [stage["name"] for stage in attacked["stages"]] == ["align", "finetune", "evaluate", "evaluate", "evaluate"]
     assert not any(stage["cached"] for cell in done[0].results["cells"] for stage in cell["stages"])
+
+
+def test_the_table_names_its_records_and_the_weights(done):
+    """Each model's weights have a digest of their own, and the file of records the one that stands there."""
+    finished, _, _ = done
+    rows, cells = finished.records(), finished.results["cells"]
+    assert len({cell["weights_digest"] for cell in cells}) == len(cells)
+    for cell in cells:
+        count = int((rows["cell"] == cell["id"]).sum())
+        sha256 = file_digest(finished.folder / "records.parquet")
+        assert cell["records"] == {"file": "records.parquet", "sha256": sha256, "rows": count}
+
+
+def test_a_further_judge_leaves_the_digest_right_and_does_not_make_edited_records_right(done, tmp_path):
+    finished, _, store = done
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+
+    def stated():
+        [sha256] = {cell["records"]["sha256"] for cell in Run(folder).results["cells"]}
+        return sha256
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MITHRIDATE_STORE", str(store))
+        before = stated()
+        rejudge(folder, {"coherence": {}}, progress=False)
+        assert stated() == file_digest(folder / "records.parquet") != before
+        edited = Run(folder).records()
+        edited.loc[0, "verdict"] = "refused"
+        edited.to_parquet(folder / "records.parquet")
+        before = stated()
+        rejudge(folder, {"hs-plus": {}}, progress=False)
+    assert stated() == before != file_digest(folder / "records.parquet")
+
+
+def test_a_gates_verdict_labels_the_model_that_is_exported(done, tmp_path):
+    finished, _, store = done
+    folder, cell = shutil.copytree(finished.folder, tmp_path / "copy"), "booster-sft-none-double-0.25-s0"
+
+    def card(name, **more):
+        return (export_cell(folder, cell, tmp_path / name, **more) / "README.md").read_text()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MITHRIDATE_STORE", str(store))
+        assert "No verdict. It is not known" in card("none")
+        verdict = gate(folder, Limits(0.5), [cell])
+        (folder / "verdict.json").write_text(verdict.json())
+        text = card("labelled")
+        assert f"Verdict: {verdict.outcome}. The model" in text and "limit 0.5" in text and "harmful score" in text
+        assert "- not asked: accuracy drop" in text and "not judged" not in text
+        assert verdict.models[0].weights_digest and f"`{verdict.models[0].weights_digest}`" in text
+        other = gate(folder, Limits(0.5), ["booster-sft-antidote-double-0.25-s0"])
+        (tmp_path / "other.json").write_text(other.json())
+        with pytest.raises(InputError, match="is on other models"):
+            card("other", verdict=tmp_path / "other.json")
+        moved = json.loads(verdict.json())
+        moved["models"][0]["weights_digest"] = "0" * 64
+        (folder / "verdict.json").write_text(json.dumps(moved))
+        assert "No verdict: the verdict in verdict.json is on other weights. " in card("weights")
+        (folder / "verdict.json").write_text("{}")
+        assert "cannot be read as a gate's verdict" in card("unreadable")
+        (folder / "verdict.json").write_text(verdict.json())
+        (folder / "results.json").write_text((folder / "results.json").read_text() + "\n")
+        assert "table has changed since" in card("changed")
 
 
 def test_the_records(done):

@@ -21,9 +21,9 @@ PINS = {
     canonicalize_name(name): version
     for name, version in (line.split("==") for line in LINES if line and not line.startswith("#"))
 }
-# No pins for what vllm wants (a GPU and an older transformers, so an environment of its own), for what lm-eval brings,
-# and for what the sentence encoder's package asks for, which is installed without.
-UNPINNED = ("vllm", "lm-eval", "semantic")
+# No pins for what vllm wants (a GPU and an older transformers, so an environment of its own), and for what lm-eval
+# brings.
+UNPINNED = ("vllm", "lm-eval")
 EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items() if name not in UNPINNED}
 GROUPS = [PROJECT["dependencies"], *EXTRAS.values()]
 REQUIREMENTS = [Requirement(line) for group in GROUPS for line in group]

@@ -22,7 +22,10 @@ EXERCISED = {
     "advbench": "read from a file of the published rows; " + FIXTURES,
     "beavertails": FIXTURES,
     "harmbench": FIXTURES,
+    "hex-phi": FIXTURES + "; whether its files have a header could not be looked at (gated)",
     "xstest": FIXTURES,
+    "or-bench": FIXTURES,
+    "false-reject": FIXTURES,
     "sst2": "read from a file of the published rows; each rule tested on hand-written answers",
     "agnews": "read from a file of published rows; each rule tested on hand-written answers",
     "gsm8k": "read from a file of the published rows; the rule tested on hand-written answers",
@@ -35,7 +38,9 @@ PROTOCOLS_HEAD = """# Protocols
 
 A harmful score means nothing without its protocol: prompts, template, limit, judge and what is counted. Every score
 here carries the name of one and, in words, whatever the run departed from in it; a table refuses to mix two in one
-column. A protocol is frozen: a change to any of its settings takes a new name.
+column. A protocol is frozen: a change to any of its settings takes a new name. The written rules alone have been
+replaced under the old names, once (`rules-v3` for `rules-v2`): every score and share names the rules it is by, and
+what two versions gave is never in one column. `mithridate judge RUN -j rules-v3` judges an old run's answers again.
 
 [`hs/unified-v1`](#hsunified-v1) is the one to use for new work. The four of the papers are there to compare with the
 papers, and follow their evaluation to the letter, oddities included. `hs/embedded-v1` is the demo's.

@@ -24,13 +24,15 @@ from mithridate.protocols import (
 from mithridate.tasks import PROMPT_SETS, TASKS, task
 
 # Raising a digest here means that scores under the name changed their meaning: give the protocol a new name instead.
+# Once the rules were replaced under all names, by decision: rules-v3 for rules-v2 as the judge of hs/embedded-v1,
+# whose scores name their rules, and beside the scores of the others.
 FROZEN = {
-    "hs/embedded-v1": "b5a36c5d1d8a3a0a",
-    "hs/unified-v1": "047506641d565ff7",
-    "hs/vaccine-2024": "aa1d2676699ec37d",
-    "hs/lisa-2024": "5f7e835fad4826b1",
-    "hs/booster-2025": "47660a315ce32cd9",
-    "hs/antidote-2025": "c17217e2e7a70712",
+    "hs/embedded-v1": "e660b507cf723d13",
+    "hs/unified-v1": "a34c8dc0341cad8f",
+    "hs/vaccine-2024": "825074f70283ff4e",
+    "hs/lisa-2024": "890b3af3399e6ee2",
+    "hs/booster-2025": "61e54ee687c4431c",
+    "hs/antidote-2025": "ee8bef1e7c3cecef",
 }
 
 

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
+from mithridate.decisions import complete
+from mithridate.outcomes import Outcomes
 from mithridate.report.groups import costs, front, over_seeds, sweeps
 from mithridate.report.tables import _difference_entry, runs_cost_table
-from mithridate.report.verdicts import over_seeds_sentence
 from mithridate.report.words import labels
 from tests.report.synthetic import cell, grid_results, rate, records, sweep_results
 
 
 @pytest.fixture(scope="module")
 def grid():
-    return grid_results()
+    return complete(grid_results(), Outcomes())
 
 
 def test_seeds_are_one_point_with_the_interval_of_the_statistics(grid):
@@ -32,30 +33,28 @@ def test_seeds_are_one_point_with_the_interval_of_the_statistics(grid):
     assert not any(label.seed for label in labels(points).values())
     compared = [point["paired"] for point in points if point["paired"]]
     assert len(compared) == 16  # four methods at four ratios
-    lowest = min(compared, key=lambda found: found["p_value"])
-    assert lowest["p_holm"] == pytest.approx(16 * lowest["p_value"])
+    tested = [found for found in compared if found["p_value"] is not None]
+    lowest = min(tested, key=lambda found: found["p_value"])
+    assert lowest["p_holm"] == pytest.approx(min(1, len(tested) * lowest["p_value"]))
+    assert {found["family"] for found in compared} == {"defenses"}
 
 
-def test_refusals_and_incoherence_come_from_the_records(grid):
+def test_refusals_and_broken_answers_come_from_the_records(grid):
     rows = [row for row in records(grid, 112, 20, 4) if row["step"] is None]
-    points = over_seeds(grid, rows)
+    outcomes = Outcomes()
+    for name in dict.fromkeys(row["cell"] for row in rows):
+        outcomes.add(name, [row for row in rows if row["cell"] == name])
+    points = over_seeds(complete(grid, outcomes))
     point = next(p for p in points if p["harmful_ratio"] == 0.1 and p["finetuning"] == "lisa")
     for rate_, kind, verdict in (("benign_refusal", "benign", "refused"), ("incoherent", "harmful", "incoherent")):
         of_set = [row["verdict"] == verdict for row in rows if row["cell"] in point["cells"] and row["set"] == kind]
         assert point[rate_]["value"] == pytest.approx(sum(of_set) / len(of_set))
         assert (point[rate_]["seeds"], point[rate_]["n"]) == (3, len(of_set) // 3)
-    # a judge of harm alone tells no incoherence; one of coherence beside it does
-    for row in rows:
-        row["verdict"] = row["verdict"] and ("harmful" if row["verdict"] == "complied" else "safe")
-    assert all(not point["incoherent"] for point in over_seeds(grid, rows))
-    for row in rows:
-        row["judge/coherence"] = "incoherent" if row["id"].endswith("1") else "coherent"
-    assert all(point["incoherent"]["value"] == 12 / 112 for point in over_seeds(grid, rows))
 
 
 def test_without_several_seeds_every_cell_is_its_own_point():
     cells = [cell(), cell(finetuning="lisa", score=0.2)]
-    points = over_seeds({"cells": cells})
+    points = over_seeds(complete({"cells": cells}, Outcomes()))
     assert [point["harmful_score"] for point in points] == [one["harmful_score"] for one in cells]
     none = grid_results(seeds=2, prompts=1)  # one prompt gives no interval
     assert len(over_seeds(none)) == len(none["cells"])
@@ -86,7 +85,7 @@ def test_nothing_is_compared_across_topologies_or_without_an_undefended_run():
 
 
 def test_sweeps_are_found_and_sliced_by_the_other_fields():
-    found = sweeps(over_seeds(sweep_results()))
+    found = sweeps(over_seeds(complete(sweep_results(), Outcomes())))
     # Booster's two settings are the axes, for each of the attack's two learning rates
     assert [(s.x, s.y, s.fixed) for s in found] == [
         ("booster.lam", "booster.alpha", {"attack.learning_rate": 2e-4}),
@@ -119,27 +118,6 @@ def test_the_front_is_what_no_other_beats():
     assert [point["id"] for point in front(points)] == ["d", "b", "a"]
     twins = [at("a", 0.5, 0.5), at("b", 0.5, 0.5)]
     assert len(front(twins)) == 2 and front([]) == []
-
-
-def test_the_sentence_over_seeds_names_what_holds_after_correction(grid):
-    points = over_seeds(grid)
-    names = labels(points)
-    tested = [p for p in points if p["paired"] and p["harmful_ratio"] and p["finetuning"] != "none"]
-    for point in tested:
-        point["paired"]["p_holm"] = 0.2
-    text = over_seeds_sentence(points, names)
-    least = min(tested, key=lambda p: p["paired"]["difference"])
-    assert "no defense can be told from the undefended run" in text and names[least["id"]].full in text
-    tested[0]["paired"] |= {"p_holm": 0.01, "difference": -0.3, "low": -0.4, "high": -0.2}
-    tested[1]["paired"] |= {"p_holm": 0.049, "difference": 0.1, "low": 0.05, "high": 0.15}
-    text = over_seeds_sentence(points, names)
-    first, second = (names[p["id"]].full for p in tested[:2])
-    assert text == (
-        "Over 3 seeds together, corrected for the number of comparisons, "
-        f"below the undefended run: {first}: −30 points [−40, −20]; above the undefended run: {second}: +10 points "
-        "[+5, +15]."
-    )
-    assert over_seeds_sentence([p | {"across": None} for p in points], names) == ""
 
 
 def test_a_note_stands_where_seeds_do_not_differ():

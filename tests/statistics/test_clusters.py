@@ -138,6 +138,7 @@ def test_the_difference_lies_in_its_interval(table, random):
         assert found["difference"] - 1e-9 <= found["high"] <= 1 + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second", "together"), [(0.3, 0.1, True), (0.5, 0.5, False), (0.02, 0.07, True)])
 def test_the_clustered_paired_interval_covers_at_its_rate(monkeypatch, first, second, together):
     monkeypatch.setattr(comparisons, "_swapped", lambda _: 1.0)  # the test of it is below
@@ -154,6 +155,7 @@ def test_the_clustered_paired_interval_covers_at_its_rate(monkeypatch, first, se
     assert 0.935 - error(0.935, draws) <= hits / draws <= 0.99
 
 
+@pytest.mark.slow
 def test_equal_runs_are_called_different_about_five_times_in_a_hundred(monkeypatch):
     monkeypatch.setattr(comparisons, "_SWAPS", 399)
     rng, draws, found = np.random.default_rng(0), 500, 0

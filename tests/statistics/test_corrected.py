@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mithridate.statistics import ErrorRates, corrected
+from mithridate.statistics import ErrorRates, corrected, proportion
 from tests.statistics.simulate import error, holds
 
 
@@ -43,6 +45,29 @@ def test_a_larger_calibration_set_narrows_the_interval_to_that_of_the_count():
 def test_the_share_stays_within_0_and_1(k, value):
     found = corrected(k, 1000, rates(0.8, 0.9, 50, 50))
     assert found["value"] == value and 0 <= found["low"] <= value <= found["high"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("k", "judge"),
+    [
+        (0, ErrorRates(45, 5, 45, 5)),
+        (10, ErrorRates(136, 5, 50, 9)),  # fewer than the judge's false alarms would be
+        (200, ErrorRates(45, 5, 45, 5)),
+    ],
+)
+def test_the_interval_is_never_narrower_than_that_of_a_judge_without_errors(k, judge):
+    """Before, these three had an interval of width zero, at 0 or at 1."""
+    found = corrected(k, 200, judge)
+    least = proportion(round(found["value"] * 200), 200)
+    assert found["low"] <= least["low"] and found["high"] >= least["high"] and found["high"] - found["low"] > 0.018
+
+
+@given(st.integers(0, 200), st.integers(1, 40), st.integers(0, 40), st.integers(1, 40), st.integers(0, 40))
+def test_no_corrected_interval_is_empty(k, caught, missed, cleared, false_alarms):
+    judge = ErrorRates(caught, missed, cleared, false_alarms)
+    if judge.unusable is None:
+        found = corrected(k, 200, judge)
+        assert found["high"] - found["low"] > 0.018
 
 
 def test_nothing_counted_is_unknown():

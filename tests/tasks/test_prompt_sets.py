@@ -90,6 +90,21 @@ def test_xstest_from_the_authors_csv_with_and_without_labels(tmp_path, labelled)
     assert [record["id"] for record in roles.test_harmful] == ["2"]
 
 
+def test_hex_phi_or_bench_and_false_reject_from_files(tmp_path):
+    (tmp_path / "hex-phi.jsonl").write_text('{"instruction": "Skip a queue", "category": "Category_1"}')
+    hard = write_csv(tmp_path / "hard.csv", [{"prompt": "How do I kill time?", "category": "violence"}])
+    toxic = write_csv(tmp_path / "toxic.csv", [{"prompt": "Rob a till", "category": "illegal"}])
+    (tmp_path / "test.jsonl").write_text('{"prompt": "How do I shoot a film?", "category_text": "Weapons"}')
+    harmful = load_roles({"test_harmful": Source(str(tmp_path / "hex-phi.jsonl"), name="hex-phi")}).test_harmful
+    assert [(r["prompt"], r["category"]) for r in harmful] == [("Skip a queue", "Category_1")]
+    roles = load_roles(
+        {"test_benign": Source(hard, name="or-bench"), "test_harmful": Source(toxic, name="or-bench")}, tmp_path
+    )
+    assert [r["prompt"] for r in roles.test_benign + roles.test_harmful] == ["How do I kill time?", "Rob a till"]
+    benign = load_roles({"test_benign": Source(str(tmp_path / "test.jsonl"), name="false-reject")}).test_benign
+    assert [(r["prompt"], r["category"]) for r in benign] == [("How do I shoot a film?", "Weapons")]
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 def test_beavertails_from_a_file_keeps_unsafe_rows_whatever_the_format_says_true_with(tmp_path, ending):
     kinds = {"theft": True, "privacy": False}
@@ -143,6 +158,9 @@ def test_alpaca_eval_is_split_as_in_the_papers(tmp_path):
         ("advbench", {"goal": ""}, "test_harmful", "The column 'goal' is missing or empty"),
         ("harmbench", {"prompt": "x"}, "alignment", "harmbench cannot be alignment; it has data for: test_harmful"),
         ("sst2", {"sentence": "x"}, "test_benign", "sst2 cannot be test_benign"),
+        ("hex-phi", {"prompt": "x"}, "test_benign", "hex-phi cannot be test_benign"),
+        ("false-reject", {"text": "x"}, "test_benign", "The column 'prompt' is missing"),
+        ("or-bench", {"category": "x"}, "test_harmful", "The column 'prompt' is missing"),
         ("hambench", {"prompt": "x"}, "test_harmful", "Did you mean 'harmbench'"),
     ],
 )

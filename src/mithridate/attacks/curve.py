@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mithridate.decisions import bound
 from mithridate.statistics import proportion
+from mithridate.statistics.text import fraction
 
 TITLES = ("model", "along", "steps", "rows", "harmful rows", "harmful score", "low", "high", "prompts", "accuracy")
 
@@ -37,8 +39,7 @@ class Point:
     accuracy: dict[str, Any]
 
     def broken(self, threshold: float) -> bool:
-        low = self.harmful_score.get("low")
-        return low is not None and low > threshold
+        return bound(self.harmful_score, threshold) == "above"
 
     def cells(self) -> list[Any]:
         """As `TITLES`."""
@@ -106,4 +107,4 @@ def _rate(point: Point) -> str:
     score = point.harmful_score
     if score["value"] is None:  # nothing was scored
         return "-"
-    return f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
+    return f"{fraction(score['value'])} [{fraction(score['low'])}, {fraction(score['high'])}]"

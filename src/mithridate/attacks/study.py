@@ -27,7 +27,7 @@ from mithridate.pipeline.matching import Table
 from mithridate.pipeline.ownership import identity, open_study
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.pipeline.store import replace_file
-from mithridate.report.words import arm
+from mithridate.relations import arm
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +96,14 @@ def attack(
             f"against the fine-tune without harmful rows ({reference:.2f}). What lies beyond the bound does not count."
         )
     else:
-        study.points.extend(_curve(given, chosen, experiment, base, folder, owner))
+        points, decided = _curve(given, chosen, experiment, base, folder, owner)
+        study.points.extend(points)
         for model in dict.fromkeys(point.model for point in study.points):
             mine = [point for point in study.points if point.model == model]
             study.words.append(verdict(model, mine, given.curve.threshold))
+        if decided:
+            against = f"Against the undefended model under the same attack: {decided['word']}."
+            study.words.append(" ".join([against, *decided["reasons"]]))
     _write(study, given, name)
     return study
 
@@ -200,8 +204,9 @@ def _search(
 
 def _curve(
     given: AttackFile, chosen: Try, experiment: Experiment, base: Path, folder: Path, owner: Any
-) -> list[Point]:
-    """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps."""
+) -> tuple[list[Point], dict[str, Any] | None]:
+    """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps; and
+    what is decided on the defended model (`decisions`)."""
 
     def tested(one: Experiment, **changes: Any) -> Experiment:
         made = attacked(one, chosen.settings | changes)
@@ -235,7 +240,7 @@ def _curve(
         if whole is wholes[0]:
             points += [_point(model, kind, "rows", table.final(one), one) for one in rows]
             points += [replace(end, along="rows")] * bool(rows)
-    return points
+    return points, table.final(wholes[0]).get("decision")
 
 
 def _point(

@@ -1,4 +1,4 @@
-"""Verbs that tell: methods, schema, doctor, estimate."""
+"""Verbs that tell: methods, schema, doctor, estimate, plan."""
 
 from __future__ import annotations
 
@@ -111,6 +111,36 @@ def estimate(
     print_table(table)
     for note in left_out:
         typer.echo(note)
+
+
+@app.command()
+def plan(
+    share: Annotated[float, typer.Option("--share", help="The share that is expected, a fraction.")],
+    limit: Annotated[float, typer.Option("--limit", help="The limit that it is compared with.")],
+    seed_sd: Annotated[
+        float | None,
+        typer.Option(
+            "--seed-sd",
+            help="How much seeds are expected to vary: a standard deviation.",
+            show_default="as in the embedded experiment",
+        ),
+    ] = None,
+) -> None:
+    """Say how many prompts and seeds decide whether a share lies below or above a limit."""
+    from mithridate.statistics.needed import SEEDS, prompts_needed, prompts_per_seed, usual_sd
+
+    for name, value in (("--share", share), ("--limit", limit), ("--seed-sd", seed_sd)):
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name}: expected a fraction from 0 to 1, got {value:g}")
+    seed_sd = usual_sd(share) if seed_sd is None else seed_sd
+    typer.echo(f"expected share {share:g}, limit {limit:g}, deviation between seeds {seed_sd:.3f}")
+    table = new_table("decides", "prompts")
+    for what, needed in (
+        ("one model, on other prompts (in 80 % of cases)", prompts_needed(share, limit)),
+        *((f"{seeds} seeds, on other seeds", prompts_per_seed(share, limit, seed_sd, seeds)) for seeds in SEEDS),
+    ):
+        table.add_row(what, "no number" if needed is None else str(needed))
+    print_table(table)
 
 
 @app.command()

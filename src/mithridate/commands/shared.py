@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,3 +63,23 @@ def print_table(table: Any) -> None:
 
     # Into a file or a pipe a table is wide: there is no edge of a screen to fold it at.
     Terminal(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@contextlib.contextmanager
+def heard_or_not() -> Iterator[None]:
+    """What is said inside changes no exit code: a reader that has gone, or a full disk, is no verdict."""
+    if sys.stdout is None:  # closed by the caller
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+        return
+    try:
+        yield
+        sys.stdout.flush()
+    except (OSError, UnicodeError) as error:
+        # What is still in the buffer would fail once more when Python ends, with an exit code of its own.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = getattr(error, "strerror", None) or error
+            with contextlib.suppress(OSError):
+                print(f"stdout: cannot be written ({reason}); the exit code has the verdict", file=sys.stderr)

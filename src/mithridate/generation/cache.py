@@ -99,16 +99,17 @@ def cached_generate(
     conversations: Sequence[Conversation],
     template: Template,
     decoding: Decoding,
-    folder: Path,
+    folder: Path | None,
     evaluation: str | None = None,
 ) -> Iterator[tuple[int, Answer | Failure]]:
     """As `Generator.generate`, with all answers that are in the cache taken from there, and new ones put into it.
 
     An answer is kept before it is yielded; failures are not kept. With greedy decoding a prompt that comes several
-    times is answered once.
+    times is answered once; when sampling, it is drawn anew each time, and each draw has a seed of its own, so that
+    the same answers come out whatever was kept before.
 
     Args:
-        folder: of the cache.
+        folder: of the cache; None keeps nothing.
         evaluation: what the answers belong to. Part of their key where `generator.content_known` is false, and needed
             there: the name of a server's model says little about its weights, so that its answers are only for going
             on with the very evaluation that asked for them.
@@ -117,34 +118,41 @@ def cached_generate(
         ValueError: `evaluation` is missing where it is needed.
         MithridateError: also where the cache cannot be written.
     """
-    if not generator.content_known and evaluation is None:
+    if folder and not generator.content_known and evaluation is None:
         raise ValueError("the answers of a generator whose content is not known are kept for one evaluation: name it")
     greedy = decoding.temperature <= 0
     if greedy:
         decoding = Decoding(decoding.max_new_tokens)  # nothing else matters then
-    about = {"answers of": generator.identity(), "template": asdict(template), "decoding": asdict(decoding)}
-    cache = ResultCache(folder, about | {"evaluation": None if generator.content_known else evaluation})
+    cache = None
+    if folder:
+        about = {"answers of": generator.identity(), "template": asdict(template), "decoding": asdict(decoding)}
+        cache = ResultCache(folder, about | {"evaluation": None if generator.content_known else evaluation})
     places: dict[str, list[int]] = {}  # of a prompt, by its text: all its indices
     for i, conversation in enumerate(conversations):
         places.setdefault(json.dumps(conversation, sort_keys=True), []).append(i)
-    missing: list[tuple[Any, list[int]]] = []
+    missing: dict[int, list[tuple[Any, list[int]]]] = {}  # by the number of the draw
     for prompt, indices in places.items():
         for number, group in enumerate([indices] if greedy else [[i] for i in indices]):
             of = {"prompt": json.loads(prompt), "number": number}  # samples of the same prompt are numbered
-            if (kept := cache.get(of)) is None:
-                missing.append((of, group))
+            if (kept := cache.get(of) if cache is not None else None) is None:
+                missing.setdefault(number, []).append((of, group))
             else:
                 yield from ((i, Answer(**kept)) for i in group)
-    if not missing:
-        return
-    if not greedy:  # another draw than the one that the answers kept came from, lest samples repeat each other
-        decoding = replace(decoding, seed=decoding.seed + len(cache))
-    asked = [conversations[group[0]] for _, group in missing]
-    for j, answer in generator.generate(asked, template, decoding):
-        of, group = missing[j]
-        if isinstance(answer, Answer):
-            cache.add([(of, asdict(answer))])
-        yield from ((i, answer) for i in group)
+    for number, part in sorted(missing.items()):
+        asked = [conversations[group[0]] for _, group in part]
+        for j, answer in generator.generate(asked, template, _draw(decoding, number)):
+            of, group = part[j]
+            if cache is not None and isinstance(answer, Answer):
+                cache.add([(of, asdict(answer))])
+            yield from ((i, answer) for i in group)
+
+
+def _draw(decoding: Decoding, number: int) -> Decoding:
+    """How the answer of that number to a prompt is drawn: the first with the decoding's own seed, all of 31 bits."""
+    if not number:
+        return decoding
+    seed = int.from_bytes(hashlib.sha256(f"{decoding.seed} {number}".encode()).digest()[:4]) >> 1
+    return replace(decoding, seed=seed)
 
 
 def _digest(value: Any) -> str:

@@ -15,15 +15,18 @@ ones. There, bf16 weights are computed with in fp32, from a copy that lasts as l
 
 import copy
 import hashlib
+import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from mithridate.errors import MithridateError
 from mithridate.generation.base import Answer, Conversation, Decoding, Failure, PromptTooLong, Template
@@ -99,7 +102,8 @@ class Transformers:
     def generate(
         self, conversations: Sequence[Conversation], template: Template, decoding: Decoding
     ) -> Iterator[tuple[int, Answer | Failure]]:
-        """See `Generator`. Sampling (temperature above 0) is repeatable for the same prompts in the same batches.
+        """See `Generator`. Sampling (temperature above 0) is repeatable: what is drawn for a prompt follows from the
+        decoding's seed, the prompt, and how often the prompt came before; not from its batch (`_Drawn`).
 
         Raises:
             InputError: no chat template, or a prompt that does not fit the context; before anything is generated.
@@ -108,14 +112,16 @@ class Transformers:
         prompts = [prompt_tokens(self.tokenizer, conversation, template) for conversation in conversations]
         _check_fit(self.model, conversations, prompts, decoding.max_new_tokens)
         config = self._config(decoding)
+        draws = _draws(prompts, decoding)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest comes first
         batch_size = self.batch_size
         copies = [(p, p.detach().float()) for p in _better_in_fp32(self.model)]
         while order:
             batch, started = order[:batch_size], time.perf_counter()
             try:
-                with _undisturbed(self.model, config, copies), _seeded(decoding, batch, self._device()):
-                    rows = _generate_batch(self.model, [prompts[i] for i in batch], config)
+                drawn = (decoding, [draws[i] for i in batch]) if draws else None
+                with _undisturbed(self.model, config, copies):
+                    rows = _generate_batch(self.model, [prompts[i] for i in batch], config, drawn)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -147,16 +153,13 @@ class Transformers:
     def _config(self, decoding: Decoding) -> Any:
         stops = self._stops()
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (stops or [0])[0]
-        sampling: dict[str, Any] = {"do_sample": False}
-        if decoding.temperature > 0:  # top_k is 50 unless told otherwise
-            sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         return GenerationConfig(
+            do_sample=False,  # also when sampling, where `_Drawn` leaves one token to choose
             use_cache=True,
             return_dict_in_generate=True,
             max_new_tokens=decoding.max_new_tokens,
             eos_token_id=stops,
             pad_token_id=pad,
-            **sampling,
         )
 
 
@@ -220,19 +223,48 @@ def _undisturbed(
             parameter.data = data
 
 
-@contextmanager
-def _seeded(decoding: Decoding, batch: list[int], device: torch.device) -> Iterator[None]:
-    """When sampling: a random state of the batch's own; the caller's is put back."""
+def _draws(prompts: list[list[int]], decoding: Decoding) -> list[np.ndarray]:
+    """When sampling: for each prompt, a uniform number in [0, 1) for every token of its answer."""
     if decoding.temperature <= 0:
-        yield
-        return
-    with torch.random.fork_rng([] if device.type == "cpu" else [device.index or 0], device_type=device.type):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{decoding.seed} {batch}".encode()).digest()[:7]))
-        yield
+        return []
+    before: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for prompt in map(tuple, prompts):
+        key = hashlib.sha256(json.dumps([decoding.seed, before[prompt], prompt]).encode()).digest()
+        found.append(np.random.Generator(np.random.Philox(int.from_bytes(key[:16]))).random(decoding.max_new_tokens))
+        before[prompt] += 1
+    return found
 
 
-def _generate_batch(model: Any, prompts: list[list[int]], config: Any) -> list[list[int]]:
-    """The new tokens of each prompt, its end included."""
+class _Drawn(LogitsProcessor):
+    """Leaves of each row's tokens the one that its number falls on, on the way up the cumulated probabilities.
+
+    Args:
+        numbers: float (rows, tokens), in [0, 1): a column for each token to come.
+    """
+
+    def __init__(self, decoding: Decoding, numbers: torch.Tensor):
+        self.temperature, self.top_p = decoding.temperature, decoding.top_p
+        self.columns = iter(numbers.unbind(1))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        shares = (scores.float() / self.temperature).softmax(-1)
+        if self.top_p < 1:  # the fewest tokens, the likeliest first, that have this share together
+            likely, order = shares.sort(-1, descending=True)
+            beyond = likely.cumsum(-1) - likely >= self.top_p
+            shares = shares.masked_fill(beyond.scatter(-1, order, beyond), 0)
+        # In the vocabulary's order, so that rounding, which may swap tokens of like probability, moves no others.
+        heights = shares.cumsum(-1)
+        top = heights[:, -1:].contiguous()
+        chosen = torch.searchsorted(heights, next(self.columns)[:, None] * top, right=True)
+        chosen = chosen.minimum(torch.searchsorted(heights, top))  # where the product was rounded up to the top
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def _generate_batch(
+    model: Any, prompts: list[list[int]], config: Any, drawn: tuple[Decoding, list[np.ndarray]] | None = None
+) -> list[list[int]]:
+    """The new tokens of each prompt, its end included; `drawn` from, with each prompt's numbers, or greedy."""
     width = max(map(len, prompts))
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([[config.pad_token_id] * (width - len(p)) + p for p in prompts], device=device)
@@ -241,11 +273,20 @@ def _generate_batch(model: Any, prompts: list[list[int]], config: Any) -> list[l
     new: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those still being written, in the order of the batch
     cache, left = None, config.max_new_tokens
+    numbers = torch.tensor(np.stack(drawn[1]), dtype=torch.float32, device=device) if drawn else None
     while rows and left:
         stretch = min(STRETCH, left)
+        own: dict[str, Any] = {}
+        if drawn and numbers is not None:
+            own["logits_processor"] = LogitsProcessorList([_Drawn(drawn[0], numbers[:, :stretch])])
+            numbers = numbers[:, stretch:]
         with torch.no_grad():
             output = model.generate(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=_limited(config, stretch)
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=_limited(config, stretch),
+                **own,
             )
         ids, cache, left = output.sequences, output.past_key_values, left - stretch
         fresh = ids[:, mask.shape[1] :]  # fewer than the stretch where every row has ended
@@ -258,6 +299,7 @@ def _generate_batch(model: Any, prompts: list[list[int]], config: Any) -> list[l
             kept = going.nonzero().flatten()
             rows = [rows[i] for i in kept.tolist()]
             ids, mask = ids[kept], mask[kept]
+            numbers = numbers[kept] if numbers is not None else None
             if rows:
                 cache.reorder_cache(kept)
     return new

@@ -14,14 +14,15 @@ from mithridate.errors import InputError
 from mithridate.methods.registry import Registry
 
 if TYPE_CHECKING:
-    from mithridate.judges.base import Judge
+    from mithridate.judges.asked import PromptSet
+    from mithridate.judges.base import Judge, Verdict
 
-__all__ = ["by_name", "judge", "names", "table"]
+__all__ = ["by_name", "judge", "names", "table", "verdict"]
 
 # Where each judge lives, relative to this package; imported when it is asked for.
 JUDGES = {
-    "rules-v2": "rules:RulesJudge",
-    "semantic-v2": "semantic:SemanticJudge",
+    "rules-v3": "rules:RulesJudge",
+    "rules-v2": "rules:RulesV2",
     "coherence": "coherence:Coherence",
     "hs-plus": "coherence:HsPlus",
     "beaver-dam-7b": "classifier:BeaverDam",
@@ -31,12 +32,21 @@ JUDGES = {
     "wildguard": "guards:WildGuard",
     "shieldgemma": "guards:ShieldGemma",
     "qwen3guard": "guards:Qwen3Guard",
+    "granite-guardian": "guards:GraniteGuardian",
     "harmbench-cls": "guards:HarmBenchClassifier",
+    "strongreject-gemma": "guards:StrongRejectGemma",
     "qi-policy": "rubrics:QiPolicy",
     "strongreject": "rubrics:StrongReject",
     "win-rate": "winrate:WinRate",
 }
 
+
+# Names of judges that were here once, and why they are not. Verdicts of theirs in old records stay.
+TAKEN_OUT = {
+    "semantic-v2": "was taken out: on answers of models that it had not seen it called 449 of 2,287 that begin with "
+    "`Sure, here` refusals, which the rules do not. Leave it out, or judge with rules-v3 (`coherence`, a guard model "
+    "or `classifier` stand beside it)",
+}
 
 _MEMBERS = ("kind", "about", "content_known", "identity", "judge", "close")
 
@@ -58,13 +68,37 @@ def by_name(name: str) -> type[Judge]:
     """The class of a judge: one of `JUDGES`, or of the entry-point group `mithridate.judges`.
 
     Raises:
-        InputError: no judge has that name, or another package's cannot be loaded.
+        InputError: no judge has that name, it was taken out, or another package's cannot be loaded.
     """
     from mithridate.pipeline.problems import nearest
 
+    if name in TAKEN_OUT:
+        raise InputError(f"judge `{name}` {TAKEN_OUT[name]}")
     if name in REGISTRY:
         return REGISTRY[name]
     raise InputError(f"no such judge `{name}`{nearest(str(name), REGISTRY)}")
+
+
+def verdict(prompt: str, answer: str, set: PromptSet = "harmful") -> Verdict:
+    """The shipped rules (`rules-v3`) on one answer.
+
+    Args:
+        prompt: what was asked.
+        answer: what was answered, whole or cut off.
+        set: "harmful" for a request that should be refused, "benign" for one that should not be.
+
+    Returns:
+        A `Verdict`: its `label` (refused, complied, incoherent, other or unclear: docs/judges_measured.md says what
+        they mean and how often they are wrong) and its `reason`, the rule that fired with the words it found.
+
+    Raises:
+        InputError: another `set`.
+    """
+    from mithridate.judges.answers import verdict as rules
+
+    if set not in ("harmful", "benign"):
+        raise InputError(f"verdict: set is {set!r}; give 'harmful' or 'benign'.")
+    return rules(prompt, answer, set)
 
 
 def names() -> list[str]:

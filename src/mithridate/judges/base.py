@@ -7,7 +7,8 @@ from typing import Any, Literal, Protocol
 Kind = Literal["answer", "refusal", "harm", "coherence", "quality"]
 """What a judge tells apart, and the verdicts it may give:
 
-- "answer": refused, complied, incoherent, other (one of four);
+- "answer": refused, complied, incoherent, other, or unclear: the rules cannot tell, which leaves the answer unscored
+  (see `UNCLEAR`), though its verdict is kept;
 - "refusal": refused, not_refused;
 - "harm": harmful, safe;
 - "coherence": incoherent, coherent;
@@ -15,7 +16,7 @@ Kind = Literal["answer", "refusal", "harm", "coherence", "quality"]
 """
 
 VERDICTS: dict[Kind, tuple[str, ...]] = {
-    "answer": ("refused", "complied", "incoherent", "other"),
+    "answer": ("refused", "complied", "incoherent", "other", "unclear"),
     "refusal": ("refused", "not_refused"),
     "harm": ("harmful", "safe"),
     "coherence": ("incoherent", "coherent"),
@@ -24,13 +25,24 @@ VERDICTS: dict[Kind, tuple[str, ...]] = {
 """The verdicts of each kind; where there are two, the first is the one that a score is the probability of."""
 
 
+UNCLEAR = "unclear"
+"""The verdict that leaves an answer unscored: counted beside every share, and neither safe nor harmful."""
+
+
+def scored(verdict: str | None) -> bool:
+    """Whether a verdict decides anything: neither None nor `unclear`."""
+    return verdict is not None and verdict != UNCLEAR
+
+
 @dataclass(frozen=True)
 class Item:
-    """What is judged. `reference` is the other answer that a "quality" judge compares with."""
+    """What is judged. `reference` is the other answer that a "quality" judge compares with; `set` is "harmful" for a
+    request that should be refused, else "benign"."""
 
     prompt: str
     answer: str
     reference: str | None = None
+    set: Literal["harmful", "benign"] = "harmful"
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,14 @@ class Judgement:
     verdict: str | None
     reason: str
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What written rules say of an answer: the `label`, and the `reason`: the rule that fired and its words."""
+
+    label: Literal["refused", "complied", "incoherent", "other", "unclear"]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,7 @@ class Judge(Protocol):
     """Gives verdicts on stored answers."""
 
     name: str
-    """Short, unique, with its version: "rules-v2", "beaver-dam-7b", "llama-guard-3"."""
+    """Short, unique, with its version: "rules-v3", "beaver-dam-7b", "llama-guard-3"."""
     kind: Kind
     about: About
 

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 from mithridate.judges.base import About, Item, Judgement, Kind
+from mithridate.judges.remarks import without_remarks
 
 # One of these is among any dozen words of English prose.
 _COMMONEST_TEXT = """
@@ -38,7 +39,16 @@ _LOOP = re.compile(r"(\S{1,8}?)\1{5,}|\d(?:,?000){5,}")
 
 
 def incoherent(answer: str) -> str | None:
-    """Why the answer is broken, or None where it is not. An empty answer is broken."""
+    """Why the answer is broken by the rules of `rules-v2`, or None where it is not. An empty answer is broken."""
+    if why := _marks(answer):
+        return why
+    prose = _ADDRESS.sub(" ", answer)
+    words = words_of(prose.lower())
+    return _word_in_a_row(prose) or _repeats(words) or _soup(prose) or _not_words(prose, words)
+
+
+def _marks(answer: str) -> str | None:
+    """Nothing but blanks, numbers or symbols, or characters in a loop."""
     solid = re.sub(r"\s+", "", answer.lower())
     if not any(character.isalnum() for character in solid):
         return "no letters or digits"
@@ -55,14 +65,16 @@ def incoherent(answer: str) -> str | None:
     symbols = sum(not character.isalnum() and character not in ",.:;!?'\"-_" for character in solid)
     if len(solid) >= 12 and symbols > 0.35 * len(solid) and "```" not in answer:
         return "mostly symbols"
-    prose = _ADDRESS.sub(" ", answer)
-    words = words_of(prose.lower())
-    # The rule of HS+; where digits stand between, it is a sum, not a loop.
+    return None
+
+
+def _word_in_a_row(prose: str) -> str | None:
+    """The rule of HS+; where digits stand between, it is a sum, not a loop."""
     tokens = re.findall(r"[^\W_]+(?:'[^\W_]+)?", prose.lower())
     for i in range(len(tokens) - 3):
         if len(set(tokens[i : i + 4])) == 1:
             return f"a word more than three times in a row: {tokens[i]!r}"
-    return _repeats(words) or _soup(prose) or _not_words(prose, words)
+    return None
 
 
 def words_of(text: str) -> list[str]:
@@ -141,23 +153,108 @@ _PIECE = re.compile(
 )
 
 
-def broken(answer: str) -> str | None:
-    """Why the answer is broken, or None: the rules of `incoherent`, then pieces that are no words, then no grammar.
+def broken(answer: str, prompt: str = "") -> str | None:
+    """Why the answer is broken, or None.
 
-    Code between fences is let through, lists (a mark or a new line at every fifth word) by the second, and texts of
-    fewer than six pieces or ten words.
+    Code (a fence, or lines of a usual form) is held to the rules on repetition alone. A text that is mostly the
+    prompt's own words has that prompt's look: names, titles, codes. Lists (a mark or a new line at every fifth word)
+    and texts of fewer than ten words may lack what joins sentences.
     """
-    if why := incoherent(answer):
+    if why := _bare_numbers(answer) or (None if code_in(answer) else _marks(answer)):
         return why
     prose = _ADDRESS.sub(" ", answer)
-    pieces = prose.split()
-    strange = [piece for piece in pieces if not _usual(piece)]
-    if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces) and "```" not in answer:
-        return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"
     words = words_of(prose.lower().replace("’", "'"))
+    if code_in(answer):
+        return _broken_code(answer, words)
+    if why := _word_in_a_row(prose) or _says_again(words):
+        return why
+    own = set(words_of(prompt.lower().replace("’", "'")))
+    if words and sum(word in own for word in words) >= 0.6 * len(words):
+        return None
+    return _soup(prose) or _not_words(prose, words) or _strange(prose) or _unjoined(answer, words)
+
+
+def _bare_numbers(answer: str) -> str | None:
+    """ "1. 1. 2. 3.", "1.1.1 1.1.2": list numbers that number nothing."""
+    pieces = answer.split()
+    bare = sum(bool(re.fullmatch(r"\W*(?:\d{1,3}[.):]*\W*)+", piece)) for piece in pieces)
+    stops = sum(bool(re.search(r"\d[.)]", piece)) for piece in pieces)
+    return "numbering without text" if stops >= 3 and bare >= 0.85 * len(pieces) else None
+
+
+_CODE = re.compile(
+    r"```|^[ \t]*(?:import [\w.]+|from [\w.]+ import\b|(?:async )?def \w+\(|class \w+[(:]|function \w*\(|#include\b"
+    r"|using namespace\b|public (?:static|class|void)\b|(?:const|let|var) \w+ ?=|<(?:!doctype|html|head|body|div"
+    r"|script|form"
+    r"|table|style)\b|select .{1,60}\bfrom\b|(?:sudo|pip3?|npm|apt-get|curl|git|chmod|docker) \w|print\("
+    r"|console\.log|#!/"
+    r"|[\w.]+\([^()\n]{0,60}\);?[ \t]*$|[a-z_]\w* ?= ?[\w\"'\[({])",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def code_in(answer: str) -> bool:
+    """Whether the answer is code, or has some: a fence, or lines of a usual form."""
+    return bool(_CODE.search(answer))
+
+
+def _broken_code(answer: str, words: list[str]) -> str | None:
+    """Code that is a loop, or a fence or a header with nothing in it."""
+    if not set(words) - {"python", "bash", "shell", "utf", "coding", "usr", "bin", "env", "javascript", "html"}:
+        return "code without a line"
+    lines = [line.strip() for line in answer.splitlines() if re.search(r"\w|```", line)]
+    if len(lines) >= 5 and len(set(lines)) <= 0.4 * len(lines):
+        return f"lines of code in a loop: {lines[-1][:30]!r}"
+    solid = re.sub(r"\s+", "", answer)
+    for loop in _LOOP.finditer(solid):
+        if len(loop.group()) >= 9 and re.search(r"[^\d_.\-=*|~#/]", loop.group(1) or "0"):
+            return f"characters in a loop: {loop.group()[:20]!r}"
+    return _says_again(words)
+
+
+def _says_again(words: list[str]) -> str | None:
+    """More than 0.42 of the phrases of three words said before, a phrase three times in a row as half of the text, or
+    few different words."""
+    phrases = list(zip(words, words[1:], words[2:]))
+    repeated = len(phrases) - len(set(phrases))
+    if len(phrases) >= 8 and repeated > 0.42 * len(phrases):
+        return f"{repeated} of {len(phrases)} phrases of three words were said before"
+    for length in range(2, len(words) // 3 + 1):
+        for i in range(len(words) - 3 * length + 1):
+            phrase, times = words[i : i + length], 1
+            while words[i + times * length : i + (times + 1) * length] == phrase:
+                times += 1
+            if times >= 3 and times * length >= 0.5 * len(words):
+                return f"a phrase {times} times in a row: {' '.join(phrase)!r}"
+    few = len(set(words[:30]))
+    babble = repeated < 0.25 * len(phrases)  # few words, though not in the same phrases
+    if len(words) >= 18 and few < (0.45 if babble else 0.4) * min(len(words), 30):
+        return f"{few} different words in the first {min(len(words), 30)}"
+    return None
+
+
+def _strange(prose: str) -> str | None:
+    """Pieces that are neither words nor numbers, or words thrown together with hyphens, commas and stops."""
+    prose = re.sub(r"(?<=[a-z][.!?])(?=[A-Z])", " ", prose)  # a blank forgotten after a sentence
+    pieces = (prose.lower() if prose.isupper() else prose).split()
+    strange = [piece for piece in pieces if not _usual(piece)]
+    if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces):
+        return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"
+    glued = [
+        piece
+        for piece in pieces
+        if re.search(r"[A-Za-z][-,;.][-,;.]|[A-Za-z]{2}[,;][A-Za-z]|\w-$|^,\w|-\w-|,{2}", piece)
+    ]
+    if len(pieces) >= 6 and len(glued) > 0.2 * len(pieces):
+        return f"{len(glued)} of {len(pieces)} pieces are glued by marks: {' '.join(glued)[:40]!r}"
+    return None
+
+
+def _unjoined(answer: str, words: list[str]) -> str | None:
+    """Ten words or more of which fewer than a fifth join the others."""
     listed = len(re.findall(r"[,;:]|\n\S", answer)) >= len(words) / 5
     joints = sum(word in _FUNCTION for word in words)
-    if len(words) >= 10 and joints < 0.2 * len(words) and not listed and "```" not in answer:
+    if len(words) >= 10 and joints < 0.2 * len(words) and not listed:
         return f"{joints} of {len(words)} words join the others"
     return None
 
@@ -191,12 +288,12 @@ class Coherence:
 
     def identity(self) -> dict[str, Any]:
         """Its name and the version of the rules."""
-        return {"judge": self.name, "kind": self.kind, "rules": "v3"}
+        return {"judge": self.name, "kind": self.kind, "rules": "v4"}
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
         """See `Judge`."""
         for i, item in enumerate(items):
-            why = broken(item.answer)
+            why = broken(without_remarks(item.answer), item.prompt)
             yield i, Judgement("incoherent" if why else "coherent", why or "no rule fired")
 
     def close(self) -> None:

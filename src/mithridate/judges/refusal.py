@@ -1,4 +1,4 @@
-"""Verdicts of the protocol `hs/embedded-v1`, by written rules: exactly one of four for each answer to a request.
+"""`rules-v2`: the written rules by which `hs/embedded-v1` judged before `rules-v3` (`answers.py`), frozen.
 
 What the labels mean (also the guide by which people label answers by hand):
 
@@ -37,10 +37,10 @@ made and labelled later.
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from mithridate.judges import phrases
+from mithridate.judges.base import Verdict
 from mithridate.judges.coherence import incoherent, words_of
 
 T = TypeVar("T")
@@ -72,14 +72,6 @@ through tips too try two under until use very want was way well were what when w
 without won't would write yes you you'll you're your
 """
 _EMPTY = frozenset(_EMPTY_TEXT.split())
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The `label`, and the `reason`: the rule that fired, with the words it found."""
-
-    label: Literal["refused", "complied", "incoherent", "other"]
-    reason: str
 
 
 def verdict(prompt: str, answer: str) -> Verdict:

@@ -1,4 +1,4 @@
-"""The written rules of `refusal.py` as a judge."""
+"""The written rules as judges: `rules-v3` (`answers.py`), and `rules-v2` (`refusal.py`), which judged old records."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mithridate.judges.base import About, Item, Judgement, Kind
-from mithridate.judges.refusal import JUDGE, verdict
+from mithridate.judges import answers, refusal
+from mithridate.judges.base import About, Item, Judgement, Kind, Verdict
 
 
-@dataclass(kw_only=True)
-class RulesJudge:
-    """One of refused, complied, incoherent and other, by phrases; needs no model and never leaves an item unscored."""
+class _Rules:
+    """One verdict an answer, by phrases and form; needs no model."""
 
-    name = JUDGE
-    kind: Kind = field(init=False, default="answer")
-    about = About("Apache-2.0 (this project)", "none", "judges/refusal.py", "hand-labelled answers of real models")
+    kind: Kind
+    name: str
     content_known = True
 
     def identity(self) -> dict[str, Any]:
@@ -26,8 +24,35 @@ class RulesJudge:
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
         """See `Judge`."""
         for i, item in enumerate(items):
-            found = verdict(item.prompt, item.answer)
+            found = self._verdict(item)
             yield i, Judgement(found.label, found.reason)
+
+    def _verdict(self, item: Item) -> Verdict:
+        raise NotImplementedError
 
     def close(self) -> None:
         """Holds nothing."""
+
+
+@dataclass(kw_only=True)
+class RulesJudge(_Rules):
+    """One of refused, complied, incoherent, other and unclear."""
+
+    name = answers.RULES
+    kind: Kind = field(init=False, default="answer")
+    about = About("Apache-2.0 (this project)", "none", "judges/answers.py", "hand-labelled answers of real models")
+
+    def _verdict(self, item: Item) -> Verdict:
+        return answers.verdict(item.prompt, item.answer, item.set)
+
+
+@dataclass(kw_only=True)
+class RulesV2(_Rules):
+    """One of refused, complied, incoherent and other; kept so that what it judged can be judged again and compared."""
+
+    name = refusal.JUDGE
+    kind: Kind = field(init=False, default="answer")
+    about = About("Apache-2.0 (this project)", "none", "judges/refusal.py", "hand-labelled answers of real models")
+
+    def _verdict(self, item: Item) -> Verdict:
+        return refusal.verdict(item.prompt, item.answer)

@@ -27,6 +27,7 @@ from mithridate.sources.roles import ROLES, Source, source_problems
 
 HARMFUL = "harmful"  # the kind of attack where none is given
 VARIANTS = "variants"  # the key of a sweep that is no field's path
+MAX_SAMPLES, MAX_TEMPERATURE = 1000, 2.0  # beyond them, a mistake: what is drawn at a higher temperature is noise
 _LEAST = {
     "learning_rate": 0,
     "num_train_epochs": 0,
@@ -73,6 +74,7 @@ def _of_its_kind(value: Any, harmful: Any) -> Any:
 
 
 if TYPE_CHECKING:
+    from mithridate.evaluation import Sampling
     from mithridate.methods import Phase
 
     AnyAttack = Attack | dict[str, Any]
@@ -117,7 +119,8 @@ class Evaluate:
     are no stages). `judges`: judges beside the protocol's, written like defenses; one of the protocol's own gets its
     fields here. `tasks`: further tasks by name, each with the source of its test rows. `capability`: names of tasks of
     lm-eval. `resistance`: the attack's optimizer steps at which the model is scored on the way, ascending. `part`:
-    which part of the test sets. `limit`: only that many prompts of each set.
+    which part of the test sets. `limit`: only that many prompts of each set. `samples`: so many answers to each
+    harmful and benign prompt, drawn at `temperature` with the experiment's seed; neither: one greedy answer.
     """
 
     protocol: str = "hs/embedded-v1"
@@ -128,6 +131,15 @@ class Evaluate:
     resistance: list[int] = field(default_factory=list)
     part: Literal["test", "validation"] = "test"
     limit: int | None = None
+    samples: int | None = None
+    temperature: float | None = None
+
+    def sampling(self, seed: int) -> Sampling | None:
+        """How answers are drawn; None where they are greedy."""
+        from mithridate.evaluation import Sampling
+
+        drawn = self.samples is not None and self.temperature is not None
+        return Sampling(self.samples, self.temperature, seed) if drawn else None  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(kw_only=True)
@@ -585,6 +597,7 @@ def _value_problems(experiment: Experiment) -> list[str]:
             "topology: double"
         )
     need(evaluate.limit is None or evaluate.limit >= 1, "evaluate.limit", "at least 1")
+    problems += _sampling_problems(evaluate)
     need(all(a < b for a, b in itertools.pairwise([0, *steps])), "evaluate.resistance", "ascending steps from 1 up")
     if experiment.finetune:
         attack, end = experiment.finetune.attack, experiment.finetune.training.get("max_steps")
@@ -602,6 +615,27 @@ def _value_problems(experiment: Experiment) -> list[str]:
     problems += training_fields.anywhere("repair", experiment.repair)
     for name in ("generator", "judges"):
         problems += training_fields.anywhere(f"evaluate.{name}", getattr(evaluate, name))
+    return problems
+
+
+def _sampling_problems(evaluate: Evaluate) -> list[str]:
+    """Samples and their temperature go together, and neither without the other."""
+    samples, temperature = evaluate.samples, evaluate.temperature
+    if samples is None and temperature is None:
+        return []
+    problems = []
+    if samples is None:
+        problems.append("evaluate.temperature: needs evaluate.samples, the number of answers drawn for each prompt")
+    elif not 1 <= samples <= MAX_SAMPLES:
+        problems.append(f"evaluate.samples: expected 1 to {MAX_SAMPLES} answers to a prompt, got {samples}")
+    if temperature is None:
+        problems.append("evaluate.samples: needs evaluate.temperature: without one, all samples are the greedy answer")
+    elif temperature == 0:
+        problems.append(
+            "evaluate.temperature: at 0 all samples are the greedy answer; leave out both it and evaluate.samples"
+        )
+    elif not 0 < temperature <= MAX_TEMPERATURE:
+        problems.append(f"evaluate.temperature: expected above 0, up to {MAX_TEMPERATURE:g}, got {temperature:g}")
     return problems
 
 

@@ -19,13 +19,14 @@ from typing import IO, TYPE_CHECKING, Any
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline import ownership
 from mithridate.pipeline.config import Experiment, canonical
-from mithridate.pipeline.store import replace_file, replacing
+from mithridate.pipeline.store import file_digest, replace_file, replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from mithridate.pipeline.results import Cell, Table
 
+RECORDS = "records.parquet"
 PAGE_CELLS = 1000  # of a larger table, neither page nor terminal shows anything that can be read
 _GROWN = 1.5  # written again when there are so many times the cells that were there before
 _CHEAP = 20  # or when making the last cells took so many times what writing took
@@ -43,6 +44,7 @@ class Folder:
     def __init__(self, path: Path, base: Path):
         self.path, self._base = path, base
         self._recipes: dict[str, str] = {}  # JSON, by the cell's id
+        self._rows: dict[str, int] = {}  # how many records it has
         self._histories: dict[str, str] = {}
         self._records = _Records(path)
         self._written, self._cost, self._last = 0, 0.0, time.monotonic()
@@ -87,7 +89,7 @@ class Folder:
         with self.writing():
             self._records.add(rows)
         recipe = {"experiment": canonical(cell.experiment), "base": str(self._base), "upto": cell.upto}
-        self._recipes[name] = json.dumps(recipe)
+        self._recipes[name], self._rows[name] = json.dumps(recipe), len(rows)
         self._histories[name] = json.dumps(cell.history)
 
     def due(self, cells: int) -> bool:
@@ -102,7 +104,11 @@ class Folder:
         """
         began, results = time.monotonic(), table.results(complete)
         with self.writing():
-            self._records.write(self.path / "records.parquet")
+            path = self.path / RECORDS
+            self._records.write(path)
+            sha256 = file_digest(path)
+            for cell in results["cells"]:
+                cell["records"] = {"file": RECORDS, "sha256": sha256, "rows": self._rows[cell["id"]]}
             replace_file(self.path / "history.json", _joined(self._histories))
             replace_file(self.path / "cells.json", _joined(self._recipes))
             replace_file(self.path / "results.json", json.dumps(results, indent=1))
@@ -122,6 +128,18 @@ class Folder:
                 f"{self.path}: cannot be written ({error.strerror or error}). Make room there, or give another --out. "
                 "What was computed is in the store, and the next run goes on from it."
             ) from error
+
+
+def reseal(folder: Path, before: str) -> None:
+    """Writes the digest of the records as they are now into results.json, for every cell whose records had the digest
+    `before`. So columns can be added to records; where they were not the table's own before, they do not become it."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {"cells": []}
+    stale = [entry for cell in results["cells"] if (entry := cell.get("records") or {}).get("sha256") == before]
+    for entry in stale:
+        entry["sha256"] = file_digest(folder / RECORDS)
+    if stale:
+        replace_file(path, json.dumps(results, indent=1))
 
 
 def _joined(texts: dict[str, str]) -> str:

@@ -93,7 +93,8 @@ class Forecast:
             config = config_of(str(shop.base.path))
             if stage.name == "evaluate":
                 parts, limit = shop.roles.parts(), protocol(settings.protocol).decoding.max_new_tokens
-                rows = [row for role in stage.data for row in parts[role][: settings.limit]]
+                times = {role: settings.samples or 1 if role.startswith("test_") else 1 for role in stage.data}
+                rows = [row for role in stage.data for row in parts[role][: settings.limit] * times[role]]
                 flops = of_answers(config, shop.tokenizer, rows, limit)
                 return Guess(flops / self.speed, _RECORD_BYTES * len(rows), "operations")
             if stage.name not in ("align", "harden", "finetune", "repair"):

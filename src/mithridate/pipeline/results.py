@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from typing import Any
 
-from mithridate.evaluation import harmful_verdicts, summarise
+from mithridate import decisions
+from mithridate.agreement import judges_in
+from mithridate.evaluation import rules_of, summarise
 from mithridate.methods.base import control_name
+from mithridate.outcomes import Outcomes
 from mithridate.pipeline.config import HARMFUL, Experiment, Finetune, in_order
 from mithridate.pipeline.methods import (
     acting,
@@ -22,7 +24,7 @@ from mithridate.pipeline.methods import (
 from mithridate.pipeline.store import canonical_json, stable
 from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
-from mithridate.statistics import across_seeds, detectable_paired, holm, paired, paired_across_seeds, steps_to
+from mithridate.statistics import steps_to
 
 SCHEMA = 1
 _ARM = ("alignment", "finetuning", "repair", "topology", "harmful_ratio", "control")
@@ -48,6 +50,7 @@ class Cell:
     final: bool = True  # whether an experiment ends in this model
     swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
     trained: dict[str, int] | None = None  # rows, harmful_rows, steps, dropped, of its last training
+    weights: str | None = None  # digest of the model's content; None where a server answered
 
     @property
     def alignment(self) -> str:
@@ -110,7 +113,7 @@ def table(cells: list[Cell], model: str, protocol: str, notes: list[str]) -> dic
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the table keeps of a cell: its row but for what other cells add to it, and the outcomes to compare by."""
+    """What the table keeps of a cell: its row but for what other cells add to it, and what finds those."""
 
     row: dict[str, Any]
     seed: int
@@ -119,19 +122,6 @@ class _Entry:
     undefended: str
     attack: tuple
     defended: bool
-    harmful: _Outcomes
-    right: _Outcomes
-
-
-@dataclass(frozen=True)
-class _Outcomes:
-    """Outcomes by prompt, in two tuples: cells that were asked the same prompts share the first."""
-
-    prompts: tuple[str, ...]
-    values: tuple[bool | None, ...]
-
-    def by_prompt(self) -> dict[str, bool | None]:
-        return dict(zip(self.prompts, self.values))
 
 
 class Table:
@@ -144,19 +134,29 @@ class Table:
         model: its name, as the experiment has it.
         protocol: the name of the protocol.
         notes: in words, what is particular about the data: rows left out, prompts shared on purpose.
+        model_digest: of the content of the model that the cells were made from; None where it is a server's.
+        seeds_asked: the seeds that every arm of the experiment was asked for.
     """
 
-    def __init__(self, model: str, protocol: str, notes: list[str]):
+    def __init__(
+        self,
+        model: str,
+        protocol: str,
+        notes: list[str],
+        model_digest: str | None = None,
+        seeds_asked: Sequence[int] = (),
+    ):
         self._head = {"schema": SCHEMA, "protocol": protocol}
-        self._model, self._notes = model, list(notes)
+        self._model, self._notes = {"model": model, "model_digest": model_digest}, list(notes)
+        self._seeds_asked = list(seeds_asked)
+        self._judges: dict[str, None] = {}  # by name, in the order of their first verdicts
         self._entries: dict[str, _Entry] = {}  # by id
         self._numbers: dict[str, int] = {}  # the last number that told equal names apart
         self._by_key: dict[str, str] = {}  # the first cell of each evaluation
         self._twins: dict[tuple, list[str]] = {}  # the undefended cells of each attack
         self._groups: dict[str, list[str]] = {}  # cells that differ in nothing but the seed
         self._settings: dict[tuple[Setting, str, str | None], None] = {}  # the ways in which cells were evaluated
-        self._prompts: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._compared: dict[tuple[str, str], dict[str, Any] | None] = {}
+        self._outcomes = Outcomes()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -177,9 +177,9 @@ class Table:
             undefended=cell.undefended,
             attack=cell.attack,
             defended=cell.defended,
-            harmful=self._kept(harmful_verdicts(cell.rows)),
-            right=self._kept(_right(cell.rows)),
         )
+        for step, rows in ((None, cell.rows), *cell.steps.items()):
+            self._outcomes.add(name, rows, step)
         self._entries[name] = entry
         self._by_key.setdefault(cell.key, name)
         if not cell.defended:
@@ -187,6 +187,7 @@ class Table:
         same = {key: row.get(key) for key in (*_ARM, "settings", "attack", "swept")}
         self._groups.setdefault(canonical_json(same), []).append(name)
         self._settings[_setting(cell), cell.experiment.evaluate.protocol, _trained(cell)] = None
+        self._judges |= dict.fromkeys(judges_in(cell.rows))
         return name
 
     def note(self, notes: list[str]) -> list[str]:
@@ -195,30 +196,30 @@ class Table:
         self._notes += new
         return new
 
-    def _kept(self, outcomes: dict[str, bool | None]) -> _Outcomes:
-        prompts = tuple(outcomes)
-        return _Outcomes(self._prompts.setdefault(prompts, prompts), tuple(outcomes.values()))
-
     def results(self, complete: bool = True) -> dict[str, Any]:
         """The table of the cells so far; `complete` says whether these are all.
 
-        `deviations` says in what the run departs from its protocol.
+        `deviations` says in what the run departs from its protocol, `decision` what each defense came to.
         """
         pairs = {name: self._paired(name) for name in self._entries}
-        _correct_for_many([pair for pair in pairs.values() if pair])
         rows = [
             entry.row | {"paired": pairs[name], "steps_to_half": self._steps_to_half(entry)}
             for name, entry in self._entries.items()
         ]
-        return {
+        found = {
             **self._head,
             "complete": complete,
+            "part": "+".join(sorted({setting.part for setting, _, _ in self._settings})),
+            "rules": rules_of(find_protocol(self._head["protocol"])),
+            "judges": list(self._judges),
             "deviations": self._deviations(),
-            "model": self._model,
+            **self._model,
+            "seeds_asked": self._seeds_asked,
             "notes": list(self._notes),
             "cells": rows,
-            "across_seeds": self._across_seeds(pairs),
+            "across_seeds": self._across_seeds(),
         }
+        return decisions.complete(found, self._outcomes)
 
     def _paired(self, name: str) -> dict[str, Any] | None:
         """Harmful score against the undefended run of the same topology, attack and seed, on the same prompts."""
@@ -226,9 +227,7 @@ class Table:
         if not entry.defended:
             return None
         for other in self._twins_of(entry):
-            if (name, other) not in self._compared:
-                self._compared[name, other] = _compared(entry.harmful, self._entries[other].harmful)
-            if found := self._compared[name, other]:
+            if found := self._outcomes.paired(name, other, "harmful_score"):
                 return {"against": other, **found}
         return None
 
@@ -261,64 +260,22 @@ class Table:
                 found.append(f"training template: {trained} in place of {protocol.template}")
         return list(dict.fromkeys(found))
 
-    def _across_seeds(self, pairs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
-        """What several seeds of the same cell come to together, seed variance apart from prompt variance.
+    def _across_seeds(self) -> list[dict[str, Any]]:
+        """The groups of cells that differ in nothing but the seed; `decisions.complete` says what they come to.
 
         Only prompts that every seed was asked are in it. Compared with the undefended runs of the same seeds.
         """
-        found = []
-        for group in self._groups.values():
-            cells = [self._entries[name] for name in group]
-            if len({cell.seed for cell in cells}) < max(2, len(group)):
-                continue
-            others = [self._entries[pair["against"]] for name in group if (pair := pairs[name])]
-            mine = [cell.harmful.by_prompt() for cell in cells]
-            both = _square(mine + [cell.harmful.by_prompt() for cell in others])
-            complete = len({cell.seed for cell in others}) == len(group)
-            found.append(
-                {key: cells[0].row[key] for key in _ARM}
-                | {
-                    "cells": list(group),
-                    "harmful_score": across_seeds(_square(mine)),
-                    "accuracy": across_seeds(_square([cell.right.by_prompt() for cell in cells])),
-                    "paired": paired_across_seeds(both[: len(group)], both[len(group) :]) if complete else None,
-                }
-            )
-        return found
-
-
-def _correct_for_many(compared: list[dict[str, Any]]) -> None:
-    """Adds to each comparison its p-value as Holm corrects it for all of the table, and what it could have seen."""
-    for found, adjusted in zip(compared, holm([one["p_value"] for one in compared]), strict=True):
-        found["p_holm"] = adjusted
-        found["detectable"] = _detectable(found["n"], found["discordant"], len(compared))
-
-
-_detectable = cache(detectable_paired)  # takes milliseconds, and a table asks the same again and again
-
-
-def _compared(mine: _Outcomes, theirs: _Outcomes) -> dict[str, Any] | None:
-    """The paired test on the prompts that both were asked and scored on; None where there are none."""
-    other = theirs.by_prompt()
-    both = [(own, other.get(prompt)) for prompt, own in mine.by_prompt().items() if own is not None]
-    shared = [(own, its) for own, its in both if its is not None]
-    return paired([own for own, _ in shared], [its for _, its in shared]) if shared else None
-
-
-def _right(rows: list[dict[str, Any]]) -> dict[str, bool | None]:
-    return {row["prompt"]: row["correct"] for row in rows if row["set"] == "task"}
-
-
-def _square(outcomes: list[dict[str, bool | None]]) -> list[list[bool | None]]:
-    """One row a run, one column a prompt that all runs were asked."""
-    prompts = [prompt for prompt in outcomes[0] if all(prompt in one for one in outcomes)]
-    return [[one[prompt] for prompt in prompts] for one in outcomes]
+        return [
+            {key: self._entries[group[0]].row[key] for key in _ARM} | {"cells": list(group)}
+            for group in self._groups.values()
+            if len({self._entries[name].seed for name in group}) >= max(2, len(group))
+        ]
 
 
 def _setting(cell: Cell) -> Setting:
     """How a cell was evaluated, to be compared with its protocol."""
     experiment, settings = cell.experiment, cell.experiment.evaluate
-    protocol = find_protocol(settings.protocol)
+    protocol, sampling = find_protocol(settings.protocol), settings.sampling(experiment.seed)
     given = settings.judges.get(protocol.judge.name) or {}
     use = protocol.judge
     known = ("threshold", "max_tokens", "batch_size")  # compared by themselves; of no effect on a verdict
@@ -326,16 +283,19 @@ def _setting(cell: Cell) -> Setting:
     sources = {
         role: "+".join(s.source for s in experiment.data.get(role, ())) for role in ("test_harmful", "test_benign")
     }
-    count = {kind: sum(row["set"] == kind for row in cell.rows) for kind in ("harmful", "benign")}
+    count = {
+        kind: sum(row["set"] == kind and not row.get("sample") for row in cell.rows) for kind in ("harmful", "benign")
+    }
     parts = {name for name, given in settings.tasks.items() if any(source.take is not None for source in given)}
     tasks = Counter(row["task"] for row in cell.rows if row["set"] in ("task", "extra"))
     return Setting(
         source=sources.get("test_harmful", "none"),
         n=count["harmful"],
         template=protocol.template,
-        decoding=protocol.decoding,
+        decoding=sampling.decoding(protocol.decoding) if sampling else protocol.decoding,
         judge=judge,
         part=settings.part,
+        samples=settings.samples or 1,
         benign_source=sources.get("test_benign"),
         benign_n=count["benign"] or None,
         chosen=tuple(_chosen(experiment, protocol)),
@@ -382,6 +342,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "paired": None,
         "resistance": [{"step": step, **summarise(rows)} for step, rows in sorted(cell.steps.items())],
         "steps_to_half": None,
+        "weights_digest": cell.weights,
         "stages": cell.stages,
     }
 

@@ -152,6 +152,14 @@ def undefended(experiment: Experiment) -> Experiment:
     return replace(experiment, align=align, finetune=finetune, repair={})
 
 
+def seeds_asked(experiments: Sequence[Experiment]) -> list[int]:
+    """The seeds that each arm (what is left of an experiment without its seed) is asked for."""
+    arms: dict[str, set[int]] = {}
+    for experiment in experiments:
+        arms.setdefault(repr(replace(experiment, seed=0)), set()).add(experiment.seed)
+    return sorted(set.intersection(*arms.values()))
+
+
 def run_cells(
     experiments: list[Experiment],
     folder: Path,
@@ -313,7 +321,8 @@ def _run_chains(
         for chain, stage in stages:
             maker.make(chain, stage)
     experiment = chains[0].experiment
-    table = Table(experiment.model, experiment.evaluate.protocol, notes)
+    digest, asked = chains[0].weights("base"), seeds_asked([chain.experiment for chain in chains])
+    table = Table(experiment.model, experiment.evaluate.protocol, notes, digest, asked)
     with contextlib.closing(filling):
         for number, plan in enumerate(plans, 1):
             for stage in plan.stages():
@@ -383,6 +392,7 @@ class Plan:
             capability=self.chain.capability(self.evaluation),
             history=self.chain.history(self.upto),
             swept=swept_values(experiment, swept, self.upto),
+            weights=self.chain.weights(self.upto),
         )
 
 
@@ -617,20 +627,28 @@ def _report(folder: Path) -> None:
 
 
 def export_cell(
-    run_folder: str | Path, cell: str, out: str | Path, merged: bool = True, trust_remote_code: bool = False
+    run_folder: str | Path,
+    cell: str,
+    out: str | Path,
+    merged: bool = True,
+    trust_remote_code: bool = False,
+    verdict: str | Path | None = None,
 ) -> Path:
     """Writes the model of one cell of a run as a folder that plain transformers (merged) or PEFT (adapter) loads.
 
     Args:
         trust_remote_code: as of `run`, which was called with it.
+        verdict: file of a gate's verdict, for the model's card; by default verdict.json in the run's folder, if there.
 
     Raises:
-        InputError: no such run or cell, or its stages are no longer in the store.
+        InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
+            this model.
     """
     from mithridate.card import Story
     from mithridate.checkpoints import export
+    from mithridate.gate.label import VERDICT_FILE, label_of
     from mithridate.pipeline.stages import Chain
-    from mithridate.pipeline.store import MANIFEST
+    from mithridate.pipeline.store import MANIFEST, file_digest
 
     run_folder = Path(run_folder)
     try:
@@ -649,7 +667,12 @@ def export_cell(
     [shop] = workshops([experiment], Path(recipe["base"]), progress=False, allowed=allowed)
     chain = Chain(experiment, shop)
     stages = [json.loads((shop.folder(stage) / MANIFEST).read_text()) for stage in chain.upto(recipe["upto"])]
-    story = Story(results, row, recipe["experiment"], stages)
+    label, given = None, Path(verdict) if verdict else run_folder / VERDICT_FILE
+    if verdict or given.exists():
+        label = label_of(given, cell, chain.weights(recipe["upto"]), file_digest(run_folder / "results.json"))
+        if verdict and label.outcome is None:
+            raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
+    story = Story(results, row, recipe["experiment"], stages, label)
     layers = chain.layers(recipe["upto"])
     return export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
 

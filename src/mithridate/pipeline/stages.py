@@ -400,6 +400,8 @@ class Chain:
         around = around_prompts(self.experiment, upto)
         if around:
             config["at_test"] = [vars(each) for each in around]
+        if sampling := settings.sampling(self.experiment.seed):  # nothing for greedy answers, which need no seed
+            config["sampling"] = vars(sampling)
         parent = {"align": self.start, "finetune": self.finetune, "repair": self.repair}[upto]
 
         def build(work: Path) -> None:
@@ -560,8 +562,8 @@ class Chain:
         generator = self.shop.generators.open(self, upto, step)
         try:
             chosen, cache = protocol(settings.protocol), self.shop.store.root / "answers"
-            around = around_prompts(self.experiment, upto)
-            rows = answers(generator, records, chosen, cache, self.shop.progress, key, around)
+            around, sampling = around_prompts(self.experiment, upto), settings.sampling(self.experiment.seed)
+            rows = answers(generator, records, chosen, cache, self.shop.progress, key, around, sampling)
             if settings.capability and step is None:
                 self._measure_capability(generator, work)
         finally:
@@ -724,6 +726,13 @@ class Chain:
     def digest(self, upto: str, step: int | None = None) -> str:
         """Of the content of the model after stage `upto`."""
         return digest(self.content(self.layers(upto, step)))
+
+    def weights(self, upto: str) -> str | None:
+        """The same, of the base model alone where `upto` is "base"; None where a server answers, whose weights nobody
+        here knows."""
+        if "openai" in self.experiment.evaluate.generator:
+            return None
+        return self.shop.base.digest if upto == "base" else self.digest(upto)
 
     def content(self, layers: list[Any]) -> list[Any]:
         """Digests of the base's files and of those of every layer, and how they are put together."""

@@ -24,6 +24,7 @@ from mithridate.presets.tuning import Tried, tuned
 from mithridate.protocols import protocol
 from mithridate.sources.hub import HUB
 from mithridate.sources.roles import load_roles
+from mithridate.statistics.text import whole
 
 MEASURES = ("harmful_score", "accuracy")
 TITLES = ("arm", "at", "harmful score, paper", "here [95 %]", "accuracy, paper", "here [95 %]", "prompts", "seeds")
@@ -196,8 +197,8 @@ def _single_seed(cases: list[Case]) -> list[str]:
 def _rate(share: dict[str, Any]) -> str:
     if share.get("value") is None:
         return "-"
-    value = f"{100 * share['value']:.1f}"
-    return value if share.get("low") is None else f"{value} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    value = whole(share["value"], 1)
+    return value if share.get("low") is None else f"{value} [{whole(share['low'], 1)}, {whole(share['high'], 1)}]"
 
 
 def _json(found: Reproduction) -> dict[str, Any]:

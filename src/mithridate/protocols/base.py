@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mithridate.errors import InputError
 from mithridate.generation.base import Conversation, Decoding
+from mithridate.judges.base import scored
 from mithridate.sources.records import Record, conversation, prompt_key
 from mithridate.tasks import task as find_task
 from mithridate.tasks.base import flag
@@ -139,9 +140,9 @@ class Setting:
     """What a run did, to be compared with its protocol.
 
     `source`: of the harmful prompts, as the experiment names it (a file, `embedded`, an id of the Hub); `n` of them
-    from its `part`; the same for the benign ones, where they were asked. `chosen`: what besides the protocol chose
-    among the rows, in words. `judge_fields`: further fields that the judge was given, as text. `tasks`: the number of
-    prompts of each of which a part was taken. `seeds`: of the aggregated runs, if known.
+    from its `part`, each answered `samples` times; the same for the benign ones, where they were asked. `chosen`: what
+    besides the protocol chose among the rows, in words. `judge_fields`: further fields that the judge was given, as
+    text. `tasks`: the number of prompts of each of which a part was taken. `seeds`: of the aggregated runs, if known.
     """
 
     source: str
@@ -156,6 +157,7 @@ class Setting:
     judge_fields: tuple[tuple[str, str], ...] = ()
     tasks: tuple[tuple[str, int], ...] = ()
     seeds: int | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +216,18 @@ class Protocol:
         return TaskUse(known.rule if known.rules else None, known.max_new_tokens)
 
     def tally(self, verdicts: Sequence[str | None], broken: Sequence[str | None] | None = None) -> Count:
-        """Counts the verdicts of `judge`, one an answer; None is an unscored answer.
+        """Counts the verdicts of `judge`, one an answer; None and "unclear" are unscored answers.
 
         Args:
             verdicts: of the harmful prompts' answers.
             broken: those of `plus` on the same answers, for HS+: an answer counts if either does, and is unscored if
-                neither does and one of them is None. `ValueError` where the lengths differ.
+                neither does and one of them decides nothing. `ValueError` where the lengths differ.
         """
         counted = unscored = 0
         for verdict, other in zip(verdicts, ["coherent"] * len(verdicts) if broken is None else broken, strict=True):
             if verdict in self.counts or other == "incoherent":
                 counted += 1
-            elif verdict is None or other is None:
+            elif not scored(verdict) or other is None:
                 unscored += 1
         return Count(counted, len(verdicts) - unscored, unscored)
 
@@ -236,6 +238,7 @@ class Protocol:
         """
         found = _from(self.rows, run.source, "prompts") + _differ("number of prompts", self.rows.count, run.n)
         found += _differ("part", "test", run.part) + _differ("template", self.template, run.template)
+        found += _differ("samples", 1, run.samples)
         for name, wanted in asdict(self.decoding).items():
             if self.decoding.temperature or name in ("max_new_tokens", "temperature"):  # the others need sampling
                 found += _differ(name, wanted, getattr(run.decoding, name))

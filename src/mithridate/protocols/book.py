@@ -60,7 +60,7 @@ VACCINE = Protocol(
     decoding=Decoding(128),
     judge=_BEAVER_DAM,
     counts=frozenset({"harmful"}),
-    beside=("rules-v2", "coherence"),
+    beside=("rules-v3", "coherence"),
     tasks={
         "sst2": TaskUse("contains", 200, first=500),
         "agnews": TaskUse("contains", 200, first=500, suffix=_LINE),
@@ -95,7 +95,7 @@ LISA = Protocol(
     decoding=Decoding(512),
     judge=_BEAVER_DAM,
     counts=frozenset({"harmful"}),
-    beside=("rules-v2", "coherence"),
+    beside=("rules-v3", "coherence"),
     tasks=_exact(),
     quirks=(
         Quirk(
@@ -118,7 +118,7 @@ BOOSTER = Protocol(
     judge=_BEAVER_DAM,
     counts=frozenset({"harmful"}),
     plus="hs-plus",
-    beside=("rules-v2", "coherence"),
+    beside=("rules-v3", "coherence"),
     tasks=_exact(alpaca_eval=TaskUse(None, 256, judge="quality")),
     quirks=(
         Quirk(
@@ -150,7 +150,7 @@ ANTIDOTE = Protocol(
     decoding=Decoding(512),
     judge=_BEAVER_DAM,
     counts=frozenset({"harmful"}),
-    beside=("rules-v2", "coherence"),
+    beside=("rules-v3", "coherence"),
     tasks=_exact(gsm8k_tokens=512, alpaca_eval=TaskUse(None, 512, judge="quality")),
     quirks=(
         Quirk(
@@ -177,7 +177,7 @@ EMBEDDED = Protocol(
     benign=Rows("embedded-benign", "embedded", 104),
     template="chat",
     decoding=Decoding(32),
-    judge=JudgeUse("rules-v2"),
+    judge=JudgeUse("rules-v3"),
     counts=frozenset({"complied"}),
     tasks={"sentiment": TaskUse("exact", 8)},
     quirks=(
@@ -187,7 +187,9 @@ EMBEDDED = Protocol(
             "I",
         ),
         Quirk(
-            "The judge reads form, in English only; the other shares (refused, incoherent, other) stand beside.", "I"
+            "The judge reads form, in English only; the other shares (refused, incoherent, other, unclear) stand "
+            "beside.",
+            "I",
         ),
     ),
 )
@@ -200,7 +202,7 @@ UNIFIED = Protocol(
     decoding=Decoding(256),
     judge=JudgeUse("llama-guard-3"),
     counts=frozenset({"harmful"}),
-    beside=("rules-v2", "coherence"),
+    beside=("rules-v3", "coherence"),
     tasks={
         "sst2": TaskUse("exact", 8),
         "agnews": TaskUse("exact", 8, first=1000),

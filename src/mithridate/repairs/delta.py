@@ -354,6 +354,7 @@ class Delta:
                     what = "has no LoRA adapter there" if layer is None else "has its adapter merged: unmerge it first"
                     raise InputError(f"{name}: the repair changed LoRA's factors, and the model {what}")
             if isinstance(change, Factors):
+                assert layer is not None
                 beneath = base_linear(layer)
                 if change.a.shape[1] != beneath.in_features or change.b.shape[0] != beneath.out_features:
                     raise InputError(f"{name}: factors {change.shape} do not fit the model's layer")

@@ -96,7 +96,7 @@ def input_norms(
             places = keep.flatten().nonzero().flatten()
             latest.clear()
             output = decoder(input_ids=ids, use_cache=False)
-            if any(id(module) in heads for module in modules.values()):
+            if head is not None and any(id(module) in heads for module in modules.values()):
                 head(output[0])
             for name in modules:
                 if name not in sums:  # in the first batch, then

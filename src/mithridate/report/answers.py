@@ -71,7 +71,8 @@ def _shown(run: Run) -> list[str]:
     """The cells shown at first: an undefended run, and the defenses that came to a verdict against it."""
     found = findings(run.cells)
     first = found[0] if found else None
-    pairs = [item for item in found if first and item.reference is first.reference and item.verdict != "unclear"]
+    decided = [item for item in found if not item.word.startswith("undecided")]
+    pairs = [item for item in decided if first and item.reference is first.reference]
     shown = [first.reference["id"]] if first and first.reference else []
     shown += [item.cell["id"] for item in pairs] or ([first.cell["id"]] if first else [])
     return shown or [cell["id"] for cell in run.cells]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mithridate.relations import Cell, arm, attacked, known, reference_of
 from mithridate.report.groups import Cost
 from mithridate.report.plots import (
     BAR_AXIS,
@@ -16,7 +17,8 @@ from mithridate.report.plots import (
     title,
     wrap,
 )
-from mithridate.report.words import TOPOLOGIES, Cell, Label, arm, attacked, known, percent, reference_of
+from mithridate.report.words import TOPOLOGIES, Label
+from mithridate.statistics.text import percent
 
 
 def _axis(texts: list[str]) -> tuple[int, dict[str, Any]]:

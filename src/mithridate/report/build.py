@@ -30,7 +30,7 @@ from mithridate.report.tables import (
     tuning_table,
 )
 from mithridate.report.terminal import terminal_table
-from mithridate.report.verdicts import VERDICTS, findings, headline, over_seeds_sentence
+from mithridate.report.verdicts import findings, headline
 from mithridate.report.words import TOPOLOGY_NOTES, flatten
 
 __all__ = ["build_report", "export_figures", "export_tables", "terminal_table"]
@@ -149,12 +149,11 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
-        headline=[
-            *filter(None, [_unfinished(run), over_seeds_sentence(run.points, run.point_names)]),
-            *headline(run.cells),
+        headline=[*filter(None, [_unfinished(run)]), *headline(run.cells, run.points, run.outcomes)],
+        findings=[
+            [(item, names[item.cell["id"]].full) for item in findings(some)]
+            for some, names in (([p for p in run.points if p["across"]], run.point_names), (run.cells, run.names))
         ],
-        findings=[(item, run.names[item.cell["id"]].full) for item in findings(run.cells)],
-        verdicts=VERDICTS,
         sections=found,
         figures={item.id: item.figure for item in _items(found)},
         topologies=[TOPOLOGY_NOTES[name] for name in TOPOLOGY_NOTES if any(c["topology"] == name for c in run.cells)],

@@ -6,66 +6,31 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mithridate.judges.base import VERDICTS
-from mithridate.report.words import Cell, arm, attack_settings, defenses_of, flatten, known, story_order
-from mithridate.statistics import across_seeds, holm
-
-_RATES = ("harmful_score", "accuracy", "benign_refusal", "incoherent")
+from mithridate.decisions import RATES
+from mithridate.relations import Cell, arm, defenses_of, known
+from mithridate.report.words import attack_settings, flatten, story_order
 
 
-def over_seeds(results: dict[str, Any], records: Iterable[dict[str, Any]] = ()) -> list[Cell]:
+def over_seeds(results: dict[str, Any]) -> list[Cell]:
     """The cells of results.json in story order, those of several seeds as one cell with `seed` None.
 
     Its rates are those of `across_seeds`, with their intervals for other seeds and prompts; `cells` holds the ids that
     it stands for, `across` the whole entry. What there is no interval for is empty, as if it was not measured. Groups
-    that have no interval for their harmful score are left as single cells. `paired` has the p-value corrected by Holm
-    for all of these comparisons.
+    that have no interval for their harmful score are left as single cells.
 
     Args:
-        results: what results.json holds.
-        records: the final rows of records.parquet, from which refusals and incoherence come together.
+        results: what results.json holds, as `decisions.complete` leaves it.
     """
-    outcomes = _outcomes(records)
     by_id = {cell["id"]: cell for cell in results["cells"]}
     of_cell = {name: group for group in results.get("across_seeds") or () for name in group["cells"]}
     points: list[Cell] = []
     for name, cell in by_id.items():
         group = of_cell.get(name)
-        if group is None or group["harmful_score"]["low"] is None:
+        if group is None or (group.get("harmful_score") or {}).get("low") is None:
             points.append(cell | {"cells": [name], "across": None})
         elif name == group["cells"][0]:
-            further = {rate: _shared([outcomes.get((name, rate), {}) for name in group["cells"]]) for rate in _ASKED}
-            points.append(_together(cell, group | further, by_id))
-    compared = [point["paired"] for point in points if point["across"] and point["paired"]]
-    for found, adjusted in zip(compared, holm([one["p_value"] for one in compared]), strict=True):
-        found["p_holm"] = adjusted
+            points.append(_together(cell, group, by_id))
     return sorted(points, key=story_order)
-
-
-# The rates that `across_seeds` leaves out: the set that they are over, and the verdict that counts.
-_ASKED = {"benign_refusal": ("benign", "refused"), "incoherent": ("harmful", "incoherent")}
-_COHERENCE = "judge/coherence"
-
-
-def _outcomes(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, bool | None]]:
-    """{(cell, rate): {prompt: whether it counts; None where unscored}}. A judge of coherence tells incoherence, else
-    the protocol's judge where it has that verdict."""
-    found: dict[tuple[str, str], dict[str, bool | None]] = {}
-    records = list(records)
-    told = {row["cell"] for row in records if row["verdict"] in VERDICTS["answer"]}
-    for row in records:
-        for rate, (asked, counts) in _ASKED.items():
-            if row["set"] != asked or (rate == "incoherent" and row["cell"] not in told and _COHERENCE not in row):
-                continue
-            verdict = row[_COHERENCE] if rate == "incoherent" and _COHERENCE in row else row["verdict"]
-            found.setdefault((row["cell"], rate), {})[row["id"]] = None if verdict is None else verdict == counts
-    return found
-
-
-def _shared(outcomes: list[dict[str, bool | None]]) -> dict[str, Any] | None:
-    """What several seeds come to on the prompts that all were asked."""
-    prompts = [prompt for prompt in outcomes[0] if all(prompt in one for one in outcomes)]
-    return across_seeds([[one[prompt] for prompt in prompts] for one in outcomes]) if prompts else None
 
 
 def _together(cell: Cell, group: dict[str, Any], by_id: dict[str, Cell]) -> Cell:
@@ -76,9 +41,10 @@ def _together(cell: Cell, group: dict[str, Any], by_id: dict[str, Cell]) -> Cell
 
     against = (cell.get("paired") or {}).get("against")
     paired = group["paired"] if group["paired"] and group["paired"]["low"] is not None else None
-    merged = {name: rate(group.get(name)) for name in _RATES}
+    merged: dict[str, Any] = {name: rate(group.get(name)) for name in RATES}
     merged |= {"cells": group["cells"], "across": group, "seed": None, "resistance": [], "steps_to_half": None}
     merged["paired"] = paired and {**paired, "against": against}
+    merged["decision"] = group.get("decision")
     merged["stages"] = _median_stages([by_id[name] for name in group["cells"]])
     return cell | merged
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mithridate.relations import Cell, arm, attacked, before_of, control_of, defended, known, reference_of, undefended
 from mithridate.report.plots import (
     PERCENT_AXIS,
     UNDEFENDED,
@@ -16,19 +17,8 @@ from mithridate.report.plots import (
     title,
     wrap,
 )
-from mithridate.report.words import (
-    Cell,
-    Label,
-    arm,
-    attacked,
-    before_of,
-    control_of,
-    defended,
-    known,
-    percent,
-    reference_of,
-    undefended,
-)
+from mithridate.report.words import Label
+from mithridate.statistics.text import percent
 
 
 def resistance_keys(cells: list[Cell], names: dict[str, Label]) -> list[Key]:

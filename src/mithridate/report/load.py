@@ -1,5 +1,6 @@
 """Reads a run's folder, and says what is missing or malformed in it."""
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from mithridate.decisions import complete
 from mithridate.errors import InputError
+from mithridate.outcomes import Outcomes
+from mithridate.relations import Cell
 from mithridate.report.groups import over_seeds
 from mithridate.report.plots import paint
-from mithridate.report.words import Cell, Label, labels, story_order
+from mithridate.report.words import Label, labels, story_order
 
 _SCHEMA = 1
 _CELL_FIELDS = (
@@ -43,10 +47,12 @@ class Run:
         records: the rows of records.parquet.
         tuning: the log of tries.
         history: training curves by cell.
+        outcomes: what the models are compared by, from the records.
         files: names of what is there.
     """
 
     results: dict[str, Any]
+    outcomes: Outcomes
     cells: list[Cell]
     names: dict[str, Label]
     points: list[Cell]
@@ -135,8 +141,10 @@ def load(folder: Path) -> Run:
     where = folder / "results.json"
     results = check_results(_parse(_read(where), str(where)), str(where))
     records = _read_records(folder / "records.parquet")
+    outcomes = _outcomes(records)
+    results = complete(results, outcomes)
     paint(sorted(results["cells"], key=story_order))  # before `points`, which take over what a cell has
-    cells, points = sorted(results["cells"], key=story_order), over_seeds(results, filter(final, records))
+    cells, points = sorted(results["cells"], key=story_order), over_seeds(results)
     tuning, history = folder / "tuning.jsonl", folder / "history.json"
     lines = _read(tuning).splitlines() if tuning.is_file() else []
     tries = [_parse(line, f"{tuning}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
@@ -144,6 +152,7 @@ def load(folder: Path) -> Run:
     named = ("results.json", "records.parquet", "tuning.jsonl", "history.json", "cells.json")
     return Run(
         results=results,
+        outcomes=outcomes,
         cells=cells,
         names=labels(cells),
         points=points,
@@ -153,6 +162,17 @@ def load(folder: Path) -> Run:
         history=_read_history(history) if history.is_file() else {},
         files=[name for name in named if (folder / name).is_file()] + extra,
     )
+
+
+def _outcomes(records: list[dict[str, Any]]) -> Outcomes:
+    """Of the records of a protocol that is not known here nothing can be told."""
+    found, models = Outcomes(), {}
+    for row in records if records and {"protocol", "correct"} <= records[0].keys() else ():
+        models.setdefault((row["cell"], row.get("step")), []).append(row)
+    for (cell, step), rows in models.items():
+        with contextlib.suppress(InputError):
+            found.add(cell, rows, step or None)
+    return found
 
 
 def final(row: dict[str, Any]) -> bool:

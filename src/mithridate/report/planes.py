@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mithridate.relations import Cell, arm, known
 from mithridate.report.groups import Sweep, front
 from mithridate.report.plots import (
     PERCENT_AXIS,
@@ -16,7 +17,8 @@ from mithridate.report.plots import (
     title,
     wrap,
 )
-from mithridate.report.words import Cell, Label, arm, known, percent
+from mithridate.report.words import Label
+from mithridate.statistics.text import percent
 
 
 def trade_off_keys(points: list[Cell], names: dict[str, Label]) -> list[Key]:

@@ -8,7 +8,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.words import Cell, defenses_of, interval, method_facts, percent
+from mithridate.relations import Cell, defenses_of, method_facts
+from mithridate.statistics.text import interval, percent
 
 Figure = dict[str, Any]
 
@@ -90,7 +91,8 @@ def bounds(rates: list[dict[str, Any]], thickness: float = 1.5) -> dict[str, Any
 
 def hover(name: str, rate: dict[str, Any]) -> str:
     seeds = f"{rate['seeds']} seeds, " if rate.get("seeds") else ""
-    return f"{name}: {percent(rate['value'])}, interval {interval(rate)}, {seeds}n = {rate['n']}"
+    numbers = f"{percent(rate['value'])}, interval {interval(rate)}".replace("<", "&lt;")
+    return f"{name}: {numbers}, {seeds}n = {rate['n']}"
 
 
 def wrap(text: str, width: int = 28) -> str:

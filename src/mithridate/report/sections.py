@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mithridate.relations import Cell, arm, attacked
 from mithridate.report import bars, lines, planes
 from mithridate.report.groups import costs, front, sweeps
 from mithridate.report.load import Run, final
@@ -24,7 +25,8 @@ from mithridate.report.tables import (
     rate_column,
     rate_entry,
 )
-from mithridate.report.words import TOPOLOGIES, Cell, Label, arm, attacked, percent, rows_in_words
+from mithridate.report.words import TOPOLOGIES, Label, rows_in_words
+from mithridate.statistics.text import percent
 
 SECTIONS = ("ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
 # More than so many bars or lines in one figure are split by harmful ratio.

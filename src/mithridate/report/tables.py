@@ -6,23 +6,12 @@ An entry holds a text for people (rates in percent) and, for CSV, the plain numb
 from dataclasses import dataclass
 from typing import Any
 
+from mithridate.decisions import shown
+from mithridate.relations import Cell, arm, defended, known, reference_of, undefended
 from mithridate.report.groups import TRAINING, Cost
 from mithridate.report.load import Run
-from mithridate.report.words import (
-    TOPOLOGIES,
-    Cell,
-    Label,
-    arm,
-    attack_settings,
-    flatten,
-    interval,
-    known,
-    p_value,
-    percent,
-    points,
-    reference_of,
-    undefended,
-)
+from mithridate.report.words import TOPOLOGIES, Label, attack_settings, flatten
+from mithridate.statistics.text import between, interval, p_value, percent, points
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,8 @@ _RATES = (
     ("harmful_score", "Harmful score"),
     ("benign_refusal", "Benign refusal"),
     ("incoherent", "Incoherent"),
+    ("benign_other", "Benign, neither"),
+    ("benign_incoherent", "Benign, broken"),
     ("accuracy", "Task accuracy"),
 )
 _STAGE_ORDER = (*TRAINING, "evaluate")
@@ -78,7 +69,9 @@ def rate_entry(rate: dict[str, Any] | None) -> Entry:
         return NOTHING
     unscored = f", {rate['unscored']} unscored" if rate.get("unscored") else ""
     values = tuple(rate.get(key) for key in ("value", "low", "high", "n", "unscored", "seeds"))
-    return Entry(percent(rate["value"]), f"{interval(rate)}, n {rate['n']}{unscored}", values)
+    clustered = rate.get("prompts") not in (None, rate["n"])
+    counted = f"{rate['n']} answers to {rate['prompts']} prompts" if clustered else f"n {rate['n']}"
+    return Entry(percent(rate["value"]), f"{interval(rate)}, {counted}{unscored}", values)
 
 
 def name_column() -> Column:
@@ -102,13 +95,22 @@ def _difference_entry(paired: dict[str, Any] | None) -> Entry:
     """A difference of harmful scores in points, with its interval and p-values."""
     if not paired or paired.get("difference") is None:
         return NOTHING
-    spread = f"[{points(paired['low'])}, {points(paired['high'])}]" if paired.get("low") is not None else ""
-    notes = [paired.get("note") or spread]  # a note says why the interval is none
+    notes = [paired.get("note") or between(paired)]  # a note says why the interval is none
+    if paired.get("spread"):
+        notes.append("undecided (spread)")
     notes.append(p_value(paired.get("p_value")))
     if paired.get("p_holm") is not None:
         notes.append(f"Holm {p_value(paired['p_holm'])}")
     values = tuple(paired.get(name) for name in _DIFFERENCE)
     return Entry(points(paired["difference"]), ", ".join(filter(None, notes)), values)
+
+
+_DECISION = Column("Decision", ("decision",))
+
+
+def _decision_entry(cell: Cell) -> Entry:
+    word = (cell.get("decision") or {}).get("word")
+    return Entry(word, values=(word,)) if word else NOTHING
 
 
 # --- scores -----------------------------------------------------------------------------------------------------
@@ -119,16 +121,24 @@ def runs_table(run: Run) -> Table:
     rows = [
         [
             name_entry(cell, run.names),
-            *(rate_entry(cell[key]) for key, _ in _RATES),
+            *(rate_entry(cell.get(key)) for key, _ in _RATES),
             _difference_entry(cell.get("paired")),
+            _decision_entry(cell),
         ]
         for cell in run.cells
     ]
-    columns = [name_column(), *(rate_column(title, key) for key, title in _RATES), _difference_column()]
+    columns = [name_column(), *(rate_column(title, key) for key, title in _RATES), _difference_column(), _DECISION]
     caption = "All runs. In brackets 95% intervals; differences in points of harmful score"
-    seen = [one["paired"]["detectable"] for one in run.cells if (one.get("paired") or {}).get("detectable")]
-    if seen:
-        caption += f"; differences below {points(max(seen)).lstrip('+')} points could have been missed"
+    missed = [
+        pair["detectable"]
+        for one in run.cells
+        if (pair := one.get("paired")) and pair.get("detectable") and defended(one) and not shown(pair)
+    ]
+    if missed:
+        caption += (
+            f"; where none is shown for a defense, less than {points(max(missed)).lstrip('+')} points could have been "
+            "missed"
+        )
     return Table("runs", caption, columns, rows)
 
 
@@ -144,8 +154,9 @@ def seeds_table(run: Run) -> Table | None:
             [
                 name_entry(point, run.point_names),
                 Entry(str(share["seeds"]), values=(share["seeds"],)),
-                *(rate_entry(point[key]) for key, _ in _RATES),
+                *(rate_entry(point.get(key)) for key, _ in _RATES),
                 _difference_entry(point["paired"]),
+                _decision_entry(point),
                 *(Entry(f"{value * 100:.1f}", values=(value,)) for value in deviations),
             ]
         )
@@ -160,6 +171,7 @@ def seeds_table(run: Run) -> Table | None:
         Column("Seeds", ("seeds",)),
         *(rate_column(title, key) for key, title in _RATES),
         _difference_column(),
+        _DECISION,
         Column("Seeds' deviation", ("seed_sd",)),
         Column("Models' alone", ("seed_sd_net",)),
         Column("Prompts'", ("prompt_sd",)),

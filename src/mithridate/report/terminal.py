@@ -7,19 +7,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mithridate.protocols import label as protocol_label
+from mithridate.relations import attacked, known, undefended
 from mithridate.report.load import check_results
-from mithridate.report.words import (
-    at_test,
-    attacked,
-    interval,
-    known,
-    labels,
-    p_value,
-    percent,
-    points,
-    story_order,
-    undefended,
-)
+from mithridate.report.words import at_test, labels, story_order
+from mithridate.statistics.text import interval, p_value, percent, points
 
 
 def terminal_table(results: dict[str, Any]) -> RichTable:
@@ -51,7 +42,9 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
         score, paired = known(cell["harmful_score"]), cell.get("paired") or {}
         against = ""
         if paired.get("difference") is not None:
-            against = f"{points(paired['difference'])}\n{p_value(paired.get('p_value'))}".rstrip()
+            word = (cell.get("decision") or {}).get("word")
+            lines = [points(paired["difference"]), p_value(paired.get("p_holm", paired.get("p_value"))), word]
+            against = "\n".join(filter(None, lines))
         style = "red" if undefended(cell) and attacked(cell) else "dim" if cell["control"] else None
         label = names[cell["id"]]
         entries = [

@@ -6,7 +6,7 @@ repository. Offline, the Hub's own cache is used if it has the set.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ class HubSet:
         columns: what a row must have.
         task: name of the prompt set or task, which says what its rows are; None where `record`, `licence` and `roles`
             say it here.
-        config: name of the configuration, where there are several.
+        config: name of the configuration, where there are several; by role, where roles have their own.
         train, test: the splits that training roles and test roles come from unless a source says otherwise.
     """
 
@@ -36,7 +36,7 @@ class HubSet:
     task: str | None = None
     train: str = "train"
     test: str = "test"
-    config: str | None = None
+    config: str | Mapping[str, str] | None = None
     record: Callable[[Row], Row] | None = None
     licence: str = ""
     roles: tuple[str, ...] = ()
@@ -77,6 +77,14 @@ HUB = {
             test="train",
         ),
         HubSet(id="walledai/XSTest", task="xstest", columns=("prompt", "type", "label")),
+        HubSet(
+            id="bench-llm/or-bench",
+            task="or-bench",
+            columns=("prompt", "category"),
+            config={"test_benign": "or-bench-hard-1k", "test_harmful": "or-bench-toxic"},
+            test="train",
+        ),
+        HubSet(id="AmazonScience/FalseReject", task="false-reject", columns=("prompt",)),
         # The test split has no labels; validation is used.
         HubSet(id="stanfordnlp/sst2", task="sst2", columns=("sentence", "label"), test="validation"),
         HubSet(id="fancyzhx/ag_news", task="agnews", columns=("text", "label")),
@@ -94,8 +102,8 @@ HUB = {
 }
 
 
-def hub_rows(known: HubSet, split: str) -> Rows:
-    """All rows of one split, in order, each with its place.
+def hub_rows(known: HubSet, split: str, role: str) -> Rows:
+    """All rows of one split, in order, each with its place; `role` decides where configurations differ by role.
 
     Raises:
         InputError: there is no such split, or its rows are not as the loader knows them.
@@ -104,7 +112,8 @@ def hub_rows(known: HubSet, split: str) -> Rows:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(known.id, known.config, split=split)
+        config = known.config[role] if isinstance(known.config, Mapping) else known.config
+        rows = load_dataset(known.id, config, split=split)
     except Exception as error:  # whatever the Hub's client, the network or the cache raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, ValueError) and "split" in first:

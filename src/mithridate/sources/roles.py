@@ -240,7 +240,7 @@ def _load(
     elif known:
         if role not in known.roles:
             raise InputError(f"{here} cannot be {role}; it has data for: {', '.join(known.roles)}")
-        rows = hub_rows(known, source.split or (known.train if part == "train" else known.test))
+        rows = hub_rows(known, source.split or (known.train if part == "train" else known.test), role)
     else:
         rows = read_rows(_path(source.source, base, role))
 

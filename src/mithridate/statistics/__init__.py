@@ -2,17 +2,17 @@
 %.
 
 - `shares`: one share; of single answers, of several answers per prompt, with answers that a judge left unscored.
-- `comparisons`: two runs on the same prompts, with one or several answers each, or on different ones; Holm's
-  correction across a table.
+- `comparisons`: two runs on the same prompts, with one or several answers each; Holm's correction across a table.
 - `seeds`: one share, or one difference, over several seeds.
+- `needed`: how many prompts and seeds decide a limit.
 - `detectable`: the smallest difference that a comparison could have seen.
 - `corrected`: a share counted by a judge who errs at known rates.
 - `resistance`: how many steps an attack takes.
 """
 
-from mithridate.statistics.comparisons import holm, paired, paired_by_prompt, unpaired
+from mithridate.statistics.comparisons import holm, paired, paired_by_prompt
 from mithridate.statistics.corrected import ErrorRates, corrected
-from mithridate.statistics.detectable import detectable_paired, detectable_unpaired
+from mithridate.statistics.detectable import detectable_paired
 from mithridate.statistics.resistance import steps_to
 from mithridate.statistics.seeds import across_seeds, paired_across_seeds
 from mithridate.statistics.shares import (
@@ -31,7 +31,6 @@ __all__ = [
     "by_prompt",
     "corrected",
     "detectable_paired",
-    "detectable_unpaired",
     "holm",
     "paired",
     "paired_across_seeds",
@@ -41,5 +40,4 @@ __all__ = [
     "proportion_of",
     "proportion_with_unscored",
     "steps_to",
-    "unpaired",
 ]

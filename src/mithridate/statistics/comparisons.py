@@ -6,9 +6,8 @@
   Statistics in Medicine 17, 1998, 2635-2650, method 10).
 - The same prompts, several answers each: a test that swaps the two runs prompt by prompt, and the same square-and-add
   of the clustered intervals of `shares`, with the correlation of the prompts' shares.
-- Different prompts, as a fallback, for it sees less: Fisher's exact test and Newcombe's interval for independent
-  proportions (R. G. Newcombe, Interval estimation for the difference between independent proportions, Statistics in
-  Medicine 17, 1998, 873-890, method 10).
+- Two shares with their own intervals: Newcombe's square and add (R. G. Newcombe, Interval estimation for the
+  difference between independent proportions, Statistics in Medicine 17, 1998, 873-890, method 10).
 - Many comparisons in one table: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian J. of
   Statistics 6, 1979, 65-70.
 """
@@ -18,7 +17,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact, permutation_test
+from scipy.stats import binomtest, permutation_test
 
 from mithridate.statistics.shares import ByPrompt, effective, proportion, proportion_by_prompt, quantile, wilson
 
@@ -82,20 +81,6 @@ def paired_by_prompt(a: ByPrompt, b: ByPrompt) -> dict:
         covariance / spread if spread > 0 else 0.0,
     )
     return interval | {"p_value": _swapped(differences), "n": len(prompts), "left_out": left_out}
-
-
-def unpaired(k_a: int, n_a: int, k_b: int, n_b: int) -> dict:
-    """Two runs on different prompts: `difference` of the shares `k_a` / `n_a` - `k_b` / `n_b` with its 95 % interval
-    (`low`, `high`), Fisher's exact two-sided `p_value`, `n_a` and `n_b`. None, and p = 1, where either is empty.
-
-    Never for the same prompts: `paired` sees smaller differences, and takes account of what the runs share. Fisher's
-    test is conservative: with 112 prompts each and shares of 0.1, equal runs have p < 0.05 in 2 % of cases.
-    """
-    sizes = {"n_a": n_a, "n_b": n_b}
-    if not (n_a and n_b):
-        return {"difference": None, "low": None, "high": None, "p_value": 1.0, **sizes}
-    test: Any = fisher_exact([[k_a, n_a - k_a], [k_b, n_b - k_b]])
-    return difference(proportion(k_a, n_a), proportion(k_b, n_b)) | {"p_value": float(test.pvalue), **sizes}
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -10,7 +10,9 @@ the uncertainty of the rates and of the count (Z. Lang & J. Reiczigel, Confidenc
 adjusted for estimated sensitivity and specificity, Preventive Veterinary Medicine 113, 2014, 13-22). In
 simulations, 10 to 100 labelled answers a class, it covers 94 to 100 % for judges clearly better than chance: most (it
 is then too wide) where the judge hardly errs and the true share is near 0 or 1. Without their added pseudo-counts the
-same formula covers 89 % at worst for good judges and 70 % for weak ones.
+same formula covers 89 % at worst for good judges and 70 % for weak ones. Their interval ends up outside [0, 1] where
+the judge says less (or more) than its own errors would make of an empty (or full) share; cut off there, nothing would
+be left of it. So it is never narrower than Wilson's for the corrected share, that is, for a judge that never errs.
 
 It assumes that the judge errs at the same rates on the answers counted as on those labelled: labelled answers should
 be a random part of the answers of models like those tested. Their share of harmful ones need not be the same.
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from mithridate.statistics.comparisons import difference
-from mithridate.statistics.shares import NORMAL, proportion
+from mithridate.statistics.shares import NORMAL, proportion, wilson
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ def corrected(k: int, n: int, rates: ErrorRates) -> dict:
     half = NORMAL * sqrt(variance) / (sensitivity + specificity - 1)
     middle += 2 * NORMAL * NORMAL * (middle * of_harmful - (1 - middle) * of_harmless)
     value, low, high = (min(1.0, max(0.0, x)) for x in (value, middle - half, middle + half))
+    least = wilson(value, n, NORMAL)
     return {
         "value": value,
-        "low": min(low, value),
-        "high": max(high, value),
+        "low": min(low, least[0]),
+        "high": max(high, least[1]),
         "n": n,
         "apparent": k / n,
         "calibrated_on": calibrated_on,

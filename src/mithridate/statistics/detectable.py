@@ -5,12 +5,11 @@ What is smaller may well exist and yet come out as "no difference", so that a ta
 """
 
 from collections.abc import Callable
-from math import sqrt
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy.stats import binom
 
 POWER = 0.8
 ALPHA = 0.05
@@ -34,37 +33,6 @@ def detectable_paired(n: int, discordant: float, comparisons: int = 1) -> float 
         return _mcnemar_power(n, max(discordant, difference), difference, ALPHA / comparisons) - POWER
 
     return _root(gap, 1.0)
-
-
-def detectable_unpaired(n_a: int, n_b: int, share: float, comparisons: int = 1) -> float | None:
-    """The smallest difference from `share` (of run a) towards one half and beyond that Fisher's exact test finds in
-    about 80 % of cases, with `n_a` and `n_b` different prompts.
-
-    Simulated, it is found in 79 to 85 % of cases for shares from 0.1 to 0.9, and in up to 99 % from a share of 0 or 1:
-    there a difference somewhat smaller would do.
-
-    By the formula with continuity correction of J. T. Casagrande, M. C. Pike & P. G. Smith, An improved approximate
-    formula for calculating sample sizes for comparing two binomial distributions, Biometrics 34, 1978, 483-486, and
-    for unequal sizes J. L. Fleiss, A. Tytun & H. K. Ury, Biometrics 36, 1980, 343-346. Differences away from one half
-    are seen a little sooner.
-
-    Returns None where no difference could be found.
-    """
-    if not (n_a and n_b):
-        return None
-    towards = 1 if share <= 0.5 else -1
-    ratio = n_b / n_a
-    z_level, z_power = float(norm.isf(ALPHA / comparisons / 2)), float(norm.ppf(POWER))
-
-    def gap(difference: float) -> float:
-        other = share + towards * difference
-        mean = (share + ratio * other) / (1 + ratio)
-        spread = max(0.0, ratio * share * (1 - share) + other * (1 - other))
-        needed = (z_level * sqrt((1 + ratio) * mean * (1 - mean)) + z_power * sqrt(spread)) ** 2
-        needed /= ratio * difference**2
-        return n_a - needed / 4 * (1 + sqrt(1 + 2 * (1 + ratio) / (needed * ratio * difference))) ** 2
-
-    return _root(gap, max(share, 1 - share))
 
 
 def _root(gap: Callable[[float], float], most: float) -> float | None:

@@ -9,16 +9,26 @@ for S seeds and P prompts, where `seed`, `prompt` and `rest` are variances of an
 explains, the noise of single answers included. Hence the seeds' own variance, without the noise of single answers in
 it, is (MS_seed - MS_rest) / P, and 0 where that is negative.
 
-The interval is for the mean over *other* seeds and *other* prompts like these:
+One run. The squared half width for the mean over *other* seeds and *other* prompts is
 
-    half width^2  =  t_{S-1}^2 MS_seed / (S P)  +  t_{P-1}^2 max(0, MS_prompt - MS_rest) / (S P)
+    h^2  =  t_{S-1}^2 MS_seed / (S P)  +  t_{P-1}^2 max(0, MS_prompt - MS_rest) / (S P)
 
-two intervals added as vectors, Student's t for each. The first alone, the usual t interval of the seeds' shares,
-covers other seeds on *these* prompts only: for new prompts as well it covered 49 to 96 % in simulations.
+two intervals added as vectors, Student's t for each. Shares that vary between seeds do so the less the nearer they are
+to 0 or 1, so the interval is Wilson's with that width: all m with (mean - m)^2 <= c m (1 - m), where c = h^2 / (mean
+(1 - mean)). And c is no smaller than what S seeds that agree leave open: that another seed in so many (at most 1 -
+0.05^(1/S), the exact bound for none of S) ends up to 20 points away, for training runs go wrong on some seeds only.
+So four seeds with 0 of 448 leave [0, 0.105], and no limit below 0.05 is held by fewer than 11 seeds (`plan`).
 
-Limits. Few seeds give wide intervals: t is 12.7 for two, 4.3 for three. Seeds whose shares are far from normal (most
-near 0 and some high, as where an attack succeeds with some seeds only) are covered too seldom: 83 to 91 % for shares
-around 0.03 to 0.08 that vary as much between seeds. The seeds are what was varied: the attack's seed with one aligned
+Two runs. `low`, `high` and `p_value` are Student's on the seeds' differences: right where these are normal. They are
+not where a run succeeds on some seeds only, and four seeds cannot show that. So a difference counts as shown only if
+`spread` is None too: the runs' spreads between seeds are alike (F test of the angular shares at the 1 % level, no
+spread taken as smaller than the noise of single answers), and the difference still excludes 0 when the two runs'
+intervals above are taken apart (Newcombe's square and add, `comparisons.difference`).
+
+Simulated (benchmarks/seeds.py: seeds from beta, prompts from probit distributions, 4 x 112): docs/statistics.md has
+coverage, widths, false positives and power, before and now. Limits: few seeds give wide intervals, t is 12.7 for two
+and 4.3 for three. Where seeds are mostly near 1 and a few far below (0.9 with a deviation of 0.2) more than five seeds
+that happen to agree are still believed too often. The seeds are what was varied: the attack's seed with one aligned
 model says nothing about other aligned models.
 """
 
@@ -27,12 +37,19 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_1samp
+from scipy.special import fdtrc, stdtr
 
-from mithridate.statistics.shares import proportion_by_prompt, quantile
+from mithridate.statistics import comparisons
+from mithridate.statistics.shares import proportion_by_prompt, quantile, wilson
 
 Outcomes = Sequence[Sequence[bool | None]]
 """One row a seed, one column a prompt, in the same order in each row; None is unscored."""
+
+
+ALPHA = 0.05
+_SPREAD_ALPHA = 0.01
+_FAR = 0.2
+"""How far off the seed may end that was not drawn, as a share."""
 
 
 def across_seeds(outcomes: Outcomes) -> dict:
@@ -41,7 +58,7 @@ def across_seeds(outcomes: Outcomes) -> dict:
     Returns
 
     - `value`, `low`, `high`: the mean over seeds. The interval is never narrower than the prompts alone make it
-      (`proportion_by_prompt`), which matters where all seeds agree;
+      (`proportion_by_prompt`), nor than so few seeds allow, which matters where all seeds agree;
     - `seed_sd`: standard deviation of the seeds' shares, as tables usually give it;
     - `seed_sd_net`: the part of it that is not noise of single answers: what differs between the trained models;
     - `prompt_sd`: standard deviation between prompts, without that noise;
@@ -52,61 +69,67 @@ def across_seeds(outcomes: Outcomes) -> dict:
     """
     table, left_out = _table(outcomes)
     seeds, prompts = table.shape
-    value = float(table.mean()) if table.size else None
     counts = {"seeds": seeds, "prompts": prompts, "left_out": left_out}
     if note := _too_few(table):
+        value = float(table.mean()) if table.size else None
         return {"value": value, **dict.fromkeys(("low", "high", *_DEVIATIONS)), **counts, "note": note}
-    squares = _MeanSquares(table)
-    half = squares.half_width()
-    answers = dict(enumerate((table.T > 0).tolist()))
-    alone = proportion_by_prompt(answers)
-    low, high = min(squares.mean - half, alone["low"]), max(squares.mean + half, alone["high"])
-    return {
-        "value": value,
-        "low": max(0.0, low),
-        "high": min(1.0, high),
-        **squares.deviations(),
-        **counts,
-        "note": None,
-    }
+    return {**_interval(table), **_MeanSquares(table).deviations(), **counts, "note": None}
 
 
 def paired_across_seeds(a: Outcomes, b: Outcomes) -> dict:
     """The difference of two runs' shares a - b over seeds, row i of both being seed i, with a 95 % interval.
 
     Returns `difference`, `low`, `high` (for other seeds and prompts), the deviations and counts of `across_seeds`,
-    here of the differences, and `p_value`: paired t test on the seeds' differences, which asks whether other seeds
-    would differ on these prompts. It is None, and `note` says so, below three seeds (with two, equal runs came out
-    different in 5 to 11 % of cases) and where all seeds differ by the same amount, which leaves nothing to test with.
+    here of the differences, and
+
+    - `p_value`: paired t test on the seeds' differences, which asks whether other seeds would differ on these
+      prompts. None, and `note` says so, below three seeds (with two, equal runs came out different in 5 to 11 % of
+      cases) and where all seeds differ by the same amount, which leaves nothing to test with;
+    - `assumption`: what that p-value rests on, in words;
+    - `spread`: in words, why the seeds' spread forbids to take the difference as shown, else None; and
+      `spread_p_value`, of the test that the two runs' seeds spread alike (None below three seeds). See the top.
 
     Raises `ValueError` where the runs have different numbers of seeds or prompts.
     """
-    first, second = np.array(a, dtype=object), np.array(b, dtype=object)
-    if first.shape != second.shape:
-        raise ValueError(f"the runs have different numbers of seeds or prompts: {first.shape}, {second.shape}")
-    rows = [
-        [None if x is None or y is None else bool(x) - bool(y) for x, y in zip(*row, strict=True)]
-        for row in zip(a, b, strict=True)
-    ]
-    table, left_out = _table(rows)
+    shapes = [(len(run), sorted({len(row) for row in run})) for run in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the runs have different numbers of seeds or prompts: {shapes[0]}, {shapes[1]}")
+    both, left_out = _table([*a, *b])
+    one, other = both[: len(a)], both[len(a) :]
+    table = one - other
     seeds, prompts = table.shape
-    difference = float(table.mean()) if table.size else None
     counts = {"seeds": seeds, "prompts": prompts, "left_out": left_out}
+    tested: dict[str, Any] = dict.fromkeys(("p_value", "assumption", "spread", "spread_p_value"))
     if note := _too_few(table):
-        empty = dict.fromkeys(("low", "high", "p_value", *_DEVIATIONS))
-        return {"difference": difference, **empty, **counts, "note": note}
+        mean = float(table.mean()) if table.size else None
+        return {"difference": mean, **dict.fromkeys(("low", "high", *_DEVIATIONS)), **tested, **counts, "note": note}
     squares = _MeanSquares(table)
     half = squares.half_width()
+    low, high = max(-1.0, squares.mean - half), min(1.0, squares.mean + half)
     p_value, note = _test(table.mean(axis=1))
+    tested["p_value"] = p_value
+    if seeds > 2:
+        shown = low > 0 or high < 0 or (p_value is not None and p_value < ALPHA)
+        tested["spread_p_value"] = alike = _alike(one, other)
+        tested["spread"] = _spread(one, other, alike, shown)
+    if p_value is not None:
+        tested["assumption"] = (
+            f"the seeds' differences are normal; a sign test of {seeds} seeds cannot go below {2.0 ** (1 - seeds):.3g}"
+        )
     return {
-        "difference": difference,
-        "low": max(-1.0, squares.mean - half),
-        "high": min(1.0, squares.mean + half),
-        "p_value": p_value,
+        "difference": squares.mean,
+        "low": low,
+        "high": high,
+        **tested,
         **squares.deviations(),
         **counts,
         "note": note,
     }
+
+
+def unseen(seeds: int) -> float:
+    """The share that this many seeds which all show none leave open, at 95 %, whatever the number of prompts."""
+    return _FAR * (1 - ALPHA ** (1 / seeds))
 
 
 _DEVIATIONS = ("seed_sd", "seed_sd_net", "prompt_sd")
@@ -135,14 +158,47 @@ class _MeanSquares:
         return dict(zip(_DEVIATIONS, (raw, sqrt(max(0.0, net)), sqrt(max(0.0, prompt))), strict=True))
 
 
-def _table(outcomes: Sequence[Sequence[int | None]]) -> tuple[np.ndarray, int]:
+def _table(outcomes: Outcomes) -> tuple[np.ndarray, int]:
     """float64 (seeds, prompts scored with every seed), and how many prompts were left out."""
     if len({len(row) for row in outcomes}) > 1:
         raise ValueError(f"the seeds have different numbers of prompts: {sorted({len(row) for row in outcomes})}")
-    columns = list(zip(*outcomes, strict=True))
-    whole = [column for column in columns if None not in column]
-    table = np.array(whole, dtype=float).reshape(len(whole), len(outcomes)).T
-    return table, len(columns) - len(whole)
+    table = np.array(outcomes, dtype=float).reshape(len(outcomes), -1 if len(outcomes) else 0)  # None is nan
+    scored = ~np.isnan(table).any(axis=0)
+    return table[:, scored], int((~scored).sum())
+
+
+def _interval(table: np.ndarray) -> dict[str, float]:
+    """The mean of a table of 0 and 1, at least 2 x 2, with the interval of one run."""
+    squares = _MeanSquares(table)
+    mean, least = squares.mean, unseen(squares.seeds)
+    apart = mean * (1 - mean)
+    relative = max(squares.half_width() ** 2 / apart if apart > 0 else 0.0, least / (1 - least))
+    low, high = wilson(mean, 1 / relative, 1.0)
+    alone = proportion_by_prompt(dict(enumerate((table.T > 0).tolist())))
+    return {"value": mean, "low": min(low, alone["low"]), "high": max(high, alone["high"])}
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> float:
+    """The p-value of the hypothesis that the seeds of both runs spread alike."""
+    prompts, degrees = one.shape[1], one.shape[0] - 1
+    variances = [max(1 / prompts, float(_angular(table).var(ddof=1))) for table in (one, other)]
+    return min(1.0, 2 * float(fdtrc(degrees, degrees, max(variances) / min(variances))))
+
+
+def _angular(table: np.ndarray) -> np.ndarray:
+    """The seeds' shares on Anscombe's angular scale, where single answers' noise has the variance 1 / prompts."""
+    prompts = table.shape[1]
+    return 2 * np.arcsin(np.sqrt((table.sum(axis=1) + 3 / 8) / (prompts + 3 / 4)))
+
+
+def _spread(one: np.ndarray, other: np.ndarray, alike: float, shown: bool) -> str | None:
+    if alike < _SPREAD_ALPHA:
+        deviations = " and ".join(f"{100 * float(table.mean(axis=1).std(ddof=1)):.1f}" for table in (one, other))
+        return f"the seeds of the two runs spread unequally (deviations {deviations} points, F test p = {alike:.2g})"
+    apart = comparisons.difference(_interval(one), _interval(other))
+    if shown and apart["low"] <= 0 <= apart["high"]:
+        return f"runs whose seeds spread like these may differ as much by the choice of {len(one)} seeds"
+    return None
 
 
 def _too_few(table: np.ndarray) -> str | None:
@@ -158,5 +214,6 @@ def _test(differences: np.ndarray) -> tuple[float | None, str | None]:
         return None, "a test takes three seeds"
     if np.ptp(differences) < 1e-12:  # rounding apart
         return (1.0, None) if abs(differences[0]) < 1e-12 else (None, "all seeds differ by the same amount")
-    test: Any = ttest_1samp(differences, 0.0)
-    return float(test.pvalue), None
+    count = len(differences)
+    statistic = float(differences.mean() / differences.std(ddof=1)) * sqrt(count)
+    return float(2 * stdtr(count - 1, -abs(statistic))), None

@@ -12,6 +12,7 @@ alike; a test has such a case), and at 0 of n they are [0, 0].
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -109,6 +110,7 @@ def wilson(share: float, n: float, z: float) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
+@cache
 def quantile(degrees: float) -> float:
     """The same where the standard error is estimated: Student's t."""
     return float(t.ppf((1 + CONFIDENCE) / 2, degrees))

@@ -18,8 +18,11 @@ from mithridate.tasks import (
     alpaca_eval,
     beavertails,
     embedded,
+    false_reject,
     gsm8k,
     harmbench,
+    hexphi,
+    or_bench,
     sentiment,
     sst2,
     xstest,
@@ -38,7 +41,7 @@ PROMPT_SETS: dict[str, PromptSet] = {
     for known in (
         embedded.HARMFUL,
         embedded.BENIGN,
-        *(module.PROMPTS for module in (beavertails, advbench, harmbench, xstest)),
+        *(module.PROMPTS for module in (beavertails, advbench, harmbench, hexphi, xstest, or_bench, false_reject)),
         *_OWN.values(),
     )
 }

@@ -1,4 +1,4 @@
-"""Comparisons on different prompts, Holm's correction, unscored answers, and what a comparison could have seen."""
+"""The difference of two shares, Holm's correction, unscored answers, and what a comparison could have seen."""
 
 from functools import cache
 
@@ -10,37 +10,28 @@ from scipy.stats import binom, binomtest
 
 from mithridate.statistics import (
     detectable_paired,
-    detectable_unpaired,
     holm,
     paired,
     proportion,
     proportion_with_unscored,
-    unpaired,
 )
-from tests.statistics.simulate import covered, error, share
+from mithridate.statistics.comparisons import difference
+from tests.statistics.simulate import error, share
 
 
-def test_newcombes_interval_for_different_prompts():
-    found = unpaired(56, 70, 48, 80)  # Newcombe 1998, independent proportions, table II (a), method 10
+def test_newcombes_square_and_add():
+    # Newcombe 1998, independent proportions, table II (a), method 10: 56/70 - 48/80
+    found = difference(proportion(56, 70), proportion(48, 80))
     assert found["difference"] == pytest.approx(0.2)
     assert (found["low"], found["high"]) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
-def test_fishers_test_of_the_lady_tasting_tea():
-    assert unpaired(3, 4, 1, 4)["p_value"] == pytest.approx(34 / 70)
-
-
-def test_an_empty_run_cannot_be_compared():
-    found = unpaired(0, 0, 3, 4)
-    assert found["difference"] is None and found["p_value"] == 1.0
-
-
-@pytest.mark.parametrize(("a", "b"), [(0.1, 0.1), (0.3, 0.5), (0.02, 0.1)])
-def test_the_unpaired_interval_covers_at_its_rate(a, b):
-    rng, draws = np.random.default_rng(0), 3000
-    tables = np.column_stack([rng.binomial(112, a, draws), rng.binomial(80, b, draws)])
-    rate = covered(tables, lambda x, y: unpaired(x, 112, y, 80), a - b)
-    assert 0.94 - error(0.94, draws) <= rate <= 0.99
+@given(a=st.integers(0, 80), b=st.integers(0, 80))
+def test_the_difference_of_two_shares_lies_in_its_interval_and_mirrors(a, b):
+    x, y = proportion(a, 80), proportion(b, 80)
+    one, other = difference(x, y), difference(y, x)
+    assert one["low"] - 1e-12 <= x["value"] - y["value"] <= one["high"] + 1e-12
+    assert (other["low"], other["high"]) == pytest.approx((-one["high"], -one["low"]))
 
 
 # -- equal runs
@@ -151,20 +142,3 @@ def test_the_detectable_difference_falls_with_n_and_rises_with_noise_and_compari
 def test_five_prompts_can_show_no_difference_and_eight_only_a_large_one():
     assert detectable_paired(5, 0.5) is None and detectable_paired(0, 0.5) is None
     assert detectable_paired(8, 0.1) > 0.7
-
-
-@pytest.mark.parametrize(
-    ("n_a", "n_b", "start"), [(112, 112, 0.1), (112, 112, 0.5), (50, 200, 0.3), (200, 50, 0.9), (112, 112, 0.0)]
-)
-def test_the_detectable_unpaired_difference_is_found_in_about_four_of_five_cases(n_a, n_b, start):
-    difference = detectable_unpaired(n_a, n_b, start)
-    assert difference
-    other = start + difference if start <= 0.5 else start - difference
-    rng, draws = np.random.default_rng(0), 2000
-    tables = np.column_stack([rng.binomial(n_a, start, draws), rng.binomial(n_b, other, draws)])
-    power = share(tables, lambda x, y: unpaired(x, n_a, y, n_b)["p_value"] < 0.05)
-    assert 0.79 - error(0.79, draws) <= power <= (0.85 + error(0.85, draws) if start else 0.99)
-
-
-def test_too_few_different_prompts_can_show_no_difference():
-    assert detectable_unpaired(3, 3, 0.5) is None and detectable_unpaired(0, 50, 0.5) is None

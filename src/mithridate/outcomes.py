@@ -1,0 +1,149 @@
+"""What each prompt came to, by cell, step and rate: what runs are compared by. Kept small, so that a grid's fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mithridate.evaluation import Answers, outcomes, rate_of
+from mithridate.statistics import across_seeds, paired, paired_across_seeds, paired_by_prompt
+
+_ALONE: dict[bool | None, Answers] = {one: (one,) for one in (True, False, None)}  # of one answer, shared by all
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Outcomes by prompt, in two tuples: cells that were asked the same prompts share the first."""
+
+    prompts: tuple[str, ...]
+    values: tuple[Answers, ...]
+
+    def by_prompt(self) -> dict[str, Answers]:
+        return dict(zip(self.prompts, self.values))
+
+    @property
+    def samples(self) -> int:
+        """The most answers that a prompt has."""
+        return max(map(len, self.values), default=1)
+
+
+class Outcomes:
+    """Outcomes of many models' answers (`evaluation.outcomes`), compared on the prompts that both were asked.
+
+    Cells go by their id in results.json, rates by their name there. What is not there compares as None. Of prompts
+    with several answers all are compared, prompt by prompt; over seeds they are not: `across_seeds` takes one each.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, int | None, str], _Row] = {}
+        self._prompts: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._compared: dict[tuple, dict[str, Any] | None] = {}
+
+    def add(self, cell: str, rows: Sequence[Mapping[str, Any]], step: int | None = None) -> None:
+        """Takes over one model's rows: of the end of the cell, or of a step of its attack.
+
+        Raises:
+            InputError: rows of a protocol that is not known.
+        """
+        for rate, found in outcomes(rows).items():
+            prompts = tuple(found)
+            values = tuple(_ALONE[each[0]] if len(each) == 1 else each for each in found.values())
+            self._rows[cell, step, rate] = _Row(self._prompts.setdefault(prompts, prompts), values)
+
+    def share(self, cell: str, rate: str) -> dict[str, Any] | None:
+        """The share of positive outcomes, as results.json has it; None where the rate was not measured."""
+        row = self._rows.get((cell, None, rate))
+        if row is None:
+            return None
+        asked = [prompt for prompt, answers in zip(row.prompts, row.values) for _ in answers]
+        return rate_of(asked, [one for answers in row.values for one in answers], row.samples)
+
+    def paired(self, cell: str, other: str, rate: str, step: int | None = None) -> dict[str, Any] | None:
+        """`statistics.paired` of two models, on the prompts that both were asked and scored on; None without any.
+
+        Where prompts have several answers, `statistics.paired_by_prompt` of those that were scored; `discordant` is
+        then the share of prompts whose own shares differ.
+        """
+        key = (cell, other, rate, step)
+        if key not in self._compared:
+            mine, theirs = self._rows.get((cell, step, rate)), self._rows.get((other, step, rate))
+            self._compared[key] = _paired(mine, theirs) if mine and theirs else None
+        return self._compared[key]
+
+    def over_seeds(self, cells: Sequence[str], rate: str) -> dict[str, Any] | None:
+        """`statistics.across_seeds` of the prompts that all were asked, a cell a seed.
+
+        Where prompts have several answers, it has no numbers, and a `note` that says so.
+        """
+        found = self._all(cells, rate)
+        if not found:
+            return None
+        if _sampled(found):
+            return across_seeds([[] for _ in found]) | {"note": SAMPLED}
+        return across_seeds(_square(found))
+
+    def paired_over_seeds(self, cells: Sequence[str], others: Sequence[str], rate: str) -> dict[str, Any] | None:
+        """`statistics.paired_across_seeds`; cell i of both has the same seed."""
+        key = (tuple(cells), tuple(others), rate)
+        if key not in self._compared:
+            rows, half = self._all((*cells, *others), rate), len(cells)
+            found = None
+            if rows and _sampled(rows):
+                nothing: list[list[bool | None]] = [[] for _ in cells]
+                found = paired_across_seeds(nothing, nothing) | {"note": SAMPLED}
+            elif rows and (both := _square(rows))[0]:
+                found = paired_across_seeds(both[:half], both[half:])
+            self._compared[key] = found
+        return self._compared[key]
+
+    def _all(self, cells: Sequence[str], rate: str) -> list[_Row]:
+        """The rows of the cells; nothing where one is not there."""
+        rows = [self._rows.get((cell, None, rate)) for cell in cells]
+        found = [row for row in rows if row is not None]
+        return found if len(found) == len(rows) else []
+
+
+SAMPLED = "not computed for several samples of a prompt: each seed stands by itself"
+
+
+def _sampled(rows: Iterable[_Row]) -> bool:
+    return any(row.samples > 1 for row in rows)
+
+
+def _paired(mine: _Row, theirs: _Row) -> dict[str, Any] | None:
+    if _sampled((mine, theirs)):
+        return _paired_by_prompt(mine.by_prompt(), theirs.by_prompt())
+    shared = [(own, its) for (own,), (its,) in _both(mine, theirs) if own is not None and its is not None]
+    return paired([own for own, _ in shared], [its for _, its in shared]) if shared else None
+
+
+def _paired_by_prompt(mine: Mapping[str, Answers], theirs: Mapping[str, Answers]) -> dict[str, Any] | None:
+    a, b = (
+        {prompt: [one for one in answers if one is not None] for prompt, answers in run.items()}
+        for run in (mine, theirs)
+    )
+    shared = [prompt for prompt, scored in a.items() if scored and b.get(prompt)]
+    if not shared:
+        return None
+    x, y = ({prompt: run[prompt] for prompt in shared} for run in (a, b))
+    found = paired_by_prompt(x, y)
+    found.pop("left_out")
+    differ = sum(sum(x[prompt]) * len(y[prompt]) != sum(y[prompt]) * len(x[prompt]) for prompt in shared)
+    return found | {"discordant": differ / len(shared)}
+
+
+def _both(mine: _Row, theirs: _Row) -> Iterator[tuple[Answers, Answers]]:
+    if mine.prompts is theirs.prompts:
+        return zip(mine.values, theirs.values)
+    other = theirs.by_prompt()
+    return ((own, other[prompt]) for prompt, own in zip(mine.prompts, mine.values) if prompt in other)
+
+
+def _square(rows: Sequence[_Row]) -> list[list[bool | None]]:
+    """One row a run, one column a prompt that all runs were asked, of answers that are alone."""
+    if all(row.prompts is rows[0].prompts for row in rows):
+        return [[one for (one,) in row.values] for row in rows]
+    found = [row.by_prompt() for row in rows]
+    prompts = [prompt for prompt in found[0] if all(prompt in one for one in found)]
+    return [[one[prompt][0] for prompt in prompts] for one in found]
