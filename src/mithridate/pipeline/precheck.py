@@ -193,7 +193,7 @@ def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -
 
 
 def _own_role(chain: Chain, name: str, part: Part) -> str:
-    """The role that a training's rows are said to be of; of an attack's that are not all harmful, not the attacker's."""
+    """The role that a training's rows are said to be of: the attacker's, where they are all harmful or have no other."""
     if name != "finetune":
         return {"align": "alignment", "unaligned": "defender_harmful"}[name]
     others = [role for role in chain._attack.data_roles().values() if role != rowcheck.ATTACKER]
