@@ -193,7 +193,7 @@ def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -
 
 
 def _own_role(chain: Chain, name: str, part: Part) -> str:
-    """The role that a training's rows are said to be of: the attacker's, where they are all harmful or have no other."""
+    """The role that a training's rows are said to be of: the attacker's where all of them are harmful."""
     if name != "finetune":
         return {"align": "alignment", "unaligned": "defender_harmful"}[name]
     others = [role for role in chain._attack.data_roles().values() if role != rowcheck.ATTACKER]
@@ -239,6 +239,8 @@ def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> 
             raise
         raise UnsupportedSetup(f"{part.path}.defense: {error.reason}", error.remedy) from error
     except MithridateError:
+        for role, side in part.job.side_rows.items():  # of which a defense may say less than is known here
+            rowcheck.require_rows(_left(chain, part, side), part.path, role, part.args)
         raise
     except LIBRARY_ERRORS as error:
         import torch
