@@ -23,7 +23,7 @@ SEEN = "MITHRIDATE_TEST_SEEN"  # environment variable: a folder where methods no
 def declare(patch: pytest.MonkeyPatch) -> None:
     """Declares the methods of this file as entry points."""
     groups = {
-        "mithridate.defenses": {"watcher": "Watcher"},
+        "mithridate.defenses": {"watcher": "Watcher", "early": "Early"},
         "mithridate.repairs": {"halve": "Halve", "wise": "Wise", "lox": "Harden", "asks": "Asks", "picky": "Picky"},
         "mithridate.attacks": {"staged": "Staged", "backdoor": "Backdoor", "hardest": "Hardest"},
     }
@@ -145,6 +145,13 @@ class Watcher(Defense):
 
     def at_test(self) -> TestTime | None:
         return TestTime(system=self.system) if self.system else None
+
+
+@dataclass(kw_only=True)
+class Early(Watcher):
+    """Asks for models before they are there."""
+
+    stage: ClassVar[str] = "alignment"
 
 
 # -- attacks --------------------------------------------------------------------------------------

@@ -155,7 +155,8 @@ def test_rows_of_the_helpful_role_are_disjoint_from_the_others(inputs, store, tm
         ({"repair": {"halve": {}, "wise": {}}}, "repair: expected one repair after fine-tuning, got 2: halve, wise"),
         ({"repair": {"wise": {"b": 1}}}, "repair.wise.b: no such field"),
         ({"repair": "asks"}, "data.helpful: needed by this experiment and not given"),
-        ({"align__defense": "watcher"}, "align.defense.watcher: needs a model .aligned, unaligned."),
+        ({"align__defense": "watcher"}, "align.defense.watcher: is a defense of fine-tuning"),
+        ({"align__defense": "early"}, "align.defense.early: needs a model .aligned, unaligned."),
     ],
 )
 def test_what_a_file_asks_for_in_vain(inputs, store, tmp_path, changes, message):
@@ -218,7 +219,7 @@ class Given(DefenseTrainer):
 
     def __init__(self, *args, models=None, **kwargs):
         self.given = models
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, models=models, **kwargs)
 
 
 def test_a_defense_gets_each_kind_of_model(inputs, store, tmp_path, monkeypatch):
@@ -247,6 +248,7 @@ def test_an_attack_of_two_phases(inputs, store, tmp_path, topology, rank):
     assert cell["id"] == f"sft-sft-none-{topology}-staged-0.333333-s0"
     assert (cell["attack"]["kind"], cell["attack"]["max_steps"]) == ("staged", 7)
     assert [point["step"] for point in cell["resistance"]] == [2, 3, 5]
+    assert cell["trained"] == {"rows": 12, "harmful_rows": 4, "steps": 7, "dropped": 0}
     folder = files(store, "finetune")
     assert [phase["steps"] for phase in json.loads((folder / "phases.json").read_text())] == [3, 4]
     assert [entry["step"] for entry in json.loads((folder / "history.json").read_text())][-1] == 7
@@ -441,6 +443,51 @@ def test_a_mistake_in_an_attack(inputs, store, tmp_path, attack, message):
     with pytest.raises(InputError) as found:
         run(experiment(inputs, finetune__attack=attack), out=tmp_path / "out", progress=False)
     assert message in str(found.value) and not stages(store)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        # the task's rows fit, the harmful ones do not, and the phase is named
+        (
+            "staged",
+            "finetune.attack: phase 2: finetune.training.max_length: of none of the 4 rows of data.attacker_h",
+        ),
+        ("backdoor", "finetune.training.max_length: of none of the 8 rows of data.attacker_harmful an answer is left"),
+    ],
+)
+def test_rows_that_would_be_lost_are_refused_for_every_kind_and_phase(inputs, store, tmp_path, kind, message):
+    asked = experiment(
+        inputs,
+        align="none",
+        data__attacker_harmful=_long(inputs, tmp_path),
+        finetune__attack={"kind": kind},
+        finetune__training__max_length=120,
+    )
+    with pytest.raises(InputError, match=message):
+        run(asked, out=tmp_path / "out", progress=False)
+    assert not stages(store)
+
+
+def test_rows_that_depend_on_the_model_are_counted_before_the_training(inputs, store, tmp_path):
+    asked = experiment(
+        inputs,
+        **SHORT,
+        data__attacker_harmful=_long(inputs, tmp_path),
+        finetune__attack={"kind": "hardest"},
+        finetune__training__max_length=120,
+    )
+    with pytest.raises(InputError, match=r"of none of the 4 rows of data.attacker_harmful an answer is left"):
+        run(asked, out=tmp_path / "out", progress=False)
+    assert stages(store, "attack-rows") and not stages(store, "finetune")
+
+
+def _long(inputs: Path, folder: Path) -> dict[str, str]:
+    """The attacker's rows with prompts of 200 tokens."""
+    rows = [json.loads(line) for line in (inputs / "attacker_harmful.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"prompt": row["prompt"] + " please" * 30}) + "\n" for row in rows]
+    (folder / "long.jsonl").write_text("".join(lines))
+    return {"source": str(folder / "long.jsonl")}
 
 
 def test_resistance_beyond_the_last_phase_is_refused(inputs, store, tmp_path):

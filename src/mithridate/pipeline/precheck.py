@@ -137,7 +137,7 @@ def said(chain: Chain, name: str, counted: Sequence[tuple[Part, Left]]) -> list[
     notes = []
     for part, left in counted:
         stage = f"{name}, phase {part.phase}" if part.phase else name
-        notes += rowcheck.said(left, stage, _own_role(chain, name), part.args)
+        notes += rowcheck.said(left, stage, _own_role(chain, name, part), part.args)
         for role, rows in part.job.side_rows.items():
             notes += rowcheck.said(_left(chain, part, rows), stage, role, part.args)
     return notes
@@ -170,7 +170,7 @@ def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -
     from mithridate.pipeline.training import batches_of
 
     left, args, path = _left(chain, part, part.job.rows), part.args, part.path
-    role, context = _own_role(chain, name), chain.shop.context
+    role, context = _own_role(chain, name, part), chain.shop.context
     with findings.noting():
         rowcheck.require_rows(left, path, role, args)
         if name == "finetune":
@@ -192,12 +192,12 @@ def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -
             rowcheck.require_context(own, context, path, role)
 
 
-def _own_role(chain: Chain, name: str) -> str:
-    """The role that a stage's rows are said to be of: of those of an attack, the one that is not the attacker's."""
+def _own_role(chain: Chain, name: str, part: Part) -> str:
+    """The role that a training's rows are said to be of: the attacker's where all of them are harmful."""
     if name != "finetune":
         return {"align": "alignment", "unaligned": "defender_harmful"}[name]
-    roles = chain._attack.data_roles().values()
-    return next((role for role in roles if role != rowcheck.ATTACKER), rowcheck.ATTACKER)
+    others = [role for role in chain._attack.data_roles().values() if role != rowcheck.ATTACKER]
+    return rowcheck.ATTACKER if not others or all(row.get("poisoned") for row in part.job.rows) else others[0]
 
 
 # -- set-ups ----------------------------------------------------------------------------------------------------------
@@ -239,6 +239,8 @@ def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> 
             raise
         raise UnsupportedSetup(f"{part.path}.defense: {error.reason}", error.remedy) from error
     except MithridateError:
+        for role, side in part.job.side_rows.items():  # of which a defense may say less than is known here
+            rowcheck.require_rows(_left(chain, part, side), part.path, role, part.args)
         raise
     except LIBRARY_ERRORS as error:
         import torch
