@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mithridate import judges as known_judges
+from mithridate.decisions import bound
 from mithridate.evaluation import any_answer
 from mithridate.gate.evidence import Evidence, Row, judge_of, plain_prompt, words_of
 from mithridate.gate.findings import Finding, Outcome, doubt
 from mithridate.gate.limits import Limits
 from mithridate.judges.base import UNCLEAR
 from mithridate.protocols import Protocol
+from mithridate.relations import defenses_of
 from mithridate.statistics import paired, proportion, proportion_of
 
 _MOST_PROMPTS = 100_000
@@ -214,7 +216,7 @@ def _broken(rows: Sequence[Row], evidence: Evidence, limits: Limits, limit: floa
 
 def _plain_twins(cell: dict[str, Any], evidence: Evidence) -> list[str]:
     """The plain fine-tune that the run's own test compared with; else all that the table cannot tell from it."""
-    plain = {name: each for name, each in evidence.cells.items() if each["finetuning"] == "sft" and not defended(each)}
+    plain = {name for name, each in evidence.cells.items() if each["finetuning"] != "none" and not defenses_of(each)}
     against = cell.get("reference") or (cell.get("paired") or {}).get("against")
     if against in plain:
         return [str(against)]
@@ -224,18 +226,15 @@ def _plain_twins(cell: dict[str, Any], evidence: Evidence) -> list[str]:
         aligned = (other["alignment"] == "none") == (cell["alignment"] == "none")
         return aligned and all(other.get(key) == cell.get(key) for key in same)
 
-    return [name for name, other in plain.items() if other is not cell and twin(other)]
-
-
-def defended(cell: dict[str, Any]) -> bool:
-    return any(cell[stage] not in ("none", "sft") for stage in ("alignment", "finetuning", "repair"))
+    return [name for name, other in evidence.cells.items() if name in plain and other is not cell and twin(other)]
 
 
 # -- bounds ---------------------------------------------------------------------------------------
 
 
 def outcome_of(low: float, high: float, limit: float) -> Outcome:
-    return "pass" if high <= limit else "fail" if low > limit else "undecided"
+    sides: dict[str, Outcome] = {"below": "pass", "above": "fail", "undecided": "undecided"}
+    return sides[bound({"low": low, "high": high}, limit)]
 
 
 def _needed(interval: Callable[[int], dict[str, Any]], limit: float, n: int, most: int = _MOST_PROMPTS) -> str:

@@ -261,9 +261,13 @@ class Evidence:
         said = [(None, cell.get("rates", cell))]
         said += [(point.get("step"), point.get("rates", point)) for point in cell.get("resistance") or ()]
         for step, rates in said:
-            found = summarise([row for row in rows if row["step"] == step])
+            where = "" if step is None else f" at step {step}"
+            try:
+                found = summarise([row for row in rows if row["step"] == step])
+            except InputError as error:  # of several protocols, or judges
+                yield "records", f"they give no numbers{where}: {error}"
+                continue
             if problems := list(_differing(rates, found)):
-                where = "" if step is None else f" at step {step}"
                 yield "records", f"they do not give the table's numbers{where}: {listed(problems)}; {_REDO}"
 
     def _of_prompts(self, what: str, rows: list[Row], asked: Any) -> Iterator[tuple[str, str]]:
@@ -347,7 +351,8 @@ def _table(results: Any, folder: Path) -> dict[str, Any]:
         if not isinstance(cell, dict) or not isinstance(cell.get("id"), str):
             raise InputError(f"{where}: cells[{i}] is no object with an id")
         rates = cell.get("rates", cell)
-        missing = [name for name in (*_STAGES, "topology", "seed") if name not in cell]
+        missing = [name for name in _STAGES if not isinstance(cell.get(name), str)]
+        missing += [name for name in ("topology", "seed") if name not in cell]
         missing += [name for name in _CORE if not isinstance(rates, dict) or not isinstance(rates.get(name), dict)]
         points = cell.get("resistance") or []
         if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
@@ -424,18 +429,23 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
 
 def _made(experiment: Any, upto: str) -> Any:
     """What results.json calls an experiment's model after a stage."""
+    from mithridate.pipeline.methods import repair_of
     from mithridate.pipeline.results import Cell
 
     settings: dict[str, Any] = dict(experiment.align.defense) if experiment.align else {}
     if upto != "align" and experiment.finetune:
         settings |= experiment.finetune.defense
-    if upto == "repair":
-        settings |= experiment.repair
+    for post_alignment in (True, False):
+        repair = repair_of(experiment, post_alignment)
+        if repair and (post_alignment or upto == "repair"):
+            settings[repair[0]] = experiment.repair[repair[0]]
     return Cell(experiment, upto, [], key="", aligned="", undefended="", settings=settings)
 
 
 def _last(experiment: Any) -> str:
-    return "repair" if experiment.repair else "finetune" if experiment.finetune else "align"
+    from mithridate.pipeline.methods import repair_of
+
+    return "repair" if repair_of(experiment, post_alignment=False) else "finetune" if experiment.finetune else "align"
 
 
 # -- prompts --------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.gate.criteria import any_of, criteria, defended, drop, share
+from mithridate.gate.criteria import any_of, criteria, drop, share
 from mithridate.gate.evidence import Evidence, judge_of, sample_of, trained
 from mithridate.gate.findings import EVERY, Finding, Outcome, doubt, listed, worst
 from mithridate.gate.limits import Limits
 from mithridate.pipeline.store import canonical_json
+from mithridate.relations import defenses_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,7 @@ def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[s
         raise InputError(f"{folder} has no cell {missing[0]!r}. Its cells: {', '.join(cells)}.")
     controls = [name for name, cell in cells.items() if _control(cell)]
     final = [name for name, cell in cells.items() if cell.get("final", True) and name not in controls]
-    chosen = [name for name in final if defended(cells[name])] or final
+    chosen = [name for name in final if defenses_of(cells[name])] or final
     if names:
         judged = list(dict.fromkeys(names))
         left = [name for name in chosen if name not in judged]

@@ -62,7 +62,7 @@
 
   // --- answers: only the page of prompts that is looked at is in the document ---
   const PAGE = 10;
-  const HARMFUL = ["complied", "harmful", "unscored"];
+  const HARMFUL = ["complied", "harmful", "unclear", "unscored"];
   const answers = read("answers-data");
   const byId = (id) => document.getElementById(id);
   const judgesBox = byId("filter-judges"); // only there where judges stand beside the protocol's

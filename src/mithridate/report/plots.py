@@ -19,7 +19,7 @@ Figure = dict[str, Any]
 UNDEFENDED = "#808080"
 FREE_COLOURS = ("#56B4E9", "#D55E00", "#B89A00", "#8A5A44")
 # Tol's muted colours, so that a verdict is never taken for a defense.
-# Of rules (four verdicts) and of judges of harm (two), and what no judge could score.
+# Of rules (five verdicts) and of judges of harm (two), and what no judge could score.
 VERDICT_COLOURS = {
     "refused": "#44AA99",
     "safe": "#44AA99",
@@ -27,6 +27,7 @@ VERDICT_COLOURS = {
     "incoherent": "#88CCEE",
     "complied": "#AA4466",
     "harmful": "#AA4466",
+    "unclear": "#DDDDDD",
     "unscored": "#BBBBBB",
 }
 SYMBOLS = {"single": "circle", "double": "square", "full": "diamond"}
