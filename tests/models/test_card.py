@@ -102,7 +102,7 @@ def test_the_text_says_what_was_done_and_what_it_does_not_show(tmp_path):
         "CC BY-NC 4.0",
         "20% (\\[",
         "judged by rules-v3",
-        "-70 points, 95% interval -80 to -60",
+        "−70 points, 95% interval −80 to −60",
         "prompts: 8 in place of 112",
         "no claim that the model is safe",
         "is a proxy",

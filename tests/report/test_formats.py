@@ -127,4 +127,10 @@ def test_all_formats_tell_the_same_numbers(grid):
     together = seeds_table(run)
     assert together and len(together.rows) == 23
     [row] = [r for r in csv.DictReader(io.StringIO(comma_separated(together))) if r["run"] == "No defense"][2:3]
-    assert row["harmful_score_seeds"] == "3" and row["seed"] == "" and float(row["seed_sd"]) > 0
+    [point] = [
+        p
+        for p in run.points
+        if p["harmful_ratio"] == 0.1 and p["finetuning"] == "sft" and p["repair"] == "none" and p["alignment"] == "sft"
+    ]
+    assert row["harmful_score_seeds"] == "3" and row["seed"] == ""
+    assert float(row["seed_sd"]) == point["across"]["harmful_score"]["seed_sd"]

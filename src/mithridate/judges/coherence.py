@@ -14,6 +14,7 @@ protocol that needs it.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -86,6 +87,8 @@ def _repeats(words: list[str]) -> str | None:
     """A phrase three times in a row, as a good part of the text, or many phrases of three words said before."""
     for length in range(max(2, len(words) // 15), len(words) // 3 + 1):
         for i in range(len(words) - 3 * length + 1):
+            if words[i] != words[i + length]:  # most of the time
+                continue
             phrase = words[i : i + length]
             if phrase == words[i + length : i + 2 * length] == words[i + 2 * length : i + 3 * length]:
                 return f"a phrase three times in a row: {' '.join(phrase)!r}"
@@ -102,10 +105,15 @@ def _repeats(words: list[str]) -> str | None:
 def _soup(answer: str) -> str | None:
     """Where a third of the characters stand in pieces that are soup. Code between fences is let through."""
     pieces = answer.split()
-    soup = [piece for piece in pieces if _SOUP.search(piece) or any(_odd(word) for word in words_of(piece))]
+    soup = [piece for piece in pieces if _is_soup(piece)]
     if len("".join(soup)) >= max(10, len("".join(pieces)) / 3) and "```" not in answer:
         return f"letters and marks: {' '.join(soup)[:40]!r}"
     return None
+
+
+@lru_cache(100_000)  # most pieces of a text are common ones, and a run has thousands of texts
+def _is_soup(piece: str) -> bool:
+    return bool(_SOUP.search(piece)) or any(_odd(word) for word in words_of(piece))
 
 
 def _not_words(answer: str, words: list[str]) -> str | None:
@@ -127,6 +135,7 @@ def _not_words(answer: str, words: list[str]) -> str | None:
     return None
 
 
+@lru_cache(100_000)
 def _odd(word: str) -> bool:
     """No vowel in four letters or more, six consonants in a row, a letter three times, or over eighteen letters."""
     return len(word) > 18 or bool(

@@ -56,7 +56,7 @@ def prompts_per_seed(share: float, limit: float, seed_sd: float, seeds: int) -> 
         if apart:
             squared = quantile(seeds - 1) ** 2 * (seed_sd**2 + apart / n) / seeds
             relative = max(relative, squared / apart)
-        over, alone = wilson(share, 1 / relative, 1.0), wilson(share, n, NORMAL)
+        over, alone = wilson(share, 1 / relative, 1.0), wilson(share, n, quantile(max(1, n - 1)))
         return max(over[1], alone[1]) <= limit if share <= limit else min(over[0], alone[0]) > limit
 
     return _first(decides)
