@@ -168,7 +168,7 @@ def _by_arm(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
         else:
             parts = join([f"{word} in {counts[word]}" for word in WORDS if word in counts])
             mixed.append(f"{name}: {parts} of {_runs([one.cell for one in some])}.")
-    sentences = [f"{_start(_SAID[word].format(join(by_word[word])))}." for word in WORDS if word in by_word]
+    sentences = [f"{_start(_SAID[word].format('; '.join(by_word[word])))}." for word in WORDS if word in by_word]
     return sentences + mixed
 
 
