@@ -252,3 +252,17 @@ def test_what_the_libraries_refuse_names_the_field(inputs, store, tmp_path, chan
         run(asked, out=tmp_path / "out", progress=False)
     assert field in str(error.value) and "internal" not in str(error.value)
     assert not stages(store) and not (tmp_path / "out").exists()
+
+
+def test_a_set_up_is_tried_on_rows_of_which_something_is_left():
+    """A defense's own rows: the first ones may all be lost, and the set-up is fine."""
+    from mithridate.pipeline.precheck import _some
+
+    rows = [{"prompt": str(i), "response": "x"} for i in range(200)]
+    left = RowCheck(tiny_tokenizer(), "chat").left(
+        rows, SFTConfig("unused", use_cpu=True, bf16=False, max_length=None)
+    )
+    left.lost = list(range(100))
+    assert _some(rows, left) == rows[100:164]
+    left.lost = list(range(200))
+    assert _some(rows, left) == rows[:64]

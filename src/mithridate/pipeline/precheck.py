@@ -227,7 +227,7 @@ def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> 
     job = replace(
         part.job,
         rows=part.job.rows[:_FEW],
-        side_rows={role: found[:_FEW] for role, found in part.job.side_rows.items()},
+        side_rows={role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()},
         training=part.job.training | {"max_steps": steps},
         progress=False,
         report_to=[],
@@ -251,6 +251,12 @@ def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> 
         place = fields[0].rpartition(".")[0] if fields else f"{part.path}.training"
         named = f" (field: {' or '.join(fields)})" if fields else ""
         raise InputError(f"{place}: {_reason(error, first_line(error))}{named}") from error
+
+
+def _some(rows: list[dict[str, Any]], left: Left) -> list[dict[str, Any]]:
+    """A few rows to try a set-up on, of those of which something is left where there are any."""
+    lost = set(left.lost)
+    return [row for place, row in enumerate(rows) if place not in lost][:_FEW] or rows[:_FEW]
 
 
 def _reason(error: Exception, text: str) -> str:
