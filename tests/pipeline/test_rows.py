@@ -10,7 +10,7 @@ from mithridate import run
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline import training
 from mithridate.pipeline.preview import preview
-from mithridate.pipeline.rowcheck import RowCheck
+from mithridate.pipeline.rowcheck import Left, RowCheck
 from mithridate.pipeline.training import planned_steps
 from mithridate.sources.records import training_dataset
 from tests.pipeline.small import experiment, stages, write_inputs
@@ -259,10 +259,5 @@ def test_a_set_up_is_tried_on_rows_of_which_something_is_left():
     from mithridate.pipeline.precheck import _some
 
     rows = [{"prompt": str(i), "response": "x"} for i in range(200)]
-    left = RowCheck(tiny_tokenizer(), "chat").left(
-        rows, SFTConfig("unused", use_cpu=True, bf16=False, max_length=None)
-    )
-    left.lost = list(range(100))
-    assert _some(rows, left) == rows[100:164]
-    left.lost = list(range(200))
-    assert _some(rows, left) == rows[:64]
+    assert _some(rows, Left(200, lost=list(range(100)))) == rows[100:164]
+    assert _some(rows, Left(200, lost=list(range(200)))) == rows[:64]
