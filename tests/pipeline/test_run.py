@@ -33,6 +33,9 @@ from mithridate.sources.roles import load_roles
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs, write_rows
 
 CELL = {
+    "benign_incoherent",
+    "benign_other",
+    "decision",
     *("id", "alignment", "finetuning", "repair", "topology", "seed", "harmful_ratio", "attack", "control", "final"),
     "settings",
     *("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy"),
@@ -122,6 +125,7 @@ def test_pairs_settings_stages_and_points_of_the_table(done):
     for cell, against in ((booster, plain), (boosted, attacked), (repaired, attacked)):
         assert cell["paired"]["against"] == against["id"] and cell["paired"]["n"] == 8
         paired = {"against", "difference", "low", "high", "p_value", "n", "discordant", "p_holm", "detectable"}
+        paired |= {"family", "comparisons"}
         assert set(cell["paired"]) == paired
     assert plain["settings"] == attacked["settings"] == {}
     assert boosted["settings"] == {"booster": {"lam": 2, "alpha": 0.1, "every": 1}}
