@@ -39,10 +39,10 @@ CELL = {
     *("id", "alignment", "finetuning", "repair", "topology", "seed", "harmful_ratio", "attack", "control", "final"),
     "trained",
     "settings",
-    *("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy"),
+    *("harmful_score", "refused", "incoherent", "other", "unclear", "benign_refusal", "accuracy"),
     *("paired", "resistance", "steps_to_half", "stages", "records", "weights_digest"),
 }
-SHARES = ("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy")
+SHARES = ("harmful_score", "refused", "incoherent", "other", "unclear", "benign_refusal", "accuracy")
 TRAINING = {"learning_rate": 0.01, "max_steps": 4, "per_device_train_batch_size": 2}
 
 
@@ -762,7 +762,7 @@ def test_a_defended_cell_is_paired_with_the_same_run_undefended(inputs):
         cell(defended[0], "finetune", 4, "d4", undefended="u4"),
         cell(defended[1], "finetune", 4, "d8", undefended="u8"),
     ]
-    rows = table(cells, "m", "p", [])["cells"]
+    rows = table(cells, "m", "hs/embedded-v1", [])["cells"]
     assert [row["id"] for row in rows] == [
         "sft-sft-none-double-0.25-s0",
         "sft-sft-none-double-0.25-s0-2",
@@ -772,10 +772,10 @@ def test_a_defended_cell_is_paired_with_the_same_run_undefended(inputs):
     assert [row["paired"] and row["paired"]["against"] for row in rows] == [None, None, rows[0]["id"], rows[1]["id"]]
     assert [round(row["paired"]["difference"], 6) for row in rows[2:]] == [-0.5, -0.1]
     # Where the very same run is not in the table, one of the same attack is taken, and of another attack none.
-    [_, fallen_back] = table([cells[1], cells[2]], "m", "p", [])["cells"]
+    [_, fallen_back] = table([cells[1], cells[2]], "m", "hs/embedded-v1", [])["cells"]
     assert fallen_back["paired"]["against"] == "sft-sft-none-double-0.25-s0"
     other = load_experiment(experiment(inputs, finetune__attack__size=4))
-    assert table([cell(other, "finetune", 9, "o"), cells[2]], "m", "p", [])["cells"][1]["paired"] is None
+    assert table([cell(other, "finetune", 9, "o"), cells[2]], "m", "hs/embedded-v1", [])["cells"][1]["paired"] is None
 
 
 def test_steps_to_half_start_from_the_aligned_model_of_the_same_chain(inputs):
@@ -787,7 +787,7 @@ def test_steps_to_half_start_from_the_aligned_model_of_the_same_chain(inputs):
         cell(loaded, "finetune", 6, "d", "b"),
         cell(loaded, "finetune", 4, "e", "b"),
     ]
-    found = [row["steps_to_half"] for row in table(cells, "m", "p", [])["cells"]]
+    found = [row["steps_to_half"] for row in table(cells, "m", "hs/embedded-v1", [])["cells"]]
     assert found == [None, None, 6, 4, None]
 
 

@@ -214,7 +214,7 @@ def test_unknown_prompt_set_names_the_nearest():
 def test_each_is_a_small_file_that_says_where_it_is_from():
     files = Path(tasks.__file__).parent.glob("*.py")
     small = [path for path in files if path.name not in ("__init__.py", "base.py", "capability.py")]
-    assert len(small) == 10
+    assert len(small) == 13
     assert all(len(path.read_text().splitlines()) <= 60 for path in small)
     for known in PROMPT_SETS.values():
         assert all((known.version, known.citation, known.licence, known.size, known.source, known.measures))
