@@ -361,3 +361,11 @@ def test_what_an_experiment_asks_for_in_vain_is_refused_in_its_own_words():
 
 def test_it_is_found_by_name():
     assert by_name()["antidote"] is Antidote
+
+
+@pytest.mark.parametrize("topology", ["single", "double", "full"])
+@pytest.mark.parametrize("targets", ["adapters", "update"])
+def test_a_run_s_table_says_where_the_adapter_holds_the_alignment_too(topology, targets):
+    notes = Antidote(targets=targets).run_notes(topology=topology, aligned=True, finetuned=True)
+    assert bool(notes) == (topology == "single" and targets == "adapters")
+    assert Antidote(targets=targets).run_notes(topology=topology, aligned=False, finetuned=True) == []

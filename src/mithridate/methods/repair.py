@@ -34,6 +34,15 @@ class Repair(Method):
             InputError: with the remedy.
         """
 
+    def run_notes(self, *, topology: str, aligned: bool, finetuned: bool) -> list[str]:
+        """What a reader of a run's table should know of what the repair acts on, in words.
+
+        Args:
+            topology: single, double or full.
+            aligned, finetuned: whether there is an alignment, and a fine-tune, before the repair.
+        """
+        return []
+
     def check(self, model: Any, **inputs: Any) -> None:
         """Refuses what cannot be done, before any compute is spent; the pipeline asks it on one random layer first.
 

@@ -584,18 +584,23 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def _notes(chains: list[Chain]) -> list[str]:
-    """What is particular about a run's data, and about what a repair cuts, in words."""
+    """What is particular about a run's data, and about what a repair acts on, in words."""
+    from mithridate.methods import by_name
+    from mithridate.pipeline.methods import method_of
+
     notes = []
     for chain in chains:
         roles = chain.shop.roles
         shared = ["data.defender_harmful has prompts of data.alignment, as the file allows (paired: true)"]
         notes += roles.notes + shared * roles.paired
-        one = chain.experiment.topology == "single" and chain.align and chain.finetune
-        notes += [
-            f"{name} prunes the adapter, which holds the alignment too (topology single): it takes from it as well"
-            for name, settings in chain.experiment.repair.items()
-            if one and settings.get("targets") == "adapters"
-        ]
+        facts = {
+            "topology": chain.experiment.topology,
+            "aligned": bool(chain.align),
+            "finetuned": bool(chain.finetune),
+        }
+        for name, settings in chain.experiment.repair.items():
+            repair = method_of(by_name("repairs")[name], settings)
+            notes += [f"{name} {note}" for note in repair.run_notes(**facts)]
     return list(dict.fromkeys(notes))
 
 

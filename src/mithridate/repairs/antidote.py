@@ -178,6 +178,11 @@ class Antidote(Repair):
                 "Set targets: update or merged"
             )
 
+    def run_notes(self, *, topology: str, aligned: bool, finetuned: bool) -> list[str]:
+        if self.targets == "adapters" and topology == "single" and aligned and finetuned:
+            return ["prunes the adapter, which holds the alignment too (topology single): it takes from it as well"]
+        return []
+
     def check(self, model: Any, calibration: Any = None, tokenizer: Any = None, aligned: Any = None) -> None:
         """Refuses what cannot be done, before any compute is spent.
 
