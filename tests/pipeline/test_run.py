@@ -344,10 +344,14 @@ def test_a_table_says_whether_it_is_all(inputs, store, tmp_path):
     assert run(asked, out=tmp_path / "out", progress=False).results["complete"]
     run(asked, out=tmp_path / "out", until="align", progress=False)
     assert Run(tmp_path / "out").results["complete"]  # whose table it still is
-    with pytest.raises(MithridateError):
-        run(asked | {"seed": 1}, ["align.training.learning_rate=1e38"], out=tmp_path / "out", progress=False)
-    assert not Run(tmp_path / "out").results["complete"]
-    assert run(asked, out=tmp_path / "out", progress=False).results["complete"]
+    other = {"overrides": ["align.training.learning_rate=1e38"], "out": tmp_path / "out", "progress": False}
+    with pytest.raises(InputError, match="another experiment"):
+        run(asked | {"seed": 1}, **other)
+    assert Run(tmp_path / "out").results["complete"]  # it is not overwritten unasked
+    with pytest.raises(MithridateError, match="not finite"):
+        run(asked | {"seed": 1}, **other, replace=True)
+    assert not (tmp_path / "out" / "results.json").exists()  # the earlier run's went with it
+    assert run(asked, out=tmp_path / "out", progress=False, replace=True).results["complete"]
 
 
 @pytest.fixture(scope="module")
