@@ -238,7 +238,7 @@ def test_boosters_fidelity_is_measured_in_the_dtype_that_computes(bf16, tmp_path
 def test_bf16_mixed_precision_over_float32_weights(name, tmp_path):
     """TRL's default: near the float32 run, as far as bfloat16 goes."""
     args = {"data": USER, "max_steps": 3, "learning_rate": 0.03}
-    # Booster at the paper's alpha: three times that step ends where the rounding of the tiny model's products is larger
+    # Booster at the paper's alpha: a step three times as long ends where the tiny model rounds more
     defense = (lambda: Booster(harmful_dataset=HARMFUL)) if name == "booster" else DEFENSES[name]
     full = update(model("full", torch.float32), tmp_path, defense=defense(), **args)
     rounded = update(model("full", torch.float32), tmp_path, defense=defense(), bf16=True, **args)
