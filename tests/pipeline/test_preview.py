@@ -126,12 +126,14 @@ def test_operations_are_those_of_estimate_at_the_assumed_speed(asked, inputs, tm
     assert nodes["align"].guess.bytes == lines["align"].needs.kept
     repair = next(node for _, node in preview(changed).nodes() if node.label.startswith("repair"))
     assert repair.guess.seconds == pytest.approx(lines["repair"].flops / speed)
+    alone = [
+        of_experiment(load_experiment(experiment(inputs, align__defense={name: {}})), inputs, gpu=False)[0]
+        for name in ("vaccine", "booster")
+    ]
     both = experiment(inputs, align__defense={"vaccine": {}, "booster": {}})
-    several = of_experiment(load_experiment(both), inputs, gpu=False)[:2]
-    plain = several[0].needs.plain_flops
     together = next(node for _, node in preview(both).nodes() if node.label.startswith("align vaccine"))
-    steps = several[0].setup.steps
-    wanted = steps * (plain + sum(line.needs.flops - plain for line in several))
+    plain, steps = alone[0].needs.plain_flops, alone[0].setup.steps
+    wanted = steps * (plain + sum(line.needs.flops - plain for line in alone))
     assert together.guess.seconds == pytest.approx(wanted / speed)
     assert not (tmp_path / "none").exists()
 
