@@ -157,10 +157,11 @@ def test_a_collection_that_was_killed_goes_on(store, filled, monkeypatch):
 
 
 def test_a_finished_run_keeps_its_stages_when_a_stage_is_made_into_its_folder(store, tmp_path):
-    asked = experiment(write_inputs(tmp_path / "inputs"))
+    asked = experiment(write_inputs(tmp_path / "inputs"), sweep={"seed": [0]})
+    extended = asked | {"sweep": {"seed": [0, 3]}}
     done = run(asked, out=tmp_path / "run", progress=False)
     kept = stages(store.root)
-    run(asked, ["seed=3"], out=tmp_path / "run", until="align", progress=False)
+    run(extended, out=tmp_path / "run", until="align", progress=False)
     assert collect(store, delete=True) == [] and len(stages(store.root)) == len(kept) + 1
     export_cell(tmp_path / "run", done.cells[-1], tmp_path / "model")
     run(asked, out=tmp_path / "run", progress=False)  # the table anew: the other stage belongs to nothing any more
@@ -168,7 +169,8 @@ def test_a_finished_run_keeps_its_stages_when_a_stage_is_made_into_its_folder(st
 
 
 def test_a_finished_run_keeps_its_stages_until_its_table_is_replaced(store, tmp_path, monkeypatch):
-    asked = experiment(write_inputs(tmp_path / "inputs"))
+    asked = experiment(write_inputs(tmp_path / "inputs"), sweep={"seed": [0]})
+    extended = asked | {"sweep": {"seed": [0, 3]}}
     done = run(asked, out=tmp_path / "run", progress=False)
 
     def stopped(*_):
@@ -177,7 +179,7 @@ def test_a_finished_run_keeps_its_stages_until_its_table_is_replaced(store, tmp_
     with monkeypatch.context() as patch:
         patch.setattr("mithridate.pipeline.stages.Workshop.make", stopped)
         with pytest.raises(KeyboardInterrupt):
-            run(asked, ["seed=3"], out=tmp_path / "run", progress=False)
+            run(extended, out=tmp_path / "run", progress=False)
     assert collect(store, delete=True) == []
     export_cell(tmp_path / "run", done.cells[-1], tmp_path / "model")
 
