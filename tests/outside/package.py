@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mithridate import relations
 from mithridate.methods import registry
-from mithridate.report import words
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "tests" / "fixtures" / "outside"
@@ -46,4 +46,4 @@ def on_the_path(*folders: Path) -> Iterator[None]:
 
 def _forget() -> None:
     registry.installed.cache_clear()
-    words.method_facts.cache_clear()
+    relations.method_facts.cache_clear()

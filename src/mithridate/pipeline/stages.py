@@ -728,20 +728,22 @@ class Chain:
         return digest(self.content(self.layers(upto, step)))
 
     def weights(self, upto: str) -> str | None:
-        """The same, of the base model alone where `upto` is "base"; None where a server answers, whose weights nobody
-        here knows."""
+        """Digest of the weights of the model after stage `upto` (of the base model's files where that is "base"):
+        two trainings that end alike have it in common, however PEFT orders the names in its config. None where a
+        server answers, whose weights nobody here knows."""
         if "openai" in self.experiment.evaluate.generator:
             return None
-        return self.shop.base.digest if upto == "base" else self.digest(upto)
+        return self.shop.base.digest if upto == "base" else digest(self.content(self.layers(upto), ".safetensors"))
 
-    def content(self, layers: list[Any]) -> list[Any]:
-        """Digests of the base's files and of those of every layer, and how they are put together."""
+    def content(self, layers: list[Any], ending: str = "") -> list[Any]:
+        """Digests of the base's files and of those of every layer (that end so), and how they are put together."""
         parts: list[Any] = [self.shop.base.digest, self.shop.dtype]
         for layer in layers:
             root = next(folder for folder in layer.path.parents if (folder / MANIFEST).exists())
             files = json.loads((root / MANIFEST).read_text())["files"]
             inside = f"{layer.path.relative_to(root).as_posix()}/"
-            digests = {name: file["sha256"] for name, file in files.items() if name.startswith(inside)}
+            names = [name for name in files if name.startswith(inside) and name.endswith(ending)]
+            digests = {name: files[name]["sha256"] for name in names}
             parts.append([layer.kind, layer.merge, digests])
         return parts
 
