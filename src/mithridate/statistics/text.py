@@ -43,7 +43,7 @@ def points(value: float) -> str:
     text = f"{value * 100:+.0f}"
     if text.lstrip("+-") in ("0", "100") and abs(value) != 1:
         digits = 1
-        while digits < 4 and float(text) in (0.0, 100.0, -100.0):
+        while digits <= 4 and float(text) in (0.0, 100.0, -100.0):
             text, digits = f"{value * 100:+.{digits}f}", digits + 1
     return text.replace("-", "−")
 
