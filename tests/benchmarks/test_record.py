@@ -134,7 +134,8 @@ def test_a_rules_step_is_written_as_in_the_kept_record(tmp_path):
 def test_every_antidote_is_written_as_in_the_kept_record_and_is_undone(tmp_path):
     made = record.all_antidotes(tmp_path)
     assert paths(made) == paths(KEPT["antidote"])
-    assert all(one["undone"] for one in made.values())
+    assert all(one["undone"] for one in made.values() if "refused" not in one)
+    assert [name for name, one in made.items() if "refused" in one] == ["full: update, global, wanda"]
 
 
 @pytest.mark.slow
@@ -145,5 +146,5 @@ def test_the_experiment_is_written_as_in_the_kept_record(tmp_path, monkeypatch):
     assert len(made["cells"]) == 6 and len(made["across_seeds"]) == 3 and len(made["page"]) == 2
     for part in ("cells", "across_seeds"):
         for name, one in made[part].items():
-            assert paths(one) == paths(kept[part][name])
+            assert set(paths(kept[part][name])) <= set(paths(one))  # later versions say more
     assert made["gate"]["cells"].keys() == made["cells"].keys()
