@@ -592,8 +592,8 @@ def gate_of(folder: Path, names: dict[str, str]) -> dict[str, Any]:
         kept = {key: finding[key] for key in ("outcome", "value", "low", "high", "n")}
         if needed := re.search(r"(\d+) prompts would decide", finding["words"]):
             kept["needed"] = int(needed[1])
-        cells.setdefault(names[finding["cell"]], {})[finding["criterion"]] = kept
-    chosen = sorted({names[finding["cell"]] for finding in run["findings"]})
+        cells.setdefault(names.get(finding["cell"], finding["cell"]), {})[finding["criterion"]] = kept
+    chosen = sorted({names.get(finding["cell"], finding["cell"]) for finding in run["findings"]})
     return {"cells": cells, "run": {"verdict": run["verdict"], "exit code": run["exit code"], "chosen": chosen}}
 
 

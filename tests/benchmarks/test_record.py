@@ -147,4 +147,4 @@ def test_the_experiment_is_written_as_in_the_kept_record(tmp_path, monkeypatch):
     for part in ("cells", "across_seeds"):
         for name, one in made[part].items():
             assert set(paths(kept[part][name])) <= set(paths(one))  # later versions say more
-    assert made["gate"]["cells"].keys() == made["cells"].keys()
+    assert made["gate"]["cells"].keys() >= made["cells"].keys()  # and what is found of the run as a whole
