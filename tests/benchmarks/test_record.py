@@ -143,7 +143,7 @@ def test_the_experiment_is_written_as_in_the_kept_record(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "TOPOLOGIES", {"double": [record.SOME[-1]]})
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     made, kept = record.whole_experiment(tmp_path), KEPT["experiment"]
-    assert len(made["cells"]) == 6 and len(made["across_seeds"]) == 3 and len(made["page"]) == 2
+    assert len(made["cells"]) == 6 and len(made["across_seeds"]) == 3 and len(made["page"]) == 3
     for part in ("cells", "across_seeds"):
         for name, one in made[part].items():
             assert set(paths(kept[part][name])) <= set(paths(one))  # later versions say more
