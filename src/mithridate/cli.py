@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A reader of the output that closes it early (`| head`) has seen enough: the exit code is that of what was done.
     """
+    for name in ("stdout", "stderr"):  # None where the caller closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (for the rest of the process)
     code = _invoke(arguments)
     try:
         sys.stdout.flush()

@@ -26,7 +26,7 @@ def inputs(tmp_path_factory):
 
 def chain(inputs, **changes):
     loaded = load_experiment(experiment(inputs, **changes))
-    base = SimpleNamespace(digest="base")
+    base = SimpleNamespace(digest="base", remote_code=False)
     return Chain(loaded, SimpleNamespace(base=base, roles=load_roles(loaded.data), dtype="float32"))
 
 

@@ -35,11 +35,13 @@ def test_a_judge_that_is_not_at_hand_is_missed_before_anything_is_trained(model,
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     data = {}
     for role in ("alignment", "defender_harmful", "attacker_harmful", "test_harmful", "task"):
-        rows = [{"prompt": f"{role} {i}", "response": "x", "is_safe": False, "label": "positive"} for i in range(8)]
+        rows = [
+            {"prompt": f"{role} {i}", "response": "positive", "is_safe": False, "label": "positive"} for i in range(8)
+        ]
         (tmp_path / f"{role}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         data[role] = {"source": str(tmp_path / f"{role}.jsonl")}
     data["task"] |= {"name": "sst2", "test": str(tmp_path / "task_test.jsonl")}
-    rows = [{"prompt": f"test {i}", "response": "x", "label": "positive"} for i in range(8)]
+    rows = [{"prompt": f"test {i}", "response": "positive", "label": "positive"} for i in range(8)]
     (tmp_path / "task_test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     asked = Asked(model=model, data=data, overrides=["finetune.attack.size=4"], arms=("booster",))
     with pytest.raises(InputError, match=r"beaver-dam-7b.*-o evaluate\.judges=.*-o evaluate\.protocol="):
