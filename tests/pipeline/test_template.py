@@ -81,7 +81,9 @@ def test_a_base_model_is_refused_before_training_where_the_test_asks_in_a_chat_t
 def test_it_is_in_the_keys_of_training_and_repair(inputs):
     def keys(template):
         loaded = load_experiment(experiment(inputs, template=template, repair={"antidote": {}}))
-        shop = SimpleNamespace(base=SimpleNamespace(digest="base", remote_code=False), roles=load_roles(loaded.data), dtype="float32")
+        shop = SimpleNamespace(
+            base=SimpleNamespace(digest="base", remote_code=False), roles=load_roles(loaded.data), dtype="float32"
+        )
         return [(stage.key, stage.config.get("template")) for stage in Chain(loaded, shop).stages()]
 
     chat, alpaca = keys("chat"), keys("alpaca")
