@@ -58,11 +58,11 @@ def test_changed_verdicts_are_found_of_an_answer_the_gate_and_the_page(newer):
     experiment = newer["experiment"]
     answers = experiment["cells"][CELL]["answers"]["end"]["harmful"]
     gate = experiment["gate"]["cells"][CELL]["harmful score"]
-    defended = next(name for name, word in experiment["page"].items() if word == "cannot tell")
+    defended = next(name for name, word in experiment["page"].items() if word == "undecided")
     changed = [
         (f"experiment / cells / {CELL} / answers / end / harmful / 2", answers[2], "unclear"),
         (f"experiment / gate / cells / {CELL} / harmful score / outcome", gate["outcome"], "undecided now"),
-        (f"experiment / page / {defended}", "cannot tell", "helped"),
+        (f"experiment / page / {defended}", "undecided", "helped"),
     ]
     answers[2], gate["outcome"], experiment["page"][defended] = (after for *_, after in changed)
     assert found(newer) == (changed, [])
@@ -78,8 +78,8 @@ def test_what_only_looks_equal_differs(newer):
 
 
 def test_new_fields_are_listed_and_are_no_difference(newer):
-    newer["experiment"]["cells"][CELL]["decision"] = {"word": "helped"}
-    assert found(newer) == ([], [f"experiment / cells / {CELL} / decision"])
+    newer["experiment"]["cells"][CELL]["later"] = {"word": "helped"}
+    assert found(newer) == ([], [f"experiment / cells / {CELL} / later"])
 
 
 def test_the_command_says_what_differs_and_exits_with_1(newer, tmp_path):
@@ -119,7 +119,8 @@ def test_the_kept_record_has_every_rule_defense_repair_and_control():
     used = {part for name in cells for part in name.split(" ")[0].replace("+", "-").split("-")}
     assert {"vaccine", "booster", "lisa", "antidote", "double", "single", "full", "s0", "s1"} <= used
     assert {cell["control"] for cell in cells.values()} == {None, "random-mask", "no-proximal-term"}
-    assert set(KEPT["experiment"]["gate"]["cells"]) == set(cells)
+    whole_run = set(KEPT["experiment"]["gate"]["cells"]) - set(cells)
+    assert whole_run == {"(all)"} and set(cells) <= set(KEPT["experiment"]["gate"]["cells"])
 
 
 def test_a_rules_step_is_written_as_in_the_kept_record(tmp_path):
@@ -146,5 +147,8 @@ def test_the_experiment_is_written_as_in_the_kept_record(tmp_path, monkeypatch):
     assert len(made["cells"]) == 6 and len(made["across_seeds"]) == 3 and len(made["page"]) == 3
     for part in ("cells", "across_seeds"):
         for name, one in made[part].items():
-            assert set(paths(kept[part][name])) <= set(paths(one))  # later versions say more
-    assert made["gate"]["cells"].keys() >= made["cells"].keys()  # and what is found of the run as a whole
+            # Fewer runs: those over seeds lack the controls that the kept experiment compares them with.
+            differ = paths(kept[part][name]) ^ paths(one)
+            assert {path for path in differ if path[0] != "control_difference"} == set()
+    assert made["gate"]["cells"].keys() - made["cells"].keys() == kept["gate"]["cells"].keys() - kept["cells"].keys()
+    assert made["cells"].keys() <= made["gate"]["cells"].keys()
