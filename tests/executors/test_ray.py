@@ -12,7 +12,8 @@ from mithridate.errors import InputError
 from mithridate.executors import Ray
 from tests.pipeline.small import experiment, weights, without_costs, write_inputs
 
-LONG = {"learning_rate": 0.001, "max_steps": 60, "per_device_train_batch_size": 2, "save_steps": 5}
+# Long enough that both cells train at once for a while, though one worker may start seconds after the other.
+LONG = {"learning_rate": 0.001, "max_steps": 300, "per_device_train_batch_size": 2, "save_steps": 5}
 SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 
 
