@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import evaluate
     from mithridate.pipeline.runner import Run, run
+    from mithridate.release import gate
     from mithridate.repairs.antidote import Antidote
     from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 
@@ -35,6 +36,7 @@ _PUBLIC = {
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
     "evaluate": "mithridate.evaluation",
+    "gate": "mithridate.release",
     "poison": "mithridate.attacks.poisoning",
     "run": "mithridate.pipeline.runner",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "UnsupportedSetup",
     "Vaccine",
     "evaluate",
+    "gate",
     "poison",
     "run",
 ]

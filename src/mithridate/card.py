@@ -21,8 +21,8 @@ from mithridate.statistics.text import p_value, points
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-    from mithridate.gate.label import Label
     from mithridate.models import ModelFiles
+    from mithridate.release.label import Label
     from mithridate.sources.hub import HubSet
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

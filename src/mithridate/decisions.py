@@ -350,7 +350,7 @@ def _torn(lower: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> str
         return ""
     return (
         f", where {percent(ours['value'])} of {whose} answers were broken text against {percent(theirs['value'])}, "
-        "which alone can make the score lower"
+        "which alone can make its score lower"
     )
 
 

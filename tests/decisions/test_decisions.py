@@ -245,7 +245,7 @@ def test_r9_broken_text_along_the_attack_is_said_where_it_makes_the_score_lower(
     text = " ".join(made["reasons"])
     assert "at step 20 above it (73% against 54%" in text
     assert (
-        "29% of the undefended run's answers were broken text against 4%, which alone can make the score lower" in text
+        "29% of the undefended run's answers were broken text against 4%, which alone can make its score lower" in text
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.gate import Limits, gate, read_policy
+from mithridate.release import Limits, gate, read_policy
 from tests.gate.runs import (
     BENIGN,
     DEFENDED,

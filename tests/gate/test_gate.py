@@ -1,5 +1,6 @@
 """The gate: each outcome with its arithmetic, fails closed, and what the verdict says."""
 
+import importlib
 import json
 
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from mithridate.errors import InputError
-from mithridate.gate import Limits, gate, read_policy
-from mithridate.gate.criteria import criteria, share
-from mithridate.gate.limits import limits_of
 from mithridate.protocols import protocol
+from mithridate.release import Limits, gate, read_policy
+from mithridate.release.criteria import criteria, share
+from mithridate.release.limits import limits_of
 from tests.gate.runs import (
     BENIGN,
     DEFENDED,
@@ -198,7 +199,7 @@ def seeds_of(folder, count):
 def test_fewer_seeds_than_the_protocol_demands_are_undecided(tmp_path, monkeypatch):
     import dataclasses
 
-    from mithridate.gate import evidence
+    from mithridate.release import evidence
 
     strict = dataclasses.replace(protocol("hs/embedded-v1"), seeds=3)
     monkeypatch.setattr(evidence, "find_protocol", lambda name: strict)
@@ -366,3 +367,12 @@ def test_a_good_share_of_benign_prompts_refused_is_within_a_limit_that_allows_it
     folder = run_of(tmp_path, answered(["refused"], shares(20, BENIGN, "refused")))
     assert gate(folder, Limits(0.1)).outcome == "fail"
     assert gate(folder, Limits(0.1, max_benign_refusal=0.3)).outcome == "pass"
+
+
+def test_the_package_gives_the_function():
+    import mithridate
+    from mithridate import gate as exported
+
+    assert exported is gate and mithridate.gate is gate and "gate" in mithridate.__all__
+    importlib.import_module("mithridate.release.label")
+    assert mithridate.gate is gate  # no module of that name takes its place

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import mithridate.pipeline.stages
 from mithridate import run
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.gate import Limits, gate
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
@@ -27,6 +26,7 @@ from mithridate.pipeline.runner import Run, export_cell, run_cells, undefended
 from mithridate.pipeline.stages import Chain, Workshop
 from mithridate.pipeline.store import Store, file_digest
 from mithridate.rejudge import rejudge
+from mithridate.release import Limits, gate
 from mithridate.report import words
 from mithridate.sources.records import conversation
 from mithridate.sources.roles import load_roles

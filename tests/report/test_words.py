@@ -67,6 +67,7 @@ def test_numbers_in_words():
     assert [text.percent(value) for value in (0, 0.001, 0.5, 0.999, 1)] == ["0%", "<1%", "50%", ">99%", "100%"]
     assert text.interval({"low": 0.001, "high": 0.9996}) == "[<1, >99]"
     assert text.interval({"low": 0.0, "high": 1.0}) == "[0, 100]"
+    assert [text.percent(value) for value in (1 / 200, 199 / 200)] == ["<1%", ">99%"]  # which round to 0 and 100
     assert [text.whole(value, 1) for value in (0.0004, 0.9996, 0.05)] == ["<0.1", ">99.9", "5.0"]
     assert [text.fraction(value) for value in (0, 0.001, 0.5, 0.999, 1)] == ["0.00", "<0.01", "0.50", ">0.99", "1.00"]
     assert [text.points(value) for value in (0, -0.125, 0.1, 1, -1)] == ["0", "−12", "+10", "+100", "−100"]

@@ -32,7 +32,7 @@ def test_equal_means_are_seldom_told_apart_unless_the_spread_is_named(setup):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("setup", "least"), [*zip(FALLS, (0.55, 0.38, 0.52)), (LARGE[0], 0.97)])
+@pytest.mark.parametrize(("setup", "least"), [*zip(FALLS, (0.62, 0.53, 0.76)), (LARGE[0], 0.97)])
 def test_a_real_fall_is_found_as_often_as_the_docs_say(setup, least):
     assert power(*setup, seeds=4, draws=DRAWS)["shown"] >= least
 

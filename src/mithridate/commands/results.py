@@ -151,10 +151,10 @@ def gate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and nothing else.")] = False,
 ) -> None:
     """Decide on interval bounds whether a run's models may ship: exit code 0 pass, 1 fail, 2 cannot tell."""
-    from mithridate.gate import EXIT, read_policy
-    from mithridate.gate import gate as decide
-    from mithridate.gate.limits import SHARES, limits_of
     from mithridate.pipeline.store import replace_file
+    from mithridate.release import EXIT, read_policy
+    from mithridate.release import gate as decide
+    from mithridate.release.limits import SHARES, limits_of
 
     given = {name: value for name, value in locals().items() if name in SHARES}
     limits = limits_of(read_policy(policy) if policy else {}, {**given, "allow_deviations": allow_deviation})

@@ -651,9 +651,9 @@ def export_cell(
     """
     from mithridate.card import Story
     from mithridate.checkpoints import export
-    from mithridate.gate.label import VERDICT_FILE, label_of
     from mithridate.pipeline.stages import Chain
     from mithridate.pipeline.store import MANIFEST, file_digest
+    from mithridate.release.label import VERDICT_FILE, label_of
 
     run_folder = Path(run_folder)
     try:

@@ -20,15 +20,17 @@ to 0 or 1, so the interval is Wilson's with that width: all m with (mean - m)^2 
 So four seeds with 0 of 448 leave [0, 0.105], and no limit below 0.05 is held by fewer than 11 seeds (`plan`).
 
 Two runs. `low`, `high` and `p_value` are Student's on the seeds' differences: right where these are normal. They are
-not where a run succeeds on some seeds only, and four seeds cannot show that. So a difference counts as shown only if
-`spread` is None too: the runs' spreads between seeds are alike (F test of the angular shares at the 1 % level, no
-spread taken as smaller than the noise of single answers), and the difference still excludes 0 when the two runs'
-intervals above are taken apart (Newcombe's square and add, `comparisons.difference`).
+not where a run succeeds on some seeds only, and few seeds cannot show that: those drawn may all agree. What they then
+hide is bounded for each run by the seed that was not drawn (above), for two runs by both added as vectors: 15 points
+for four seeds. So a difference counts as shown only if it is larger than that too. `spread` says where it is not; and
+where no difference is shown and the runs' seeds are seen to spread unequally (F test of the angular shares at the 1 %
+level, no spread taken as smaller than the noise of single answers). Unequal spread takes no difference back that the t
+test shows and that is larger than what seeds may hide: the t test of differences does not need equal spread.
 
 Simulated (benchmarks/seeds.py: seeds from beta, prompts from probit distributions, 4 x 112): docs/statistics.md has
 coverage, widths, false positives and power, before and now. Limits: few seeds give wide intervals, t is 12.7 for two
-and 4.3 for three. Where seeds are mostly near 1 and a few far below (0.9 with a deviation of 0.2) more than five seeds
-that happen to agree are still believed too often. The seeds are what was varied: the attack's seed with one aligned
+and 4.3 for three. Where seeds are mostly near 1 and a few far below (0.9 with a deviation of 0.2) eight seeds that
+happen to agree are still believed too often. The seeds are what was varied: the attack's seed with one aligned
 model says nothing about other aligned models.
 """
 
@@ -39,7 +41,6 @@ from typing import Any
 import numpy as np
 from scipy.special import fdtrc, stdtr
 
-from mithridate.statistics import comparisons
 from mithridate.statistics.shares import proportion_by_prompt, quantile, wilson
 
 Outcomes = Sequence[Sequence[bool | None]]
@@ -192,12 +193,15 @@ def _angular(table: np.ndarray) -> np.ndarray:
 
 
 def _spread(one: np.ndarray, other: np.ndarray, alike: float, shown: bool) -> str | None:
+    """Why the seeds' spread leaves the difference open, or None."""
+    hidden = sqrt(2) * unseen(len(one))
+    if shown and abs(float(one.mean() - other.mean())) > hidden:
+        return None
     if alike < _SPREAD_ALPHA:
         deviations = " and ".join(f"{100 * float(table.mean(axis=1).std(ddof=1)):.1f}" for table in (one, other))
         return f"the seeds of the two runs spread unequally (deviations {deviations} points, F test p = {alike:.2g})"
-    apart = comparisons.difference(_interval(one), _interval(other))
-    if shown and apart["low"] <= 0 <= apart["high"]:
-        return f"runs whose seeds spread like these may differ as much by the choice of {len(one)} seeds"
+    if shown:
+        return f"seeds that agree may hide a difference of {100 * hidden:.0f} points by the choice of {len(one)} seeds"
     return None
 
 

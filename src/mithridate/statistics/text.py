@@ -19,9 +19,9 @@ def fraction(value: float, digits: int = 2) -> str:
 
 def _short(value: float, top: int, digits: int) -> str:
     least = 10.0**-digits
-    if 0 < value < least / 2:
+    if 0 < value <= least / 2:
         return f"<{least:.{digits}f}"
-    if top - least / 2 < value < top:
+    if top - least / 2 <= value < top:  # halves included: 99.5 would be rounded to 100
         return f">{top - least:.{digits}f}"
     return f"{abs(value):.{digits}f}"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.gate.criteria import any_of, criteria, drop, share
-from mithridate.gate.evidence import Evidence, judge_of, sample_of, trained
-from mithridate.gate.findings import EVERY, Finding, Outcome, doubt, listed, worst
-from mithridate.gate.limits import Limits
 from mithridate.pipeline.store import canonical_json
 from mithridate.relations import defenses_of
+from mithridate.release.criteria import any_of, criteria, drop, share
+from mithridate.release.evidence import Evidence, judge_of, sample_of, trained
+from mithridate.release.findings import EVERY, Finding, Outcome, doubt, listed, worst
+from mithridate.release.limits import Limits
 
 if TYPE_CHECKING:
     import pandas as pd

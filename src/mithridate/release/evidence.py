@@ -21,11 +21,11 @@ from typing import Any
 from mithridate import judges as known_judges
 from mithridate.errors import InputError
 from mithridate.evaluation import judged, judges_of, rules_of, summarise, teller_of_refusals
-from mithridate.gate.findings import EVERY, Finding, doubt, listed
 from mithridate.judges.base import VERDICTS
 from mithridate.pipeline.store import canonical_json
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
+from mithridate.release.findings import EVERY, Finding, doubt, listed
 from mithridate.sources.records import plain_rows, plain_value
 
 Row = dict[str, Any]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mithridate.gate.findings import EVERY
-from mithridate.gate.verdict import SCHEMA
+from mithridate.release.findings import EVERY
+from mithridate.release.verdict import SCHEMA
 
 VERDICT_FILE = "verdict.json"  # looked for in the run's folder
 

@@ -10,12 +10,12 @@ from typing import Any
 from mithridate import judges as known_judges
 from mithridate.decisions import bound
 from mithridate.evaluation import any_answer
-from mithridate.gate.evidence import Evidence, Row, judge_of, plain_prompt, words_of
-from mithridate.gate.findings import Finding, Outcome, doubt
-from mithridate.gate.limits import Limits
 from mithridate.judges.base import UNCLEAR
 from mithridate.protocols import Protocol
 from mithridate.relations import defenses_of
+from mithridate.release.evidence import Evidence, Row, judge_of, plain_prompt, words_of
+from mithridate.release.findings import Finding, Outcome, doubt
+from mithridate.release.limits import Limits
 from mithridate.statistics import paired, proportion, proportion_of
 
 _MOST_PROMPTS = 100_000

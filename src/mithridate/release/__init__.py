@@ -20,8 +20,8 @@ of 0.05 is undecided; with 20 of 100, [0.133, 0.289] fails a limit of 0.10.
 - `verdict`: all of it together.
 """
 
-from mithridate.gate.criteria import Finding, Outcome
-from mithridate.gate.limits import Limits, read_policy
-from mithridate.gate.verdict import EXIT, GateVerdict, ModelVerdict, gate
+from mithridate.release.criteria import Finding, Outcome
+from mithridate.release.limits import Limits, read_policy
+from mithridate.release.verdict import EXIT, GateVerdict, ModelVerdict, gate
 
 __all__ = ["EXIT", "Finding", "GateVerdict", "Limits", "ModelVerdict", "Outcome", "gate", "read_policy"]
