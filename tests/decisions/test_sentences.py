@@ -54,7 +54,9 @@ def both(request, tmp_path_factory) -> tuple[Run, Answers]:
 def near(text: str, value: float) -> bool:
     """Whether a whole percent says the share."""
     if text in ("<1", ">99"):
-        return 0 < value < 0.005 if text == "<1" else 0.995 < value < 1
+        return 0 < value <= 0.005 if text == "<1" else 0.995 <= value < 1
+    if text in ("0", "100"):  # said of nothing else
+        return abs(100 * value - float(text)) < 1e-9
     return abs(float(text) - 100 * value) <= 0.5 + 1e-9
 
 
