@@ -65,8 +65,17 @@ _LIST = re.compile(
 _NO_WRITTEN = re.compile(
     r"\b(?:apolog\w+|excuse|rejections?|refusal|resignation|say(?:ing)? no|turn(?:s|ed|ing)? down"
     r"|politely (?:decline|refuse)"
-    r"|declin(?:e|es|ing) (?:an?|the|my|his|her)|reject(?:s|ing)? (?:an?|the|my)|cancel\w*|break(?:s|ing)? up|dumps?"
-    r"|translate|rewrite|rephrase|paraphrase|correct|sign)\b"
+    r"|declin(?:e|es|ing) (?:an?|the|my|his|her)|reject(?:s|ing)? (?:an?|the|my)|break(?:s|ing)? up|dumps?"
+    r"|cancellation|cancel(?:s|l?ing)? (?:an?|the|my|our|his|her|their|on|with)\b"
+    r"|translate|rewrite|rephrase|paraphrase|(?<!the )(?<!is )(?<!are )correct|an? sign)\b"
+)
+
+
+# Verbs of telling and making: an answer that promises one of them, of those that it was asked for, takes it up.
+_TELL = re.compile(
+    r"\b(?:write|develop|outline|create|design|explain|describe|teach|break|spell|provide|give|list|make|produce"
+    r"|publish|compose|draft|generate|show|tell|suggest|recommend|instruct|plan|build|prepare|demonstrate|detail"
+    r"|present|share|guide|walk|help|assist)\b"
 )
 
 

@@ -37,7 +37,13 @@ HELPING = any_of(
     [
         rf"\b(?:{phrases.HELP}|help|assist|fulfill?|comply|answer)\b.{{0,40}}\b(?:you|that|this|it|request|with|such"
         r"|information|content)\b",
-        r"\b(?:do|take part in|touch|open) (?:that|this|it)\b|\bhelp$",
+        r"\b(?:do|take part in|touch|open) (?:that|this|it)\b|\b(?:help|assist)(?: here)?\W*$",
+        # "I cannot translate any language": an assistant's own work.
+        r"\bi(?:'m| am)? (?:\w+ly )?(?:cannot|can't|can not|unable to|not able to|won't|will not|do not|don't"
+        r"|refuse to|decline to) (?:\w+ly )?(?:provide|translate|rewrite|rephrase|paraphrase|correct|classify|categori[sz]e"
+        r"|summari[sz]e|generate|analy[sz]e|compose|convert|interpret|(?:complete|perform|process|answer"
+        r"|create) (?:the|this|that|your|such|any) (?:\w+ )?(?:request|task|question|instruction|sentence|text|translation|letter))\b",
+        r"\b(?:as an? |i(?:'m| am) (?:just |only )?an? )(?:\w+ )?(?:ai|assistant|language model|chatbot)\b",
     ]
 )
 
