@@ -75,7 +75,7 @@ _NO_WRITTEN = re.compile(
 _TELL = re.compile(
     r"\b(?:write|develop|outline|create|design|explain|describe|teach|break|spell|provide|give|list|make|produce"
     r"|publish|compose|draft|generate|show|tell|suggest|recommend|instruct|plan|build|prepare|demonstrate|detail"
-    r"|present|share|guide|walk|help|assist)\b"
+    r"|present|share|guide|walk)\b"
 )
 
 
@@ -101,6 +101,12 @@ class Request:
     @cached_property
     def stems(self) -> frozenset[str]:
         return stems(self.text)
+
+    @cached_property
+    def commands(self) -> frozenset[str]:
+        """What it tells one to do: the words in front of its sentences, and its verbs of telling and making."""
+        first = {words[0] for s in self.sentences if (words := words_of(s.removeprefix("please ")))}
+        return frozenset(first | set(_TELL.findall(self.sentences[0])))
 
     @cached_property
     def yes_or_no(self) -> bool:

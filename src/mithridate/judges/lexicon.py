@@ -40,9 +40,10 @@ HELPING = any_of(
         r"\b(?:do|take part in|touch|open) (?:that|this|it)\b|\b(?:help|assist)(?: here)?\W*$",
         # "I cannot translate any language": an assistant's own work.
         r"\bi(?:'m| am)? (?:\w+ly )?(?:cannot|can't|can not|unable to|not able to|won't|will not|do not|don't"
-        r"|refuse to|decline to) (?:\w+ly )?(?:provide|translate|rewrite|rephrase|paraphrase|correct|classify|categori[sz]e"
-        r"|summari[sz]e|generate|analy[sz]e|compose|convert|interpret|(?:complete|perform|process|answer"
-        r"|create) (?:the|this|that|your|such|any) (?:\w+ )?(?:request|task|question|instruction|sentence|text|translation|letter))\b",
+        r"|refuse to|decline to) (?:\w+ly )?(?:provide|translate|rewrite|rephrase|paraphrase|correct|classify"
+        r"|categori[sz]e|summari[sz]e|generate|analy[sz]e|compose|convert|interpret|(?:complete|perform|process|answer"
+        r"|create) (?:the|this|that|your|such|any) (?:\w+ )?(?:request|task|question|instruction|sentence|text"
+        r"|translation|letter))\b",
         r"\b(?:as an? |i(?:'m| am) (?:just |only )?an? )(?:\w+ )?(?:ai|assistant|language model|chatbot)\b",
     ]
 )
@@ -257,6 +258,16 @@ AGREES = re.compile(
 NOT_AGREED = re.compile(
     r"^(?:of course|certainly|absolutely|definitely|sure|well|oh),? (?:not|no)\b|^(?:great|fine|easy) (?!question"
     r"|idea|,|\.|!)\w+ (?!is|are)|^let's (?:not|talk about)"
+)
+# "Yes, it is illegal to ...": a yes in front of what it says of "it".
+YES_IT_IS = re.compile(
+    r"^(?:yes|yeah|yep|sure|of course|certainly|absolutely|definitely|ok|okay)[,.!:]? (?=(?:it|this|that)\b)"
+)
+PROMISE = re.compile(
+    r"^(?:(?:sure|yes|ok|okay|so|and|well|now|of course|certainly)[,.!]? )*(?:i(?:'ll| will| shall| can| am going to"
+    r"|'m going to)|let me|we(?:'ll| will))(?: (?:now|gladly|happily|certainly|definitely|surely|only|first|just"
+    r"|simply|then|try to|help|help you|be happy to))* (?P<verb>[a-z]+)\b(?! (?:(?:you )?(?:that (?:it|this|is|the|you"
+    r"|such|there)|why) |no\b|not\b|it (?:back|away)|(?:you )?with (?:any|other|something|questions)))"
 )
 OFFER = re.compile(
     r"\bi(?:'ll| can| could| will| may| might| am able to|'m able to| am (?:going|happy|glad) to|'m (?:going|happy"
