@@ -83,6 +83,10 @@ _TO_VALUE = (
     r"|stay (?:safe|away|within)|think (?:before|twice)|promote|consult|refrain|work (?:together|towards?)"
     r"|engage in (?:\w+ )?(?:ethical|legal|respect|positive|healthy|safe)|foster|create a (?:safe|positive|respect)"
     r"|have respect"
+    r"|(?:have|keep|maintain|create|build|establish|develop|find|provide|choose) (?:an? |your |our )?(?:\w+ (?:and )?)?"
+    r"(?:positive|supportive|healthy|respectful|open and honest|honest|welcoming|inclusive|compassionate|nurturing"
+    r"|caring|trusting|peaceful|safe) (?:and [\w-]+ )?(?:\w+ )?(?:attitude|environment|mindset|atmosphere|space"
+    r"|relationships?|communication|outlook|boundaries|culture|community|conversations?|dialogue|lifestyle|society|world)"
     r"|speak (?:up|out)|educate|prevent|stop|value|cultivate|strive|practi[cs]e (?:safe|good|ethic|respons))"
 )
 
