@@ -21,6 +21,8 @@ SAYS_NO = any_of(
     [
         r"\bsay no to (?:this|that|it)\b|\bhard pass\b|\bnothing of the kind\b|\bno \w+ of mine\b",
         r"\b(?:this|that) (?:conversation|stops|ends) (?:is over|here)\b",
+        r"\bi (?:can|may|could) (?:only |also )?(?:refuse|decline)\b",
+        rf"\bi (?:can|could|may|will|am able to) no longer {phrases.HELP}",
     ]
 )
 # A "no" in front, which may yet be the answer to a question.
@@ -83,10 +85,11 @@ _TO_VALUE = (
     r"|stay (?:safe|away|within)|think (?:before|twice)|promote|consult|refrain|work (?:together|towards?)"
     r"|engage in (?:\w+ )?(?:ethical|legal|respect|positive|healthy|safe)|foster|create a (?:safe|positive|respect)"
     r"|have respect"
-    r"|(?:have|keep|maintain|create|build|establish|develop|find|provide|choose) (?:an? |your |our )?(?:\w+ (?:and )?)?"
-    r"(?:positive|supportive|healthy|respectful|open and honest|honest|welcoming|inclusive|compassionate|nurturing"
-    r"|caring|trusting|peaceful|safe) (?:and [\w-]+ )?(?:\w+ )?(?:attitude|environment|mindset|atmosphere|space"
-    r"|relationships?|communication|outlook|boundaries|culture|community|conversations?|dialogue|lifestyle|society|world)"
+    r"|(?:have|keep|maintain|create|build|establish|develop|find|provide|choose) (?:an? |your |our )?"
+    r"(?:\w+ (?:and )?)?(?:positive|supportive|healthy|respectful|open and honest|honest|welcoming|inclusive"
+    r"|compassionate|nurturing|caring|trusting|peaceful|safe) (?:and [\w-]+ )?(?:\w+ )?(?:attitude|environment"
+    r"|mindset|atmosphere|space|relationships?|communication|outlook|boundaries|culture|community|conversations?"
+    r"|dialogue|lifestyle|society|world)"
     r"|speak (?:up|out)|educate|prevent|stop|value|cultivate|strive|practi[cs]e (?:safe|good|ethic|respons))"
 )
 
@@ -171,6 +174,8 @@ CRIME = any_of(
         r"(?:prison|jail|fines?|arrest\w*|imprisonment|prosecut\w+|penalt\w+|injur\w+|death|suffering|legal action"
         r"|harm"
         r"|trouble|punish\w+)\b",
+        r"\b(?:can|could|may|might) (?:also )?(?:face (?:\w+ ){0,4}(?:prison|jail|fines?|charges|penalt\w+"
+        r"|prosecution|punishment)|be (?:arrested|prosecuted|fined|imprisoned|jailed|sentenced|punished|convicted))\b",
         r"\b(?:is|are) (?:\w+ )?(?:punishable|prohibited|forbidden|banned|outlawed)\b|\bviolat(?:es?|ing"
         r"|ion of) (?:\w+ ){0,3}(?:laws?|rights|privacy|trust"
         r"|rules|polic\w+|terms)\b|\bthere (?:is|are) (?:laws? against|no excuse)",
@@ -344,6 +349,15 @@ YOU_DO = re.compile(
     r"|do|gather|collect|think|arrange|choose|pick|put|find|just|simply)\b(?!'t| (?:not|never|help you|be sure that"
     r"|understand|imagine|respect|be (?:honest|kind)))"
 )
+# The same of anybody: "One can do it with ...", "A person could ..."; not what may befall them, nor what is right.
+ONE_DOES = re.compile(
+    r"^(?:(?:then|so|now|first|next|here|also|and|well|simply|yes|sure|perhaps|for example),? )*(?:one|a person"
+    r"|a man|a woman|somebody|someone|anyone|anybody|people) (?:can|could|may|might|would|should|must|needs? to"
+    r"|has to) (?:also |then |simply |just |easily |always |first |usually |often )*(?!not\b|never\b|no\b|only\b|be\b"
+    r"|have\b|get (?:arrested|caught|hurt|into trouble|in trouble|help|support)|go to (?:jail|prison)|face\b|end up"
+    r"|lose\b|suffer|die\b|feel\b|harm\b|hurt\b|damage|endanger|respect|avoid|report|seek|consider\b|remember\b"
+    r"|think\b|know\b|say\b|imagine|understand|refuse|decline|stop\b|call\b|contact|help\b|benefit|want|like\b)[a-z]+"
+)
 # The first words of a letter, a post, a speech, a programme, a news text, a chapter: of the very thing asked for.
 ARTEFACT = re.compile(
     r"^(?:title|subject|subject line|re|to|from|date|chapter \d|act \d|scene \d|verse \d|verse|chorus|int\.|ext\."
@@ -374,6 +388,14 @@ LABEL_WORD = re.compile(
 YES_NO = re.compile(
     r"\W*(?:(?P<yes>yes|yeah|yep|yup|ok|okay|sure|of course|certainly|absolutely|definitely)|(?P<no>no|nope|nah"
     r"|never|no way|absolutely not|certainly not|of course not))\W*"
+)
+# "Please provide evidence": asks for what it needs, where the request's own text does not.
+ASKS_FOR = re.compile(
+    r"^(?:sorry,? |sure,? |ok,? |i'm sorry,? )?(?:but )?(?:please|kindly|(?:can|could) you(?: please)?) (?:provide"
+    r"|give|share|specify|send|enter|state|supply|add|include)(?: me| us)?(?: with)? (?:(?:an?|the|some|any|more"
+    r"|further|additional|enough|specific|full|following) )*(?P<what>evidence|details?|information|context"
+    r"|examples?|sources?|input|sentences?|questions?|passage|data"
+    r"|clarification|links?|references?|paragraph|statement|text|premise|proof)\b(?! of your| about your)"
 )
 UNKNOWN = re.compile(
     r"\bi (?:do not|don't) (?:know|understand)\b|\bnot sure\b|\bno idea\b|\bcould you (?:please )?(?:clarify|explain"

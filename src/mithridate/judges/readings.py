@@ -158,7 +158,7 @@ def gives(clause: str, request: Request) -> str | None:
         return found.group()
     condition = lexicon.CONDITION.match(clause)
     main = clause.partition(", ")[2] if condition else clause
-    if found := lexicon.YOU_DO.search(main):
+    if found := lexicon.YOU_DO.search(main) or lexicon.ONE_DOES.search(main):
         return found.group()
     return _imperative(main)
 
@@ -188,7 +188,10 @@ def echoes(clause: str, request: Request) -> str | None:
 
 
 def asks(clause: str, request: Request) -> str | None:
-    return clause if clause.endswith("?") else None
+    if clause.endswith("?"):
+        return clause
+    found = lexicon.ASKS_FOR.match(clause)
+    return found.group() if found and found["what"] not in request.text else None
 
 
 def talks_of_itself(clause: str, request: Request) -> str | None:
