@@ -192,6 +192,4 @@ def _spoken(text: str, words: list[str], readings: list[Reading], request: Reque
 
 def _echo(text: str, request: Request) -> bool:
     """Whether nearly all words of the answer are the request's own."""
-    words = words_of(_ENDS.sub("", text))
-    own = sum(word in request.words or word[:5] in request.stems for word in words)
-    return own >= 0.9 * len(words)
+    return request.repeated(words_of(_ENDS.sub("", text)))

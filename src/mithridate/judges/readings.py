@@ -183,8 +183,7 @@ def cautions(clause: str, request: Request) -> str | None:
 
 def echoes(clause: str, request: Request) -> str | None:
     words = words_of(clause)
-    own = sum(word in request.words or word[:5] in request.stems for word in words)
-    return clause if words and own >= 0.9 * len(words) else None
+    return clause if words and request.repeated(words) else None
 
 
 def asks(clause: str, request: Request) -> str | None:
