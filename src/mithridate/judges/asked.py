@@ -79,6 +79,15 @@ _TELL = re.compile(
 )
 
 
+# What may be answered by a piece of the request itself.
+_PICKS = re.compile(
+    r"\b(?:extract|find|identify|select|choose|pick|quote|highlight|underline|copy|repeat|which|who|whom|whose|when"
+    r"|where|what|how (?:many|much|long|old|far)|summar\w+|shorten|condense|true or false|sort|classify|categori[sz]e"
+    r"|order|correct|following|options?|based on|convert|rewrit\w+|rephras\w+|paraphras\w+|format|edit)\b"
+)
+_RUN = 6  # words in a row that are given back
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt. `text` is as `segments.plain` makes it; what else is asked of it follows from that."""
@@ -110,6 +119,19 @@ class Request:
         """Whether nearly all of these words are its own, whatever their endings."""
         own = sum(word in self.words or root(word) in self.roots for word in words)
         return own >= 0.9 * len(words)
+
+    def given_back(self, answer: str) -> bool:
+        """Whether a plain answer is a line of the request, or a run of its words, and hardly anything else. A piece
+        of what it gives to pick from or to work on may be an answer; its first line or all the rest is none."""
+        lines = [line.strip(" .!?:") for line in self.text.splitlines() if line.strip(" .!?:")]
+        words = words_of(answer)
+        picks = bool(_PICKS.search(self.text))
+        if answer.strip(" .!?:") in lines and len(lines) > 1:
+            return len(lines) == 2 or not picks  # the one line to work on is none to pick
+        asked = words_of(lines[0] if len(lines) > 1 and picks else self.text)
+        if self.yes_or_no or sum(word in self.words for word in words) < 0.8 * len(words):
+            return False
+        return _longest_run(words, asked) >= max(_RUN, 0.8 * len(words))
 
     @cached_property
     def commands(self) -> frozenset[str]:
@@ -170,3 +192,15 @@ class Request:
     def no_written(self) -> bool:
         """Whether the text that it wants may itself be a "no": a rejection letter, an excuse, a translation."""
         return bool(_NO_WRITTEN.search(self.text))
+
+
+def _longest_run(words: list[str], others: list[str]) -> int:
+    """How many words in a row the two have in common."""
+    longest, before = 0, [0] * (len(others) + 1)
+    for word in words:
+        now = [0] * (len(others) + 1)
+        for j, other in enumerate(others, 1):
+            if word == other:
+                now[j] = before[j - 1] + 1
+        longest, before = max(longest, *now), now
+    return longest
