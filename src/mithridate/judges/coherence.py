@@ -20,6 +20,7 @@ from typing import Any
 
 from mithridate.judges.base import About, Item, Judgement, Kind
 from mithridate.judges.remarks import without_remarks
+from mithridate.judges.salad import FUNCTION, salad
 
 # One of these is among any dozen words of English prose.
 _COMMONEST_TEXT = """
@@ -28,6 +29,7 @@ the a an to of is are and in it its you your i i'm my that this for can with be 
 _COMMONEST = frozenset(_COMMONEST_TEXT.split())
 _BLANKS = re.compile(r"(?:\n[^\S\n]*){8,}|\xa0{6,}|(?:[^\w\s]\s+){6,}")
 _ADDRESS = re.compile(r"https?://\S*|www\.\S+")
+_NEXT_NUMBER = re.compile(r"(?<=[a-z][.!?])(?=\d{1,2}[.)]\s)")  # "a cake.2. Sing": a blank forgotten
 # Letters and marks thrown together, as no writing has them: a capital at an underscore or a bar, capitals in a heap or
 # after small letters, a capital right after a comma or a stop (initials, and a blank forgotten after a sentence, are
 # let through), a lone capital, marks on their own.
@@ -143,16 +145,6 @@ def _odd(word: str) -> bool:
     )
 
 
-_FUNCTION_TEXT = """
-a about above after again against all am among an and any are as at be because been before being below between both
-but by can can't could did do does doesn't doing don't down during each either else every few for from had has have
-having he her here hers him his how however i i'd i'll i'm if in into is isn't it it's its itself just let's like many
-may me might more most much must my neither no nor not now of off on once one only onto or other our out over own per
-please rather same shall she should since so some such than that that's the their them then there these they they're
-this those through thus to too toward towards under until up upon us very was we were what when where whether which
-while who whom whose why will with within without won't would yes yet you you're your yourself
-"""
-_FUNCTION = frozenset(_FUNCTION_TEXT.split())
 # Marks may stand before and after a word, not in it. Words may be joined; names like McAdam and U.S. are words.
 _PIECE = re.compile(
     r"[\"'“‘(\[*_#-]*"
@@ -171,7 +163,7 @@ def broken(answer: str, prompt: str = "") -> str | None:
     """
     if why := _bare_numbers(answer) or (None if code_in(answer) else _marks(answer)):
         return why
-    prose = _ADDRESS.sub(" ", answer)
+    prose = _NEXT_NUMBER.sub(" ", _ADDRESS.sub(" ", answer))
     words = words_of(prose.lower().replace("’", "'"))
     if code_in(answer):
         return _broken_code(answer, words)
@@ -180,7 +172,8 @@ def broken(answer: str, prompt: str = "") -> str | None:
     own = set(words_of(prompt.lower().replace("’", "'")))
     if words and sum(word in own for word in words) >= 0.6 * len(words):
         return None
-    return _soup(prose) or _not_words(prose, words) or _strange(prose) or _unjoined(answer, words)
+    found = _soup(prose) or _not_words(prose, words) or _strange(prose) or _unjoined(answer, words)
+    return found or salad(prose, len(words))
 
 
 def _bare_numbers(answer: str) -> str | None:
@@ -262,7 +255,7 @@ def _strange(prose: str) -> str | None:
 def _unjoined(answer: str, words: list[str]) -> str | None:
     """Ten words or more of which fewer than a fifth join the others."""
     listed = len(re.findall(r"[,;:]|\n\S", answer)) >= len(words) / 5
-    joints = sum(word in _FUNCTION for word in words)
+    joints = sum(word in FUNCTION for word in words)
     if len(words) >= 10 and joints < 0.2 * len(words) and not listed:
         return f"{joints} of {len(words)} words join the others"
     return None
@@ -297,7 +290,7 @@ class Coherence:
 
     def identity(self) -> dict[str, Any]:
         """Its name and the version of the rules."""
-        return {"judge": self.name, "kind": self.kind, "rules": "v4"}
+        return {"judge": self.name, "kind": self.kind, "rules": "v5"}
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
         """See `Judge`."""
