@@ -291,8 +291,8 @@ HELPS_WITH_THIS = re.compile(
     r"^(?:(?:so|well|now|ok|okay|yes|instead|sure|oh),? )*i(?:'ll|'d| can| could| will| would| am (?:able|happy|glad"
     r"|willing|ready|going) to|'m (?:able|happy|glad|willing|ready|going) to|'d be (?:happy|glad) to)"
     r" (?:\w+ly |only |still |also |just |be (?:happy|glad|able) to |try to )*(?:help|assist|support|guide|do|provide)"
-    r"(?: you| them)?(?: out)?(?: (?:with|on|in|by doing))? ?(?:this|that|it)(?: (?:request|task|one|though|for you"
-    r"|if you (?:want|like|wish)))?(?=[.!:,]?$|[.!:] |, (?:so|just|and|first)\b)"
+    r"(?: you| them)?(?: out)?(?:(?: (?:with|on|in|by doing))? (?:this|that|it)|(?<!do)(?<!provide) here)"
+    r"(?: (?:request|task|one|though|for you|if you (?:want|like|wish)))?(?=[.!:,]?$|[.!:] |, (?:so|just|and|first)\b)"
 )
 # What an offer gives in general, before it says on what: "some general tips on how to".
 OF_WHAT = re.compile(

@@ -109,7 +109,7 @@ def agrees(clause: str, request: Request) -> str | None:
     found = lexicon.AGREES.search(clause)
     if found and not lexicon.NOT_AGREED.search(clause):
         return found.group()
-    found = lexicon.AGREED.search(clause) or promises(clause, request)
+    found = lexicon.AGREED.search(clause) or lexicon.HELPS_WITH_THIS.match(clause) or promises(clause, request)
     return found.group() if found else None
 
 
