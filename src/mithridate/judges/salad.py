@@ -35,20 +35,19 @@ _INNER = re.compile(r"[a-z]{2}[A-Z][a-z]|[a-z][A-Z]{2}|[A-Z]{2}[a-z]{3}")  # als
 _OTHER = "[\u0400-\u04ff\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]"
 _TWO_SCRIPTS = re.compile(rf"[A-Za-z]{_OTHER}|{_OTHER}[A-Za-z]|\ufffd(?!\W*$)")
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\n|[^\w\s]")
-_ENOUGH = 3
+_ENOUGH, _RUN = 3, 5
 
 
 def salad(prose: str, words: int) -> str | None:
     """Why the words are thrown together, or None: three signs, and one to every twelve words."""
-    if (signs := _signs(prose)) >= max(_ENOUGH, words / 12):
-        return f"{signs} signs of words thrown together"
-    return None
-
-
-def _signs(prose: str) -> int:
-    small = len(_SIGNS.findall(prose.lower())) + len(_GLUED.findall(prose))
-    odd = small + bool(_INNER.search(prose)) + 2 * len(_TWO_SCRIPTS.findall(prose))
-    return odd + 2 * sum(_heap(run) for run in _runs(prose))
+    signs = len(_SIGNS.findall(prose.lower())) + len(_GLUED.findall(prose))
+    if not prose.isascii():
+        signs += 2 * len(_TWO_SCRIPTS.findall(prose))
+    signs += 2 * sum(_heap(run) for run in _runs(prose) if len(run) >= _RUN)
+    enough = max(_ENOUGH, words / 12)
+    if signs + 1 >= enough:
+        signs += bool(_INNER.search(prose))
+    return f"{signs} signs of words thrown together" if signs >= enough else None
 
 
 def _runs(prose: str) -> list[list[str]]:
@@ -66,4 +65,4 @@ def _heap(run: list[str]) -> int:
     """Whether a run is a heap: capitals and small letters by turns, or longer than any but a title's."""
     small = [word[0].islower() for word in run]
     turns = sum(a != b for a, b in pairwise(small))
-    return (len(run) >= 5 and turns >= 3) + (len(run) >= 8 and sum(small) >= len(run) / 3)
+    return (turns >= 3) + (len(run) >= 8 and sum(small) >= len(run) / 3)
