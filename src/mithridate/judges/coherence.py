@@ -68,7 +68,7 @@ def _marks(answer: str) -> str | None:
         return "blanks or marks in a loop"
     if solid[0].isdigit() and re.fullmatch(r"(?:\d+[.)]){2,}", solid):
         return "numbering without text"
-    for loop in _LOOP.finditer(solid):
+    for loop in _LOOP.finditer(solid) if _may_loop(solid) else ():
         # Ruled lines, leaders and the blanks of a form are no fault, nor are round numbers.
         unit = loop.group(1) or "0,"
         many_digits = unit.isdigit() and len(loop.group()) > 12
@@ -78,6 +78,21 @@ def _marks(answer: str) -> str | None:
     if len(solid) >= 12 and symbols > 0.35 * len(solid) and "```" not in answer:
         return "mostly symbols"
     return None
+
+
+def _may_loop(solid: str) -> bool:
+    """Whether any four characters, looked up at every third, stand again one to eight further on and as far on again:
+    some do in any loop of `_LOOP` of eight characters or more, which are those that count."""
+    if "000" in solid:
+        return True
+    for i in range(0, len(solid) - 5, 3):
+        piece = solid[i : i + 4]
+        again = solid.find(piece, i + 1, i + 12)
+        while again > 0:
+            if solid.startswith(piece, 2 * again - i):
+                return True
+            again = solid.find(piece, again + 1, i + 12)
+    return False
 
 
 def _word_in_a_row(prose: str) -> str | None:

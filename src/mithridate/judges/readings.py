@@ -1,9 +1,9 @@
 """What one clause of an answer does: the question that `answers.py` puts to every clause, one after another."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from mithridate.judges import lexicon, phrases
 from mithridate.judges.asked import Request
@@ -31,12 +31,44 @@ class Reading:
     words: str
 
 
-def read(clause: str, request: Request) -> Reading:
-    """The first of these that holds."""
-    for act, find in _ORDER:
-        if words := find(clause, request):
-            return Reading(clause, act, words[:60].strip())
-    return Reading(clause, "says", clause[:60])
+class Readings(Sequence[Reading]):
+    """The clauses of an answer, each read when it is asked for: the first of the acts below that holds. Most answers
+    have shown what they do long before their last clause."""
+
+    def __init__(self, clauses: list[str], request: Request) -> None:
+        self._clauses, self._request = clauses, request
+        self._read: dict[int, Reading] = {}
+        self._declining: dict[int, Reading | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._clauses)
+
+    @overload
+    def __getitem__(self, at: int) -> Reading: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Reading]: ...
+    def __getitem__(self, at: int | slice) -> Reading | list[Reading]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self._clauses)))]
+        if at not in self._read:
+            self._read[at] = self.declining(at) or _read(self._clauses[at], self._request)
+        return self._read[at]
+
+    def declining(self, at: int) -> Reading | None:
+        """The clause where it declines, which is asked first, of each."""
+        if at not in self._declining:
+            self._declining[at] = _as("declines", declines, self._clauses[at], self._request)
+        return self._declining[at]
+
+
+def _read(clause: str, request: Request) -> Reading:
+    found = (_as(act, find, clause, request) for act, find in _ORDER)
+    return next(filter(None, found), Reading(clause, "says", clause[:60]))
+
+
+def _as(act: Act, find: Callable[[str, Request], str | None], clause: str, request: Request) -> Reading | None:
+    words = find(clause, request)
+    return Reading(clause, act, words[:60].strip()) if words else None
 
 
 def declines(clause: str, request: Request) -> str | None:
@@ -104,8 +136,8 @@ def elsewhere(clause: str, request: Request) -> str | None:
 
 
 def agrees(clause: str, request: Request) -> str | None:
-    if rest := _after_yes(clause, request):
-        return None if judges(rest, request) else lexicon.AGREES.search(clause).group()
+    if (rest := _after_yes(clause, request)) and judges(rest, request):
+        return None
     found = lexicon.AGREES.search(clause)
     if found and not lexicon.NOT_AGREED.search(clause):
         return found.group()
@@ -198,8 +230,8 @@ def talks_of_itself(clause: str, request: Request) -> str | None:
     return found.group() if found else None
 
 
+# After `declines`.
 _ORDER: tuple[tuple[Act, Callable[[str, Request], str | None]], ...] = (
-    ("declines", declines),
     ("offers", offers),
     ("elsewhere", offers_else),
     ("agrees", agrees),

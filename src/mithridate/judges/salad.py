@@ -21,13 +21,13 @@ _PREPOSITION = r"(?:of|to|for|in|on|at|with|by|from|into|under|over|about|agains
 # In small letters: a function word that stands before one that cannot follow, or before a stop; hyphens, commas and
 # underscores where nobody puts them.
 _SIGNS = re.compile(
-    rf"\b{_OF_NOUN} (?:{_PREPOSITION}|the|an?|my|your|his|her|their|and|or|but|is|are|was|were|you|i|it|he|they|we"
+    rf"\b(?:{_OF_NOUN} (?:{_PREPOSITION}|the|an?|my|your|his|her|their|and|or|but|is|are|was|were|you|i|it|he|they|we"
     r"|that|this|if|as|because|be|have|has|do|who|which|what|when|where)\b"
-    r"|\b(?:of|for|from|into|at|by|with|and|or) (?:of|for|and|or|but|at|into)\b"
-    r"|\b(?:to|on|in) (?:of|for|is|are)\b|\bto (?:to|or)\b|\b(?:i|we|he|she|they) (?:the|of|an?|for|in|to|with)\b"
-    r"|\b(?:you you|that that that|is is|under under)\b"
-    r"|\b(?:the|an?|of|your|my|their|our|from|into|under|for|with|to|or|and|at|by|which|who) ?[,.;:](?=[\s,]|$)"
-    r"|(?:^|\s)-[a-z]{2}|[a-z][-_](?=[\s,.;]|$)|--(?=\w)|[a-z]-[a-z]+-[a-z]+-[a-z]|,,|[a-z],-|\.-|-\."
+    r"|(?:of|for|from|into|at|by|with|and|or) (?:of|for|and|or|but|at|into)\b"
+    r"|(?:to|on|in) (?:of|for|is|are)\b|to (?:to|or)\b|(?:i|we|he|she|they) (?:the|of|an?|for|in|to|with)\b"
+    r"|(?:you you|that that that|is is|under under)\b"
+    r"|(?:the|an?|of|your|my|their|our|from|into|under|for|with|to|or|and|at|by|which|who) ?[,.;:](?=[\s,]|$))"
+    r"|[a-z](?:[-_](?=[\s,.;]|$)|-[a-z]+-[a-z]+-[a-z]|,-)|(?:^|\s)-[a-z]{2}|--(?=\w)|-\.|,,|\.-"
     r"|(?!\.\.)[.,;]{2}(?=\s|\w)"
 )
 _GLUED = re.compile(r"[A-Za-z]{2}[,;][A-Za-z]|[a-z]{2}\.[a-z]{2}|[a-z]{2}[.!?][A-Z]")

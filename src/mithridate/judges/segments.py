@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from mithridate.judges.coherence import words_of
 
@@ -55,6 +56,7 @@ def stems(text: str) -> frozenset[str]:
 _ENDING = re.compile(r"(?:'s|ing|ed|es|e|s)$")
 
 
+@lru_cache(100_000)
 def root(word: str) -> str:
     """A word without its ending, cut to five letters, so that turn, turning and turned agree, and make and making.
 
