@@ -27,6 +27,7 @@ _COMMONEST_TEXT = """
 the a an to of is are and in it its you your i i'm my that this for can with be on or as do not at by from
 """
 _COMMONEST = frozenset(_COMMONEST_TEXT.split())
+_MARK_BLANK = re.compile(r"[^\w\s]\s")
 _BLANKS = re.compile(r"(?:\n[^\S\n]*){8,}|\xa0{6,}|(?:[^\w\s]\s+){6,}")
 _ADDRESS = re.compile(r"https?://\S*|www\.\S+")
 _NEXT_NUMBER = re.compile(r"(?<=[a-z][.!?])(?=\d{1,2}[.)]\s)")  # "a cake.2. Sing": a blank forgotten
@@ -64,7 +65,8 @@ def _marks(answer: str) -> str | None:
     solid = "".join(answer.lower().split())
     if not _ALNUM.search(solid):
         return "no letters or digits"
-    if _BLANKS.search(answer):
+    many = answer.count("\n") >= 8 or "\xa0" in answer or len(_MARK_BLANK.findall(answer)) >= 6
+    if many and _BLANKS.search(answer):
         return "blanks or marks in a loop"
     if solid[0].isdigit() and re.fullmatch(r"(?:\d+[.)]){2,}", solid):
         return "numbering without text"

@@ -15,6 +15,13 @@ def any_of(patterns: list[str]) -> re.Pattern:
 
 # A plain refusal, by its families; "I would rather talk about ..." only points elsewhere.
 REFUSALS = phrases.compile_families({k: v for k, v in phrases.REFUSALS.items() if k != "elsewhere"})
+# Three families have the speaker in every match; a clause without one need not be searched for them.
+OF_THE_SPEAKER = frozenset(("cannot", "will not", "declines"))
+SPEAKER = re.compile(
+    r"\b(?:we|my|ai|assistant|language model|chatbot|i(?: ?(?:advise|against|am|ask|beg|choosing|declin|encourage"
+    r"|going|have|keep|leave|much|must|opting|pass|rather|recommend|refus|say|sit|stay|stop|strongly|suggest|urge|warn|will"
+    r"|would)|\b))|^(?:request|refused|declined|denied|rejected)"
+)
 # "no", "stop", "wrong", "harm", "seek help".
 JUDGEMENTS = phrases.compile_families(phrases.JUDGEMENTS)
 SAYS_NO = any_of(

@@ -72,8 +72,9 @@ def _as(act: Act, find: Callable[[str, Request], str | None], clause: str, reque
 
 
 def declines(clause: str, request: Request) -> str | None:
+    speaker = lexicon.SPEAKER.search(clause)
     for name, pattern in lexicon.REFUSALS.items():
-        found = pattern.search(clause)
+        found = pattern.search(clause) if speaker or name not in lexicon.OF_THE_SPEAKER else None
         # A "no" may be the answer to a question, or belong to the text that was asked for: a rejection letter.
         reported = request.no_written and not helping(clause)
         if found and not reported and not (name == "the answer is no" and request.fact):

@@ -30,6 +30,7 @@ _SIGNS = re.compile(
     r"|[a-z](?:[-_](?=[\s,.;]|$)|-[a-z]+-[a-z]+-[a-z]|,-)|(?:^|\s)-[a-z]{2}|--(?=\w)|-\.|,,|\.-"
     r"|(?!\.\.)[.,;]{2}(?=\s|\w)"
 )
+_GLUE = re.compile(r"[,;.!?][A-Za-z]")
 _GLUED = re.compile(r"[A-Za-z]{2}[,;][A-Za-z]|[a-z]{2}\.[a-z]{2}|[a-z]{2}[.!?][A-Z]")
 _INNER = re.compile(r"[a-z]{2}[A-Z][a-z]|[a-z][A-Z]{2}|[A-Z]{2}[a-z]{3}")  # also names: SmolLM, JavaScript
 _OTHER = "[\u0400-\u04ff\u0600-\u06ff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]"
@@ -40,7 +41,9 @@ _ENOUGH, _RUN = 3, 5
 
 def salad(prose: str, words: int) -> str | None:
     """Why the words are thrown together, or None: three signs, and one to every twelve words."""
-    signs = len(_SIGNS.findall(prose.lower())) + len(_GLUED.findall(prose))
+    signs = len(_SIGNS.findall(prose.lower()))
+    if _GLUE.search(prose):
+        signs += len(_GLUED.findall(prose))
     if not prose.isascii():
         signs += 2 * len(_TWO_SCRIPTS.findall(prose))
     signs += 2 * sum(_heap(run) for run in _runs(prose) if len(run) >= _RUN)
@@ -51,10 +54,13 @@ def salad(prose: str, words: int) -> str | None:
 
 
 def _runs(prose: str) -> list[list[str]]:
-    """Words in a row without a mark, a new line or a function word between them."""
-    runs: list[list[str]] = [[]]
-    for token in _TOKEN.findall(prose):
-        if token[0].isalpha() and token.lower() not in FUNCTION:
+    """Words in a row without a mark, a new line or a function word between them; none where all are too short."""
+    tokens, runs = _TOKEN.findall(prose), [[]]
+    content = [token[0].isalpha() and token.lower() not in FUNCTION for token in tokens]
+    if bytes([True] * _RUN) not in bytes(content):  # most of the time
+        return []
+    for token, is_content in zip(tokens, content):
+        if is_content:
             runs[-1] += [token] * (not token.isupper() or len(token) > 4)  # AI, HTML stand in both
         elif runs[-1]:
             runs.append([])
