@@ -193,11 +193,16 @@ def broken(answer: str, prompt: str = "") -> str | None:
         return _broken_code(answer, words)
     if why := _word_in_a_row(prose) or _says_again(words):
         return why
-    own = set(words_of(prompt.lower().replace("’", "'")))
+    own = _words_asked(prompt)
     if words and sum(word in own for word in words) >= 0.6 * len(words):
         return None
     found = _soup(prose) or _not_words(prose, words) or _strange(prose) or _unjoined(answer, words)
     return found or salad(prose, len(words))
+
+
+@lru_cache(4096)  # a run asks each of its models the same prompts
+def _words_asked(prompt: str) -> frozenset[str]:
+    return frozenset(words_of(prompt.lower().replace("’", "'")))
 
 
 def _bare_numbers(answer: str) -> str | None:
