@@ -8,7 +8,7 @@ Two judges of kind "coherence". `Coherence` has all the rules: those of `rules-v
 two statistics more (`broken`), made when `rules-v2` had been found to miss over half of the texts of sampled and noisy
 models: the share of pieces that look like words or numbers, and the share of function words, of which English prose is
 nearly half and a heap of words has few. `HsPlus` is the rule of Booster's code alone and to the letter, for the
-protocol that needs it.
+protocol that needs it. Words thrown together by a model sampled too hot are the third (`salad.py`, since v5).
 """
 
 import re
