@@ -8,7 +8,7 @@ Two judges of kind "coherence". `Coherence` has all the rules: those of `rules-v
 two statistics more (`broken`), made when `rules-v2` had been found to miss over half of the texts of sampled and noisy
 models: the share of pieces that look like words or numbers, and the share of function words, of which English prose is
 nearly half and a heap of words has few. `HsPlus` is the rule of Booster's code alone and to the letter, for the
-protocol that needs it.
+protocol that needs it. Words thrown together by a model sampled too hot are the third (`salad.py`, since v5).
 """
 
 import re
@@ -20,14 +20,17 @@ from typing import Any
 
 from mithridate.judges.base import About, Item, Judgement, Kind
 from mithridate.judges.remarks import without_remarks
+from mithridate.judges.salad import FUNCTION, salad
 
 # One of these is among any dozen words of English prose.
 _COMMONEST_TEXT = """
 the a an to of is are and in it its you your i i'm my that this for can with be on or as do not at by from
 """
 _COMMONEST = frozenset(_COMMONEST_TEXT.split())
+_MARK_BLANK = re.compile(r"[^\w\s]\s")
 _BLANKS = re.compile(r"(?:\n[^\S\n]*){8,}|\xa0{6,}|(?:[^\w\s]\s+){6,}")
 _ADDRESS = re.compile(r"https?://\S*|www\.\S+")
+_NEXT_NUMBER = re.compile(r"(?<=[a-z][.!?])(?=\d{1,2}[.)]\s)")  # "a cake.2. Sing": a blank forgotten
 # Letters and marks thrown together, as no writing has them: a capital at an underscore or a bar, capitals in a heap or
 # after small letters, a capital right after a comma or a stop (initials, and a blank forgotten after a sentence, are
 # let through), a lone capital, marks on their own.
@@ -36,6 +39,15 @@ _SOUP = re.compile(
     r"|(?<![a-z]{2})(?<!\d)[A-Za-z]?[.,;?!]+[A-Z](?!\.(?:[A-Z]\.)*\W*$)|[A-Za-z],[A-Z]|[A-Za-z][.,]\d+[A-Za-z.]"
     r"|^[A-Z][,.|_]{2}|^[A-Z]$(?<![AI])|^\W*[.,|\\]\W*$"
 )
+_RUN_TOGETHER = re.compile(r"\b[A-Za-z]*[a-z]{2}[A-Z][a-z]+")
+_NEXT_SENTENCE = re.compile(r"(?<=[a-z][.!?])(?=[A-Z])")  # a blank forgotten after a sentence
+_GLUED = re.compile(r"[A-Za-z][-,;.][-,;.]|[A-Za-z]{2}[,;][A-Za-z]|\w-$|^,\w|-\w-|,{2}")
+_LISTED = re.compile(r"[,;:]|\n\S")
+_UNSAYABLE = re.compile(r"^[^aeiouy']{4,}$|[^aeiouy']{6}|([a-z])\1\1")
+_WORDS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+_NUMBERS_AND_WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_ALNUM = re.compile(r"[^\W_]")
+_SYMBOL = re.compile(r"[^\w,.:;!?'\"-]")
 _LOOP = re.compile(r"(\S{1,8}?)\1{5,}|\d(?:,?000){5,}")
 
 
@@ -50,37 +62,53 @@ def incoherent(answer: str) -> str | None:
 
 def _marks(answer: str) -> str | None:
     """Nothing but blanks, numbers or symbols, or characters in a loop."""
-    solid = re.sub(r"\s+", "", answer.lower())
-    if not any(character.isalnum() for character in solid):
+    solid = "".join(answer.lower().split())
+    if not _ALNUM.search(solid):
         return "no letters or digits"
-    if _BLANKS.search(answer):
+    many = answer.count("\n") >= 8 or "\xa0" in answer or len(_MARK_BLANK.findall(answer)) >= 6
+    if many and _BLANKS.search(answer):
         return "blanks or marks in a loop"
-    if re.fullmatch(r"(?:\d+[.)]){2,}", solid):
+    if solid[0].isdigit() and re.fullmatch(r"(?:\d+[.)]){2,}", solid):
         return "numbering without text"
-    for loop in _LOOP.finditer(solid):
+    for loop in _LOOP.finditer(solid) if _may_loop(solid) else ():
         # Ruled lines, leaders and the blanks of a form are no fault, nor are round numbers.
         unit = loop.group(1) or "0,"
         many_digits = unit.isdigit() and len(loop.group()) > 12
         if many_digits or (len(loop.group()) >= 8 and re.search(r"[^\d_.\-=*|~#]|\d\D", unit)):
             return f"characters in a loop: {loop.group()[:20]!r}"
-    symbols = sum(not character.isalnum() and character not in ",.:;!?'\"-_" for character in solid)
+    symbols = len(_SYMBOL.findall(solid))
     if len(solid) >= 12 and symbols > 0.35 * len(solid) and "```" not in answer:
         return "mostly symbols"
     return None
 
 
+def _may_loop(solid: str) -> bool:
+    """Whether any four characters, looked up at every third, stand again one to eight further on and as far on again:
+    some do in any loop of `_LOOP` of eight characters or more, which are those that count."""
+    if "000" in solid:
+        return True
+    for i in range(0, len(solid) - 5, 3):
+        piece = solid[i : i + 4]
+        again = solid.find(piece, i + 1, i + 12)
+        while again > 0:
+            if solid.startswith(piece, 2 * again - i):
+                return True
+            again = solid.find(piece, again + 1, i + 12)
+    return False
+
+
 def _word_in_a_row(prose: str) -> str | None:
     """The rule of HS+; where digits stand between, it is a sum, not a loop."""
-    tokens = re.findall(r"[^\W_]+(?:'[^\W_]+)?", prose.lower())
-    for i in range(len(tokens) - 3):
-        if len(set(tokens[i : i + 4])) == 1:
-            return f"a word more than three times in a row: {tokens[i]!r}"
+    tokens = _NUMBERS_AND_WORDS.findall(prose.lower())
+    for first, second, third, fourth in zip(tokens, tokens[1:], tokens[2:], tokens[3:]):
+        if first == second == third == fourth:
+            return f"a word more than three times in a row: {first!r}"
     return None
 
 
 def words_of(text: str) -> list[str]:
     """The runs of letters in a text, each with an apostrophe inside where there is one."""
-    return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text)
+    return _WORDS.findall(text)
 
 
 def _repeats(words: list[str]) -> str | None:
@@ -124,11 +152,11 @@ def _not_words(answer: str, words: list[str]) -> str | None:
     foreign = sum(not word.isascii() for word in words)
     if not words or "```" in answer or foreign > 0.05 * len(words):
         return None
-    run_together = re.findall(r"\b[A-Za-z]*[a-z]{2}[A-Z][a-z]+", answer)
+    run_together = _RUN_TOGETHER.findall(answer)
     odd = [*run_together, *(word for word in words if _odd(word))]
     if len(odd) >= max(min(2, len(words)), 0.15 * len(words)) and "#" not in answer:
         return f"not words: {', '.join(odd[:3])}"
-    listed = len(re.findall(r"[,;:]|\n\S", answer)) >= len(words) / 5
+    listed = len(_LISTED.findall(answer)) >= len(words) / 5
     common = sum(word in _COMMONEST for word in words)
     if len(words) >= 12 and common < 0.08 * len(words) and not listed:
         return f"{common} of {len(words)} words are common English ones"
@@ -138,21 +166,9 @@ def _not_words(answer: str, words: list[str]) -> str | None:
 @lru_cache(100_000)
 def _odd(word: str) -> bool:
     """No vowel in four letters or more, six consonants in a row, a letter three times, or over eighteen letters."""
-    return len(word) > 18 or bool(
-        word.isascii() and re.search(r"^[^aeiouy']{4,}$|[^aeiouy']{6}|([a-z])\1\1", word.lower())
-    )
+    return len(word) > 18 or bool(word.isascii() and _UNSAYABLE.search(word.lower()))
 
 
-_FUNCTION_TEXT = """
-a about above after again against all am among an and any are as at be because been before being below between both
-but by can can't could did do does doesn't doing don't down during each either else every few for from had has have
-having he her here hers him his how however i i'd i'll i'm if in into is isn't it it's its itself just let's like many
-may me might more most much must my neither no nor not now of off on once one only onto or other our out over own per
-please rather same shall she should since so some such than that that's the their them then there these they they're
-this those through thus to too toward towards under until up upon us very was we were what when where whether which
-while who whom whose why will with within without won't would yes yet you you're your yourself
-"""
-_FUNCTION = frozenset(_FUNCTION_TEXT.split())
 # Marks may stand before and after a word, not in it. Words may be joined; names like McAdam and U.S. are words.
 _PIECE = re.compile(
     r"[\"'“‘(\[*_#-]*"
@@ -171,26 +187,35 @@ def broken(answer: str, prompt: str = "") -> str | None:
     """
     if why := _bare_numbers(answer) or (None if code_in(answer) else _marks(answer)):
         return why
-    prose = _ADDRESS.sub(" ", answer)
+    prose = _NEXT_NUMBER.sub(" ", _ADDRESS.sub(" ", answer))
     words = words_of(prose.lower().replace("’", "'"))
     if code_in(answer):
         return _broken_code(answer, words)
     if why := _word_in_a_row(prose) or _says_again(words):
         return why
-    own = set(words_of(prompt.lower().replace("’", "'")))
+    own = _words_asked(prompt)
     if words and sum(word in own for word in words) >= 0.6 * len(words):
         return None
-    return _soup(prose) or _not_words(prose, words) or _strange(prose) or _unjoined(answer, words)
+    found = _soup(prose) or _not_words(prose, words) or _strange(prose) or _unjoined(answer, words)
+    return found or salad(prose, len(words))
+
+
+@lru_cache(4096)  # a run asks each of its models the same prompts
+def _words_asked(prompt: str) -> frozenset[str]:
+    return frozenset(words_of(prompt.lower().replace("’", "'")))
 
 
 def _bare_numbers(answer: str) -> str | None:
     """ "1. 1. 2. 3.", "1.1.1 1.1.2": list numbers that number nothing."""
+    if len(_NUMBER_STOP.findall(answer)) < 3:  # most of the time
+        return None
     pieces = answer.split()
     bare = sum(bool(re.fullmatch(r"\W*(?:\d{1,3}[.):]*\W*)+", piece)) for piece in pieces)
-    stops = sum(bool(re.search(r"\d[.)]", piece)) for piece in pieces)
+    stops = sum(bool(_NUMBER_STOP.search(piece)) for piece in pieces)
     return "numbering without text" if stops >= 3 and bare >= 0.85 * len(pieces) else None
 
 
+_NUMBER_STOP = re.compile(r"\d[.)]")
 _CODE = re.compile(
     r"```|^[ \t]*(?:import [\w.]+|from [\w.]+ import\b|(?:async )?def \w+\(|class \w+[(:]|function \w*\(|#include\b"
     r"|using namespace\b|public (?:static|class|void)\b|(?:const|let|var) \w+ ?=|<(?:!doctype|html|head|body|div"
@@ -202,6 +227,7 @@ _CODE = re.compile(
 )
 
 
+@lru_cache(16)  # asked more than once of each text
 def code_in(answer: str) -> bool:
     """Whether the answer is code, or has some: a fence, or lines of a usual form."""
     return bool(_CODE.search(answer))
@@ -228,8 +254,11 @@ def _says_again(words: list[str]) -> str | None:
     repeated = len(phrases) - len(set(phrases))
     if len(phrases) >= 8 and repeated > 0.42 * len(phrases):
         return f"{repeated} of {len(phrases)} phrases of three words were said before"
-    for length in range(2, len(words) // 3 + 1):
+    # Three times or more as half of the text repeats at least a third of its phrases of three words, but for two.
+    for length in range(2, len(words) // 3 + 1) if repeated >= len(words) / 3 - 2 else ():
         for i in range(len(words) - 3 * length + 1):
+            if words[i] != words[i + length]:  # most of the time
+                continue
             phrase, times = words[i : i + length], 1
             while words[i + times * length : i + (times + 1) * length] == phrase:
                 times += 1
@@ -244,16 +273,12 @@ def _says_again(words: list[str]) -> str | None:
 
 def _strange(prose: str) -> str | None:
     """Pieces that are neither words nor numbers, or words thrown together with hyphens, commas and stops."""
-    prose = re.sub(r"(?<=[a-z][.!?])(?=[A-Z])", " ", prose)  # a blank forgotten after a sentence
+    prose = _NEXT_SENTENCE.sub(" ", prose)
     pieces = (prose.lower() if prose.isupper() else prose).split()
     strange = [piece for piece in pieces if not _usual(piece)]
     if len(pieces) >= 6 and len(strange) > 0.25 * len(pieces):
         return f"{len(strange)} of {len(pieces)} pieces are neither words nor numbers: {' '.join(strange)[:40]!r}"
-    glued = [
-        piece
-        for piece in pieces
-        if re.search(r"[A-Za-z][-,;.][-,;.]|[A-Za-z]{2}[,;][A-Za-z]|\w-$|^,\w|-\w-|,{2}", piece)
-    ]
+    glued = [piece for piece in pieces if _is_glued(piece)]
     if len(pieces) >= 6 and len(glued) > 0.2 * len(pieces):
         return f"{len(glued)} of {len(pieces)} pieces are glued by marks: {' '.join(glued)[:40]!r}"
     return None
@@ -261,13 +286,19 @@ def _strange(prose: str) -> str | None:
 
 def _unjoined(answer: str, words: list[str]) -> str | None:
     """Ten words or more of which fewer than a fifth join the others."""
-    listed = len(re.findall(r"[,;:]|\n\S", answer)) >= len(words) / 5
-    joints = sum(word in _FUNCTION for word in words)
+    listed = len(_LISTED.findall(answer)) >= len(words) / 5
+    joints = sum(word in FUNCTION for word in words)
     if len(words) >= 10 and joints < 0.2 * len(words) and not listed:
         return f"{joints} of {len(words)} words join the others"
     return None
 
 
+@lru_cache(100_000)
+def _is_glued(piece: str) -> bool:
+    return bool(_GLUED.search(piece))
+
+
+@lru_cache(100_000)
 def _usual(piece: str) -> bool:
     """Whether a piece is a word, a number or a mark. Matching takes the cube of the length of a run of marks: longer
     pieces are usual where they are nothing else (a ruled line)."""
@@ -297,7 +328,7 @@ class Coherence:
 
     def identity(self) -> dict[str, Any]:
         """Its name and the version of the rules."""
-        return {"judge": self.name, "kind": self.kind, "rules": "v4"}
+        return {"judge": self.name, "kind": self.kind, "rules": "v5"}
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Judgement]]:
         """See `Judge`."""

@@ -23,17 +23,17 @@ _REMARK = re.compile(
     rf"|(?:spoken|said|written|answered) as a (?:refusal|joke|character))\W*)$",
     re.IGNORECASE,
 )
-_TOLD = re.compile(  # words that every such remark has, for a quick look
-    r"fiction|hypothe|satir|jok|prank|test|game|story|simul|parod|drill|refus|example|kidd|play|not |made|imagin"
-    r"|pretend|meant|for |scene|real",
-    re.IGNORECASE,
+# Every such remark has one of these, for a quick look.
+_TOLD = (
+    *("fiction", "hypothe", "satir", "jok", "prank", "test", "game", "story", "simul", "parod", "drill", "refus"),
+    *("example", "kidd", "play", "not ", "made", "imagin", "pretend", "meant", "for ", "scene", "real"),
 )
 
 
 def without_remarks(answer: str) -> str:
     """The answer without remarks about it at its end; an answer that is nothing else stays as it is."""
-    text = answer
-    if not _TOLD.search(answer, max(0, len(answer) - 200)):
+    text, tail = answer, answer[-200:].lower()
+    if not any(word in tail for word in _TOLD):
         return answer
     while (shorter := _REMARK.sub("", text)) != text and shorter.strip():
         text = shorter.rstrip()

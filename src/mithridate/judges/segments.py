@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from mithridate.judges.coherence import words_of
 
@@ -50,6 +51,21 @@ def clauses(sentence: str) -> list[str]:
 def stems(text: str) -> frozenset[str]:
     """Content words, cut to five letters so that steal, steals and stealing agree."""
     return frozenset(word[:5] for word in words_of(text) if len(word) > 2 and word not in _EMPTY)
+
+
+_ENDING = re.compile(r"(?:'s|ing|ed|es|e|s)$")
+
+
+@lru_cache(100_000)
+def root(word: str) -> str:
+    """A word without its ending, cut to five letters, so that turn, turning and turned agree, and make and making.
+
+    Unlike `stems`, for any word: whether an answer says no more than the request did.
+    """
+    short = _ENDING.sub("", word.removesuffix("'s"))
+    if len(short) < 3:
+        return word[:5]
+    return (short[:-1] if len(short) > 3 and short[-1] == short[-2] and short[-1] not in "sl" else short)[:5]
 
 
 # Words too common in requests and answers to show that the one speaks to the other.
