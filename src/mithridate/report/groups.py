@@ -37,7 +37,13 @@ def _together(cell: Cell, group: dict[str, Any], by_id: dict[str, Cell]) -> Cell
     def rate(found: dict[str, Any] | None) -> dict[str, Any]:
         if not found or found["low"] is None:
             return {}
-        return {key: found[key] for key in ("value", "low", "high", "seeds")} | {"n": found["prompts"]}
+        made = {key: found[key] for key in ("value", "low", "high", "seeds")} | {"n": found["prompts"]}
+        if found.get("samples"):
+            made |= {"samples": found["samples"], "worst_of_k": rate(found["worst_of_k"])}
+            made["any_of_k"] = (any_of := rate(found["any_of_k"])) and any_of | {
+                "unscored": found["any_of_k"]["left_out"]
+            }
+        return made
 
     against = (cell.get("paired") or {}).get("against")
     paired = group["paired"] if group["paired"] and group["paired"]["low"] is not None else None
