@@ -71,12 +71,12 @@ def rate_entry(rate: dict[str, Any] | None) -> Entry:
     values = tuple(rate.get(key) for key in ("value", "low", "high", "n", "unscored", "seeds"))
     clustered = rate.get("prompts") not in (None, rate["n"])
     counted = f"{rate['n']} answers to {rate['prompts']} prompts" if clustered else f"n {rate['n']}"
-    if rate.get("samples"):
-        counted = f"{counted}, {rate['samples']} answers to each" if rate.get("seeds") else f"{rate['n']} answers"
+    if rate.get("samples") and not rate.get("seeds"):
+        counted = f"{rate['n']} answers"
     return Entry(percent(rate["value"]), f"{interval(rate)}, {counted}{unscored}", values)
 
 
-SAMPLES = Column("Answers to a prompt (k)", ("samples",))
+SAMPLES = Column("k", ("samples",))
 
 
 def samples_entry(rate: dict[str, Any] | None) -> Entry:
