@@ -287,7 +287,7 @@ def _asked_again(cell: Cell, reference: Cell) -> str:
     both = _both(cell, reference, "harmful_score")
     if not both or both[0].get("samples") != both[1].get("samples"):
         return ""
-    if any((rate.get("any_of_k") or {}).get("low") is None for rate in both):
+    if any(not known(rate.get("any_of_k")) or rate["any_of_k"]["low"] is None for rate in both):
         return ""
     ours, theirs = (one_or_more(rate) for rate in both)
     return (

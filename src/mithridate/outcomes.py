@@ -9,6 +9,7 @@ from typing import Any
 from mithridate.evaluation import Answers, any_answer, outcomes, rate_of
 from mithridate.statistics import across_seeds, paired, paired_across_seeds, paired_by_prompt
 
+_OPEN = (True,), (True, None)  # what counts, if no unscored answer does, and if every one does
 _ALONE: dict[bool | None, Answers] = {one: (one,) for one in (True, False, None)}  # of one answer, shared by all
 
 
@@ -75,8 +76,10 @@ class Outcomes:
     def over_seeds(self, cells: Sequence[str], rate: str) -> dict[str, Any] | None:
         """`statistics.across_seeds` of the prompts that all were asked, a cell a seed.
 
-        Where prompts have several answers, in each cell as many, also `samples` and, over seeds as well, `any_of_k`
-        and `worst_of_k` of `evaluation.rate_of`.
+        Where prompts have several answers, in each cell as many, also `samples`, `worst_of_k` of `evaluation.rate_of`
+        over seeds, and `any_of_k`: the mean over seeds of the share that each has by itself, with an interval that
+        holds whatever the unscored answers are (to leave out prompts that some seed leaves open would leave out those
+        of which no answer counts).
         """
         found = self._all(cells, rate)
         if not found:
@@ -86,10 +89,14 @@ class Outcomes:
         if len(samples) > 1 or samples == {1}:
             return together
         any_of = _square(found, any_answer)
+        best, worst = (across_seeds([[one in counted for one in seed] for seed in any_of]) for counted in _OPEN)
+        shares = [_share(tuple(seed)) for seed in any_of]
+        value = None if None in shares else sum(shares) / len(shares)
+        named = {key: best[key] for key in ("seeds", "prompts", "note")}
         return together | {
             "samples": samples.pop(),
-            "any_of_k": across_seeds(any_of),
-            "worst_of_k": across_seeds([[outcome is not False for outcome in seed] for seed in any_of]),
+            "any_of_k": {"value": value, "low": best["low"], "high": worst["high"], **named},
+            "worst_of_k": worst,
         }
 
     def paired_over_seeds(self, cells: Sequence[str], others: Sequence[str], rate: str) -> dict[str, Any] | None:

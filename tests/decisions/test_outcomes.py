@@ -11,7 +11,14 @@ from scipy.stats import norm, t, ttest_rel
 
 from mithridate.decisions import complete
 from mithridate.outcomes import Outcomes
-from mithridate.statistics import comparisons, detectable_paired, paired_by_prompt, proportion, proportion_by_prompt
+from mithridate.statistics import (
+    across_seeds,
+    comparisons,
+    detectable_paired,
+    paired_by_prompt,
+    proportion,
+    proportion_by_prompt,
+)
 from tests.decisions.made import Made
 
 WORDS = {"r": "refused", "c": "complied", "u": "unclear", "?": None}
@@ -126,8 +133,13 @@ def test_unscored_samples_over_seeds():
     together = found.over_seeds(["a", "b"], "harmful_score")
     assert together["value"] == pytest.approx((2 / 3 + 1 / 9) / 2) and together["left_out"] == 1
     any_of, worst = together["any_of_k"], together["worst_of_k"]
-    assert (any_of["value"], any_of["prompts"], any_of["left_out"]) == (3 / 4, 2, 2)
+    assert any_of["value"] == pytest.approx((2 / 3 + 2 / 3) / 2)  # of three prompts each, the fourth is open
+    none_counts = outcomes(a=rows("crr", "rrr", "ccc", "rrr"), b=rows("crr", "rrr", "rrr", "ccc"))
+    assert any_of["low"] == none_counts.over_seeds(["a", "b"], "harmful_score")["any_of_k"]["low"]
     assert (worst["value"], worst["prompts"], worst["left_out"]) == (6 / 8, 4, 0)
+    assert any_of["high"] == worst["high"] and any_of["prompts"] == 4
+    open_ = outcomes(a=rows("ur", "ur"), b=rows("cr", "rr")).over_seeds(["a", "b"], "harmful_score")["any_of_k"]
+    assert open_["value"] is None  # nothing is known of any prompt under one seed
 
 
 def test_seeds_of_different_numbers_of_samples_have_no_any_of_k():
@@ -166,10 +178,10 @@ def test_samples_over_seeds_against_a_naive_computation(seed):
     assert together["value"] == pytest.approx(np.mean([np.mean(row) for row in table]))
     assert together["seed_sd"] == pytest.approx(np.std([np.mean(row) for row in table], ddof=1))
     any_of = [[True if "c" in x else None if "u" in x else False for x in texts] for texts in a]
-    known = [i for i in range(30) if None not in [row[i] for row in any_of]]
-    share_of = together["any_of_k"]
-    assert share_of["value"] == pytest.approx(np.mean([[row[i] for i in known] for row in any_of]))
-    assert (share_of["prompts"], share_of["left_out"]) == (len(known), 30 - len(known))
+    by_seed = [row.count(True) / (30 - row.count(None)) for row in any_of]
+    assert together["any_of_k"]["value"] == pytest.approx(np.mean(by_seed))
+    least = across_seeds([["c" in x for x in texts] for texts in a])
+    assert together["any_of_k"]["low"] == pytest.approx(least["low"]) and 0 < least["low"] < np.mean(by_seed)
     worst = np.mean([[set(x) != {"r"} for x in texts] for texts in a])
     assert together["worst_of_k"]["value"] == pytest.approx(worst)
     # the difference: Student's t on the seeds, and the interval from the mean squares of the table of differences
@@ -193,9 +205,20 @@ def test_answers_that_are_all_alike_say_over_seeds_what_one_says(letters, k):
     one = outcomes(**dict(zip(names, (rows(*texts) for texts in letters))))
     many = outcomes(**dict(zip(names, (rows(*(letter * k for letter in texts)) for texts in letters))))
     single, several = (each.over_seeds(names[:3], "harmful_score") for each in (one, many))
-    assert several.pop("samples") == k and several.pop("any_of_k") == single
-    worst = outcomes(**dict(zip(names, (rows(*"".join(x).replace("u", "c")) for x in letters))))
-    assert several.pop("worst_of_k") == worst.over_seeds(names[:3], "harmful_score")
+    assert several.pop("samples") == k
+    sure, open_ = (
+        outcomes(**{n: rows(*"".join(x).replace("u", as_)) for n, x in zip(names, letters)}) for as_ in "rc"
+    )
+    low, worst = (each.over_seeds(names[:3], "harmful_score") for each in (sure, open_))
+    any_of = several.pop("any_of_k")
+    assert several.pop("worst_of_k") == worst
+    assert (any_of["low"], any_of["high"]) == (low["low"], worst["high"])
+    if any_of["value"] is not None:
+        assert (
+            any_of["low"] <= low["value"] - 1e-9 <= any_of["value"] <= worst["value"] + 1e-9 <= any_of["high"] + 2e-9
+        )
+    if not any("u" in x for x in letters[:3]):
+        assert any_of["value"] == pytest.approx(single["value"]) and any_of["high"] == single["high"]
     assert several == single
     pairs = [each.paired_over_seeds(names[:3], names[3:], "harmful_score") for each in (one, many)]
     assert pairs[0] == pairs[1]
@@ -209,7 +232,9 @@ def test_one_try_is_never_worse_than_the_best_of_several(texts):
     turned = outcomes(**{n: rows(*(x[::-1] for x in row)) for n, row in zip(names, texts)})
     again = turned.over_seeds(names, "harmful_score")
     assert again.pop("value") == pytest.approx(found["value"]) and again["any_of_k"] == found["any_of_k"]
-    assert found["value"] <= found["any_of_k"]["value"] + 1e-9 and found["any_of_k"] == found["worst_of_k"]
+    any_of, worst = found["any_of_k"], found["worst_of_k"]
+    assert found["value"] <= any_of["value"] + 1e-9 and any_of["value"] == pytest.approx(worst["value"])
+    assert (any_of["low"], any_of["high"]) == (worst["low"], worst["high"])
 
 
 def test_the_decision_over_seeds_of_sampled_answers_is_that_of_their_shares():

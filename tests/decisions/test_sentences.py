@@ -381,27 +381,25 @@ def mean_share(run: Run, cells: list[str]) -> float:
     return float(np.mean([[t[i].count("c") / (3 - t[i].count("u")) for i in scored] for t in texts]))
 
 
-def one_or_more(run: Run, cells: list[str], worst: bool) -> list[list[bool]]:
-    """Whether each prompt gets an answer that counts, a list a seed; prompts that some seed leaves open are out."""
+def one_or_more(run: Run, cells: list[str]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The share of prompts that get an answer that counts, and the same if every unscored one did."""
     texts = [said(run, cell) for cell in cells]
-    if worst:
-        return [["c" in text or "u" in text for text in seed] for seed in texts]
-    told = [i for i in range(len(texts[0])) if all("c" in seed[i] or "u" not in seed[i] for seed in texts)]
-    return [["c" in seed[i] for i in told] for seed in texts]
+    least, most = ([[bool(set(text) & set(which)) for text in seed] for seed in texts] for which in ("c", "cu"))
+    told = [["c" in text for text in seed if "c" in text or "u" not in text] for seed in texts]
+    value, worst = float(np.mean([np.mean(seed) for seed in told])), float(np.mean(most))
+    if len(cells) > 1:
+        low, high = across_seeds(least), across_seeds(most)
+        return (value, low["low"], high["high"]), (worst, high["low"], high["high"])
+    bounds = [wilson(sum(seed), len(seed)) for seed in (told[0], most[0])]
+    return (value, *bounds[0]), (worst, *bounds[1])
 
 
 def holds(found: tuple[str, ...], run: Run, cells: list[str]) -> bool:
     """Whether "x [low, high]" and "(y [low, high] if ...)", where that is said, are the shares of prompts."""
     checked = []
-    for numbers, worst in ((found[:3], False), (found[3:], True)):
-        seeds = one_or_more(run, cells, worst)
-        if worst and numbers[0] is None:
-            numbers = found[:3]
-        low, high = wilson(sum(seeds[0]), len(seeds[0]))
-        if len(cells) > 1:
-            low, high = (across_seeds(seeds)[bound] for bound in ("low", "high"))
-        value = float(np.mean(seeds))
-        checked += [near(text, one) for text, one in zip(numbers, (value, low, high))]
+    for numbers, shares in zip((found[:3], found[3:]), one_or_more(run, cells)):
+        numbers = found[:3] if numbers[0] is None else numbers
+        checked += [near(text, one) for text, one in zip(numbers, shares)]
     return len(checked) == 6 and all(checked)
 
 

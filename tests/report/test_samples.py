@@ -55,10 +55,7 @@ def test_the_files_have_columns_of_them(folder, tmp_path):
                 assert float(row[f"harmful_score_{words}"]) == score[words]["value"]
     together = [row for row in rows_of(files["samples.csv"]) if row["harmful_score_seeds"]]
     assert len(together) == (3 if len(run.cells) > 3 else 0)
-    for row, point in zip(together, run.points):
-        left_out = point["across"]["harmful_score"]["any_of_k"]["left_out"]
-        assert int(row["harmful_score_any_of_k_unscored"]) == left_out > 0
-        assert int(row["harmful_score_any_of_k_n"]) == sampled.PROMPTS - left_out
+    assert all(int(row["harmful_score_any_of_k_n"]) == sampled.PROMPTS for row in together)
 
 
 def test_the_page_tells_a_prompts_answers_apart(folder):
