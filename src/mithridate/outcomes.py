@@ -90,8 +90,8 @@ class Outcomes:
             return together
         any_of = _square(found, any_answer)
         best, worst = (across_seeds([[one in counted for one in seed] for seed in any_of]) for counted in _OPEN)
-        shares = [_share(tuple(seed)) for seed in any_of]
-        value = None if None in shares else sum(shares) / len(shares)
+        shares = [share for seed in any_of if (share := _share(tuple(seed))) is not None]
+        value = sum(shares) / len(shares) if len(shares) == len(any_of) else None
         named = {key: best[key] for key in ("seeds", "prompts", "note")}
         return together | {
             "samples": samples.pop(),
