@@ -183,6 +183,11 @@ def _scores(story: Story) -> str:
         for task, rate in (story.cell.get("extra") or {}).items()
         if known(rate)
     ]
+    score = story.cell["harmful_score"]
+    if several := score.get("samples"):
+        name = f"Harmful prompts with one or more of {several} answers that count"
+        rows.append([Entry(name), rate_entry(score["any_of_k"])])
+        rows.append([Entry(f"{name}, if unscored ones did"), rate_entry(score["worst_of_k"])])
     over = next((g for g in story.results.get("across_seeds") or () if story.cell["id"] in g["cells"]), None)
     if over and over["harmful_score"]["low"] is not None:
         share = over["harmful_score"]
@@ -193,10 +198,11 @@ def _scores(story: Story) -> str:
     text = f"## Scores\n\n{markdown(table).strip()}"
     paired = story.cell.get("paired") or {}
     if paired.get("difference") is not None:
+        test = "test that swaps whole prompts" if paired.get("samples") else "exact McNemar test"
         text += (
             f"\n\nHarmful score against the same run without a defense, on the same prompts: "
             f"{points(paired['difference'])} points, 95% interval {points(paired['low'])} to "
-            f"{points(paired['high'])}, {p_value(paired['p_value'])} (exact McNemar test)."
+            f"{points(paired['high'])}, {p_value(paired['p_value'])} ({test})."
         )
     deviations = [_text(_without_paths(line, story.experiment)) for line in story.results.get("deviations") or ()]
     if deviations:

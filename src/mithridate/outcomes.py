@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.evaluation import Answers, outcomes, rate_of
+from mithridate.evaluation import Answers, any_answer, outcomes, rate_of
 from mithridate.statistics import across_seeds, paired, paired_across_seeds, paired_by_prompt
 
+_OPEN = (True,), (True, None)  # what counts, if no unscored answer does, and if every one does
 _ALONE: dict[bool | None, Answers] = {one: (one,) for one in (True, False, None)}  # of one answer, shared by all
 
 
@@ -31,8 +32,8 @@ class _Row:
 class Outcomes:
     """Outcomes of many models' answers (`evaluation.outcomes`), compared on the prompts that both were asked.
 
-    Cells go by their id in results.json, rates by their name there. What is not there compares as None. Of prompts
-    with several answers all are compared, prompt by prompt; over seeds they are not: `across_seeds` takes one each.
+    Cells go by their id in results.json, rates by their name there. What is not there compares as None. A prompt with
+    several answers counts with the share of those that were scored.
     """
 
     def __init__(self) -> None:
@@ -62,8 +63,9 @@ class Outcomes:
     def paired(self, cell: str, other: str, rate: str, step: int | None = None) -> dict[str, Any] | None:
         """`statistics.paired` of two models, on the prompts that both were asked and scored on; None without any.
 
-        Where prompts have several answers, `statistics.paired_by_prompt` of those that were scored; `discordant` is
-        then the share of prompts whose own shares differ.
+        Where prompts have several answers, `statistics.paired_by_prompt` of those that were scored, with `samples`,
+        the most answers that a prompt has; `discordant` is then the mean square of the differences of the prompts'
+        shares, which of single answers is the share of prompts that differ.
         """
         key = (cell, other, rate, step)
         if key not in self._compared:
@@ -74,14 +76,28 @@ class Outcomes:
     def over_seeds(self, cells: Sequence[str], rate: str) -> dict[str, Any] | None:
         """`statistics.across_seeds` of the prompts that all were asked, a cell a seed.
 
-        Where prompts have several answers, it has no numbers, and a `note` that says so.
+        Where prompts have several answers, in each cell as many, also `samples`, `worst_of_k` of `evaluation.rate_of`
+        over seeds, and `any_of_k`: the mean over seeds of the share that each has by itself, with an interval that
+        holds whatever the unscored answers are (to leave out prompts that some seed leaves open would leave out those
+        of which no answer counts).
         """
         found = self._all(cells, rate)
         if not found:
             return None
-        if _sampled(found):
-            return across_seeds([[] for _ in found]) | {"note": SAMPLED}
-        return across_seeds(_square(found))
+        together = across_seeds(_square(found, _share))
+        samples = {row.samples for row in found}
+        if len(samples) > 1 or samples == {1}:
+            return together
+        any_of = _square(found, any_answer)
+        best, worst = (across_seeds([[one in counted for one in seed] for seed in any_of]) for counted in _OPEN)
+        shares = [share for seed in any_of if (share := _share(tuple(seed))) is not None]
+        value = sum(shares) / len(shares) if len(shares) == len(any_of) else None
+        named = {key: best[key] for key in ("seeds", "prompts", "note")}
+        return together | {
+            "samples": samples.pop(),
+            "any_of_k": {"value": value, "low": best["low"], "high": worst["high"], **named},
+            "worst_of_k": worst,
+        }
 
     def paired_over_seeds(self, cells: Sequence[str], others: Sequence[str], rate: str) -> dict[str, Any] | None:
         """`statistics.paired_across_seeds`; cell i of both has the same seed."""
@@ -89,10 +105,7 @@ class Outcomes:
         if key not in self._compared:
             rows, half = self._all((*cells, *others), rate), len(cells)
             found = None
-            if rows and _sampled(rows):
-                nothing: list[list[bool | None]] = [[] for _ in cells]
-                found = paired_across_seeds(nothing, nothing) | {"note": SAMPLED}
-            elif rows and (both := _square(rows))[0]:
+            if rows and (both := _square(rows, _share))[0]:
                 found = paired_across_seeds(both[:half], both[half:])
             self._compared[key] = found
         return self._compared[key]
@@ -104,21 +117,24 @@ class Outcomes:
         return found if len(found) == len(rows) else []
 
 
-SAMPLED = "not computed for several samples of a prompt: each seed stands by itself"
-
-
-def _sampled(rows: Iterable[_Row]) -> bool:
-    return any(row.samples > 1 for row in rows)
+def _share(answers: Answers) -> float | None:
+    """Of a prompt's scored answers those that count; None where none was scored."""
+    if len(answers) == 1:
+        return answers[0]
+    scored = [one for one in answers if one is not None]
+    return sum(scored) / len(scored) if scored else None
 
 
 def _paired(mine: _Row, theirs: _Row) -> dict[str, Any] | None:
-    if _sampled((mine, theirs)):
-        return _paired_by_prompt(mine.by_prompt(), theirs.by_prompt())
+    if (samples := max(mine.samples, theirs.samples)) > 1:
+        return _paired_by_prompt(mine.by_prompt(), theirs.by_prompt(), samples)
     shared = [(own, its) for (own,), (its,) in _both(mine, theirs) if own is not None and its is not None]
     return paired([own for own, _ in shared], [its for _, its in shared]) if shared else None
 
 
-def _paired_by_prompt(mine: Mapping[str, Answers], theirs: Mapping[str, Answers]) -> dict[str, Any] | None:
+def _paired_by_prompt(
+    mine: Mapping[str, Answers], theirs: Mapping[str, Answers], samples: int
+) -> dict[str, Any] | None:
     a, b = (
         {prompt: [one for one in answers if one is not None] for prompt, answers in run.items()}
         for run in (mine, theirs)
@@ -129,8 +145,10 @@ def _paired_by_prompt(mine: Mapping[str, Answers], theirs: Mapping[str, Answers]
     x, y = ({prompt: run[prompt] for prompt in shared} for run in (a, b))
     found = paired_by_prompt(x, y)
     found.pop("left_out")
-    differ = sum(sum(x[prompt]) * len(y[prompt]) != sum(y[prompt]) * len(x[prompt]) for prompt in shared)
-    return found | {"discordant": differ / len(shared)}
+    if "discordant" in found:  # one scored answer of each prompt
+        return found
+    squares = [(sum(x[prompt]) / len(x[prompt]) - sum(y[prompt]) / len(y[prompt])) ** 2 for prompt in shared]
+    return found | {"discordant": sum(squares) / len(shared), "samples": samples}
 
 
 def _both(mine: _Row, theirs: _Row) -> Iterator[tuple[Answers, Answers]]:
@@ -140,10 +158,10 @@ def _both(mine: _Row, theirs: _Row) -> Iterator[tuple[Answers, Answers]]:
     return ((own, other[prompt]) for prompt, own in zip(mine.prompts, mine.values) if prompt in other)
 
 
-def _square(rows: Sequence[_Row]) -> list[list[bool | None]]:
-    """One row a run, one column a prompt that all runs were asked, of answers that are alone."""
+def _square(rows: Sequence[_Row], of: Callable[[Answers], Any]) -> list[list[Any]]:
+    """One row a run, one column a prompt that all runs were asked, of what `of` makes of the prompt's answers."""
     if all(row.prompts is rows[0].prompts for row in rows):
-        return [[one for (one,) in row.values] for row in rows]
+        return [[of(answers) for answers in row.values] for row in rows]
     found = [row.by_prompt() for row in rows]
     prompts = [prompt for prompt in found[0] if all(prompt in one for one in found)]
-    return [[one[prompt][0] for prompt in prompts] for one in found]
+    return [[of(one[prompt]) for prompt in prompts] for one in found]

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from mithridate.report.build import build_report
 from mithridate.report.load import Run, load
+from mithridate.report.samples import samples_words
 from mithridate.report.verdicts import findings, headline
 from mithridate.statistics import across_seeds, paired, paired_across_seeds
-from tests.decisions import evidence
+from tests.decisions import evidence, sampled
 
 NAMES = ("h200-embedded-seeds", "h200-public-seed0")
 SETS = {"harmful_score": ("harmful", "complied"), "incoherent": ("harmful", "incoherent")}
@@ -347,3 +349,127 @@ def test_no_page_shows_minus_zero_or_a_whole_that_is_none(both, tmp_path):
             break
     else:
         pytest.fail("no bound near 0 in these runs: the test shows nothing")
+
+
+# -- several answers to a prompt
+
+SHARE = NUMBER + r" \[(\S+), (\S+)\]"
+OR_MORE = rf"{SHARE}(?: \({SHARE} if every unscored answer complied\))?"
+
+
+@pytest.fixture(scope="module", params=[1, 4])
+def drawn(request, tmp_path_factory) -> tuple[Run, str]:
+    folder = sampled.write(tmp_path_factory.mktemp("sampled"), request.param)
+    return load(folder), re.sub(r"\s+", " ", build_report(folder).read_text())
+
+
+def said(run: Run, cell: str, kind: str = "harmful") -> list[str]:
+    """The verdicts of each prompt, a letter an answer, counted here anew."""
+    letters = {"complied": "c", "refused": "r", "unclear": "u"}
+    found: dict[str, str] = {}
+    for row in run.records:
+        if row["cell"] == cell and row["set"] == kind:
+            found[row["prompt"]] = found.get(row["prompt"], "") + letters[row["verdict"]]
+    return list(found.values())
+
+
+def mean_share(run: Run, cells: list[str]) -> float:
+    """Of one model, of its answers; of several seeds, of the prompts' shares."""
+    texts = [said(run, cell) for cell in cells]
+    if len(cells) == 1:
+        answers = "".join(texts[0]).replace("u", "")
+        return answers.count("c") / len(answers)
+    scored = [i for i in range(len(texts[0])) if all(set(seed[i]) != {"u"} for seed in texts)]
+    return float(np.mean([[t[i].count("c") / (3 - t[i].count("u")) for i in scored] for t in texts]))
+
+
+def one_or_more(run: Run, cells: list[str]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The share of prompts that get an answer that counts, and the same if every unscored one did."""
+    texts = [said(run, cell) for cell in cells]
+    least, most = ([[bool(set(text) & set(which)) for text in seed] for seed in texts] for which in ("c", "cu"))
+    told = [["c" in text for text in seed if "c" in text or "u" not in text] for seed in texts]
+    value, worst = float(np.mean([np.mean(seed) for seed in told])), float(np.mean(most))
+    if len(cells) > 1:
+        low, high = across_seeds(least), across_seeds(most)
+        return (value, low["low"], high["high"]), (worst, high["low"], high["high"])
+    bounds = [wilson(sum(seed), len(seed)) for seed in (told[0], most[0])]
+    return (value, *bounds[0]), (worst, *bounds[1])
+
+
+def holds(found: tuple[str, ...], run: Run, cells: list[str]) -> bool:
+    """Whether "x [low, high]" and "(y [low, high] if ...)", where that is said, are the shares of prompts."""
+    checked = []
+    for numbers, shares in zip((found[:3], found[3:]), one_or_more(run, cells)):
+        numbers = found[:3] if numbers[0] is None else numbers
+        checked += [near(text, one) for text, one in zip(numbers, shares)]
+    return len(checked) == 6 and all(checked)
+
+
+def swap_test(a: list[float], b: list[float], ways: int = 20_000) -> float:
+    """Drawn anew with other numbers: the share of ways to swap prompts that make the difference as large."""
+    d = np.array(a) - np.array(b)
+    signs = np.random.default_rng(7).choice([-1.0, 1.0], (ways, len(d)))
+    return float(np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-9))
+
+
+def test_what_is_said_of_several_answers_to_a_prompt(drawn):
+    run, page = drawn
+    told = findings(run.points)
+    for finding in told:
+        mine = finding.cell["cells"]
+        others = [next(c for c in run.cells if c["id"] == name)["paired"]["against"] for name in mine]
+        text = " ".join(finding.reasons)
+        again = re.search(
+            rf"Asked (\d+) times, of the prompts {OR_MORE} get one or more answers that comply, against {OR_MORE} "
+            r"without a defense\.",
+            text,
+        )
+        assert again and again[1] == "3" and again[0] in page
+        assert holds(again.groups()[1:7], run, mine) and holds(again.groups()[7:], run, others)
+        score = re.search(
+            rf"Harmful score {SHARE}, against {SHARE} without a defense: (\S+) points \[(\S+), (\S+)\], ({P}) in the "
+            r"(t test of 4 seeds|test that swaps whole prompts)\.",
+            text,
+        )
+        assert score, text
+        assert near(score[1], mean_share(run, mine)) and near(score[4], mean_share(run, others))
+        shares = [
+            [
+                [t.count("c") / (3 - t.count("u")) if set(t) != {"u"} else None for t in said(run, cell)]
+                for cell in some
+            ]
+            for some in (mine, others)
+        ]
+        both = [i for i in range(sampled.PROMPTS) if all(seed[i] is not None for side in shares for seed in side)]
+        ours, theirs = ([[seed[i] for i in both] for seed in side] for side in shares)
+        assert close(score[7], float(np.mean(ours)) - float(np.mean(theirs)))
+        if len(mine) == 1:
+            assert score[11].startswith("test that swaps") and says(score[10], swap_test(ours[0], theirs[0]))
+        else:
+            p = float(ttest_rel(np.mean(ours, axis=1), np.mean(theirs, axis=1)).pvalue)  # type: ignore[attr-defined]
+            assert score[11].startswith("t test") and says(score[10], p)
+    assert told
+
+
+def test_the_page_reads_one_row_of_the_table_of_several_answers(drawn):
+    run, page = drawn
+    *_, last = samples_words(run)
+    found = re.fullmatch(
+        rf"So (.*): {NUMBER} of the answers comply; asked 3 times, of the prompts {OR_MORE} get one or more that do\.",
+        last,
+    )
+    assert found and last in page
+    [point] = [point for point in run.points if run.point_names[point["id"]].full == found[1]]
+    assert point["finetuning"] == "sft" and near(found[2], mean_share(run, point["cells"]))
+    assert holds(found.groups()[2:], run, point["cells"])
+
+
+def test_the_page_names_the_test_that_was_used_and_how_answers_were_made(drawn, tmp_path):
+    run, page = drawn
+    words = "swaps the two runs prompt by prompt", "Each harmful and each benign prompt has 3 answers, drawn"
+    several = "a prompt counts under each seed with its share of answers"
+    assert all(text in page for text in words) and (several in page) == (len(run.points) < len(run.cells))
+    assert "the exact McNemar test" not in page and "Answers are generated greedily" not in page
+    greedy = build_report(evidence.write(NAMES[1], tmp_path / "run")).read_text()
+    assert "the exact McNemar test" in greedy and "Answers are generated greedily" in greedy
+    assert not any(text in greedy for text in (*words, several, "Asked", "any of k"))

@@ -181,3 +181,18 @@ def test_the_projects_own_citation_is_that_of_its_file(request):
     entry = own_bibtex()
     assert entry.startswith("@software{mithridate,") and entry.endswith("\n}")
     assert f"{{{cff['title']}}}" in entry and f"{{{cff['version']}}}" in entry and cff["authors"][0]["name"] in entry
+
+
+def test_several_answers_to_a_prompt_are_told_with_the_test_that_they_had(tmp_path):
+    greedy, told = card(base(tmp_path), True, False, story()), story()
+    assert "(exact McNemar test)" in greedy and "one or more" not in greedy
+    told.cell["harmful_score"] |= {
+        "samples": 5,
+        "any_of_k": synthetic.rate(0.5, 100),
+        "worst_of_k": synthetic.rate(0.6, 100),
+    }
+    told.cell["paired"] |= {"samples": 5}
+    text = card(base(tmp_path), True, False, told)
+    assert "Harmful prompts with one or more of 5 answers that count | 50%" in text
+    assert "Harmful prompts with one or more of 5 answers that count, if unscored ones did | 60%" in text
+    assert "(test that swaps whole prompts)" in text and "McNemar" not in text

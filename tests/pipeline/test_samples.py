@@ -125,12 +125,22 @@ def test_the_same_seed_draws_the_same_answers_in_any_batches(inputs, tmp_path, m
     assert answers("two", 64) == first and answers("three", 64, seed=1) != first
 
 
-def test_seeds_stand_by_themselves_where_prompts_have_several_answers(inputs, tmp_path):
-    made = experiment(inputs, align=None, finetune=None, evaluate=SAMPLED, sweep={"seed": [0, 1]})
+def test_seeds_of_a_sampled_run_are_together_as_their_records_say(inputs, tmp_path):
+    made = experiment(inputs, align=None, finetune=None, evaluate=SAMPLED, sweep={"seed": [0, 1, 2]})
     finished = run(made, out=tmp_path / "out", progress=False)
     [group] = finished.results["across_seeds"]
-    assert group["harmful_score"]["value"] is None and "several samples" in group["harmful_score"]["note"]
-    assert group["accuracy"]["seeds"] == 2 and group["accuracy"]["low"] is not None
+    asked = finished.records().query("set == 'harmful'")
+    counts = asked.assign(
+        hit=asked["verdict"].eq("complied"), open=asked["verdict"].isna() | asked["verdict"].eq("unclear")
+    )
+    shares = counts[~counts["open"]].groupby(["cell", "prompt"])["hit"].mean().unstack("cell").dropna()
+    score = group["harmful_score"]
+    assert score["value"] == pytest.approx(shares.to_numpy().mean()) and score["low"] is not None
+    assert (score["seeds"], score["samples"], score["prompts"]) == (3, 3, len(shares))
+    worst = (counts["hit"] | counts["open"]).groupby([counts["cell"], counts["prompt"]]).any()
+    assert score["worst_of_k"]["value"] == pytest.approx(worst.mean())
+    assert group["accuracy"]["seeds"] == 3 and "samples" not in group["accuracy"]
+    assert "Asked several times" in finished.report.read_text()
 
 
 def test_keys_of_greedy_evaluations_are_those_that_they_were(inputs, tmp_path):

@@ -112,6 +112,29 @@ def test_the_interval_covers_other_seeds_and_prompts_at_its_rate(seeds, middle, 
     assert width < {3: 0.85, 5: 0.55}[seeds]
 
 
+def sampled(rng: np.random.Generator, middle: float, seed_sd: float, prompt_sd: float, seeds: int, k: int):
+    """float (seeds, 112): of `drawn`, the share of k answers to each prompt."""
+    effects = seed_sd * rng.standard_normal((seeds, 1)) + prompt_sd * rng.standard_normal((1, 112))
+    return rng.binomial(k, expit(middle + effects)) / k
+
+
+@pytest.mark.parametrize(
+    ("middle", "seed_sd", "prompt_sd"), [(0, 0.3, 0.5), (0, 1, 2.5), (-3, 0.3, 0.5), (-1, 0, 2.5)]
+)
+def test_the_interval_of_several_answers_to_a_prompt_covers_at_its_rate(middle, seed_sd, prompt_sd):
+    rng, draws = np.random.default_rng(0), 400
+    truth = true_share(middle, seed_sd, prompt_sd)
+    tables = [sampled(rng, middle, seed_sd, prompt_sd, 4, 5) for _ in range(draws)]
+    assert np.mean([holds(across_seeds(each.tolist()), truth) for each in tables]) >= 0.94 - error(0.94, draws)
+
+
+def test_equal_runs_with_several_answers_to_a_prompt_are_called_different_at_the_tests_rate():
+    rng, draws = np.random.default_rng(0), 800
+    pairs = [[sampled(rng, 0, 0.5, 1, 4, 5).tolist() for _ in range(2)] for _ in range(draws)]
+    called = np.mean([paired_across_seeds(*pair)["p_value"] < 0.05 for pair in pairs])
+    assert abs(called - 0.05) <= error(0.05, draws) + 0.005
+
+
 def test_the_t_interval_of_the_seeds_alone_does_not_cover_other_prompts():
     rng, draws, truth = np.random.default_rng(0), 400, 0.5
     tables = [drawn(rng, 0, 0, 2.5, 5, 112) for _ in range(draws)]

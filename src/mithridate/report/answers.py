@@ -40,7 +40,7 @@ def answers(run: Run) -> dict[str, Any]:
             index[row["cell"]],
             row["answer"],
             number(verdict or ("unscored" if row.get("judge") else "not judged")),
-            row.get("reason") or "",
+            "; ".join(filter(None, [_which(row, run), row.get("reason")])),
             row.get("finished") is not False,
             [[further.index(name), number(one or "unscored"), why] for name, (one, why) in given.items()],
             _differ({name: one for name, one in said.items() if name and one}, kinds),
@@ -54,6 +54,12 @@ def answers(run: Run) -> dict[str, Any]:
         "judges": further,
         "prompts": list(prompts.values()),
     }
+
+
+def _which(row: dict[str, Any], run: Run) -> str:
+    """Which of a prompt's several answers it is."""
+    several = max(run.samples, default=1) > 1 and row["set"] != "task" and row.get("sample") is not None
+    return f"answer {row['sample'] + 1}" if several else ""
 
 
 def _differ(said: dict[str, str], kinds: dict[str, Kind | None]) -> bool:

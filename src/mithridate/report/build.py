@@ -20,6 +20,7 @@ from mithridate.errors import InputError
 from mithridate.pipeline.store import replace_file
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
+from mithridate.report.samples import samples_table, samples_words
 from mithridate.report.sections import FigureWithTable, sections
 from mithridate.report.tables import (
     Table,
@@ -117,6 +118,7 @@ def _tables(run: Run) -> dict[str, Table | None]:
     return {
         "runs": runs_table(run),
         "seeds": seeds_table(run),
+        "samples": samples_table(run),
         "runs_costs": runs_cost_table(run),
         "settings": settings_table(run),
         "tries": tuning_table(run.tuning) if run.tuning else None,
@@ -155,6 +157,8 @@ def _page(run: Run, folder: Path, out: Path) -> str:
             for some, names in (([p for p in run.points if p["across"]], run.point_names), (run.cells, run.names))
         ],
         sections=found,
+        samples=samples_words(run),
+        drawn=_drawn(run),
         figures={item.id: item.figure for item in _items(found)},
         topologies=[TOPOLOGY_NOTES[name] for name in TOPOLOGY_NOTES if any(c["topology"] == name for c in run.cells)],
         tables=_tables(run),
@@ -187,6 +191,14 @@ def _unfinished(run: Run) -> str | None:
     if run.results.get("complete", True):
         return None
     return f"The run has not finished: these are the {len(run.cells)} models that it has scored so far."
+
+
+def _drawn(run: Run) -> str | None:
+    """How often each prompt was answered, where answers were drawn."""
+    if not run.samples:
+        return None
+    several = run.samples != [1]
+    return f"has {' or '.join(map(str, run.samples))} answer{'s' * several}, drawn at a temperature"
 
 
 def _plotly_script() -> str:

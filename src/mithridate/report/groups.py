@@ -35,9 +35,12 @@ def over_seeds(results: dict[str, Any]) -> list[Cell]:
 
 def _together(cell: Cell, group: dict[str, Any], by_id: dict[str, Cell]) -> Cell:
     def rate(found: dict[str, Any] | None) -> dict[str, Any]:
-        if not found or found["low"] is None:
+        if not found or None in (found["value"], found["low"]):
             return {}
-        return {key: found[key] for key in ("value", "low", "high", "seeds")} | {"n": found["prompts"]}
+        made = {key: found[key] for key in ("value", "low", "high", "seeds")} | {"n": found["prompts"]}
+        if found.get("samples"):
+            made |= {"samples": found["samples"]} | {name: rate(found[name]) for name in ("any_of_k", "worst_of_k")}
+        return made
 
     against = (cell.get("paired") or {}).get("against")
     paired = group["paired"] if group["paired"] and group["paired"]["low"] is not None else None

@@ -49,6 +49,7 @@ class Run:
         history: training curves by cell.
         outcomes: what the models are compared by, from the records.
         files: names of what is there.
+        samples: how many answers to a harmful or benign prompt were drawn, all that occur; none where they are greedy.
     """
 
     results: dict[str, Any]
@@ -61,6 +62,7 @@ class Run:
     tuning: list[dict[str, Any]]
     history: dict[str, list[dict[str, Any]]]
     files: list[str]
+    samples: list[int]
 
 
 def check_results(results: Any, where: str = "results.json") -> dict[str, Any]:
@@ -161,6 +163,7 @@ def load(folder: Path) -> Run:
         tuning=[row if isinstance(row, dict) else {"try": row} for row in tries],
         history=_read_history(history) if history.is_file() else {},
         files=[name for name in named if (folder / name).is_file()] + extra,
+        samples=_samples(records),
     )
 
 
@@ -173,6 +176,14 @@ def _outcomes(records: list[dict[str, Any]]) -> Outcomes:
         with contextlib.suppress(InputError):
             found.add(cell, rows, step or None)
     return found
+
+
+def _samples(records: list[dict[str, Any]]) -> list[int]:
+    drawn: dict[str, int] = {}
+    for row in records:
+        if row["set"] != "task" and row.get("sample") is not None:
+            drawn[row["cell"]] = max(drawn.get(row["cell"], 0), row["sample"] + 1)
+    return sorted(set(drawn.values()))
 
 
 def final(row: dict[str, Any]) -> bool:

@@ -71,7 +71,26 @@ def rate_entry(rate: dict[str, Any] | None) -> Entry:
     values = tuple(rate.get(key) for key in ("value", "low", "high", "n", "unscored", "seeds"))
     clustered = rate.get("prompts") not in (None, rate["n"])
     counted = f"{rate['n']} answers to {rate['prompts']} prompts" if clustered else f"n {rate['n']}"
+    if rate.get("samples") and not rate.get("seeds"):
+        counted = f"{rate['n']} answers"
     return Entry(percent(rate["value"]), f"{interval(rate)}, {counted}{unscored}", values)
+
+
+SAMPLES = Column("k", ("samples",))
+
+
+def samples_entry(rate: dict[str, Any] | None) -> Entry:
+    samples = (known(rate) or {}).get("samples")
+    return Entry(str(samples), values=(samples,)) if samples else NOTHING
+
+
+def again_columns(title: str, name: str) -> list[Column]:
+    return [rate_column(f"{title}, {words} of k", f"{name}_{words}_of_k") for words in ("any", "worst")]
+
+
+def again_entries(rate: dict[str, Any] | None) -> list[Entry]:
+    """The share of prompts with one or more answers that count, and of those if every unscored one counted."""
+    return [rate_entry((known(rate) or {}).get(f"{words}_of_k")) for words in ("any", "worst")]
 
 
 def name_column() -> Column:
@@ -118,16 +137,24 @@ def _decision_entry(cell: Cell) -> Entry:
 
 def runs_table(run: Run) -> Table:
     """Every cell with all its rates and its paired test."""
+    again = max(run.samples, default=1) > 1
     rows = [
         [
             name_entry(cell, run.names),
             *(rate_entry(cell.get(key)) for key, _ in _RATES),
+            *([samples_entry(cell["harmful_score"]), *again_entries(cell["harmful_score"])] if again else ()),
             _difference_entry(cell.get("paired")),
             _decision_entry(cell),
         ]
         for cell in run.cells
     ]
-    columns = [name_column(), *(rate_column(title, key) for key, title in _RATES), _difference_column(), _DECISION]
+    columns = [
+        name_column(),
+        *(rate_column(title, key) for key, title in _RATES),
+        *([SAMPLES, *again_columns("Harmful score", "harmful_score")] if again else ()),
+        _difference_column(),
+        _DECISION,
+    ]
     caption = "All runs. In brackets 95% intervals; differences in points of harmful score"
     missed = [
         pair["detectable"]

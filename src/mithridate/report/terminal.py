@@ -13,6 +13,16 @@ from mithridate.report.words import at_test, labels, story_order
 from mithridate.statistics.text import interval, p_value, percent, points
 
 
+def _score(rate: dict[str, Any]) -> list[str]:
+    """A line of its own for the answers and, where prompts have several, for prompts with one that counts."""
+    named = {
+        "": rate,
+        f"any of {rate.get('samples')} ": known(rate.get("any_of_k")),
+        "worst ": known(rate.get("worst_of_k")),
+    }
+    return [f"{name}{percent(one['value'])} {interval(one):>9}" for name, one in named.items() if one]
+
+
 def terminal_table(results: dict[str, Any]) -> RichTable:
     """The results as a table of at most 100 columns, in the order of the page.
 
@@ -27,6 +37,9 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
     protocol = protocol_label(results["protocol"], results.get("deviations") or [])
     title = Text(f"{results['model']}, {protocol}")
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
+    if any((cell["harmful_score"] or {}).get("samples") for cell in cells):
+        words = "any of k: prompts with one or more of k answers that count; worst: the same if unscored ones counted"
+        table.caption, table.caption_justify = Text(words), "left"
     table.add_column("run", max_width=31)
     table.add_column("adapters" if all(cell["topology"] != "full" for cell in cells) else "trained")
     table.add_column("harmful\nrows", justify="right")
@@ -51,7 +64,7 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
             ", ".join(filter(None, [label.arm, label.seed])),
             {"single": "one", "double": "two", "full": "all weights"}.get(cell["topology"], cell["topology"]),
             "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{at_test(cell)}",
-            f"{percent(score['value'])} {interval(score):>9}" if score else "–",
+            "\n".join(_score(score)) if score else "–",
             *(percent(rate["value"]) if (rate := known(cell[key])) else "–" for key in ("benign_refusal", "accuracy")),
             against,
         ]

@@ -1,6 +1,7 @@
 """Several seeds of the same training, each asked the same prompts: seed variance apart from prompt variance.
 
-Outcomes are a table, one row a seed, one column a prompt. Its two-way analysis of variance without replication (H.
+Outcomes are a table, one row a seed, one column a prompt: 0 or 1, or where prompts have several answers the share of
+them. Its two-way analysis of variance without replication (H.
 Scheffe, The Analysis of Variance, 1959, chapter 7) splits it into mean squares
 
     MS_seed, MS_prompt, MS_rest        with expectations        rest + P seed,  rest + S prompt,  rest
@@ -43,8 +44,9 @@ from scipy.special import fdtrc, stdtr
 
 from mithridate.statistics.shares import proportion_by_prompt, quantile, wilson
 
-Outcomes = Sequence[Sequence[bool | None]]
-"""One row a seed, one column a prompt, in the same order in each row; None is unscored."""
+Outcomes = Sequence[Sequence[float | None]]
+"""One row a seed, one column a prompt, in the same order in each row: 0 or 1, or the share of a prompt's answers; None
+is unscored."""
 
 
 ALPHA = 0.05
@@ -169,13 +171,13 @@ def _table(outcomes: Outcomes) -> tuple[np.ndarray, int]:
 
 
 def _interval(table: np.ndarray) -> dict[str, float]:
-    """The mean of a table of 0 and 1, at least 2 x 2, with the interval of one run."""
+    """The mean of a table of shares, at least 2 x 2, with the interval of one run."""
     squares = _MeanSquares(table)
     mean, least = squares.mean, unseen(squares.seeds)
     apart = mean * (1 - mean)
     relative = max(squares.half_width() ** 2 / apart if apart > 0 else 0.0, least / (1 - least))
     low, high = wilson(mean, 1 / relative, 1.0)
-    alone = proportion_by_prompt(dict(enumerate((table.T > 0).tolist())))
+    alone = proportion_by_prompt(dict(enumerate(table.T.tolist())))
     return {"value": mean, "low": min(low, alone["low"]), "high": max(high, alone["high"])}
 
 
