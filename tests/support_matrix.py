@@ -153,6 +153,9 @@ def gpu_table(measured: dict[str, Any] | None) -> str:
             lines.append(f"| {setup} | | | not measured: {methods['reason']} |")
             continue
         for method, found in methods.items():
+            if "reason" in found:
+                lines.append(f"| {setup} | {method} | | {found['reason']} |")
+                continue
             word = "exact" if found.get("exact") else "not exact"
             lines.append(f"| {setup} | {method} | {found['error']:.1e} | {word} |")
     device = (measured or {}).get("device", {})
