@@ -51,7 +51,9 @@ SETUPS = {
     "parallel": "tensor, context, sequence, pipeline, expert parallelism; FSDP2 in replicas, with CPU offload, in its "
     "own mixed precision",
     "devices": "`nn.DataParallel`, a model split over several devices, devices other than CPU and CUDA",
-    "quantised": "quantised base (QLoRA)",
+    "quantised": "float32 adapter over a base in 4 bit (QLoRA, bitsandbytes)",
+    "quantised 8": "float32 adapter over a base in 8 bit (bitsandbytes)",
+    "other quantised": "base quantised by other libraries",
     "compile": "`torch.compile`",
     "optimizers": "optimizers that step inside backward (LOMO, `_layerwise`)",
     "other": "DDP with a static graph or bucket views, `auto_find_batch_size`, image data",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
+from mithridate.training.quantised import TESTED, quantiser
 
 if TYPE_CHECKING:
     from mithridate.training.trainer import DefenseMixin
@@ -138,9 +139,10 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "leave ddp_static_graph and gradient_as_bucket_view off.",
         ),
         (
-            bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None)),
-            "a quantised base model is not tested.",
-            "load the model without quantization_config (float32 or bfloat16).",
+            quantiser(model) not in TESTED,
+            f"a base model that is quantised by {quantiser(model)} is not tested.",
+            "quantise with bitsandbytes (BitsAndBytesConfig, 4 or 8 bit), or load the model without "
+            "quantization_config.",
         ),
         (
             bool(recomputing),

@@ -35,6 +35,7 @@ from mithridate.training.activations import ActivationShifts, adapters_off, find
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.gradients import global_norm, take_grads
 from mithridate.training.outputs import KINDS, Capture, Outputs
+from mithridate.training.quantised import adapters_kept
 from mithridate.training.setups import refuse_unreachable_places, refuse_untested, refuse_wrong_training
 from mithridate.training.side_data import SideData, refuse_empty_rows, require_labels
 from mithridate.training.state import load_state, refuse_inexact_resume, save_state
@@ -53,8 +54,9 @@ class DefenseMixin(_Trainer):
     SFTTrainer and its subclasses put `DefenseTrainer` there.
 
     Every run is stopped, with the step named, when its loss or its weights are no longer finite, before a checkpoint
-    of them is written; and a set-up in which the libraries beneath train wrongly is refused. Otherwise, without a
-    defense, nothing differs from the trainer it is mixed into.
+    of them is written; a set-up in which the libraries beneath train wrongly is refused; and adapters over a quantised
+    model stay in float32 (TRL rounds them to bfloat16). Otherwise, without a defense, nothing differs from the trainer
+    it is mixed into.
 
     Args:
         defense: None, a `Defense`, or a list of them, which act together: each at its own places, in the list's order.
@@ -93,7 +95,8 @@ class DefenseMixin(_Trainer):
                 "put DefenseTrainer in its place: class T(DefenseTrainer, YourSFTTrainer).",
             )
         args, kwargs = self._with_rows(args, kwargs)
-        super().__init__(*args, **kwargs)
+        with adapters_kept(type(self), kwargs.get("model", args[0] if args else None)):
+            super().__init__(*args, **kwargs)
         refuse_wrong_training(self)
         for d in self.defenses:
             refuse_unreachable_places(self, d)
