@@ -69,7 +69,8 @@ REPAIRS = {
     "families": "other families (as above)",
     "experts": "`update` and `merged` on all weights of a model with fused experts or convolutions",
     "variants": "DoRA and other variants, several active adapters, a merged adapter",
-    "quantised": "`update` and `merged` on quantised weights",
+    "quantised factors": "`adapters` over a base in 4 or 8 bit (bitsandbytes)",
+    "quantised": "`update` and `merged` on weights in 4 or 8 bit, dequantised (`quantisation.dequantised`)",
     "placement": "sharded weights, devices other than CPU and CUDA",
 }
 # What a method has nothing to do with, and why.

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mithridate.card import Story, card
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_model, read_json
+from mithridate.quantisation import dequantised
 from mithridate.repairs.delta import Delta
 from mithridate.repairs.linears import adapted, check_adapters, merge
 
@@ -85,11 +86,14 @@ def assemble(
 def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The plain model that computes the same: adapters merged into the weights, in place. A plain model as it is.
 
+    Quantised weights are dequantised for it, into the dtype that they are computed in.
+
     Raises:
         UnsupportedSetup: the adapter is not plain LoRA.
     """
     if not isinstance(model, PeftModel):
         return model
+    model = dequantised(model)  # 4 and 8 bits cannot hold the sum
     found = adapted(model)
     if not found:
         kind = model.active_peft_config.peft_type
