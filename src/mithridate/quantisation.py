@@ -7,15 +7,20 @@ rounded to 8 bits too, which the plain model does not: it computes a little more
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import inspect
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+    from mithridate.models import ModelFiles
 
 
 def require_bitsandbytes(what: str) -> None:
@@ -47,6 +52,19 @@ def quantisation_of(fields: Mapping[str, Any], what: str = "quantization") -> An
         return BitsAndBytesConfig(**fields)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{what}: {error}") from error
+
+
+def quantised(files: ModelFiles, fields: Mapping[str, Any]) -> ModelFiles:
+    """The files as a model that is quantised as it is loaded: another model, with a digest of its own.
+
+    Raises:
+        InputError: as `quantisation_of`.
+    """
+    if not fields:
+        return files
+    quantisation_of(fields)
+    said = json.dumps([files.digest, dict(fields)], sort_keys=True)
+    return replace(files, quantization=dict(fields), digest=hashlib.sha256(said.encode()).hexdigest())
 
 
 def dequantised(model: Any, dtype: torch.dtype | None = None) -> Any:

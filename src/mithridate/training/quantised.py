@@ -46,7 +46,7 @@ def adapters_kept(trainer: type, model: Any) -> Iterator[None]:
 
     keep(model)
     # where trainers that make adapters take the function from
-    users = {sys.modules[one.__module__] for one in trainer.__mro__ if one.__module__ in sys.modules}
+    users: set[Any] = {sys.modules[one.__module__] for one in trainer.__mro__ if one.__module__ in sys.modules}
     users = {module for module in users if hasattr(module, "get_peft_model")}
     real = {module: module.get_peft_model for module in users}
 
