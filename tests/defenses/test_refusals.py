@@ -50,7 +50,6 @@ def undefended(tmp_path):
         ("parallel", "accelerator", made(parallelism_config=made(sp_size=2)), "SP parallelism", "to 1"),
         ("devices", "args._n_gpu", 2, "nn.DataParallel", "accelerate launch"),
         ("devices", "model.hf_device_map", {"model": 0, "lm_head": 1}, "over several devices", "one device"),
-        ("compile", "args.torch_compile", True, "torch.compile", "torch_compile=False"),
         ("optimizers", "args.optim", "adalomo", "'adalomo' steps inside backward", "adamw_torch"),
         ("optimizers", "args.optim", "galore_adamw_layerwise", "steps inside backward", "adamw_torch"),
         ("other", "args.ddp_static_graph", True, "static graph", "ddp_static_graph"),
@@ -165,15 +164,6 @@ def test_vaccines_sites_are_names(sites):
 def test_vaccines_sites_are_a_regular_expression():
     with pytest.raises(InputError, match=r"Vaccine: sites='\(' is no regular expression"):
         Vaccine(sites="(")
-
-
-@pytest.mark.shows("compile", "refused")
-@pytest.mark.parametrize("name", DEFENSES)
-def test_compilation_is_refused_as_the_user_asks_for_it(name, tmp_path):
-    """By the argument itself, not by a flag put on a trainer."""
-    with pytest.raises(UnsupportedSetup, match=r"torch\.compile is not tested"):
-        net = model("lora", torch.float32)
-        trainer_for(net, tmp_path, defense=DEFENSES[name](), data=USER, max_steps=3, torch_compile=True)
 
 
 # -- and what is supported besides -----------------------------------------------------------------------------------

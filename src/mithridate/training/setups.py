@@ -56,6 +56,11 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
             f"{name}: terms of the loss and comparisons with the start model are not tested on sharded weights.",
             "use plain data parallelism.",
         )
+    if compiled(t) and (acts(d, "loss") or looks_back):
+        raise UnsupportedSetup(
+            f"{name}: terms of the loss and comparisons with the start model are not tested under torch.compile.",
+            "set torch_compile=False.",
+        )
     if acts(d, "loss") and any(config.is_prompt_learning for config in adapters):
         raise UnsupportedSetup(
             f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
@@ -67,6 +72,12 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
                 f"{name}: needs the {kind} model (as {model}), and it is not given.",
                 f"pass models={{{kind!r}: its tensors by name, or a function that returns them}}.",
             )
+
+
+def compiled(t: DefenseMixin) -> bool:
+    """Whether the model runs through torch.compile, by the Trainer's arguments or by Accelerate's configuration."""
+    dynamo = getattr(t.accelerator.state.dynamo_plugin, "backend", "NO")
+    return bool(t.args.torch_compile) or str(getattr(dynamo, "value", dynamo)).upper() != "NO"
 
 
 def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
@@ -84,7 +95,6 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     if (getattr(plan, "dp_replicate_size", 1) or 1) > 1:
         set_options.append("dp_replicate_size")
     optimizer = str(getattr(args.optim, "value", args.optim))
-    dynamo = getattr(accelerator.state.dynamo_plugin, "backend", "NO")
     kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
     recomputing = [k for k in ("selective", "offload") if kinds.get(k)]
     devices = sorted({str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()})
@@ -122,11 +132,6 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             args.device.type not in ("cpu", "cuda"),
             f"device type {args.device.type!r} is not tested.",
             "train on cpu or cuda.",
-        ),
-        (
-            bool(args.torch_compile) or str(getattr(dynamo, "value", dynamo)).upper() != "NO",
-            "torch.compile is not tested (hooks that are set after compilation are ignored in silence).",
-            "set torch_compile=False.",
         ),
         (
             optimizer in ("lomo", "adalomo") or optimizer.endswith("_layerwise"),
