@@ -31,6 +31,7 @@ Sections and their figures:
                 rules in float64 on a CPU (`tests/defenses/reference.py`). p: the same for plain training over as many
                 steps in the same set-up, which is what its arithmetic costs by itself. exact: e <= 4 p + 1e-6
                 (8 bit: + 1e-3, an input that is rounded to the other of two neighbours).
+    qlora       {"4 bit" | "8 bit": as in steps}, of an adapter over quantised weights.
     processes   {"ddp" | "fsdp2": {method: {"error": e, "exact": true}}}: two processes with 4 rows each against one
                 with 8, in float32; exact: e < 1e-4. Vaccine's norm is each process's own and is left out.
 
@@ -56,7 +57,7 @@ from benchmarks.on_gpu import GPU, Figures, NotMeasured, TooSlow, at_most, forge
 from benchmarks.on_gpu.exactness import exactness, processes, worker
 from benchmarks.on_gpu.generation import batches, generation, precision
 from benchmarks.on_gpu.repair import antidote
-from benchmarks.on_gpu.steps import checkpointing, steps
+from benchmarks.on_gpu.steps import checkpointing, qlora, steps
 from mithridate.environment import hardware, versions
 
 OUT = Path(__file__).with_name("gpu_evidence.json")
@@ -70,6 +71,7 @@ SECTIONS: dict[str, Section] = {  # what is worth most comes first
     "antidote": antidote,
     "generation": generation,
     "exactness": exactness,
+    "qlora": qlora,
     "processes": processes,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 
-from benchmarks.on_gpu import DEVICE, GPU, Figures, forget_memory, now, peak_memory, said, small_llama
+from benchmarks.on_gpu import DEVICE, GPU, Figures, NotMeasured, forget_memory, now, peak_memory, said, small_llama
 from benchmarks.on_gpu.runs import METHODS, defense, rows, trainer_for
 from mithridate.estimate import estimate
 from mithridate.fakemodel import Setup, config_of
 from mithridate.pipeline.training import scoring_labels_only
+from mithridate.quantisation import quantisation_of
 from tests.tiny import tiny_llama
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]}
@@ -55,14 +57,30 @@ class Bench:
         config: the model's shape.
         full: whether all weights are trained (float32, computed in bfloat16), or an adapter over bfloat16.
         length: characters of a row, in the tiny tokenizer's tokens.
+        quantization: bitsandbytes' fields, for an adapter over quantised weights.
     """
 
-    def __init__(self, config: PretrainedConfig, full: bool, folder: Path, *, length: int, batch: int, steps: int):
-        self.config, self.full, self.folder = config, full, folder
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        full: bool,
+        folder: Path,
+        *,
+        length: int,
+        batch: int,
+        steps: int,
+        quantization: dict[str, Any] | None = None,
+    ):
+        self.config, self.full, self.folder, self.quantization = config, full, folder, quantization or {}
         self.length, self.batch, self.steps = length, batch, steps
         torch.manual_seed(0)
         dtype = torch.float32 if full else torch.bfloat16
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").to(DEVICE)
+        if quantization:
+            model.save_pretrained(folder / "model")
+            model = AutoModelForCausalLM.from_pretrained(
+                folder / "model", quantization_config=quantisation_of(quantization), dtype=dtype
+            )
         self.model = model if full else get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
         self.data = rows("user", batch * steps, length)
         self.tokens = (0, 0)
@@ -107,6 +125,7 @@ class Bench:
             scored=scored,
             full=self.full,
             adapter=LORA,
+            quantization=self.quantization,
             checkpointing=checkpointing,
             gpu=GPU,
         )
@@ -126,6 +145,22 @@ def steps(tiny: bool, folder: Path, figures: Figures) -> None:
             _steps(Bench(config, kind == "full", folder, **sizes), 2 if tiny else 3, figures.setdefault(kind, {}))
         except Exception as problem:
             figures[kind]["reason"] = said(problem)
+        forget_memory()
+
+
+def qlora(tiny: bool, folder: Path, figures: Figures) -> None:
+    """As `steps`, of an adapter over weights in 4 and in 8 bit."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise NotMeasured("bitsandbytes is not installed")
+    config = tiny_llama(hidden_size=64, intermediate_size=128).config if tiny else config_of("1b")
+    sizes = {"length": 64, "batch": 2, "steps": 6} if tiny else {"length": 512, "batch": 8, "steps": 8}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
+    for kind, fields in {"4 bit": four, "8 bit": {"load_in_8bit": True}}.items():
+        found = figures[kind] = {}
+        try:
+            _steps(Bench(config, False, folder / kind, **sizes, quantization=fields), 2, found)
+        except Exception as problem:
+            found["reason"] = said(problem)
         forget_memory()
 
 

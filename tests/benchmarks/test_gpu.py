@@ -121,7 +121,7 @@ def test_a_time_below_what_the_passes_take_fails_the_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_steps_and_checkpointing(tmp_path):
-    code, sections = run(tmp_path, "steps", "checkpointing")
+    code, sections = run(tmp_path, "steps", "checkpointing", "qlora")
     assert code == 0, sections["steps"].get("reason")
     for kind in ("lora", "full"):
         figures = sections["steps"]["figures"][kind]
@@ -129,6 +129,9 @@ def test_steps_and_checkpointing(tmp_path):
         assert figures["booster"]["floor_ms"] > 2 * figures["plain"]["floor_ms"]
         assert figures["lisa"]["peak_bytes"] is None  # no allocator to ask on a CPU
         assert figures["booster"]["predicted_bytes"] > figures["plain"]["predicted_bytes"]
+    for bits in ("4 bit", "8 bit"):
+        found = sections["qlora"]["figures"][bits]
+        assert found["booster"]["ratio"] > 1.6 and found["plain"]["predicted_bytes"] > 0
     both = sections["checkpointing"]["figures"]["tiny, lora"]
     assert both["on_over_off"] > 1  # the layers were run again
     assert both["on"]["predicted_bytes"] < both["off"]["predicted_bytes"]
