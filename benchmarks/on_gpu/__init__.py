@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -80,6 +80,13 @@ def forget_memory() -> None:
 def peak_memory() -> int | None:
     """Bytes of torch's allocator since `forget_memory`; None on a CPU, which has none to ask."""
     return torch.cuda.max_memory_allocated() if GPU else None
+
+
+def made(config: PretrainedConfig, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    """A model of random weights, on the device."""
+    torch.manual_seed(0)
+    with torch.device(DEVICE):  # a GPU draws a billion numbers in no time
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
 
 
 def small_llama() -> LlamaConfig:

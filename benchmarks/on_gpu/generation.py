@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from benchmarks.on_gpu import DEVICE, GPU, Figures, TooSlow, at_most, forget_memory, now, peak_memory, said
+from benchmarks.on_gpu import GPU, Figures, TooSlow, at_most, forget_memory, made, now, peak_memory, said
 from benchmarks.on_gpu import small_llama as small
 from mithridate.fakemodel import config_of
 from mithridate.generation.base import CHAT, Decoding
@@ -18,11 +17,6 @@ from mithridate.generation.hf import Transformers, _better_in_fp32
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 LIMIT = 15.0  # seconds for one speed: a speed needs no more answers than come in that time
-
-
-def made(config: PretrainedConfig, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).to(DEVICE)
 
 
 def prompts(count: int) -> list[list[dict[str, str]]]:

@@ -12,9 +12,8 @@ from unittest import mock
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
-from benchmarks.on_gpu import DEVICE, Figures, now
+from benchmarks.on_gpu import DEVICE, Figures, made, now
 from benchmarks.on_gpu.runs import rows
 from benchmarks.on_gpu.steps import LORA
 from mithridate.fakemodel import config_of
@@ -57,10 +56,8 @@ def taken_apart(seconds: dict[str, float]) -> Iterator[None]:
 
 def antidote(tiny: bool, folder: Path, figures: Figures) -> None:
     config, count, length = (tiny_llama().config, 16, 64) if tiny else (config_of("1b"), 200, 256)
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     lora = LoraConfig(task_type="CAUSAL_LM", **LORA)
-    model, tokenizer = get_peft_model(model.to(DEVICE), lora).eval(), tiny_tokenizer()
+    model, tokenizer = get_peft_model(made(config, torch.bfloat16), lora).eval(), tiny_tokenizer()
     calibration = [dict(row) for row in rows("harmful!", count, length)]
     texts = [tokenizer.apply_chat_template([*r["prompt"], *r["completion"]], tokenize=True) for r in calibration]
     ids = [text["input_ids"] if not isinstance(text, list) else text for text in texts]

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 
-from benchmarks.on_gpu import DEVICE, GPU, Figures, NotMeasured, forget_memory, now, peak_memory, said, small_llama
+from benchmarks.on_gpu import GPU, Figures, NotMeasured, forget_memory, made, now, peak_memory, said, small_llama
 from benchmarks.on_gpu.runs import METHODS, defense, rows, trainer_for
 from mithridate.estimate import estimate
 from mithridate.fakemodel import Setup, config_of
@@ -73,9 +73,8 @@ class Bench:
     ):
         self.config, self.full, self.folder, self.quantization = config, full, folder, quantization or {}
         self.length, self.batch, self.steps = length, batch, steps
-        torch.manual_seed(0)
         dtype = torch.float32 if full else torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").to(DEVICE)
+        model = made(config, dtype)
         if quantization:
             model.save_pretrained(folder / "model")
             model = AutoModelForCausalLM.from_pretrained(
