@@ -163,7 +163,7 @@ def exactness(tiny: bool, folder: Path, figures: Figures) -> None:
         found = figures[name] = {}
         for method in (*BASELINES, *METHODS[1:]):
             try:
-                with at_most(120):
+                with at_most(90):
                     torch.compiler.reset()
                     model = make()
                     wanted = expected(plainly(model), method, folder)

@@ -140,10 +140,11 @@ def steps(tiny: bool, folder: Path, figures: Figures) -> None:
     config = tiny_llama().config if tiny else config_of("1b")
     sizes = {"length": 64, "batch": 2, "steps": 6} if tiny else {"length": 512, "batch": 8, "steps": 12}
     for kind in ("lora", "full"):
+        found = figures[kind] = {}
         try:
-            _steps(Bench(config, kind == "full", folder, **sizes), 2 if tiny else 3, figures.setdefault(kind, {}))
+            _steps(Bench(config, kind == "full", folder, **sizes), 2 if tiny else 3, found)
         except Exception as problem:
-            figures[kind]["reason"] = said(problem)
+            found["reason"] = said(problem)
         forget_memory()
 
 
