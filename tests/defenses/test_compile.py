@@ -82,7 +82,7 @@ def test_a_model_that_was_compiled_before_is_traced_anew(tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("name", ["vaccine", "booster", "lisa"])
 def test_with_inductor(name, tmp_path):
-    """3e-6 measured, as of plain training. One step of Booster: three make 2e-4 of a rounding of 2e-7 by themselves."""
+    """3e-6 measured, as of plain training. One step of Booster: three make 2e-4 of a rounding of 2e-7 alone."""
     compiler = {"torch_compile": True, "torch_compile_backend": "inductor"}
     off, _ = both_ways(name, "lora", tmp_path, compiler, max_steps=3 if name == "lisa" else 1)
     assert off < 1e-5
