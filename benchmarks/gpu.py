@@ -19,7 +19,8 @@ Sections and their figures:
     steps       {"lora" | "full": {method: {"median_ms", "spread_ms", "ratio", "floor_ms", "peak_bytes",
                 "predicted_bytes"}}}: the time from the end of a step to the end of the next, methods interleaved;
                 spread: the quartiles' distance; ratio to plain training; the least that the method's passes take,
-                given the fastest plain step; the peak of torch's allocator, and what `mithridate estimate` says.
+                given the fastest forward and backward pass of plain training; the peak of torch's allocator, and what
+                `mithridate estimate` says.
     checkpointing {MODEL: {"on" | "off": as above, "on_over_off"}}: what activation checkpointing costs and saves.
     precision   generation in float32 and bfloat16, without cuDNN's attention, and a profile of each.
     batches     tokens per second of generation with batches of 64, and of more.

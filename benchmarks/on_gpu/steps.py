@@ -28,10 +28,26 @@ class Clock(TrainerCallback):
 
     Whatever is done in a step lies in between, at whichever of its places a defense does it, and in whatever order
     callbacks are called.
+
+    Attributes:
+        seconds: of each step.
+        inside: of these, those of the Trainer's own forward and backward pass, a defense's in the same place included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.seconds: list[float] = []
+        self.inside: list[float] = []
+        trainer.add_callback(self)
+        real = trainer.training_step
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = now()
+            try:
+                return real(*args, **kwargs)
+            finally:
+                self.inside.append(now() - started)
+
+        trainer.training_step = timed
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._last = now()
@@ -43,7 +59,7 @@ class Clock(TrainerCallback):
 
 
 def least(side: Any) -> float:
-    """The least that a defense's step can take, in plain steps: a time without its passes is not its step's.
+    """The least that a defense's step can take, in plain training's passes: a time without its own is not its step's.
 
     A further pass is at least two thirds of a plain one: it may leave out the gradients of weights.
     """
@@ -82,10 +98,11 @@ class Bench:
             )
         self.model = model if full else get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
         self.data = rows("user", batch * steps, length)
-        self.tokens = (0, 0)
+        self.tokens, self.passes = (0, 0), []
 
     def run(self, side: Any, checkpointing: bool) -> tuple[list[float], int | None]:
-        """Seconds of each step after the first ones, and the peak of memory in bytes."""
+        """Seconds of each step after the first ones, and the peak of memory in bytes. `passes` has the seconds of the
+        Trainer's own pass in each of these steps."""
         trainer = trainer_for(
             self.model,
             side,
@@ -98,8 +115,7 @@ class Bench:
             per_device_train_batch_size=self.batch,
             gradient_checkpointing=checkpointing,
         )
-        clock = Clock()
-        trainer.add_callback(clock)
+        clock = Clock(trainer)
         forget_memory()
         if not checkpointing:
             self.model.gradient_checkpointing_disable()
@@ -113,6 +129,7 @@ class Bench:
             max(len(row["input_ids"]) for row in sample),
             max(sum(label != -100 for label in row["labels"]) for row in sample),
         )
+        self.passes = clock.inside[WARM_UP:]
         return clock.seconds[WARM_UP:], peak_memory()
 
     def predicted(self, method: str, checkpointing: bool) -> int:
@@ -168,11 +185,13 @@ def _steps(bench: Bench, rounds: int, found: Figures) -> None:
     sides = {method: defense(method, len(bench.data), bench.length) for method in METHODS}
     taken: dict[str, list[float]] = {method: [] for method in METHODS}
     peaks: dict[str, int | None] = {}
+    passes: list[float] = []
     try:
         for _ in range(rounds):
             for method, side in sides.items():
                 seconds, peaks[method] = bench.run(side, checkpointing=True)
                 taken[method] += seconds
+                passes += bench.passes if side is None else []
     finally:  # what was measured when time is over
         length, scored = bench.tokens
         found["tokens"] = {"batch": bench.batch, "length": length, "answer": scored}
@@ -180,7 +199,7 @@ def _steps(bench: Bench, rounds: int, found: Figures) -> None:
             if len(seconds) > 1:
                 each = found[method] = timed(seconds)
                 each["ratio"] = each["median_ms"] / found["plain"]["median_ms"]
-                each["floor_ms"] = 1000 * least(sides[method]) * min(taken["plain"])
+                each["floor_ms"] = 1000 * least(sides[method]) * min(passes)
                 each |= {"peak_bytes": peaks[method], "predicted_bytes": bench.predicted(method, True)}
 
 
