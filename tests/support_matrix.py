@@ -51,7 +51,9 @@ SETUPS = {
     "parallel": "tensor, context, sequence, pipeline, expert parallelism; FSDP2 in replicas, with CPU offload, in its "
     "own mixed precision",
     "devices": "`nn.DataParallel`, a model split over several devices, devices other than CPU and CUDA",
-    "quantised": "quantised base (QLoRA)",
+    "quantised": "float32 adapter over a base in 4 bit (QLoRA, bitsandbytes)",
+    "quantised 8": "float32 adapter over a base in 8 bit (bitsandbytes)",
+    "other quantised": "base quantised by other libraries",
     "compile": "`torch.compile`",
     "optimizers": "optimizers that step inside backward (LOMO, `_layerwise`)",
     "other": "DDP with a static graph or bucket views, `auto_find_batch_size`, image data",
@@ -67,7 +69,8 @@ REPAIRS = {
     "families": "other families (as above)",
     "experts": "`update` and `merged` on all weights of a model with fused experts or convolutions",
     "variants": "DoRA and other variants, several active adapters, a merged adapter",
-    "quantised": "`update` and `merged` on quantised weights",
+    "quantised factors": "`adapters` over a base in 4 or 8 bit (bitsandbytes)",
+    "quantised": "`update` and `merged` on weights in 4 or 8 bit, dequantised (`quantisation.dequantised`)",
     "placement": "sharded weights, devices other than CPU and CUDA",
 }
 # What a method has nothing to do with, and why.
@@ -85,8 +88,8 @@ HEAD = """# Support matrix
 Written by `python -m tests.support_matrix` from tests that passed; not by hand. **exact**: equal to a naive
 double-precision version of the paper's rule, or to the same run in one process or in the plain set-up, which is so
 (the last column names the tests). Models are tiny; several processes are two, on CPU (gloo). Set-ups that cannot be
-had on a CPU (DeepSpeed, FSDP through Accelerate, quantised weights and the like) are refused by what the trainer says
-of itself, and the test puts that word into its mouth.
+had on a CPU (DeepSpeed, FSDP through Accelerate, weights quantised by other libraries and the like) are refused by
+what the trainer says of itself, and the test puts that word into its mouth.
 **supported**: works, with the difference that the note states. **refused**: `UnsupportedSetup`, with the reason and a
 remedy, when the trainer is built or the repair begins, before any compute is spent. Nothing is silently approximate.
 """
@@ -153,6 +156,9 @@ def gpu_table(measured: dict[str, Any] | None) -> str:
             lines.append(f"| {setup} | | | not measured: {methods['reason']} |")
             continue
         for method, found in methods.items():
+            if "reason" in found:
+                lines.append(f"| {setup} | {method} | | {found['reason']} |")
+                continue
             word = "exact" if found.get("exact") else "not exact"
             lines.append(f"| {setup} | {method} | {found['error']:.1e} | {word} |")
     device = (measured or {}).get("device", {})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.citations import bibtex_of
 from mithridate.errors import InputError
-from mithridate.models import EMBEDDED
+from mithridate.models import EMBEDDED, stored_quantisation
 from mithridate.relations import known
 from mithridate.report.words import flatten
 from mithridate.statistics.text import p_value, points
@@ -256,15 +256,32 @@ def _limits(story: Story | None) -> str:
 
 
 def _loading(base: ModelFiles, merged: bool, with_base: bool, on_hub: str | None) -> str:
-    imports, lines = ["from transformers import AutoModelForCausalLM"], []
+    imports, lines, more, words = ["from transformers import AutoModelForCausalLM"], [], "", ""
+    quantisation = {k: v for k, v in _quantisation(base).items() if not isinstance(v, dict | list)}
+    if quantisation and merged:
+        words = (
+            "\n\nIt was trained as an adapter over weights in 4 or 8 bit "
+            f"({_text(', '.join(f'{k} {v}' for k, v in quantisation.items()))}). These weights are the *dequantised* "
+            "ones, with the adapter merged into them."
+        )
+    if base.quantization and not merged and not with_base:
+        imports[0] += ", BitsAndBytesConfig"
+        given = ", ".join(f"{name}={value!r}" for name, value in base.quantization.items())
+        more = f", quantization_config=BitsAndBytesConfig({given})"
     if merged:
         lines.append('model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")')
     else:
         imports.insert(0, "from peft import PeftModel")
         under = '"THIS_FOLDER/base"' if with_base else repr(on_hub) if on_hub else '"THE_BASE_MODEL"'
-        lines.append(f"base = AutoModelForCausalLM.from_pretrained({under})")
+        lines.append(f"base = AutoModelForCausalLM.from_pretrained({under}{more})")
         lines.append('model = PeftModel.from_pretrained(base, "THIS_FOLDER")')
-    return "## Loading it\n\n```python\n" + "\n".join([*imports, "", *lines]) + "\n```"
+    return "## Loading it\n\n```python\n" + "\n".join([*imports, "", *lines]) + "\n```" + words
+
+
+def _quantisation(base: ModelFiles) -> dict[str, Any]:
+    """By which the base's weights were quantised as they were loaded, or are as they are stored."""
+    here = not base.quantization and (base.path / "config.json").is_file()
+    return stored_quantisation(base.path) if here else base.quantization
 
 
 # --- scores and data --------------------------------------------------------------------------------------------

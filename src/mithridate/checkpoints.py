@@ -16,8 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mithridate.card import Story, card
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_model, read_json
+from mithridate.quantisation import dequantised
 from mithridate.repairs.delta import Delta
 from mithridate.repairs.linears import adapted, check_adapters, merge
+from mithridate.training.quantised import quantiser
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,15 @@ class Layer:
 def assemble(
     base: ModelFiles, layers: list[Layer], dtype: torch.dtype, trainable: bool = False
 ) -> PreTrainedModel | PeftModel:
-    """Builds the model of a chain, on the CPU: a PEFT model where an adapter is left unmerged, else a plain one.
+    """Builds the model of a chain, on the CPU: a PEFT model where an adapter is left unmerged, else a plain one. A
+    quantised one is where `load_model` puts it.
 
     Layers act in their order, so that a repair may lie between two trainings. One that changed merged weights
     (`Delta.merged`) merges the adapter beneath it for good.
 
     Weights are in `dtype`; unmerged adapters are in fp32. An adapter is merged into the weights in `dtype` that it was
-    trained over, in fp32 arithmetic with one rounding at the end.
+    trained over, in fp32 arithmetic with one rounding at the end. Quantised weights are dequantised for that, and
+    where a repair changed weights; from there on the model is a plain one.
 
     Args:
         base: from `resolve_model`.
@@ -59,7 +63,7 @@ def assemble(
         UnsupportedSetup: an adapter that is to be merged is not plain LoRA.
     """
     start = max((i for i, layer in enumerate(layers) if layer.kind == "weights"), default=None)
-    source = base if start is None else replace(base, path=layers[start].path, digest="")
+    source = base if start is None else replace(base, path=layers[start].path, digest="", quantization={})
     if start is not None:
         check_safetensors_in(source.path)
     model: Any = load_model(source, dtype)
@@ -67,8 +71,9 @@ def assemble(
     trained_on = False
     for layer, after in zip(rest, [*rest[1:], None]):
         if layer.kind == "delta":
-            merged = Delta.load(layer.path).apply(model).merged
-            model = merge_adapter(model) if merged else model
+            delta = Delta.load(layer.path)
+            model = model if delta.only_factors else dequantised(model)
+            model = merge_adapter(model) if delta.apply(model).merged else model
         elif not layer.merge and after is not None and after.kind == "adapter":
             trained_on = True  # the next one takes its place
         else:
@@ -77,7 +82,7 @@ def assemble(
             model.keeps_alignment = trained_on
             model = merge_adapter(model) if layer.merge else model
             trained_on = False
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) and quantiser(model) is None:
         model.requires_grad_(True)
     return model
 
@@ -85,19 +90,22 @@ def assemble(
 def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The plain model that computes the same: adapters merged into the weights, in place. A plain model as it is.
 
+    Quantised weights are dequantised for it, into the dtype that they are computed in.
+
     Raises:
         UnsupportedSetup: the adapter is not plain LoRA.
     """
     if not isinstance(model, PeftModel):
         return model
-    found = adapted(model)
+    whole: Any = dequantised(model)  # 4 and 8 bits cannot hold the sum
+    found = adapted(whole)
     if not found:
-        kind = model.active_peft_config.peft_type
+        kind = whole.active_peft_config.peft_type
         raise UnsupportedSetup(f"A {kind} adapter cannot be merged.", "use LoRA, or leave the adapter unmerged.")
-    check_adapters(model)
+    check_adapters(whole)
     for layer in found.values():
         merge(layer)
-    plain = model.unload()
+    plain = whole.unload()
     plain.requires_grad_(True)
     return plain
 
@@ -159,7 +167,7 @@ def export(
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
         if merged:
-            merge_adapter(assemble(base, layers, dtype)).save_pretrained(aside)
+            merge_adapter(dequantised(assemble(base, layers, dtype))).save_pretrained(aside)
         else:
             _write_adapter(base, layers, dtype, tokenizer, aside, folder)
         tokenizer.save_pretrained(aside)

@@ -6,6 +6,8 @@ hold for any architecture that transformers has, and follow its code, not a form
 Memory of one process, in bytes, with N weights, n trained ones, c bytes a weight of the base (2 in bfloat16, else 4):
 
     weights      c N (adapters: c N + 4 n);  all weights trained: 4 N
+                 of L weights in quantised linear layers: 4 bit, (1/2 + 4/64) L; quantised twice, (1/2 + 1/64 +
+                 4/64/256) L; 8 bit, L + 4 for each row
     gradients    4 n
     optimizer    8 n                          AdamW's two moments, in float32
     method       4 n                          for each copy of the trained weights that its `cost` states
@@ -14,6 +16,8 @@ Memory of one process, in bytes, with N weights, n trained ones, c bytes a weigh
                  DDP     4 n                  the buckets in which gradients are exchanged
     activations  the highest sum A of all tensors that are alive at once in the passes, as the fake passes show. Where
                  no gradient is there before, those grow while the activations shrink: max(A, 4 n + A of a layer) - 4 n
+                 Over quantised weights, c for each weight of the largest linear layer, which is dequantised in passing
+                 Over quantised weights, c for each weight of the largest linear layer: it is dequantised in passing
     head         h s (c + 4) + t (32768 c + 4 x min(V, 32768))      s scored positions a micro-batch, t = min(s, 4096),
                                           h the hidden size, V the vocabulary; x = 0 on GPUs, 5 elsewhere (TRL's fused
                                           head, with and without its kernel)
@@ -134,7 +138,7 @@ def estimate(
         own = passes(config, own_rows)[1]
     n, width = counts.trained, 2 if setup.dtype == "bfloat16" else _FP32
     share = setup.processes if setup.sharded else 1
-    weights = (_FP32 * counts.all if setup.full else width * counts.all + _FP32 * n) // share
+    weights = (_FP32 * counts.all if setup.full else base_bytes(counts, setup) + _FP32 * n) // share
     gradients, optimizer = _FP32 * n // share, optimizer_bytes(n) // share
     passing = round(cost.passing_copies * _FP32 * n) // share
     extra = round((cost.copies + cost.passing_copies) * _FP32 * n) // share
@@ -142,6 +146,7 @@ def estimate(
     fresh = max(own.activations, gradients + own.layer) - gradients
     activations = own.activations if setup.accumulation > 1 else fresh
     more = cost.passes - 1 - cost.activations
+    passing_weight = width * counts.largest_linear if setup.quantization else 0  # dequantised for its product
     if more > 0:  # its own gradients are taken beside the passing copies, then the step's are added to beside none
         activations = max(fresh, own.activations - passing)
     if cost.activations:
@@ -160,7 +165,7 @@ def estimate(
         gradients=gradients,
         optimizer=optimizer,
         extra=extra,
-        activations=activations,
+        activations=activations + passing_weight,
         head=_head_bytes(counts, own_rows),
         flops=(_training_flops(counts, own, own_rows) + round(added)) * step,
         plain_flops=plain * step,
@@ -189,9 +194,24 @@ def made(kind: str, name: str) -> Any:
 
 
 def _check(setup: Setup) -> None:
+    if setup.quantization and setup.full:
+        raise InputError("quantization: all weights are trained, and quantised ones hold no steps; train an adapter")
     for name in ("batch", "length", "accumulation", "steps", "processes"):
         if getattr(setup, name) < 1:
             raise InputError(f"{name}: expected at least 1, got {getattr(setup, name)}")
+
+
+def base_bytes(counts: Counts, setup: Setup) -> int:
+    """Of the weights under an adapter, as they are held."""
+    width, fields = 2 if setup.dtype == "bfloat16" else _FP32, setup.quantization
+    if not fields:
+        return width * counts.all
+    if fields.get("load_in_8bit"):
+        held = counts.linear + _FP32 * counts.linear_rows
+    else:  # in blocks of 64 with a float32 scale each; twice quantised, scales of 1 byte, in blocks of 256
+        scale = 1 / 64 + _FP32 / 64 / 256 if fields.get("bnb_4bit_use_double_quant") else _FP32 / 64
+        held = round(counts.linear * (1 / 2 + scale))
+    return width * (counts.all - counts.linear) + held
 
 
 def optimizer_bytes(trained: int) -> int:
@@ -267,7 +287,10 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
         if cost.changes == "all":
             sizes = [p.numel() for p in model.parameters()]
     width = 2 if setup.dtype == "bfloat16" else _FP32
-    one = width * counts.all + (0 if setup.full else _FP32 * counts.trained)
+    plainly = setup.full or cost.changes != "adapter"  # quantised weights are dequantised to be changed
+    one = (width * counts.all if plainly else base_bytes(counts, setup)) + (
+        0 if setup.full else _FP32 * counts.trained
+    )
     activations = traced.activations if cost.once_passes else counted.peak if cost.once_forwards else 0
     per_batch = cost.once_passes * (traced.forward + traced.backward) + cost.once_forwards * traced.forward
     ahead, back = cost.once_forwards + cost.once_passes, cost.once_passes

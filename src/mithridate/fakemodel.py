@@ -46,6 +46,8 @@ class Setup:
         length: tokens of a row (the longest, for memory).
         scored: of these, the tokens of the answer, which have a label; all of them if not given.
         full: all weights are trained; else a LoRA adapter (`adapter`: LoraConfig's fields).
+        quantization: bitsandbytes' fields (load_in_4bit, load_in_8bit, bnb_4bit_use_double_quant) by which the base's
+            linear layers are held; empty: in `dtype`.
         dtype: of the base's weights or, where all weights are trained (in float32), of the products.
         checkpointing: activations are computed again in the backward pass.
         processes, sharded: how many train together, and whether they share the weights (FSDP2).
@@ -63,6 +65,7 @@ class Setup:
     adapter: Mapping[str, Any] = field(
         default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]}
     )
+    quantization: Mapping[str, Any] = field(default_factory=dict)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpointing: bool = False
     processes: int = 1
@@ -73,12 +76,16 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """A model's weights: all, trained, those of its largest layer, of its embeddings; and its vocabulary and width."""
+    """A model's weights: all, trained, those of its largest layer, of its embeddings, of its linear layers but the LM
+    head (in how many rows, and of the largest of them); and its vocabulary and width."""
 
     all: int
     trained: int
     layer: int
     embeddings: int
+    linear: int
+    linear_rows: int
+    largest_linear: int
     vocabulary: int
     width: int
     head_trained: bool
@@ -213,15 +220,26 @@ def counts_of(model: Any) -> Counts:
     base, layers = _base_of(model), _layers_of(model)
     ends = {p for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m for p in m.parameters()}
     head = base.get_output_embeddings().weight
+    parts = [p for p in _linear_weights(base) if p is not head]
     return Counts(
         all=sum(p.numel() for p in base.parameters()) - _adapters(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
         embeddings=sum(p.numel() for p in ends),
+        linear=sum(p.numel() for p in parts),
+        linear_rows=sum(len(p) for p in parts),
+        largest_linear=max((p.numel() for p in parts), default=0),
         vocabulary=head.shape[0],
         width=head.shape[1],
         head_trained=head.requires_grad,
     )
+
+
+def _linear_weights(base: Any) -> list[Any]:
+    """Of a model's linear layers, without those of an adapter over it."""
+    import torch
+
+    return [m.weight for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
 
 
 def _adapters(model: Any) -> int:
@@ -303,6 +321,7 @@ def layers_before(model: Any) -> int:
 def passes(config: PretrainedConfig, setup: Setup) -> tuple[Counts, Passes]:
     """What the passes need; see this module's docstring for which layers they are run on."""
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
+    key = replace(key, quantization={})  # the passes are those of the dequantised weights
     return _passes(_Hashed(config, key))
 
 

@@ -20,12 +20,13 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mithridate.errors import InputError, MithridateError
+from mithridate.quantisation import require_bitsandbytes
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +44,15 @@ class ModelFiles:
         path: folder with config, safetensors weights and tokenizer, checked to be whole.
         digest: SHA-256 (64 hex digits) over these files' names and contents.
         remote_code: whether the Python files that come with it may be run; they are in the digest then.
+        quantization: bitsandbytes' own fields, by which the weights are quantised as they are loaded; they are in the
+            digest then (`quantisation.quantised`). Empty: as they are stored.
     """
 
     name: str
     path: Path
     digest: str
     remote_code: bool = False
+    quantization: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,8 @@ def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTr
 
 
 def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
-    """The causal language model, on the CPU, in evaluation mode, every weight from the files.
+    """The causal language model, in evaluation mode, every weight from the files; on the CPU, but for a quantised one,
+    which is on the GPU if there is one.
 
     Args:
         files: from `resolve_model`.
@@ -239,8 +244,12 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
+    from mithridate.quantisation import quantisation_of
+
     options: Any = {"local_files_only": True, "trust_remote_code": files.remote_code, "use_safetensors": True}
     options |= {"dtype": "auto" if dtype is None else dtype, "output_loading_info": True}
+    if files.quantization:
+        options["quantization_config"] = quantisation_of(files.quantization)
     try:
         model, info = cast("tuple[Any, Any]", AutoModelForCausalLM.from_pretrained(files.path, **options))
     except Exception as error:  # a config or weights that do not fit raise ValueError, RuntimeError, KeyError, ...
@@ -266,13 +275,20 @@ def check_folder(folder: Path) -> list[Path]:
                 "or PEFT's merge_and_unload and save_pretrained), and give that folder."
             )
         raise InputError(f"{folder}: no config.json, so it is no model folder. Give one that save_pretrained wrote.")
-    read_json(config)
+    if stored_quantisation(folder).get("quant_method") == "bitsandbytes":
+        require_bitsandbytes(f"{folder}: its weights are quantised; reading them")
     weights = _weights(folder)
     for path in weights:
         check_safetensors(path)
     if not any((folder / name).exists() for name in _TOKENIZERS):
         raise InputError(f"{folder}: no tokenizer (tokenizer.json). Save it there with its save_pretrained.")
     return weights
+
+
+def stored_quantisation(folder: Path) -> dict[str, Any]:
+    """How the weights in a model's folder are quantised, as its config.json says; empty where they are not."""
+    found = read_json(folder / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {}
 
 
 def check_safetensors(path: Path) -> None:

@@ -206,7 +206,7 @@ def test_nothing_grows_over_fifty_steps(name, tmp_path):
     assert seen[50] == seen[20]
 
 
-SETUPS = {"is_deepspeed_enabled": True, "args.torch_compile": True, "args.auto_find_batch_size": True}
+SETUPS = {"is_deepspeed_enabled": True, "args.ddp_static_graph": True, "args.auto_find_batch_size": True}
 
 
 @defenses

@@ -50,12 +50,12 @@ def undefended(tmp_path):
         ("parallel", "accelerator", made(parallelism_config=made(sp_size=2)), "SP parallelism", "to 1"),
         ("devices", "args._n_gpu", 2, "nn.DataParallel", "accelerate launch"),
         ("devices", "model.hf_device_map", {"model": 0, "lm_head": 1}, "over several devices", "one device"),
-        ("compile", "args.torch_compile", True, "torch.compile", "torch_compile=False"),
         ("optimizers", "args.optim", "adalomo", "'adalomo' steps inside backward", "adamw_torch"),
         ("optimizers", "args.optim", "galore_adamw_layerwise", "steps inside backward", "adamw_torch"),
         ("other", "args.ddp_static_graph", True, "static graph", "ddp_static_graph"),
         ("other", "accelerator.ddp_handler", made(gradient_as_bucket_view=True), "bucket views", "off"),
-        ("quantised", "model.hf_quantizer", object(), "quantised", "without quantization_config"),
+        ("other quantised", "model.hf_quantizer", made(quantization_config=made(quant_method="gptq")), "gptq", "4 or"),
+        ("other quantised", "model.hf_quantizer", object(), "by unknown", "without quantization_config"),
         ("other", "args.auto_find_batch_size", True, "auto_find_batch_size", "auto_find_batch_size=False"),
         ("other", "_is_vision_dataset", True, "image data", "text"),
     ],
@@ -164,15 +164,6 @@ def test_vaccines_sites_are_names(sites):
 def test_vaccines_sites_are_a_regular_expression():
     with pytest.raises(InputError, match=r"Vaccine: sites='\(' is no regular expression"):
         Vaccine(sites="(")
-
-
-@pytest.mark.shows("compile", "refused")
-@pytest.mark.parametrize("name", DEFENSES)
-def test_compilation_is_refused_as_the_user_asks_for_it(name, tmp_path):
-    """By the argument itself, not by a flag put on a trainer."""
-    with pytest.raises(UnsupportedSetup, match=r"torch\.compile is not tested"):
-        net = model("lora", torch.float32)
-        trainer_for(net, tmp_path, defense=DEFENSES[name](), data=USER, max_steps=3, torch_compile=True)
 
 
 # -- and what is supported besides -----------------------------------------------------------------------------------

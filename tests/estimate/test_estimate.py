@@ -78,6 +78,42 @@ def test_bytes_are_those_of_a_real_training(setup, tmp_path):
     assert half.weights == 2 * half.counts.all + 4 * half.counts.trained
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"load_in_4bit": True},
+        {"load_in_4bit": True, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_type": "nf4"},
+        {"load_in_8bit": True},
+    ],
+)
+def test_bytes_of_quantised_weights_are_the_real_ones(fields, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}  # whole blocks of blocks
+    save_tiny(tmp_path / "model", **sizes)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", quantization_config=transformers.BitsAndBytesConfig(**fields), dtype=torch.float32
+    )
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    for module in model.modules():
+        scales = [getattr(module, "state", None) and module.weight.SCB]
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            scales = [state.absmax, state.nested and state.state2.absmax]
+        held += sum(t.numel() * t.element_size() for t in scales if isinstance(t, torch.Tensor))
+    setup = replace(SMALL, quantization=fields)
+    small = tiny_llama(**sizes, attn_implementation="sdpa").config
+    found, plain = estimate(small, setup), estimate(small, SMALL)
+    assert found.weights - 4 * found.counts.trained == pytest.approx(held, rel=1e-6)
+    assert found.activations - plain.activations == 4 * 256 * 512  # the largest, dequantised
+    assert (found.extra, found.flops, found.optimizer) == (plain.extra, plain.flops, plain.optimizer)
+    cut = {name: (repair(small, setup, name, 8), repair(small, SMALL, name, 8)) for name in ("antidote",)}
+    assert cut["antidote"][0].weights == found.weights < cut["antidote"][1].weights
+    update = Antidote(targets="update")
+    assert repair(small, setup, update, 8).weights == repair(small, SMALL, update, 8).weights  # dequantised
+    with pytest.raises(InputError, match="train an adapter"):
+        estimate(small, replace(setup, full=True))
+
+
 def test_the_sizes_are_llamas():
     """Of 3.2 1B and 3B, and of 3.1 8B and 70B, as published."""
     found = {}

@@ -74,6 +74,14 @@ def test_defenses_that_act_together_are_one_training(inputs):
     assert both.needs.ratio == pytest.approx(alone.needs.ratio + 2)
 
 
+def test_a_base_in_4_bit(inputs):
+    four = lines(inputs, topology="single", quantization={"load_in_4bit": True}, repair={"antidote": {}})
+    plain = lines(inputs, topology="single", repair={"antidote": {}})
+    assert len(four) == len(plain) == 3
+    assert all(one.needs.weights < other.needs.weights for one, other in zip(four, plain, strict=True))
+    assert "LoRA over 4 bit, float32" in planning.described(four)
+
+
 def test_several_processes(inputs):
     asked = {"align__training": {"num_train_epochs": 4, "per_device_train_batch_size": 2}}
     alone, together = lines(inputs, **asked)[0], lines(inputs, **asked, accelerate="ddp", processes=2)[0]
@@ -105,6 +113,8 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     assert cli.main(["estimate", model, "--method", "lisa", "--accelerate", "fsdp2", "--processes", "8"]) == 0
     said = capsys.readouterr().out
     assert "8 processes, weights sharded (FSDP2)" in said and "booster" not in said
+    assert cli.main(["estimate", model, "--method", "lisa", "--bits", "8"]) == 0
+    assert "LoRA over 8 bit, bfloat16" in capsys.readouterr().out
     given = "{antidote: {targets: merged, ratio: 0.5}}"
     assert cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16", "--method", given]) == 0
     assert "antidote" in capsys.readouterr().out
@@ -119,6 +129,8 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
         (["1b", "--method", "vacine"], "no such method 'vacine'; did you mean `vaccine`?"),
         (["1b", "--method", "{vaccine: {roh: 1}}"], "roh"),
         (["1b", "--dtype", "int8"], "--dtype: expected bfloat16 or float32"),
+        (["1b", "--bits", "3"], "--bits: expected 4 or 8"),
+        (["1b", "--bits", "4", "--full"], "train an adapter"),
         (["1b", "-o", "seed=1"], "-o is for experiment files"),
         (["1b", "--accelerate", "zero3"], "expected ddp or fsdp2"),
         (["1b", "--tokens-per-second", "0"], "above 0"),

@@ -21,6 +21,8 @@ from tests.families.models import FAMILIES, SMALL, attention, build, with_lora
 from tests.repairs import naive
 from tests.repairs.test_antidote import CALIBRATION, ROWS, TOKENIZER
 
+# TRL's fused head computes the loss in float32: 1.9e-6 was measured (Gemma 2 with LoRA, the CPU of a GPU machine).
+ROUNDING = 4e-6
 USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful")
 FUSED = ("GPT2",)  # its attention has no nn.Linear to put a plain adapter on
 SPARSE = ("Mixtral", "Qwen3Moe")
@@ -57,7 +59,7 @@ def test_vaccine_is_the_naive_rule_with_joint_norm_rho(family, kind, batches, tm
     shifts, real = [], ActivationShifts.shift
     monkeypatch.setattr(ActivationShifts, "shift", lambda self, t: shifts.append(t) or real(self, t))
     got = update(model, tmp_path, defense=Vaccine(rho=1.5), data=USER)
-    assert error(got, want) < 1e-6
+    assert error(got, want) < ROUNDING
     assert len(shifts[0]) == 2
     assert float(sum((s.double() ** 2).sum() for s in shifts[0])) ** 0.5 == pytest.approx(1.5, rel=1e-6)
 
@@ -71,7 +73,7 @@ def test_booster_is_the_naive_rule_and_puts_the_weights_back(family, kind, batch
     trainer_for(model, tmp_path, defense=defense, data=USER, learning_rate=0.0).train()
     assert same(before, weights(model))
     got = update(model, tmp_path, defense=defense, data=USER)
-    assert error(got, want) < 1e-6
+    assert error(got, want) < ROUNDING
 
 
 @pytest.mark.shows("families", "exact", methods=["lisa"])
@@ -83,7 +85,10 @@ def test_lisa_is_the_naive_rule(family, kind, batches, tmp_path):
     reference.lisa(want, batches["safe"], batches["user"], steps=3, lr=0.01, **rule)
     args = {"max_steps": 3, "learning_rate": 0.01}
     got = update(model, tmp_path, defense=Lisa(alignment_dataset=SAFE, **rule), data=USER, **args)
-    assert error(got, [b - p.detach() for b, p in zip(before.values(), reference.trainable(want), strict=True)]) < 1e-6
+    assert (
+        error(got, [b - p.detach() for b, p in zip(before.values(), reference.trainable(want), strict=True)])
+        < ROUNDING
+    )
 
 
 @pytest.mark.shows("families", "exact", methods=["antidote"])

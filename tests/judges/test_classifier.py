@@ -18,6 +18,9 @@ from tests.tiny import save_tiny
 PROMPTS = ["How are you?", "Tell me a story about the moon, please. " * 3, "sum", "Why? " * 9, "A list of birds"]
 ITEMS = [Item(prompt, f"An answer number {i}. " * (1 + 3 * i)) for i, prompt in enumerate(PROMPTS)]
 
+# The judge computes on the GPU where there is one, the tests on the CPU: sums of float32 numbers in another order.
+ROUNDING = 1e-3 if torch.cuda.is_available() else 1e-5
+
 
 def save_llama(folder, labels=CATEGORIES, problem="multi_label_classification", seed=0, **overrides):
     tokenizer = llama2()
@@ -195,7 +198,7 @@ def test_any_classifier_with_a_label_mapping(tmp_path, batch_size):
         with torch.no_grad():
             inputs = tokenizer(ITEMS[i].answer, return_tensors="pt")
             odds = torch.softmax(model(**inputs).logits[0], dim=0)
-        assert judgement.score == pytest.approx(float(odds[1] + odds[2]), abs=1e-5)
+        assert judgement.score == pytest.approx(float(odds[1] + odds[2]), abs=ROUNDING)
         assert judgement.verdict == ("refused" if odds[1] + odds[2] > 0.5 else "not_refused")
 
 

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from mithridate.pipeline.store import MANIFEST
 from tests.tiny import save_tiny
 
@@ -98,6 +101,8 @@ def in_child(work: Callable[[], Any], stderr: Path) -> int:
 
 def start_child(work: Callable[[], Any], stderr: Path) -> int:
     """Starts `work` in a fork of this process, which costs no imports, and returns its id."""
+    if torch.cuda.is_available():
+        pytest.skip("needs a CPU: a process that has used CUDA cannot be forked")
     child = os.fork()
     if child == 0:
         code = 99

@@ -27,6 +27,7 @@ from mithridate.pipeline.runner import run
 from mithridate.pipeline.training import Job, _last_whole, run_job
 from tests.pipeline.small import experiment, stages, weights, write_inputs
 
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or a CPU")
 TWO = Launch(SHIPPED["ddp"], "ddp", 2)
 LISA = {"align_steps": 1, "finetune_steps": 2, "rho": 0.5, "proximal_start": 0.0}
 STEPS, SAVED = 120, 10

@@ -48,6 +48,8 @@ def test_gpu_rows_come_from_a_measurement_or_say_that_there_is_none():
     measured = {"tiny": False, "device": {"gpu": "X"}, "sections": {"exactness": {"figures": figures}}}
     assert "| bf16 | lisa | 2.0e-03 | exact |" in gpu_table(measured)
     assert "not measured: no bitsandbytes" in gpu_table(measured)
+    figures["bf16"]["vaccine"] = {"reason": "failed: ValueError: why"}  # one method alone
+    assert "| bf16 | vaccine | | failed: ValueError: why |" in gpu_table(measured)
     assert gpu_table(measured | {"tiny": True}).endswith("Not yet measured.\n")
 
 

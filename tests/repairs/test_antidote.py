@@ -260,7 +260,6 @@ def test_under_single_the_report_says_that_alignment_is_cut_too():
 
 
 @pytest.mark.shows("variants", "refused", methods=["antidote"])
-@pytest.mark.shows("quantised", "refused", methods=["antidote"])
 def test_refusals_name_reason_and_remedy():
     lora, plain = with_lora(tiny_llama()), tiny_llama()
     quantised = tiny_llama()

@@ -18,7 +18,7 @@ app = typer.Typer()
 
 
 _FLAGS = {  # of `estimate`, those that are for a model alone
-    **{name: f"--{name}" for name in ("method", "batch", "length", "steps", "full", "dtype", "processes")},
+    **{name: f"--{name}" for name in ("method", "batch", "length", "steps", "full", "dtype", "bits", "processes")},
     "checkpointing": "--checkpointing",
 }
 
@@ -50,6 +50,9 @@ def estimate(
     steps: Annotated[int, typer.Option("--steps", help="MODEL only: optimizer steps.")] = 1000,
     full: Annotated[bool, typer.Option("--full", help="MODEL only: train all weights, not an adapter.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="MODEL only: bfloat16 or float32.")] = "bfloat16",
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="MODEL only: 4 or 8, of a base under an adapter (bitsandbytes).")
+    ] = None,
     processes: Annotated[int, typer.Option("--processes", help="MODEL only.")] = 1,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing/--no-checkpointing", help="MODEL only: of activations.")
@@ -77,6 +80,8 @@ def estimate(
     else:
         if dtype not in ("bfloat16", "float32"):
             raise InputError(f"--dtype: expected bfloat16 or float32, got {dtype}")
+        if bits not in (None, 4, 8):
+            raise InputError(f"--bits: expected 4 or 8, got {bits}")
         if override:
             raise InputError("-o is for experiment files; a model takes --batch, --length, --steps, ...")
         if accelerate not in (None, "ddp", "fsdp2"):
@@ -92,6 +97,7 @@ def estimate(
             steps=steps,
             full=full,
             dtype=dtype,  # pyright: ignore[reportArgumentType]
+            quantization={f"load_in_{bits}bit": True} if bits else {},
             checkpointing=checkpointing,
             processes=processes,
             sharded=accelerate == "fsdp2",

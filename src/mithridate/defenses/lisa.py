@@ -28,8 +28,9 @@ Differs from the official code in:
 No settings are plain training (`off`): a cycle has at least one step on alignment data.
 
 Cost: 1 forward and backward pass and 1 more copy of the trainable tensors. Supported: LoRA and full weights, gradient
-accumulation (exact), activation checkpointing, mixed precision, data parallelism, FSDP2. Logged: lisa/phase (share of
-steps in the user state since the last log) and lisa/drift (distance from the anchor in the step that is logged).
+accumulation (exact), activation checkpointing, mixed precision, data parallelism, FSDP2, torch.compile, adapters over
+a base in 4 or 8 bit (bitsandbytes). Logged: lisa/phase (share of steps in the user state since the last log) and
+lisa/drift (distance from the anchor in the step that is logged).
 """
 
 # pyright: reportPrivateImportUsage=false

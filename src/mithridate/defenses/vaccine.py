@@ -30,7 +30,8 @@ Differs from the official code in:
 Cost: 2 forward and 2 backward passes (the first without weight gradients), and one tensor of the size of each
 attention output; with every = tau, 1 + 1 / tau passes on average. Supported: LoRA and full weights, gradient
 accumulation (rho per micro-batch), non-reentrant activation checkpointing, bf16 mixed precision (of fp16 the loss
-scaling was tested, on CPU), data parallelism, FSDP2.
+scaling was tested, on CPU), data parallelism, FSDP2, torch.compile (in more graphs: one ends at each site), adapters
+over a base in 4 or 8 bit (bitsandbytes).
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from mithridate.generation.base import Answer, Conversation, Decoding, Failure, 
 from mithridate.generation.digests import tokenizer_digest, weights_digest
 from mithridate.generation.templates import beginning, prompt_tokens
 from mithridate.models import load_model, load_tokenizer, resolve_model
+from mithridate.training.quantised import quantiser
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Transformers:
         files = resolve_model(name)
         tokenizer = load_tokenizer(files, needs_chat_template=False)
         model: Any = load_model(files, dtype)
+        if quantiser(model) is not None:  # where it was quantised
+            return cls(model, tokenizer, batch_size=batch_size)
         if device is None and torch.accelerator.is_available():
             device = str(torch.accelerator.current_accelerator())
         try:

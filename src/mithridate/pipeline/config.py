@@ -147,10 +147,11 @@ class Experiment:
     """One experiment file. A stage that is not run is None (`repair`: empty).
 
     `template`: what prompts are put into in training: the model's own `chat` template, or that of a paper's protocol.
-    `accelerate`: how several processes train together: ddp, fsdp2, the path of an Accelerate configuration, or none.
-    `processes`: how many; one per GPU, or as that file says, if not given. `sweep`: lists of values by dotted path, of
-    which every combination is run; under `variants`, mappings of dotted paths to values, each of which sets several
-    fields of the file at once ({} for none).
+    `quantization`: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it is
+    loaded; none for not at all. `accelerate`: how several processes train together: ddp, fsdp2, the path of an
+    Accelerate configuration, or none. `processes`: how many; one per GPU, or as that file says, if not given. `sweep`:
+    lists of values by dotted path, of which every combination is run; under `variants`, mappings of dotted paths to
+    values, each of which sets several fields of the file at once ({} for none).
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -160,6 +161,7 @@ class Experiment:
     seed: int = 0
     topology: Literal["single", "double", "full"] = "double"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: dict[str, Any] = field(default_factory=dict)
     template: Literal["chat", "alpaca", "alpaca-newline"] = "chat"
     accelerate: str = "none"
     processes: int | None = None
@@ -343,13 +345,16 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
 
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON types in one fixed form, every field present; `load_experiment` reads it back."""
+    """The experiment as JSON types in one fixed form, every field present (`quantization` where there is any);
+    `load_experiment` reads it back."""
     return stable(_plain(experiment))
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
     """The experiment as mappings and lists; defenses that act in an order of their own are a list, which keeps it."""
     raw = asdict(experiment)
+    if not raw["quantization"]:  # as in files from before there was the field, whose digests stay theirs
+        del raw["quantization"]
     for stage in ("align", "finetune"):
         methods = raw[stage]["defense"] if raw[stage] else {}
         if list(methods) != in_order(methods):
@@ -377,6 +382,8 @@ def _normalise(raw: dict[str, Any]) -> list[str]:
     for stage in ("align", "finetune"):
         if raw.get(stage) == "none":
             raw[stage] = None
+    if raw.get("quantization", {}) in ("none", None):
+        raw["quantization"] = {}
     finetune = raw.get("finetune")
     if isinstance(finetune, dict) and isinstance(finetune.get("attack"), dict):
         attack = finetune["attack"]
@@ -584,6 +591,8 @@ def _value_problems(experiment: Experiment) -> list[str]:
     need(experiment.processes is None or experiment.processes >= 1, "processes", "at least 1")
     if experiment.accelerate == "none" and (experiment.processes or 1) > 1:
         problems.append("processes: several processes need accelerate: ddp (or fsdp2, or a file)")
+    if experiment.quantization:
+        problems += quantisation_problems(experiment, "quantization")
     own = experiment.finetune.adapter if experiment.finetune else None
     for path, adapter in (("adapter", experiment.adapter), ("finetune.adapter", own)):
         if isinstance(adapter, Adapter):
@@ -615,6 +624,24 @@ def _value_problems(experiment: Experiment) -> list[str]:
     problems += training_fields.anywhere("repair", experiment.repair)
     for name in ("generator", "judges"):
         problems += training_fields.anywhere(f"evaluate.{name}", getattr(evaluate, name))
+    return problems
+
+
+def quantisation_problems(experiment: Experiment, what: str) -> list[str]:
+    """What an experiment asks for that weights in 4 or 8 bit cannot hold. `what` says where they come from."""
+    problems = []
+    for stage in ("align", "finetune"):
+        if getattr(experiment, stage) is not None and experiment.adapter_of(stage) is None:
+            problems.append(f"{what}: {stage} trains all weights, and quantised ones hold no steps. Train an adapter")
+    if experiment.topology == "double" and experiment.align and experiment.finetune:
+        problems.append(
+            f"{what}: topology: double merges the alignment's adapter, for which the weights are dequantised, so that "
+            "the fine-tune would not train over a quantised base. Set topology: single, or align: none"
+        )
+    if experiment.accelerate == "fsdp2":
+        problems.append(f"{what}: quantised weights are not sharded here. Set accelerate: ddp or none")
+    if "vllm" in experiment.evaluate.generator:
+        problems.append(f"{what}: vllm would be given the dequantised model. Set evaluate.generator: transformers")
     return problems
 
 

@@ -153,6 +153,7 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     return Setup(
         full=experiment.topology == "full",
         adapter=vars(experiment.adapter),
+        quantization=experiment.quantization,
         dtype=resolve_dtype(auto),  # pyright: ignore[reportArgumentType]
         processes=processes,
         sharded=_sharded(experiment, base),
@@ -316,9 +317,11 @@ def described(lines: list[Line]) -> str:
     setup = lines[0].setup
     where = "1 process" if setup.processes == 1 else f"{setup.processes} processes"
     shared = "" if setup.processes == 1 else ", weights sharded (FSDP2)" if setup.sharded else ", each the whole model"
+    held = f" over {8 if setup.quantization.get('load_in_8bit') else 4} bit" if setup.quantization else ""
+    what = "all weights" if setup.full else f"LoRA{held}"
     return (
-        f"{'all weights' if setup.full else 'LoRA'}, {setup.dtype}, {where}{shared}; micro-batches of {setup.batch} x "
-        f"{setup.length} tokens{', activations checkpointed' if setup.checkpointing else ''}; GiB of one process"
+        f"{what}, {setup.dtype}, {where}{shared}; micro-batches of {setup.batch} x {setup.length} tokens"
+        f"{', activations checkpointed' if setup.checkpointing else ''}; GiB of one process"
     )
 
 

@@ -516,6 +516,7 @@ def workshops(
                 files = find_model(_model(experiment.model, base))
             else:
                 files = resolve_model(_model(experiment.model, base), allowed.remote_code)
+            files = _quantised(experiment, files)
         if roles is not None and files is not None:
             dtype, services = resolve_dtype(experiment.dtype), list(allowed.report_to)
             shops[key] = Workshop(files, roles, store, dtype, progress, report_to=services)
@@ -528,7 +529,25 @@ def workshops(
 def shop_key(experiment: Experiment) -> str:
     settings = experiment.evaluate
     served = settings.generator.get("openai")
-    return str((experiment.model, experiment.data, experiment.dtype, settings.protocol, settings.tasks, served))
+    computed = (experiment.dtype, experiment.quantization)
+    return str((experiment.model, experiment.data, computed, settings.protocol, settings.tasks, served))
+
+
+def _quantised(experiment: Experiment, files: Any) -> Any:
+    """The model's files, to be quantised as the experiment says; nothing is done to those of a server's model."""
+    from mithridate.models import stored_quantisation
+    from mithridate.pipeline.config import quantisation_problems
+    from mithridate.quantisation import quantised
+
+    if "openai" in experiment.evaluate.generator:
+        return files
+    if (files.path / "config.json").is_file() and stored_quantisation(files.path):
+        what = f"model {files.name!r}, whose weights are stored quantised"
+        if problems := quantisation_problems(experiment, what):
+            raise InputError("\n".join(problems))
+        if experiment.quantization:
+            raise InputError(f"quantization: {what}, is not quantised again. Take the field out")
+    return quantised(files, experiment.quantization)
 
 
 def _served(experiment: Experiment) -> Any:

@@ -538,8 +538,14 @@ class Chain:
         )
 
     def _build_repair(self, work: Path, name: str, repair: Repair) -> None:
-        models = {field: self._load(self._model(name, kind)) for field, kind in repair.model_inputs().items()}
-        model = self._load(self._model(name, "repaired"))
+        from mithridate.quantisation import dequantised
+
+        def load(kind: str) -> Any:
+            model = self._load(self._model(name, kind))
+            return model if repair.cost().changes == "adapter" else dequantised(model)  # 4 bits hold no new values
+
+        models = {field: load(kind) for field, kind in repair.model_inputs().items()}
+        model = load("repaired")
         repair.apply(model, **self._rows_of(repair), **models, tokenizer=self.tokenizer).save(work / "model")
 
     def _rows_of(self, repair: Repair) -> dict[str, Any]:
@@ -754,8 +760,11 @@ class Chain:
         import torch
 
         from mithridate.checkpoints import assemble
+        from mithridate.training.quantised import quantiser
 
         model: Any = assemble(self.shop.base, layers, self.shop.torch_dtype)
+        if quantiser(model) is not None:  # where it was quantised
+            return model
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -37,6 +37,7 @@ from mithridate.methods.registry import by_name
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
 from mithridate.pipeline.methods import method_of
 from mithridate.pipeline.store import replace_file
+from mithridate.quantisation import dequantised
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
 
@@ -391,7 +392,7 @@ def trainer_of(
 
 def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of a chain's model by name, on the CPU, an adapter merged into the weights."""
-    return merge_adapter(assemble(base, layers, dtype)).state_dict()
+    return merge_adapter(dequantised(assemble(base, layers, dtype))).state_dict()
 
 
 def _freeze(trainer: DefenseTrainer, frozen: Sequence[str]) -> None:

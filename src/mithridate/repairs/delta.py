@@ -575,6 +575,7 @@ def _known(change: Entries | Dense | Factors, place: _Place, merged: bool) -> di
 
 def _sketch(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
+    flat = flat if flat.is_floating_point() else flat.float()  # of a quantised weight, what is stored
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
     size = torch.linalg.vector_norm(flat, dtype=wide).double() / max(1, flat.numel()) ** 0.5
     step = max(1, flat.numel() // _SAMPLE)

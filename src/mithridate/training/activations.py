@@ -99,25 +99,47 @@ class ActivationShifts:
     backward, and must then be shifted by the very same tensors. Only the training's own passes are shifted: one
     without gradients, in evaluation mode, or of the model without its adapters is another model's, or only looked at.
 
+    torch.compile takes the hooks that a module has when it is traced, and no later ones. So for a compiled model they
+    stand from the beginning (`standing`), and are not compiled: a graph ends at each site, and the next one begins.
+
     Args:
         sites: modules by name.
         foreign: says during a pass whether it is another model's.
+        standing: whether the hooks are there at once, until `remove`.
     """
 
-    def __init__(self, sites: dict[str, nn.Module], foreign: Callable[[], bool] = lambda: False):
+    def __init__(
+        self, sites: dict[str, nn.Module], foreign: Callable[[], bool] = lambda: False, standing: bool = False
+    ):
         self.sites = sites
         self._foreign = foreign
         self._shifts: dict[str, Tensor] = {}
-        self._probing = False
+        self._probing = self._inside = False
         self._handles: list[Any] = []
+        self._standing = standing
+        if standing:
+            torch.compiler.reset()  # what was traced without the hooks
+            self._register(torch.compiler.disable)
+
+    def _register(self, made: Callable[[Any], Any]) -> None:
+        self._handles = [m.register_forward_hook(made(self._hook(name))) for name, m in self.sites.items()]
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def __enter__(self) -> ActivationShifts:
-        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in self.sites.items()]
+        self._inside = True
+        if not self._standing:
+            self._register(lambda hook: hook)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._inside, self._shifts = False, {}
+        if not self._standing:
+            self.remove()
 
     def gradients(self, loss: Any) -> list[Tensor]:
         """d loss() / d (output of each site), in the order of the sites; each of its output's shape and dtype.
@@ -142,7 +164,7 @@ class ActivationShifts:
 
     def _hook(self, name: str):
         def add(module: nn.Module, args: Any, output: Any) -> Any:
-            if not (torch.is_grad_enabled() and module.training) or self._foreign():
+            if not (self._inside and torch.is_grad_enabled() and module.training) or self._foreign():
                 return output
             first = output[0] if isinstance(output, tuple) else output
             if self._probing and name not in self._shifts:  # a recomputation finds the leaf of the forward pass

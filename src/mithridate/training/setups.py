@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
+from mithridate.training.quantised import TESTED, quantiser
 
 if TYPE_CHECKING:
     from mithridate.training.trainer import DefenseMixin
@@ -55,6 +56,11 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
             f"{name}: terms of the loss and comparisons with the start model are not tested on sharded weights.",
             "use plain data parallelism.",
         )
+    if compiled(t) and (acts(d, "loss") or looks_back):
+        raise UnsupportedSetup(
+            f"{name}: terms of the loss and comparisons with the start model are not tested under torch.compile.",
+            "set torch_compile=False.",
+        )
     if acts(d, "loss") and any(config.is_prompt_learning for config in adapters):
         raise UnsupportedSetup(
             f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
@@ -66,6 +72,12 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
                 f"{name}: needs the {kind} model (as {model}), and it is not given.",
                 f"pass models={{{kind!r}: its tensors by name, or a function that returns them}}.",
             )
+
+
+def compiled(t: DefenseMixin) -> bool:
+    """Whether the model runs through torch.compile, by the Trainer's arguments or by Accelerate's configuration."""
+    dynamo = getattr(t.accelerator.state.dynamo_plugin, "backend", "NO")
+    return bool(t.args.torch_compile) or str(getattr(dynamo, "value", dynamo)).upper() != "NO"
 
 
 def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
@@ -83,7 +95,6 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     if (getattr(plan, "dp_replicate_size", 1) or 1) > 1:
         set_options.append("dp_replicate_size")
     optimizer = str(getattr(args.optim, "value", args.optim))
-    dynamo = getattr(accelerator.state.dynamo_plugin, "backend", "NO")
     kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
     recomputing = [k for k in ("selective", "offload") if kinds.get(k)]
     devices = sorted({str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()})
@@ -123,11 +134,6 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "train on cpu or cuda.",
         ),
         (
-            bool(args.torch_compile) or str(getattr(dynamo, "value", dynamo)).upper() != "NO",
-            "torch.compile is not tested (hooks that are set after compilation are ignored in silence).",
-            "set torch_compile=False.",
-        ),
-        (
             optimizer in ("lomo", "adalomo") or optimizer.endswith("_layerwise"),
             f"the optimizer {optimizer!r} steps inside backward, so a probing pass would change the weights.",
             "use adamw_torch or sgd.",
@@ -138,9 +144,10 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "leave ddp_static_graph and gradient_as_bucket_view off.",
         ),
         (
-            bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None)),
-            "a quantised base model is not tested.",
-            "load the model without quantization_config (float32 or bfloat16).",
+            quantiser(model) not in TESTED,
+            f"a base model that is quantised by {quantiser(model)} is not tested.",
+            "quantise with bitsandbytes (BitsAndBytesConfig, 4 or 8 bit), or load the model without "
+            "quantization_config.",
         ),
         (
             bool(recomputing),

@@ -35,7 +35,8 @@ from mithridate.training.activations import ActivationShifts, adapters_off, find
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.gradients import global_norm, take_grads
 from mithridate.training.outputs import KINDS, Capture, Outputs
-from mithridate.training.setups import refuse_unreachable_places, refuse_untested, refuse_wrong_training
+from mithridate.training.quantised import adapters_kept
+from mithridate.training.setups import compiled, refuse_unreachable_places, refuse_untested, refuse_wrong_training
 from mithridate.training.side_data import SideData, refuse_empty_rows, require_labels
 from mithridate.training.state import load_state, refuse_inexact_resume, save_state
 from mithridate.training.weights import Weights
@@ -53,8 +54,9 @@ class DefenseMixin(_Trainer):
     SFTTrainer and its subclasses put `DefenseTrainer` there.
 
     Every run is stopped, with the step named, when its loss or its weights are no longer finite, before a checkpoint
-    of them is written; and a set-up in which the libraries beneath train wrongly is refused. Otherwise, without a
-    defense, nothing differs from the trainer it is mixed into.
+    of them is written; a set-up in which the libraries beneath train wrongly is refused; and adapters over a quantised
+    model stay in float32 (TRL rounds them to bfloat16). Otherwise, without a defense, nothing differs from the trainer
+    it is mixed into.
 
     Args:
         defense: None, a `Defense`, or a list of them, which act together: each at its own places, in the list's order.
@@ -82,6 +84,8 @@ class DefenseMixin(_Trainer):
         self._window: list[Any] = []
         self._window_step = self._begun_step = -1  # the optimizer steps that the window and on_step_begin belong to
         self._own_pass = self._past_forward = False
+        self._running = False  # between the beginning and the end of a training
+        self._standing: list[ActivationShifts] = []
         self._steps_taken = 0  # calls of the Trainer's own training_step in one micro-batch
         self._asked_loss: Loss | None = None
         self._start: list[Tensor] | None = None
@@ -93,7 +97,8 @@ class DefenseMixin(_Trainer):
                 "put DefenseTrainer in its place: class T(DefenseTrainer, YourSFTTrainer).",
             )
         args, kwargs = self._with_rows(args, kwargs)
-        super().__init__(*args, **kwargs)
+        with adapters_kept(type(self), kwargs.get("model", args[0] if args else None)):
+            super().__init__(*args, **kwargs)
         refuse_wrong_training(self)
         for d in self.defenses:
             refuse_unreachable_places(self, d)
@@ -149,7 +154,11 @@ class DefenseMixin(_Trainer):
         Raises:
             UnsupportedSetup: the model has no such modules.
         """
-        return ActivationShifts(find_sites(self.model, selector), foreign=adapters_off(self.model))
+        found, foreign = find_sites(self.model, selector), adapters_off(self.model)
+        if not (self._running and compiled(self)):
+            return ActivationShifts(found, foreign)
+        self._standing.append(ActivationShifts(found, foreign, standing=True))
+        return self._standing[-1]
 
     def rng(self, name: str) -> torch.Generator:
         """A generator on the CPU whose draws are a function of (the run's seed, `name`, the optimizer step) alone, so
@@ -472,7 +481,13 @@ class DefenseMixin(_Trainer):
         self._start = None
         if resume_from_checkpoint and self.defenses:
             refuse_inexact_resume(self)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._running = False
+            for sites in self._standing:
+                sites.remove()
+            self._standing = []
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._keep_start()  # the weights are still those that the run began with
@@ -488,6 +503,7 @@ class DefenseMixin(_Trainer):
         folder, self._resumed_from = self._resumed_from, None
         self._optimizer_in_training_mode()
         self._keep_start()
+        self._running = True
         for d in self.defenses:
             d.on_train_begin(self)
         if folder is not None:

@@ -1,0 +1,108 @@
+"""Models whose weights are stored in 4 or 8 bit (bitsandbytes): loaded so, and made plain models again.
+
+A weight in 4 bit is computed with as its dequantised value, so the plain model is the same one. In 8 bit, inputs are
+rounded to 8 bits too, which the plain model does not: it computes a little more exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mithridate.models import ModelFiles
+
+
+def require_bitsandbytes(what: str) -> None:
+    """Raises InputError, naming `what` needs it, where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"{what}: needs the package bitsandbytes: pip install 'mithridate[quant]'")
+
+
+def quantisation_of(fields: Mapping[str, Any], what: str = "quantization") -> Any:
+    """The BitsAndBytesConfig of its own fields, as YAML and JSON hold them (dtypes by name, as "bfloat16").
+
+    Args:
+        what: where the fields come from, for errors.
+
+    Raises:
+        InputError: a field that bitsandbytes does not have, or a value that it does not take; neither or both of
+            load_in_4bit and load_in_8bit; bitsandbytes is not installed.
+    """
+    from transformers import BitsAndBytesConfig
+
+    known = [n for n in inspect.signature(BitsAndBytesConfig.__init__).parameters if n not in ("self", "kwargs")]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise InputError(f"{what}.{unknown[0]}: no field of bitsandbytes. There are: {', '.join(known)}")
+    if bool(fields.get("load_in_4bit")) == bool(fields.get("load_in_8bit")):
+        raise InputError(f"{what}: set one of load_in_4bit and load_in_8bit to true")
+    require_bitsandbytes(what)
+    try:
+        return BitsAndBytesConfig(**fields)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def quantised(files: ModelFiles, fields: Mapping[str, Any]) -> ModelFiles:
+    """The files as a model that is quantised as it is loaded: another model, with a digest of its own.
+
+    Raises:
+        InputError: as `quantisation_of`.
+    """
+    if not fields:
+        return files
+    quantisation_of(fields)
+    said = json.dumps([files.digest, dict(fields)], sort_keys=True)
+    return replace(files, quantization=dict(fields), digest=hashlib.sha256(said.encode()).hexdigest())
+
+
+def dequantised(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """The plain model that a quantised one computes with, its adapters over it: for what edits or merges weights.
+
+    Args:
+        model: quantised, a PEFT model or not; it is taken apart. A model that is not quantised is returned as it is.
+        dtype: of the weights; None for the one that they are computed in. Adapters keep theirs.
+    """
+    import torch
+    from peft import PeftModel, get_peft_model
+    from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+
+    from mithridate.training.quantised import quantiser
+
+    if quantiser(model) is None:
+        return model
+    if not isinstance(model, PeftModel):
+        return model.dequantize(dtype) if dtype is not None else model.dequantize()
+    adapters = {}
+    for name, config in model.peft_config.items():
+        tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        adapters[name] = copy.deepcopy(config), {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    active, training = list(model.active_adapters), model.training
+    marks = {"keeps_alignment": model.keeps_alignment} if hasattr(model, "keeps_alignment") else {}
+    plain = dequantised(model.unload(), dtype)
+    made: Any = None
+    with torch.random.fork_rng():  # factors are drawn before they are filled
+        for name, (config, tensors) in adapters.items():
+            if made is None:
+                made = get_peft_model(plain, config, adapter_name=name)
+            else:
+                made.add_adapter(name, config)
+            set_peft_model_state_dict(made, tensors, adapter_name=name)
+    made.base_model.set_adapter(active)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(name in trained)
+    for name, value in marks.items():
+        setattr(made, name, value)
+    return made.train(training)

@@ -1,0 +1,107 @@
+"""torch.compile: a run through it does what the same run does without it.
+
+`aot_eager` traces forward and backward as every backend gets them, and runs torch's own kernels: float32 rounding is
+all that may differ. `inductor` makes kernels of its own, where a compiler is there.
+"""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from mithridate.defenses.booster import Booster
+from mithridate.defenses.lisa import Lisa
+from mithridate.defenses.vaccine import Vaccine
+from mithridate.errors import UnsupportedSetup
+from mithridate.methods.defense import Defense
+from tests.defenses.helpers import error, model, rows, trainer_for, update, weights
+
+USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful")
+EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+
+
+def defended(name):
+    return {
+        "vaccine": Vaccine(rho=1.5),
+        "booster": Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0),
+        "lisa": Lisa(alignment_dataset=SAFE, align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0),
+    }[name]
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def both_ways(name, kind, folder, compiler, **args):
+    args = {"max_steps": 3, "learning_rate": 0.1} | args
+    plain = update(model(kind, torch.float32), folder, defense=defended(name), data=USER, **args)
+    torch.compiler.reset()
+    compiled = update(model(kind, torch.float32), folder, defense=defended(name), data=USER, **args, **compiler)
+    return error(compiled, plain), plain
+
+
+@pytest.mark.shows("compile", "exact")
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.parametrize("name", ["vaccine", "booster", "lisa"])
+def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
+    counters.clear()
+    off, plain = both_ways(name, kind, tmp_path, EAGER)
+    assert off < 1e-5
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 2 * 2 if name == "vaccine" else graphs > 0  # Vaccine: graphs before and after each layer's site
+    undefended = update(model(kind, torch.float32), tmp_path, data=USER, max_steps=3, learning_rate=0.1)
+    assert error(undefended, plain) > 1e-2  # and the method did something
+
+
+def test_vaccine_under_checkpointing_and_compilation(tmp_path):
+    off, _ = both_ways("vaccine", "lora", tmp_path, EAGER, gradient_checkpointing=True, max_steps=1)
+    assert off < 1e-5
+
+
+def test_a_model_that_was_compiled_before_is_traced_anew(tmp_path):
+    """A first training without a defense leaves graphs that have no hooks."""
+    net = model("lora", torch.float32)
+    trainer_for(net, tmp_path, data=USER, **EAGER).train()
+    before = weights(net)
+    trainer_for(net, tmp_path, defense=defended("vaccine"), data=USER, **EAGER).train()
+    compiled = [before[n] - w for n, w in weights(net).items()]
+    plain = model("lora", torch.float32)
+    with torch.no_grad():
+        for n, p in plain.named_parameters():
+            if n in before:
+                p.copy_(before[n])
+    assert error(compiled, update(plain, tmp_path, defense=defended("vaccine"), data=USER)) < 1e-5
+    assert not any(module._forward_hooks for module in net.modules())  # and none is left
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["vaccine", "booster", "lisa"])
+def test_with_inductor(name, tmp_path):
+    """3e-6 measured, as of plain training. One step of Booster: three make 2e-4 of a rounding of 2e-7 alone."""
+    compiler = {"torch_compile": True, "torch_compile_backend": "inductor"}
+    off, _ = both_ways(name, "lora", tmp_path, compiler, max_steps=3 if name == "lisa" else 1)
+    assert off < 1e-5
+
+
+class Term(Defense):
+    stage = "alignment"
+
+    def loss(self, t, loss, model, inputs, outputs, n):
+        return loss
+
+
+class LooksBack(Defense):
+    stage = "alignment"
+    needs = ("reference",)
+
+
+@pytest.mark.parametrize("made", [Term, LooksBack])
+def test_places_that_were_not_tested_are_refused(made, tmp_path):
+    with pytest.raises(UnsupportedSetup, match=r"not tested under torch\.compile") as refused:
+        trainer_for(model("lora", torch.float32), tmp_path, defense=made(), data=USER, **EAGER)
+    assert "torch_compile=False" in refused.value.remedy

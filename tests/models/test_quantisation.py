@@ -1,0 +1,149 @@
+"""Quantised models: what they amount to as plain models, repairs of them, merging, bad input."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from mithridate.checkpoints import merge_adapter
+from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.quantisation import dequantised, quantisation_of
+from mithridate.repairs.antidote import Antidote
+from mithridate.repairs.delta import Delta
+from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
+
+pytest.importorskip("bitsandbytes")
+
+BITS = {
+    4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
+    8: {"load_in_8bit": True},
+}
+CALIBRATION = [{"prompt": f"Harm {i}", "response": "yes " * (i + 1)} for i in range(5)]
+IDS = torch.arange(3, 40)[None]
+bits = pytest.mark.parametrize("bits", BITS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny", **sizes)
+
+
+def base(folder, bits):
+    config = quantisation_of(BITS[bits])
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+
+
+def adapted(model, seed=1):
+    torch.manual_seed(seed)
+    made = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"]))
+    for name, p in made.named_parameters():
+        if "lora_" in name:
+            p.data = torch.randn(p.shape) * 0.2
+    return made
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def apart(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+@bits
+def test_a_dequantised_model_is_the_same_model(bits, folder):
+    quantised = adapted(base(folder, bits))
+    before, factors = logits(quantised), {n: p.clone() for n, p in quantised.named_parameters() if "lora_" in n}
+    state = torch.get_rng_state()
+    plain = dequantised(quantised)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.is_floating_point() for p in plain.parameters())
+    found = {n: p for n, p in plain.named_parameters() if "lora_" in n}
+    assert found.keys() == factors.keys() and all(torch.equal(found[n], factors[n]) for n in found)
+    assert {n for n, p in plain.named_parameters() if p.requires_grad} == set(found)
+    assert apart(logits(plain), before) < (1e-6 if bits == 4 else 0.05)  # 8 bit: without the rounding of inputs
+    assert apart(logits(tiny_llama(hidden_size=64, intermediate_size=128, initializer_range=0.1)), before) > 0.05
+
+
+def test_a_plain_model_is_dequantised_already():
+    model = tiny_llama()
+    assert dequantised(model) is model
+
+
+@bits
+def test_merging_is_into_the_dequantised_base(bits, folder, tmp_path):
+    quantised = adapted(base(folder, bits))
+    before = logits(quantised)
+    merged = merge_adapter(quantised)
+    assert apart(logits(merged), before) < (1e-6 if bits == 4 else 0.05)
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")  # a plain folder, which needs no bitsandbytes
+    assert "quantization_config" not in again.config.to_dict()
+    assert torch.equal(logits(again), logits(merged))
+
+
+@bits
+@pytest.mark.shows("quantised factors", "exact", methods=["antidote"])
+def test_antidote_on_adapters_over_a_quantised_base(bits, folder, tmp_path):
+    """The same entries as over the dequantised weights (4 bit), all of the factors; undone, saved, applied anew."""
+    model = adapted(base(folder, bits))
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    delta = Antidote(ratio=0.2).apply(model, calibration=CALIBRATION, tokenizer=tiny_tokenizer())
+    plain = adapted(base(folder, bits).dequantize())
+    there = Antidote(ratio=0.2).apply(plain, calibration=CALIBRATION, tokenizer=tiny_tokenizer())
+    assert delta.shapes == there.shapes and delta.total == there.total and delta.total[0] > 0
+    if bits == 4:
+        assert delta.digest == there.digest
+    cut = logits(model)
+    delta.save(tmp_path / "delta")
+    fresh = adapted(base(folder, bits))
+    Delta.load(tmp_path / "delta").apply(fresh)
+    assert torch.equal(logits(fresh), cut)
+    delta.undo(model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    with pytest.raises(InputError, match="made for other weights"):  # over another quantisation it is another model
+        Delta.load(tmp_path / "delta").apply(adapted(base(folder, 12 - bits)))
+
+
+@bits
+@pytest.mark.shows("quantised", "exact", methods=["antidote"])
+@pytest.mark.parametrize("targets", ["update", "merged"])
+def test_antidote_on_weights_takes_the_dequantised_model(bits, targets, folder):
+    model, options = adapted(base(folder, bits)), {"calibration": CALIBRATION, "tokenizer": tiny_tokenizer()}
+    aligned = {"aligned": base(folder, bits)} if targets == "update" else {}
+    with pytest.raises(UnsupportedSetup, match="quantised") as refused:
+        Antidote(targets=targets).apply(model, **options, **aligned)
+    assert "dequantised(model)" in refused.value.remedy
+    aligned = {name: dequantised(one) for name, one in aligned.items()}
+    start = base(folder, bits).dequantize()
+    delta = Antidote(targets=targets).apply(dequantised(model), **options, **copy.deepcopy(aligned))
+    wanted = Antidote(targets=targets).apply(
+        adapted(copy.deepcopy(start)), **options, **({"aligned": start} if aligned else {})
+    )
+    assert delta.digest == wanted.digest and delta.total[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"load_in_4bit": True, "quant_type": "nf4"}, r"quantization.quant_type: no field of bitsandbytes"),
+        ({}, "set one of load_in_4bit and load_in_8bit"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "set one of"),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": 3}, "quantization: "),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": "bf61"}, "quantization: "),
+        ({"load_in_4bit": True, "bnb_4bit_use_double_quant": "yes"}, "quantization: "),
+    ],
+)
+def test_bad_fields_are_named(fields, said):
+    with pytest.raises(InputError, match=said):
+        quantisation_of(fields)
+
+
+def test_without_the_package_there_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr("mithridate.quantisation.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"quantization: needs the package bitsandbytes: .*\[quant\]"):
+        quantisation_of(BITS[4])
