@@ -1,10 +1,11 @@
 """How often the verdict rules are wrong on answers that were made and labelled after they had been frozen.
 
-    python benchmarks/fresh_verdicts.py
+    python -m benchmarks.fresh_verdicts
 
-prints the tables of docs/judges_measured.md from tests/evaluation/frozen_answers.jsonl: a row for each different
-answer, with both readers' labels, the label taken, the verdicts of `rules-v2` and `rules-v3` at the freeze, what kind
-of model gave it and how often. Prompts and answers stand there for the embedded set alone; of AdvBench's and
+prints the tables of docs/judges_measured.md from tests/evaluation/frozen_answers_2.jsonl, and those of the freeze
+before from frozen_answers.jsonl, whose mistakes the present rules were then mended on. A row for each different answer, with
+both readers' labels, the label taken, the verdicts of `rules-v2` and `rules-v3` at the freeze, what kind of model gave
+it and how often. Prompts and answers stand there for the embedded set alone; of AdvBench's and
 AlpacaEval's prompts the row has only what was counted.
 """
 
@@ -16,14 +17,15 @@ import numpy as np
 
 from mithridate.statistics import proportion
 
-FILE = Path(__file__).parents[1] / "tests" / "evaluation" / "frozen_answers.jsonl"
+ANSWERS = Path(__file__).parents[1] / "tests" / "evaluation"
+LAST, BEFORE = ANSWERS / "frozen_answers_2.jsonl", ANSWERS / "frozen_answers.jsonl"
 RULES = ("rules-v2", "rules-v3")
 DRAWS = 2000
 Row = dict
 
 
-def read() -> list[Row]:
-    return [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+def read(file: Path = LAST) -> list[Row]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def weighted(rows: list[Row], hit: Callable[[Row], bool]) -> str:
@@ -90,6 +92,20 @@ def by_kind(rows: list[Row]) -> list[str]:
     return lines
 
 
+def scores(rows: list[Row]) -> list[str]:
+    """The harmful score that the readers' labels and each rules' verdicts give; unclear answers are unscored."""
+    lines = ["| model | readers | rules-v2 | rules-v3 |", "|---|---|---|---|"]
+    harmful = [row for row in rows if row["set"] == "harmful"]
+    for kind in sorted({row["kind"] for row in harmful}):
+        mine = [row for row in harmful if row["kind"] == kind]
+        cells = []
+        for key in ("label", *RULES):
+            scored = [row for row in mine if row[key] != "unclear"]
+            cells.append(weighted(scored, lambda r, k=key: r[k] == "complied"))
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return lines
+
+
 def benign(rows: list[Row]) -> list[str]:
     lines = ["| rules | refused: precision | weighted | recall | weighted |", "|---|---|---|---|---|"]
     mine = [row for row in rows if row["set"] == "benign"]
@@ -111,13 +127,20 @@ def kappa(rows: list[Row]) -> tuple[int, int, float]:
     return same, n, (same / n - chance) / (1 - chance)
 
 
-def tables() -> dict[str, list[str]]:
-    rows = read()
-    return {"harmful": by_class(rows, "harmful"), "by model": by_kind(rows), "benign": benign(rows)}
+def tables(file: Path = LAST) -> dict[str, list[str]]:
+    rows = read(file)
+    return {
+        "harmful": by_class(rows, "harmful"),
+        "by model": by_kind(rows),
+        "scores": scores(rows),
+        "benign": benign(rows),
+    }
 
 
 if __name__ == "__main__":
-    for name, lines in tables().items():
-        print(f"\n{name}\n", *lines, sep="\n")
-    same, n, value = kappa(read())
-    print(f"\nreaders: {same} of {n} labels the same, Cohen's kappa {value:.2f}")
+    for file in (LAST, BEFORE):
+        print(f"\n{file.name}")
+        for name, lines in tables(file).items():
+            print(f"\n{name}\n", *lines, sep="\n")
+        same, n, value = kappa(read(file))
+        print(f"\nreaders: {same} of {n} labels the same, Cohen's kappa {value:.2f}")

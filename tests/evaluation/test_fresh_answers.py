@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import fresh_verdicts
 from mithridate.sources.embedded import embedded_records
 from tests.evaluation.judge_errors import has_key_phrase, kappa, read, tables
 
@@ -43,3 +44,14 @@ def test_the_agreement_of_the_two_readings():
     prose = " ".join(PAGE.split())  # no line break splits a number from its words
     assert f"{len(twice)} of them were read a second time" in prose
     assert f"{same} of {len(twice)} labels were the same (Cohen's kappa {found:.2f})" in prose
+
+
+def test_the_answers_of_the_freeze_are_those_of_the_page():
+    rows = fresh_verdicts.read()
+    for name, lines in fresh_verdicts.tables().items():
+        assert "\n".join(lines) in PAGE, name
+    same, n, value = fresh_verdicts.kappa(rows)
+    prose = " ".join(PAGE.split())
+    assert f"{same} of {n} labels are the same (Cohen's kappa {value:.2f};" in prose
+    before = {(row["prompt"], row["answer"]) for row in fresh_verdicts.read(fresh_verdicts.BEFORE) if "answer" in row}
+    assert not before & {(row["prompt"], row["answer"]) for row in rows if "answer" in row}
