@@ -3,9 +3,10 @@
     python -m benchmarks.fresh_verdicts
 
 prints the tables of docs/judges_measured.md from tests/evaluation/frozen_answers_2.jsonl, and those of the freeze
-before from frozen_answers.jsonl, whose mistakes the present rules were then mended on. A row for each different answer, with
-both readers' labels, the label taken, the verdicts of `rules-v2` and `rules-v3` at the freeze, what kind of model gave
-it and how often. Prompts and answers stand there for the embedded set alone; of AdvBench's and
+before from frozen_answers.jsonl, whose mistakes the present rules were then mended on. A row for each different
+answer, with both readers' labels, the label taken, the verdicts of `rules-v2` and `rules-v3` at the freeze, what kind
+of model gave it and how often.
+Prompts and answers stand there for the embedded set alone; of AdvBench's and
 AlpacaEval's prompts the row has only what was counted.
 """
 

@@ -76,6 +76,26 @@ def gpu() -> str:
     row("Antidote over one batched forward pass", "antidote", "over_one_batched_forward")
     row("the reference manner's passes over Antidote", "antidote", "faster_than_one_at_a_time")
     row("tokens per second, batched over one at a time", "generation", "ratio")
+    for bits in ("4 bit", "8 bit"):
+        for method in METHODS[1:]:
+            row(f"{method}'s step over a plain one, 1B, QLoRA in {bits}", "qlora", bits, method, "ratio")
+    for model, words in (("135m, lora", "135M, LoRA"), ("1b, lora", "1B, LoRA"), ("1b, full", "1B, all weights")):
+        row(
+            f"a step with activation checkpointing over one without, {words}",
+            "checkpointing",
+            model,
+            "on_over_off",
+        )
+    row("344 prompts, 135M: tokens per second, one batch over batches of 64", "batches", "faster")
+    for what in ("float32", "bfloat16", "bfloat16 without cuDNN's attention"):
+        row(f"seconds of the first generation, 64 prompts, {what}", "precision", what, "first_seconds")
+    for setup in ("float32", "torch.compile", "QLoRA (4 bit)", "QLoRA (8 bit)"):
+        for method in METHODS:
+            row(
+                f"{method}'s update against the reference, {setup}: error",
+                *("exactness", setup, method, "error"),
+                form="{:.1e}",
+            )
     for kind in ("ddp", "fsdp2"):
         for method in ("plain", "booster", "lisa"):
             row(

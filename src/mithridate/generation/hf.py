@@ -200,6 +200,7 @@ def _undisturbed(
 ) -> Iterator[None]:
     """The model in evaluation mode under a plain config, with `copies` for its weights; all is put back afterwards."""
     kept = [p.data for p, _ in copies]
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     base = _base(model)
     own = base.generation_config
     training = [(module, module.training) for module in model.modules()]
@@ -215,8 +216,12 @@ def _undisturbed(
             parameter.requires_grad_(True)
         for parameter, copy_ in copies:
             parameter.data = copy_
+        # cuDNN's attention plans anew for each length of the cache: on an H200 a first batch in bf16 took 7.5 s with
+        # it and 1.8 s without (benchmarks/gpu_evidence.json, "precision").
+        torch.backends.cuda.enable_cudnn_sdp(False)
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         base.generation_config = own
         for module, mode in training:
             module.training = mode
