@@ -31,7 +31,13 @@ BITS = {4: FOUR, 8: {"load_in_8bit": True}}
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
 LISA = {"align_steps": 1, "finetune_steps": 2, "rho": 0.5, "proximal_start": 0.0}
 
-pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:MatMul8bitLt"),
+    pytest.mark.skipif(
+        torch.cuda.is_available(),
+        reason="the references are on the CPU, bitsandbytes puts the model on the GPU; benchmarks/gpu.py checks there",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,19 @@ def test_everything_is_put_back(training):
         assert p.requires_grad == required and torch.equal(p, value) and p.grad is None, name
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_cudnns_attention_is_left_out_while_generating_only(on):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(on)
+    try:
+        model, seen = tiny_llama(), []
+        model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+        generate(model, tiny_tokenizer(), conversations(), 4)
+        assert seen and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled() is on
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_bf16_weights_are_computed_with_in_fp32_where_that_is_faster(monkeypatch):
     model = get_peft_model(tiny_llama(torch.bfloat16), LoraConfig(r=2, target_modules=["q_proj"]))
     before = {name: (p.dtype, p.data_ptr(), p.clone()) for name, p in model.named_parameters()}

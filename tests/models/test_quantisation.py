@@ -15,6 +15,10 @@ from mithridate.repairs.delta import Delta
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="the references are on the CPU, bitsandbytes puts the model on the GPU; benchmarks/gpu.py checks there",
+)
 
 BITS = {
     4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
