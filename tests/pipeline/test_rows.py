@@ -236,7 +236,7 @@ def test_a_training_that_ends_early_is_not_finished(inputs, store, tmp_path, mon
         ({"align__training__pad_token": "<no>"}, "align.training.pad_token"),
         ({"finetune__training__loss_type": "nil"}, "finetune.training.loss_type"),
         ({"finetune__training__use_liger_kernel": True}, "finetune.training.use_liger_kernel"),
-        ({"finetune__training__optim": "adamw_8bit"}, "finetune.training.optim"),
+        ({"finetune__training__optim": "grokadamw"}, "finetune.training.optim"),
         ({"align__training__lr_scheduler_kwargs": {"no": 1}}, "align.training.lr_scheduler_kwargs"),
         ({"align__training__truncation_mode": "keep_both"}, "align.training.truncation_mode"),
         ({"align__training__lr_scheduler_type": "linaer"}, "align.training.lr_scheduler_type"),
