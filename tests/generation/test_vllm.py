@@ -79,7 +79,7 @@ class LLM:
     def _model(self, request):
         number = request.lora_int_id if request else 0
         if number not in self.adapters:
-            base = load_model(types.SimpleNamespace(path=self.path, remote_code=False), torch.float32)  # type: ignore[arg-type]
+            base = load_model(types.SimpleNamespace(path=self.path, remote_code=False, quantization={}), torch.float32)  # type: ignore[arg-type]
             self.adapters[number] = PeftModel.from_pretrained(base, request.lora_path) if request else base
         return self.adapters[number].eval()
 
