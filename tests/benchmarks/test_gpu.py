@@ -42,7 +42,9 @@ def test_generation_ends_in_time_and_says_so():
     model = generation.made(tiny_llama().config, torch.float32)
     found = generation.speed(model, 400, 64, 1, limit=2.0)
     assert found["cut_off"] and 0 < found["answers"] < 400 and found["seconds"] < 2.1
-    assert found["new_tokens"] == 64 * found["answers"]
+    # A random model may end an answer by itself, so a full count is an upper bound.
+    assert found["answers"] <= found["new_tokens"] <= 64 * found["answers"]
+    assert found["tokens_per_second"] * found["seconds"] == pytest.approx(found["new_tokens"])
     with pytest.raises(TooSlow, match="did not end within"):  # no batch was ready
         generation.speed(model, 512, 256, 512, limit=0.05)
 
