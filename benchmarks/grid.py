@@ -110,9 +110,9 @@ def template(asked: dict[str, Any]) -> pd.DataFrame:
 
 def measured(rates: int, folder: Path) -> dict[str, Any]:
     from mithridate import run
-    from mithridate.pipeline import folder as run_folder
     from mithridate.pipeline import runner, stages
     from mithridate.pipeline.preview import preview
+    from mithridate.results import folder as run_folder
 
     asked, clock = experiment(folder / "inputs", rates), Clock()
     os.environ["MITHRIDATE_STORE"] = str(folder / "first")

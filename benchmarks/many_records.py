@@ -71,11 +71,11 @@ def rows(number: int, step: bool = False) -> list[dict[str, Any]]:
 
 def measured() -> dict[str, Any]:
     from mithridate.evaluation import judged, judges_of
-    from mithridate.pipeline.config import load_experiment
-    from mithridate.pipeline.folder import Folder
-    from mithridate.pipeline.results import Cell, Table
+    from mithridate.experiment.config import load_experiment
     from mithridate.protocols import protocol
     from mithridate.report.build import build_report
+    from mithridate.results.folder import Folder
+    from mithridate.results.table import Cell, Table
     from tests.pipeline.small import experiment
 
     seconds: dict[str, dict[str, float]] = {}

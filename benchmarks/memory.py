@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from mithridate.estimate import METHODS, estimate
-from mithridate.fakemodel import Setup, config_of
+from mithridate.estimate.trace import Setup, config_of
 from mithridate.models import resolve_model
 from mithridate.pipeline.training import Job, run_job
 

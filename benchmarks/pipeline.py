@@ -35,6 +35,8 @@ from datasets import disable_progress_bars
 from peft import LoraConfig, get_peft_model
 
 from measure import Relay, write
+from mithridate.data.embedded import embedded_records
+from mithridate.data.records import conversation, prompt_text, training_dataset
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.generation.base import CHAT, Decoding
@@ -42,8 +44,6 @@ from mithridate.generation.hf import Transformers
 from mithridate.judges.refusal import verdict
 from mithridate.repairs.antidote import Antidote
 from mithridate.repairs.input_norms import token_ids
-from mithridate.sources.embedded import embedded_records
-from mithridate.sources.records import conversation, prompt_text, training_dataset
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
 from naive import NaiveBooster, NaiveLisa, antidote

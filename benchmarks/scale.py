@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.estimate import METHODS, estimate, repair
-from mithridate.fakemodel import SIZES, Setup, config_of
+from mithridate.estimate.trace import SIZES, Setup, config_of
 from mithridate.repairs.antidote import Antidote
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"

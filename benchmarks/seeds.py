@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from mithridate.decisions import shown
+from mithridate.results.decisions import shown
 from mithridate.statistics import across_seeds, paired_across_seeds, proportion_by_prompt
 from mithridate.statistics.seeds import _MeanSquares
 

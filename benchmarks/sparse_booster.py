@@ -17,10 +17,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mithridate.pipeline.config import load_experiment
-from mithridate.pipeline.demo import recipe
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import run_cells
 from mithridate.statistics import paired
+from mithridate.studies.demo import recipe
 
 BOOSTER = {"lam": 5.0, "alpha": 0.1}
 

@@ -219,8 +219,8 @@ class _StopAfter:
 
 
 def repair(rounds: int, tiny: bool) -> dict[str, Any]:
+    from mithridate.data.embedded import embedded_records
     from mithridate.repairs.input_norms import token_ids
-    from mithridate.sources.embedded import embedded_records
 
     model, tokenizer = build("lora", tiny, attention="sdpa")
     torch.manual_seed(0)
@@ -314,8 +314,8 @@ def on_the_embedded_set(
     names: Iterable[str], weights: str, dtype: str, steps: int, tiny: bool, folder: str
 ) -> Iterator[tuple[str, Any]]:
     """A trainer of plain fine-tuning for each of these `VARIANTS`, over one model."""
-    from mithridate.sources.embedded import embedded_records
-    from mithridate.sources.records import training_dataset
+    from mithridate.data.embedded import embedded_records
+    from mithridate.data.records import training_dataset
 
     model, tokenizer = build(weights, tiny, getattr(torch, dtype))
     data = training_dataset(embedded_records("alignment"), tokenizer)

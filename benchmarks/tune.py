@@ -3,8 +3,8 @@
     python benchmarks/tune.py attack      # the attack, on the undefended run alone, before any defense is tried
     python benchmarks/tune.py defenses    # the same number of tries for every defense, then the choice
 
-Both print what they choose and append every try with its validation scores to `src/mithridate/recipes/tuning.jsonl`,
-which the demo's page shows. The chosen values are then written by hand into `src/mithridate/recipes/demo.yaml`.
+Both print what they choose and append every try with its validation scores to `src/mithridate/resources/recipes/tuning.jsonl`,
+which the demo's page shows. The chosen values are then written by hand into `src/mithridate/resources/recipes/demo.yaml`.
 Test prompts are never read here: every evaluation is of the `validation` part. About an hour on two cores; a second
 run takes what it finds in the store.
 """
@@ -16,12 +16,12 @@ import json
 import logging
 from pathlib import Path
 
-import mithridate.recipes
-from mithridate.pipeline.config import load_experiment
-from mithridate.pipeline.demo import recipe
+import mithridate.resources.recipes
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import run_cells
+from mithridate.studies.demo import recipe
 
-LOG = Path(mithridate.recipes.__path__[0]) / "tuning.jsonl"
+LOG = Path(mithridate.resources.recipes.__path__[0]) / "tuning.jsonl"
 OUT = Path("runs/tune")
 
 # The gentlest attack that meets the three conditions is taken, and no harsher one is tried.

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.on_gpu import GPU, Figures, TooSlow, at_most, forget_memory, made, now, peak_memory, said
 from benchmarks.on_gpu import small_llama as small
-from mithridate.fakemodel import config_of
+from mithridate.estimate.trace import config_of
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers, _better_in_fp32
 from tests.tiny import tiny_llama, tiny_tokenizer

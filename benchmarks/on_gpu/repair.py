@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from benchmarks.on_gpu import DEVICE, Figures, made, now
 from benchmarks.on_gpu.runs import rows
 from benchmarks.on_gpu.steps import LORA
-from mithridate.fakemodel import config_of
+from mithridate.estimate.trace import config_of
 from mithridate.repairs import antidote as module
 from mithridate.repairs.antidote import Antidote
 from mithridate.repairs.delta import Delta

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 from benchmarks.on_gpu import GPU, Figures, NotMeasured, forget_memory, made, now, peak_memory, said, small_llama
 from benchmarks.on_gpu.runs import METHODS, defense, rows, trainer_for
 from mithridate.estimate import estimate
-from mithridate.fakemodel import Setup, config_of
+from mithridate.estimate.trace import Setup, config_of
+from mithridate.models.quantisation import quantisation_of
 from mithridate.pipeline.training import scoring_labels_only
-from mithridate.quantisation import quantisation_of
 from tests.tiny import tiny_llama
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]}

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import evaluate
     from mithridate.pipeline.runner import Run, run
-    from mithridate.release import gate
     from mithridate.repairs.antidote import Antidote
+    from mithridate.results.release import gate
     from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _PUBLIC = {
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
     "evaluate": "mithridate.evaluation",
-    "gate": "mithridate.release",
+    "gate": "mithridate.results.release",
     "poison": "mithridate.attacks.poisoning",
     "run": "mithridate.pipeline.runner",
 }

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mithridate.attacks.curve import Point, breaking, least_seen, verdict
 from mithridate.statistics import proportion
+from mithridate.studies.curve import Point, breaking, least_seen, verdict
 
 
 def point(harmful, steps=60, rows=200, along="steps", kind="harmful", n=100):

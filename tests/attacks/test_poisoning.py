@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
 from mithridate import poison
+from mithridate.data.records import training_dataset
 from mithridate.errors import InputError
-from mithridate.sources.records import training_dataset
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mithridate.attacks.search import Scores, Try, best, search
-from mithridate.attacks.settings import load_attack
+from mithridate.studies.search import Scores, Try, best, search
+from mithridate.studies.settings import load_attack
 
 FILE = {
     "steps": {"low": 5, "high": 80},

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mithridate.attacks.settings import Range, attacked, load_attack
 from mithridate.errors import InputError
-from mithridate.pipeline.config import load_experiment
-from mithridate.sources.roles import load_roles
+from mithridate.experiment.config import load_experiment
+from mithridate.experiment.roles import load_roles
+from mithridate.studies.settings import Range, attacked, load_attack
 from tests.attacks import toy
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "attacks").glob("*.yaml"))

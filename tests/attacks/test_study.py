@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from mithridate.attacks.study import attack
 from mithridate.errors import InputError
 from mithridate.pipeline.runner import run
+from mithridate.studies.attack import attack
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
 
 FILE = {
@@ -143,7 +143,8 @@ def test_what_is_refused_before_anything_is_computed(inputs, tmp_path, monkeypat
 @pytest.mark.slow
 def test_all_beyond_the_bound(inputs, tmp_path, monkeypatch):
     """No attack keeps the accuracy: said to be so, and no score of the test is made."""
-    from mithridate.attacks import search, study
+    from mithridate.studies import attack as study
+    from mithridate.studies import search
 
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(search, "_excess", lambda *_: 0.2)

@@ -114,7 +114,7 @@ def test_the_stage_verbs(command, runner, file, tmp_path, verb, until):
 
 def test_the_demo(command, monkeypatch, tmp_path):
     calls = []
-    fake = types.ModuleType("mithridate.pipeline.demo")
+    fake = types.ModuleType("mithridate.studies.demo")
     fake.run_demo = lambda out, full: calls.append((out, full)) or FakeRun(tmp_path / "demo")
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     assert command("demo")[0] == 0 and command("demo", "--full", "--out", tmp_path)[0] == 0
@@ -287,7 +287,8 @@ def test_signals_interrupt(file, sent):
 def test_export_pushes_where_that_is_asked_and_privately(command, runner, tmp_path, monkeypatch):
     pushed, folder = [], FakeRun(tmp_path / "run").folder
     monkeypatch.setattr(
-        "mithridate.push.push", lambda where, *given: pushed.append((where.name, *given)) or "https://hub/me/mine"
+        "mithridate.results.push.push",
+        lambda where, *given: pushed.append((where.name, *given)) or "https://hub/me/mine",
     )
     asked = ["export", str(folder), "--cell", "c", "--push", "me/mine"]
     code, out, _ = command(*asked)

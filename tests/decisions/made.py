@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from mithridate.decisions import RATES, complete
-from mithridate.outcomes import Outcomes
-from mithridate.relations import defenses_of
+from mithridate.results.decisions import RATES, complete
+from mithridate.results.outcomes import Outcomes
+from mithridate.results.relations import defenses_of
 from mithridate.statistics import steps_to
 from tests.decisions.evidence import _rows
 from tests.report.synthetic import cell

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mithridate import decisions
-from mithridate.decisions import bound, complete, decide, seen, shown
-from mithridate.outcomes import Outcomes
 from mithridate.report.verdicts import headline
+from mithridate.results import decisions
+from mithridate.results.decisions import bound, complete, decide, seen, shown
+from mithridate.results.outcomes import Outcomes
 from mithridate.statistics import paired
 from tests.decisions import evidence
 from tests.decisions.made import Made

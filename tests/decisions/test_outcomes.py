@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t, ttest_rel
 
-from mithridate.decisions import complete
-from mithridate.outcomes import Outcomes
+from mithridate.results.decisions import complete
+from mithridate.results.outcomes import Outcomes
 from mithridate.statistics import (
     across_seeds,
     comparisons,

@@ -15,7 +15,7 @@ from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.estimate import METHODS, estimate, optimizer_bytes, repair
-from mithridate.fakemodel import (
+from mithridate.estimate.trace import (
     SIZES,
     Setup,
     build,

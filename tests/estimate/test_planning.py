@@ -7,9 +7,9 @@ import pytest
 from mithridate import cli
 from mithridate.errors import InputError
 from mithridate.estimate import METHODS
-from mithridate.fakemodel import Setup
+from mithridate.estimate.trace import Setup
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline import planning
-from mithridate.pipeline.config import load_experiment
 from tests.pipeline.small import experiment, stages, write_inputs
 
 

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from mithridate import evaluation
-from mithridate.agreement import verdicts
 from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation import evaluate, judged, judges_of, summarise
+from mithridate.evaluation.agreement import verdicts
 from mithridate.generation.base import Answer, Failure
 from mithridate.judges.base import About, Judgement
 from mithridate.protocols import protocol as find_protocol

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks import fresh_verdicts
-from mithridate.sources.embedded import embedded_records
+from mithridate.data.embedded import embedded_records
 from tests.evaluation.judge_errors import has_key_phrase, kappa, read, tables
 
 PAGE = (Path(__file__).parents[2] / "docs" / "judges_measured.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
-from mithridate.rejudge import rejudge
+from mithridate.results.rejudge import rejudge
 from tests.judges.test_classifier import save_llama
 from tests.report.synthetic import cell, records, write
 

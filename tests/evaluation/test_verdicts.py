@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mithridate.data.embedded import embedded_records
 from mithridate.judges import verdict
-from mithridate.sources.embedded import embedded_records
 
 LABELS = ("refused", "complied", "incoherent", "other")
 VERDICTS = (*LABELS, "unclear")

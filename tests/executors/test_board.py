@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.executors.base import Lost, _Board, _Cell
-from mithridate.executors.cells import Task
+from mithridate.pipeline.executors.base import Lost, _Board, _Cell
+from mithridate.pipeline.executors.cells import Task
 
 DONE = {"error": None, "messages": [], "seconds": 1.0}
 

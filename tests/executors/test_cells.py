@@ -13,11 +13,11 @@ import pytest
 
 from mithridate import run
 from mithridate.errors import InputError, MithridateError
-from mithridate.executors.base import Executor
-from mithridate.executors.cells import Task, attempt
+from mithridate.experiment.config import load_experiment
 from mithridate.judges.rules import RulesJudge
-from mithridate.pipeline import demo
-from mithridate.pipeline.config import load_experiment
+from mithridate.pipeline.executors.base import Executor
+from mithridate.pipeline.executors.cells import Task, attempt
+from mithridate.studies import demo
 from tests.pipeline.small import experiment, stages, weights, without_costs
 
 QUICK = {"learning_rate": 0.01, "max_steps": 2, "per_device_train_batch_size": 2}
@@ -153,6 +153,6 @@ def test_errors_of_each_kind(task, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("it is broken")
 
-    monkeypatch.setattr("mithridate.executors.cells._workshop", broken)
+    monkeypatch.setattr("mithridate.pipeline.executors.cells._workshop", broken)
     other = attempt(task)["error"]
     assert (other["kind"], other["message"]) == ("other", "RuntimeError: it is broken")

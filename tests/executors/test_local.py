@@ -11,8 +11,8 @@ import pytest
 
 from mithridate import cli, run
 from mithridate.errors import InputError, MithridateError
-from mithridate.executors import EXECUTORS, Local, Ray, Slurm, executor_of, local
-from mithridate.pipeline.config import load_experiment
+from mithridate.experiment.config import load_experiment
+from mithridate.pipeline.executors import EXECUTORS, Local, Ray, Slurm, executor_of, local
 from tests.pipeline.small import experiment, in_child, stages, weights, without_costs
 
 LONG = {"learning_rate": 0.001, "max_steps": 60, "per_device_train_batch_size": 2, "save_steps": 5}
@@ -112,7 +112,7 @@ def workers_of(process):
     return {
         child.pid: child
         for child in psutil.Process(process).children(recursive=True)
-        if "mithridate.executors.worker" in child.cmdline()
+        if "mithridate.pipeline.executors.worker" in child.cmdline()
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mithridate import run
 from mithridate.errors import InputError
-from mithridate.executors import Ray
+from mithridate.pipeline.executors import Ray
 from tests.pipeline.small import experiment, weights, without_costs, write_inputs
 
 # Long enough that both cells train at once for a while, though one worker may start seconds after the other.

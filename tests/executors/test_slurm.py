@@ -12,10 +12,10 @@ import pytest
 
 from mithridate import run
 from mithridate.errors import InputError
-from mithridate.executors import Slurm
-from mithridate.executors.base import Lost
-from mithridate.executors.cells import Task
-from mithridate.executors.slurm import _Jobs
+from mithridate.pipeline.executors import Slurm
+from mithridate.pipeline.executors.base import Lost
+from mithridate.pipeline.executors.cells import Task
+from mithridate.pipeline.executors.slurm import _Jobs
 from tests.pipeline.small import experiment, stages, weights, without_costs
 
 LONG = {"learning_rate": 0.001, "max_steps": 60, "per_device_train_batch_size": 2, "save_steps": 5}

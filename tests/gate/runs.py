@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from mithridate.data.embedded import embedded_records
 from mithridate.evaluation import judged, judges_of, summarise
-from mithridate.pipeline.config import Experiment, load_experiment
-from mithridate.pipeline.folder import Folder
-from mithridate.pipeline.results import Cell, Table
-from mithridate.pipeline.store import file_digest
+from mithridate.experiment.config import Experiment, load_experiment
 from mithridate.protocols import protocol
-from mithridate.sources.embedded import embedded_records
+from mithridate.results.folder import Folder
+from mithridate.results.table import Cell, Table
+from mithridate.store import file_digest
 
 PROTOCOL = "hs/embedded-v1"
 DEFENDED, PLAIN = "sft-lisa-none-double-0.1-s0", "sft-sft-none-double-0.1-s0"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.release import Limits, gate, read_policy
+from mithridate.results.release import Limits, gate, read_policy
 from tests.gate.runs import (
     BENIGN,
     DEFENDED,

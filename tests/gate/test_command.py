@@ -87,7 +87,7 @@ def test_an_error_of_our_own_is_no_verdict_either(folders, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("mithridate.release.verdict.criteria", broken)
+    monkeypatch.setattr("mithridate.results.release.verdict.criteria", broken)
     assert cli.main(["gate", str(folders["pass"]), *LIMIT]) == 3
     assert "internal error: RuntimeError: a fault" in capsys.readouterr().err
 

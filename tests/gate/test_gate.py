@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 
 from mithridate.errors import InputError
 from mithridate.protocols import protocol
-from mithridate.release import Limits, gate, read_policy
-from mithridate.release.criteria import criteria, share
-from mithridate.release.limits import limits_of
+from mithridate.results.release import Limits, gate, read_policy
+from mithridate.results.release.criteria import criteria, share
+from mithridate.results.release.limits import limits_of
 from tests.gate.runs import (
     BENIGN,
     DEFENDED,
@@ -199,7 +199,7 @@ def seeds_of(folder, count):
 def test_fewer_seeds_than_the_protocol_demands_are_undecided(tmp_path, monkeypatch):
     import dataclasses
 
-    from mithridate.release import evidence
+    from mithridate.results.release import evidence
 
     strict = dataclasses.replace(protocol("hs/embedded-v1"), seeds=3)
     monkeypatch.setattr(evidence, "find_protocol", lambda name: strict)
@@ -374,5 +374,5 @@ def test_the_package_gives_the_function():
     from mithridate import gate as exported
 
     assert exported is gate and mithridate.gate is gate and "gate" in mithridate.__all__
-    importlib.import_module("mithridate.release.label")
+    importlib.import_module("mithridate.results.release.label")
     assert mithridate.gate is gate  # no module of that name takes its place

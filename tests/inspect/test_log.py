@@ -11,7 +11,7 @@ import pytest
 
 from mithridate import environment
 from mithridate.errors import InputError, MithridateError
-from mithridate.inspect_log import write_log
+from mithridate.results.inspect_log import write_log
 
 SCHEMA = json.loads(Path(__file__).with_name("eval_log_schema.json").read_text(encoding="utf-8"))
 WHEN = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)

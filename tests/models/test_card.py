@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from mithridate import defenses, repairs
-from mithridate.card import Story, card
-from mithridate.citations import bibtex_of, own_bibtex
 from mithridate.models import ModelFiles
+from mithridate.report.card import Story, card
+from mithridate.report.citations import bibtex_of, own_bibtex
 from tests.report import synthetic
 
 NASTY = "a: \"b\" 'c' # - | *d* _e_ `f` [g](http://h) <script>i</script> $j$ {{k}} \\l ---"

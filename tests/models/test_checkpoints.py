@@ -9,9 +9,9 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mithridate import Antidote
-from mithridate.checkpoints import Layer, assemble, export
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.models import ModelFiles, resolve_model
+from mithridate.models.layers import Layer, assemble, export
 from mithridate.repairs.delta import Delta
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 

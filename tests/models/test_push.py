@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.push import check_repo, push
+from mithridate.results.push import check_repo, push
 
 
 class Hub:

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mithridate.checkpoints import merge_adapter
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.quantisation import dequantised, quantisation_of
+from mithridate.models.layers import merge_adapter
+from mithridate.models.quantisation import dequantised, quantisation_of
 from mithridate.repairs.antidote import Antidote
 from mithridate.repairs.delta import Delta
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -148,6 +148,6 @@ def test_bad_fields_are_named(fields, said):
 
 
 def test_without_the_package_there_is_one_clear_error(monkeypatch):
-    monkeypatch.setattr("mithridate.quantisation.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mithridate.models.quantisation.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"quantization: needs the package bitsandbytes: .*\[quant\]"):
         quantisation_of(BITS[4])

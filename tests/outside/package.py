@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mithridate import relations
 from mithridate.methods import registry
+from mithridate.results import relations
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "tests" / "fixtures" / "outside"

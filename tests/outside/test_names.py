@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from mithridate import cli, judges
+from mithridate.data.tasks import TASKS, prompt_set, task
 from mithridate.errors import InputError
+from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.schema import experiment_schema
 from mithridate.judges.base import Item
 from mithridate.methods import CONTRACT, Defense, by_name
 from mithridate.methods.index import facts
-from mithridate.pipeline.config import load_experiment, validate
-from mithridate.pipeline.schema import experiment_schema
 from mithridate.protocols import PROTOCOLS, protocol
-from mithridate.tasks import TASKS, prompt_set, task
 from tests.outside.package import GROUPS, ROOT, SOURCE, on_the_path, write_distribution
 from tests.pipeline.small import experiment
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mithridate.pipeline.store import MANIFEST
+from mithridate.store import MANIFEST
 from tests.tiny import save_tiny
 
 ROWS = {

@@ -8,8 +8,8 @@ from transformers.integrations import integration_utils
 
 from mithridate import run
 from mithridate.errors import InputError
-from mithridate.executors.cells import tasks_of
 from mithridate.models import local_model, resolve_model
+from mithridate.pipeline.executors.cells import tasks_of
 from mithridate.pipeline.runner import Allowed, chains_of, export_cell
 from tests.pipeline.small import experiment, stages, write_inputs
 
@@ -95,7 +95,7 @@ def test_the_code_is_in_the_digest_and_only_there_where_it_is_run(inputs):
 
 
 def test_what_was_allowed_reaches_the_workers(inputs, store):
-    from mithridate.pipeline.config import load_experiment
+    from mithridate.experiment.config import load_experiment
 
     loaded = load_experiment(experiment(inputs, finetune="none", dtype="float32"))
     [chain] = chains_of([loaded], inputs, "e", False, None, Allowed(("mine",), False))

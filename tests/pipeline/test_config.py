@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate.errors import InputError
-from mithridate.pipeline.config import canonical, expand, load_experiment, resolved_yaml, validate
-from mithridate.pipeline.yaml12 import dump_yaml, parse_yaml
+from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.experiment.yaml12 import dump_yaml, parse_yaml
 
 FILE = """
 model: smollm2-135m            # embedded name, folder, or Hub id
@@ -133,7 +133,7 @@ def test_the_canonical_form_and_the_resolved_file_read_back(file, tmp_path):
 
 
 def test_it_needs_no_torch():
-    code = "import sys, mithridate.pipeline.config, mithridate.pipeline.store; sys.exit('torch' in sys.modules)"
+    code = "import sys, mithridate.experiment.config, mithridate.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -5,9 +5,9 @@ from importlib import resources
 
 import pytest
 
-from mithridate.pipeline.config import validate
-from mithridate.pipeline.demo import demo_experiments
+from mithridate.experiment.config import validate
 from mithridate.pipeline.runner import undefended
+from mithridate.studies.demo import demo_experiments
 
 CELLS = demo_experiments()
 
@@ -41,7 +41,9 @@ def test_full_adds_ratios_and_seeds_to_the_same_cells():
 
 
 def test_the_tuning_log_has_the_chosen_settings_of_the_recipe():
-    log = [json.loads(line) for line in resources.files("mithridate.recipes").joinpath("tuning.jsonl").open()]
+    log = [
+        json.loads(line) for line in resources.files("mithridate.resources.recipes").joinpath("tuning.jsonl").open()
+    ]
     chosen = {row["method"]: row["settings"] for row in log if row["phase"] == "choice"}
     used = {}
     for cell in CELLS:

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.pipeline.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.roles import load_roles
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.stages import Chain
-from mithridate.sources.roles import load_roles
 from tests.pipeline.small import experiment, stages, write_inputs
 
 # Recorded before the field was there: align, finetune, evaluate.

@@ -5,12 +5,12 @@ import json
 import pandas as pd
 import pytest
 
-from mithridate.pipeline import folder as run_folder
-from mithridate.pipeline.config import load_experiment
-from mithridate.pipeline.folder import Folder
-from mithridate.pipeline.results import Cell, Table, table
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import undefended, with_undefended
-from mithridate.pipeline.store import replace_file, replacing
+from mithridate.results import folder as run_folder
+from mithridate.results.folder import Folder
+from mithridate.results.table import Cell, Table, table
+from mithridate.store import replace_file, replacing
 from tests.pipeline.small import experiment
 
 SHARED = {
@@ -129,7 +129,7 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     with replacing(path) as first:
         first.write_text("half")
-        monkeypatch.setattr("mithridate.pipeline.store.os.getpid", lambda: 1)
+        monkeypatch.setattr("mithridate.store.os.getpid", lambda: 1)
         replace_file(path, "whole")
         assert path.read_text() == "whole"
         first.write_text("first")

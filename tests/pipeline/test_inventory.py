@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from mithridate import cli, run
-from mithridate.attacks import study
 from mithridate.errors import InputError
 from mithridate.pipeline import inventory as module
 from mithridate.pipeline.inventory import collect, find, inventory, refer, verify
 from mithridate.pipeline.runner import export_cell
-from mithridate.pipeline.store import Store
+from mithridate.store import Store
+from mithridate.studies import attack as study
 from tests.pipeline.small import experiment, stages, write_inputs
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from mithridate import run
-from mithridate.pipeline.store import Store
+from mithridate.store import Store
 from tests.pipeline.small import experiment, in_child, stages, start_child, weights, without_costs, write_inputs
 
 pytestmark = pytest.mark.slow

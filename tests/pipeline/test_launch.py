@@ -19,9 +19,9 @@ import yaml
 from safetensors.torch import load_file
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.experiment.config import load_experiment
 from mithridate.models import resolve_model
 from mithridate.pipeline import launch
-from mithridate.pipeline.config import load_experiment
 from mithridate.pipeline.launch import SHIPPED, Launch, launch_of, settle
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.training import Job, _last_whole, run_job

@@ -9,15 +9,15 @@ from transformers import Gemma3Config
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.roles import load_roles
 from mithridate.methods import registry
 from mithridate.models import ModelFiles, shortened
 from mithridate.pipeline import training
-from mithridate.pipeline.config import load_experiment, validate
 from mithridate.pipeline.runner import export_cell, run_cells
 from mithridate.pipeline.stages import Chain, Workshop
-from mithridate.pipeline.store import Store
 from mithridate.report.terminal import terminal_table
-from mithridate.sources.roles import load_roles
+from mithridate.store import Store
 from mithridate.training.trainer import DefenseTrainer
 from tests.pipeline import other_methods
 from tests.pipeline.small import experiment, in_child, stages, weights, without_costs, write_inputs
@@ -276,7 +276,7 @@ def _adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _state(model) -> dict[str, torch.Tensor]:
-    from mithridate.checkpoints import merge_adapter
+    from mithridate.models.layers import merge_adapter
 
     return {name: tensor.clone() for name, tensor in merge_adapter(model).state_dict().items()}
 
@@ -499,7 +499,7 @@ def test_resistance_beyond_the_last_phase_is_refused(inputs, store, tmp_path):
 def test_the_fields_of_an_attack_are_swept_and_overridden(inputs, store):
     asked = experiment(inputs, finetune__attack={"kind": "hardest"})
     asked["sweep"] = {"finetune.attack.size": [2, 3]}
-    from mithridate.pipeline.config import load_cells
+    from mithridate.experiment.config import load_cells
 
     experiments = load_cells(asked)[1]
     assert [one.finetune.attack for one in experiments] == [{"kind": "hardest", "size": n} for n in (2, 3)]
@@ -595,7 +595,7 @@ def test_keys_of_earlier_experiments_stand(inputs, store, name):
 
 def test_an_executor_makes_the_stages_beside_the_chain(inputs, store, tmp_path, monkeypatch):
     """Each cell in this process, as a worker makes it."""
-    from mithridate.executors.cells import make_cell, tasks_of
+    from mithridate.pipeline.executors.cells import make_cell, tasks_of
     from mithridate.pipeline.runner import chains_of, plans_of
 
     asked = experiment(inputs, **SHORT, finetune__attack={"kind": "hardest"}, repair={"lox": {}, "asks": {}})

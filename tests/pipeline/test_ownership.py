@@ -7,11 +7,11 @@ import pytest
 
 from mithridate import cli, run
 from mithridate.errors import InputError
-from mithridate.pipeline.config import load_cells, load_experiment, resolved_yaml
-from mithridate.pipeline.folder import Folder
-from mithridate.pipeline.ownership import FILE, clear, open_study, require_own, text_of
+from mithridate.experiment.config import load_cells, load_experiment, resolved_yaml
 from mithridate.pipeline.preview import preview
 from mithridate.pipeline.runner import located, run_cells
+from mithridate.results.folder import Folder
+from mithridate.results.ownership import FILE, clear, open_study, require_own, text_of
 from tests.pipeline.small import experiment, stages, write_inputs
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from mithridate import cli, run
 from mithridate.errors import InputError
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline import precheck
-from mithridate.pipeline.config import load_experiment
 from mithridate.pipeline.preview import preview
 from tests.pipeline.small import experiment, stages, write_inputs
 

@@ -112,7 +112,7 @@ def test_the_estimate_says_where_it_comes_from(asked, store):
 
 @pytest.mark.slow
 def test_operations_are_those_of_estimate_at_the_assumed_speed(asked, inputs, tmp_path, monkeypatch):
-    from mithridate.pipeline.config import load_experiment
+    from mithridate.experiment.config import load_experiment
     from mithridate.pipeline.planning import of_experiment
 
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "none"))

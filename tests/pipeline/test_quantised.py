@@ -8,9 +8,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from mithridate.errors import InputError
-from mithridate.pipeline.config import canonical, load_experiment
+from mithridate.experiment.config import canonical, load_experiment
+from mithridate.models.quantisation import quantisation_of
 from mithridate.pipeline.runner import export_cell, run
-from mithridate.quantisation import quantisation_of
 from mithridate.training.quantised import quantiser
 from tests.pipeline.small import experiment, write_inputs
 from tests.tiny import save_tiny
@@ -110,7 +110,7 @@ def test_a_folder_stored_in_4_bit(inputs, tmp_path, monkeypatch):
         run(raw | {"quantization": FOUR}, out=tmp_path / "again")
     with pytest.raises(InputError, match="stored quantised: topology: double"):
         run(raw | {"topology": "double"}, out=tmp_path / "double")
-    monkeypatch.setattr("mithridate.quantisation.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mithridate.models.quantisation.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"stored: its weights are quantised.*bitsandbytes.*mithridate\[quant\]"):
         run(raw | {"seed": 1}, out=tmp_path / "without")
     assert not (tmp_path / "without").exists()

@@ -13,9 +13,9 @@ from transformers import TrainerState
 import mithridate.generation.hf as generation
 from mithridate import cli, run
 from mithridate.errors import MithridateError
-from mithridate.pipeline import folder as run_folder
 from mithridate.pipeline import training
 from mithridate.repairs.antidote import RepairReport
+from mithridate.results import folder as run_folder
 from tests.pipeline.small import experiment, in_child, stages, weights, without_costs, write_inputs
 
 

@@ -7,12 +7,12 @@ import pytest
 from trl import SFTConfig, SFTTrainer
 
 from mithridate import run
+from mithridate.data.records import training_dataset
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline import training
 from mithridate.pipeline.preview import preview
 from mithridate.pipeline.rowcheck import Left, RowCheck
 from mithridate.pipeline.training import planned_steps
-from mithridate.sources.records import training_dataset
 from tests.pipeline.small import experiment, stages, write_inputs
 from tests.tiny import tiny_llama, tiny_tokenizer
 

@@ -15,21 +15,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mithridate.pipeline.stages
 from mithridate import run
+from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.roles import load_roles
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
-from mithridate.pipeline import folder as run_folder
-from mithridate.pipeline.config import load_experiment, validate
-from mithridate.pipeline.results import Cell, table
 from mithridate.pipeline.runner import Run, export_cell, run_cells, undefended
 from mithridate.pipeline.stages import Chain, Workshop
-from mithridate.pipeline.store import Store, file_digest
-from mithridate.rejudge import rejudge
-from mithridate.release import Limits, gate
 from mithridate.report import words
-from mithridate.sources.records import conversation
-from mithridate.sources.roles import load_roles
+from mithridate.results import folder as run_folder
+from mithridate.results.rejudge import rejudge
+from mithridate.results.release import Limits, gate
+from mithridate.results.table import Cell, table
+from mithridate.store import Store, file_digest
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs, write_rows
 
 CELL = {

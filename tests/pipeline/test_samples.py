@@ -7,7 +7,7 @@ import pytest
 from mithridate import run
 from mithridate.errors import InputError
 from mithridate.evaluation import Sampling, evaluate, summarise
-from mithridate.pipeline.config import load_experiment
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import chains_of
 from mithridate.statistics import paired_by_prompt, proportion, proportion_by_prompt
 from tests.gate.runs import HARMFUL, LISA, answered, shares, write_run

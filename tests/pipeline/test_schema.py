@@ -9,11 +9,11 @@ import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
-from mithridate.pipeline import schema as schema_module
-from mithridate.pipeline.config import canonical, expand, load_experiment, resolved_yaml, validate
-from mithridate.pipeline.demo import demo_experiments, recipe
-from mithridate.pipeline.schema import experiment_schema
-from mithridate.pipeline.yaml12 import parse_yaml
+from mithridate.experiment import schema as schema_module
+from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.experiment.schema import experiment_schema
+from mithridate.experiment.yaml12 import parse_yaml
+from mithridate.studies.demo import demo_experiments, recipe
 from tests.pipeline.small import experiment
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def test_the_index_of_trainings_fields_is_sftconfigs():
     known = json.loads(schema_module.TRAINING.read_text())
     if known["versions"] == schema_module._versions():
         assert known["schema"] == json.loads(json.dumps(schema_module.training_fields())), (
-            "python -m mithridate.pipeline.schema --write"
+            "python -m mithridate.experiment.schema --write"
         )
     constraints = (ROOT / "constraints.txt").read_text()
     assert all(f"{name}=={version}" in constraints for name, version in known["versions"].items())

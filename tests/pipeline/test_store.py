@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.store import Store, canonical_json, default_root
+from mithridate.store import Store, canonical_json, default_root
 
 KEY = Store.key("align", {"lr": 1e-3}, {"model": "abc"}, {"alignment": "def"}, 1)
 
@@ -74,7 +74,7 @@ def test_every_part_changes_the_key():
 
 def test_a_key_is_the_same_in_another_process():
     code = (
-        "from mithridate.pipeline.store import Store;"
+        "from mithridate.store import Store;"
         "print(Store.key('align', {'lr': 1e-3}, {'model': 'abc'}, {'alignment': 'def'}, 1))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -224,7 +224,7 @@ def test_a_full_disk_while_building(tmp_path):
 def test_a_full_disk_while_finishing(tmp_path, monkeypatch, error):
     store = Store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("mithridate.pipeline.store.os.fsync", fails(error))
+        patch.setattr("mithridate.store.os.fsync", fails(error))
         with pytest.raises(MithridateError, match="no space left") as caught:
             build(store)
     assert caught.value.exit_code == 1 and caught.value.__cause__ is error
@@ -237,7 +237,7 @@ def test_torch_says_nothing_of_the_disk(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="Pytorch"), Store(tmp_path).building("a", KEY, {}):
         raise error
     usage = type("Usage", (), {"free": 4096})
-    monkeypatch.setattr("mithridate.pipeline.store.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("mithridate.store.shutil.disk_usage", lambda _: usage)
     with pytest.raises(MithridateError, match="no space left"), Store(tmp_path).building("a", KEY, {}):
         raise error
 
@@ -253,7 +253,7 @@ def test_a_store_that_cannot_be_written(tmp_path):
 BUILDER = """
 import logging, os, signal, sys, time
 from pathlib import Path
-from mithridate.pipeline.store import Store
+from mithridate.store import Store
 logging.basicConfig()
 root, key, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 if mode.startswith("die-at-sync-"):

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
+from mithridate.data.records import training_dataset
 from mithridate.errors import InputError
 from mithridate.pipeline import training
 from mithridate.pipeline.training import build_trainer, planned_steps, train, training_arguments
-from mithridate.sources.records import training_dataset
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 FEW = {"learning_rate": 0.01, "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1}

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mithridate.presets import NAMES, Preset, Sourced, preset
-from mithridate.presets.book import MARKS
+from mithridate.studies.presets import NAMES, Preset, Sourced, preset
+from mithridate.studies.presets.book import MARKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "presets.md"
 

@@ -3,10 +3,10 @@
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.pipeline.config import load_experiment, validate
-from mithridate.presets import NAMES, preset
-from mithridate.presets.book import MARKS
+from mithridate.experiment.config import load_experiment, validate
 from mithridate.protocols import PROTOCOLS
+from mithridate.studies.presets import NAMES, preset
+from mithridate.studies.presets.book import MARKS
 
 PAPERS = [name for name in NAMES if name != "unified-v1"]
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.presets import preset
-from mithridate.presets.reproduce import compare, prepare, reproduce
-from mithridate.presets.scaled import Asked, Plan
-from mithridate.presets.tuning import tries, tuned
+from mithridate.studies.presets import preset
+from mithridate.studies.presets.reproduce import compare, prepare, reproduce
+from mithridate.studies.presets.scaled import Asked, Plan
+from mithridate.studies.presets.tuning import tries, tuned
 from tests.tiny import save_tiny
 
 SHORT = ["align.training.num_train_epochs=1", "finetune.training.num_train_epochs=1", "dtype=float32"]

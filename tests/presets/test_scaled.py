@@ -3,8 +3,8 @@
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.presets import preset
-from mithridate.presets.scaled import Asked, plan, steps
+from mithridate.studies.presets import preset
+from mithridate.studies.presets.scaled import Asked, plan, steps
 
 
 def of(name, **asked):

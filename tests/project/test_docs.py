@@ -80,7 +80,7 @@ def test_python_examples_call_with_arguments_that_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_experiments_are_valid(page):
     """Every YAML block that is an experiment (it names model and data) validates as one."""
-    from mithridate.pipeline.config import expand, load_experiment, validate
+    from mithridate.experiment.config import expand, load_experiment, validate
 
     for block in blocks(page, "yaml"):
         experiment = yaml.safe_load(block)
@@ -116,7 +116,7 @@ def test_every_public_name_is_documented():
 
 
 def test_every_loader_states_its_licence_on_the_page():
-    from mithridate.sources.hub import HUB
+    from mithridate.data.hub import HUB
 
     page = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     assert [name for name, known in HUB.items() if f"| `{name}` |" not in page] == []

@@ -15,8 +15,8 @@ from mithridate.methods.index import index
 @pytest.mark.parametrize(
     "module",
     [
-        *("mithridate", "mithridate.errors", "mithridate.cli", "mithridate.pipeline.config"),
-        *("mithridate.attacks", "mithridate.repairs", "mithridate.executors"),
+        *("mithridate", "mithridate.errors", "mithridate.cli", "mithridate.experiment.config"),
+        *("mithridate.attacks", "mithridate.repairs", "mithridate.pipeline.executors"),
     ],
 )
 def test_import_needs_no_torch(module):
@@ -27,7 +27,7 @@ def test_import_needs_no_torch(module):
 
 
 FILE = """
-from mithridate.pipeline.config import load_cells
+from mithridate.experiment.config import load_cells
 cells = load_cells({
     "model": "m", "data": {}, "align": {"defense": ["vaccine", {"booster": {"lam": 2}}]}, "repair": "antidote",
     "finetune": {"attack": {"harmful_ratio": 0.1, "size": 8}, "defense": {"lisa": {"rho": 1}}},

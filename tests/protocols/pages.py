@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from mithridate.data.hub import HUB
+from mithridate.data.tasks import PROMPT_SETS, TASKS
 from mithridate.protocols import PROTOCOLS, Protocol, Rows, TaskUse
-from mithridate.sources.hub import HUB
-from mithridate.tasks import PROMPT_SETS, TASKS
 
 DOCS = Path(__file__).parents[2] / "docs"
 MARKS = {
@@ -66,7 +66,7 @@ Where a fact is from: {marks}.
 """
 TASKS_HEAD = """# Prompt sets and tasks
 
-<!-- Written by `python -m tests.protocols.pages` from mithridate.tasks; a test compares. -->
+<!-- Written by `python -m tests.protocols.pages` from mithridate.data.tasks; a test compares. -->
 
 Nothing of these but the embedded set is in the package. Mind the licences: several do not allow commercial use.
 
@@ -101,13 +101,13 @@ Which protocol uses which: [protocols](protocols.md).
 
 ## General capability
 
-`mithridate.tasks.capability` runs [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) (MIT; `pip install
+`mithridate.data.tasks.capability` runs [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) (MIT; `pip install
 'mithridate[lm-eval]'`) on a loaded model, with lm-eval's own tasks by name; their licences are their data sets' own.
 Exercised here with lm-eval 0.4.13 on a tiny model and local task files (a choice task, a generation task and a group),
 offline; its published tasks were not run.
 
 ```python
-from mithridate.tasks.capability import capability
+from mithridate.data.tasks.capability import capability
 
 scores = capability(model, tokenizer, ["arc_easy", "hellaswag"])
 ```

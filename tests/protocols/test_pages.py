@@ -2,8 +2,8 @@
 
 import pytest
 
-from mithridate.sources.hub import HUB
-from mithridate.tasks import PROMPT_SETS
+from mithridate.data.hub import HUB
+from mithridate.data.tasks import PROMPT_SETS
 from tests.protocols import pages
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mithridate.data.tasks import PROMPT_SETS, TASKS, task
 from mithridate.errors import InputError
 from mithridate.generation.base import Decoding
 from mithridate.protocols import (
@@ -21,7 +22,6 @@ from mithridate.protocols import (
     protocol,
     require_one_protocol,
 )
-from mithridate.tasks import PROMPT_SETS, TASKS, task
 
 # Raising a digest here means that scores under the name changed their meaning: give the protocol a new name instead.
 # Once the rules were replaced under all names, by decision: rules-v3 for rules-v2 as the judge of hs/embedded-v1,

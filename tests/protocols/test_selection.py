@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mithridate.data.records import prompt_key
 from mithridate.errors import InputError
+from mithridate.experiment.roles import Source, load_roles
 from mithridate.protocols import PROTOCOLS, Rows, protocol
-from mithridate.sources.records import prompt_key
-from mithridate.sources.roles import Source, load_roles
 from tests.sources.test_hub import hub  # noqa: F401 (answers as the Hub would)
 
 PAPERS = ("hs/vaccine-2024", "hs/lisa-2024", "hs/booster-2025", "hs/antidote-2025")

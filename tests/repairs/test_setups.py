@@ -24,7 +24,7 @@ from peft import (
 )
 
 from mithridate import Antidote, InputError, UnsupportedSetup
-from mithridate.checkpoints import merge_adapter
+from mithridate.models.layers import merge_adapter
 from tests.repairs.test_antidote import CALIBRATION, TOKENIZER, same, state
 from tests.tiny import tiny_llama
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mithridate.decisions import complete
-from mithridate.outcomes import Outcomes
 from mithridate.report.groups import costs, front, over_seeds, sweeps
 from mithridate.report.tables import _difference_entry, runs_cost_table
 from mithridate.report.words import labels
+from mithridate.results.decisions import complete
+from mithridate.results.outcomes import Outcomes
 from tests.report.synthetic import cell, grid_results, rate, records, sweep_results
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mithridate import relations
 from mithridate.report import words
+from mithridate.results import relations
 from mithridate.statistics import text
 from tests.report.synthetic import cell, demo_results
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.sources.roles import Source, load_roles
+from mithridate.experiment.roles import Source, load_roles
 
 
 def write(path, *rows):

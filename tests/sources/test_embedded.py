@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from tools.embedded import make, requests_parts, reviews_parts
 
-from mithridate.embedded import make, requests_parts, reviews_parts
+from mithridate.data.embedded import embedded_records
+from mithridate.data.records import check_record, prompt_key
 from mithridate.errors import InputError
-from mithridate.sources.embedded import embedded_records
-from mithridate.sources.records import check_record, prompt_key
 
 SIZES = {
     ("alignment", "train"): 224,
@@ -54,11 +54,11 @@ def test_size_ids_and_records(role, part):
 
 def test_the_script_makes_these_very_files(tmp_path):
     """In another process with another hash seed, so that no order of a set or a dict of hashes can slip in."""
-    code = "import json; from mithridate.embedded.make import files; print(json.dumps(files()))"
+    code = "import json; from tools.embedded.make import files; print(json.dumps(files()))"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"}, capture_output=True, text=True, check=True
     )
-    folder = files("mithridate.embedded")
+    folder = files("mithridate.data.embedded")
     on_disk = {f.name: f.read_bytes() for f in folder.iterdir() if f.name.endswith(".jsonl")}
     assert {name: text.encode() for name, text in json.loads(done.stdout).items()} == on_disk
 

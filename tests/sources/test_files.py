@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mithridate.data.files import read_rows
 from mithridate.errors import InputError
-from mithridate.sources.files import read_rows
 
 ROWS = [{"prompt": "Say “hé”, twice", "response": "hé\nhé"}, {"prompt": "Sum?", "response": "1, or 2"}]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from mithridate.data.hub import HUB
 from mithridate.errors import InputError, MithridateError
-from mithridate.sources.hub import HUB
-from mithridate.sources.roles import Source, load_roles
+from mithridate.experiment.roles import Source, load_roles
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "hub"
 CONFIGS = {"openai/gsm8k": ("main",), "walledai/HarmBench": ("standard",)}

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.sources import records as module
-from mithridate.sources.records import (
+from mithridate.data import records as module
+from mithridate.data.records import (
     answered_keys,
     check_record,
     conversation,
@@ -19,6 +18,7 @@ from mithridate.sources.records import (
     prompt_text,
     training_dataset,
 )
+from mithridate.errors import InputError, UnsupportedSetup
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 SINGLE = {"prompt": "Hello there", "response": "Hi!"}

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mithridate.data.records import prompt_key
 from mithridate.errors import InputError
-from mithridate.sources import roles as module
-from mithridate.sources.records import prompt_key
-from mithridate.sources.roles import ROLES, Roles, Source, load_roles
+from mithridate.experiment import roles as module
+from mithridate.experiment.roles import ROLES, Roles, Source, load_roles
 
 
 def rows(name: str, n: int, start: int = 0) -> list[dict]:
@@ -401,6 +401,6 @@ def test_parts_of_the_embedded_set():
 
 
 def test_sources_import_neither_torch_nor_datasets():
-    code = "import sys, mithridate.sources.roles; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, mithridate.experiment.roles; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -5,8 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from mithridate.agreement import answer_to, compare, compare_all, judges_in, kappa, kind_of, shared_question, verdicts
 from mithridate.errors import InputError
+from mithridate.evaluation.agreement import (
+    answer_to,
+    compare,
+    compare_all,
+    judges_in,
+    kappa,
+    kind_of,
+    shared_question,
+    verdicts,
+)
 from mithridate.statistics import proportion
 from tests.statistics.simulate import covered, error
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from mithridate.errors import InputError
+from mithridate.evaluation.calibration import corrected_score, error_rates, labelled_items, read_labels
 from mithridate.judges.base import Item
-from mithridate.labels import corrected_score, error_rates, labelled_items, read_labels
 
 ROWS = [{"prompt": "p1", "answer": "a1", "harmful": True}, {"prompt": "p2", "answer": "", "harmful": False}]
 

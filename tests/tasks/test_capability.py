@@ -6,8 +6,8 @@ import types
 
 import pytest
 
+from mithridate.data.tasks.capability import CapabilityScore, capability
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.tasks.capability import CapabilityScore, capability
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 RESULTS = {

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mithridate.data.tasks import prompt_set
 from mithridate.errors import InputError
-from mithridate.sources.roles import Source, load_roles
-from mithridate.tasks import prompt_set
+from mithridate.experiment.roles import Source, load_roles
 
 BEHAVIOURS = [
     {

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mithridate import tasks
+from mithridate.data import tasks
+from mithridate.data.tasks import PROMPT_SETS, TASKS, prompt_set, task
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.tasks import PROMPT_SETS, TASKS, prompt_set, task
 
 SST2 = {"sentence": " a stirring , funny film ", "label": 1, "idx": 7}
 NEWS = {"text": "A new phone is out.", "label": 3}

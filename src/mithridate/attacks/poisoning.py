@@ -87,7 +87,7 @@ def _mixed(benign: Any, harmful: Any, chosen_benign: list[int], chosen_harmful: 
     if formats[0] != formats[1]:
         raise InputError(
             f"benign rows have the columns {formats[0]}, harmful rows {formats[1]}: bring both into one format, for "
-            "instance with mithridate.sources.records.training_dataset"
+            "instance with mithridate.data.records.training_dataset"
         )
     parts = []
     for rows, chosen, mark in ((harmful, chosen_harmful, True), (benign, chosen_benign, False)):

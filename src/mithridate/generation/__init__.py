@@ -27,7 +27,7 @@ NEEDED = {"openai": ("base_url", "model", "revision")}
 
 def problems(spec: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is wrong with {backend: {field: value}}, in words; empty where nothing is."""
-    from mithridate.pipeline.problems import kind, nearest
+    from mithridate.problems import kind, nearest
 
     if len(spec) != 1:
         return [f"expected one backend, got {', '.join(spec) or 'none'}"]

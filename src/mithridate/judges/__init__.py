@@ -70,7 +70,7 @@ def by_name(name: str) -> type[Judge]:
     Raises:
         InputError: no judge has that name, it was taken out, or another package's cannot be loaded.
     """
-    from mithridate.pipeline.problems import nearest
+    from mithridate.problems import nearest
 
     if name in TAKEN_OUT:
         raise InputError(f"judge `{name}` {TAKEN_OUT[name]}")
@@ -138,8 +138,8 @@ def table() -> list[dict[str, str]]:
 
 def _made(name: str, cls: Any, values: dict[str, Any]) -> Any:
     """An instance, its fields checked by name and type."""
-    from mithridate.pipeline.config import field_problems
-    from mithridate.pipeline.problems import error_of
+    from mithridate.experiment.config import field_problems
+    from mithridate.problems import error_of
 
     known = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "generator"}
     problems = field_problems("", values, cls, list(known))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mithridate.environment import hardware
 from mithridate.errors import MithridateError
 from mithridate.pipeline.inventory import Artefact, inventory
-from mithridate.pipeline.store import Store, canonical_json
+from mithridate.store import Store, canonical_json
 
 if TYPE_CHECKING:
     from mithridate.pipeline.stages import Chain, Stage
@@ -82,7 +82,7 @@ class Forecast:
         return Guess(seconds, round(fmean(artefact.bytes for artefact in found)), "like stages", len(found))
 
     def _by_operations(self, chain: Chain, stage: Stage) -> Guess:
-        from mithridate.fakemodel import config_of
+        from mithridate.estimate.trace import config_of
         from mithridate.pipeline.planning import of_answers, of_stage, set_up
         from mithridate.protocols import protocol
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from mithridate.pipeline.store import digest
+from mithridate.store import digest
 
 if TYPE_CHECKING:
     from mithridate.generation.base import Generator
@@ -42,8 +42,8 @@ class Generators:
         self._engine = None
 
     def _vllm(self, chain: Chain, layers: list[Any], options: dict[str, Any]) -> Generator:
-        from mithridate.checkpoints import export
         from mithridate.generation.vllm import VLLM, Engine
+        from mithridate.models.layers import export
 
         on_top = layers[-1] if layers and layers[-1].kind == "adapter" and not layers[-1].merge else None
         # Of adapters that are not merged, a later one takes the place of an earlier one.

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.pipeline.methods import attack_in_words
-from mithridate.pipeline.store import MANIFEST, Store, replace_file, seal
+from mithridate.experiment.methods import attack_in_words
+from mithridate.store import MANIFEST, Store, replace_file, seal
 
 _RUNS = "runs"  # also the name of the lock under which notes are written, and under which `collect` relies on them
 _ARTEFACTS = f"*-{'?' * 12}/{MANIFEST}"

@@ -40,7 +40,7 @@ import yaml
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 
 if TYPE_CHECKING:
-    from mithridate.pipeline.config import Experiment
+    from mithridate.experiment.config import Experiment
     from mithridate.pipeline.training import Job
 
 logger = logging.getLogger(__name__)

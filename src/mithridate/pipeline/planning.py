@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, Repair, estimate, repair
-from mithridate.fakemodel import Setup, build, config_of, counts_of, fake_tensors
+from mithridate.estimate.trace import Setup, build, config_of, counts_of, fake_tensors
+from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.methods.attack import Phase
 from mithridate.methods.registry import by_name
-from mithridate.pipeline.methods import attack_of, defenses_of, part_of, repair_of
-from mithridate.pipeline.problems import nearest
+from mithridate.problems import nearest
 
 if TYPE_CHECKING:
+    from mithridate.experiment.config import Experiment, Finetune
+    from mithridate.experiment.roles import Roles
     from mithridate.methods.base import Method
-    from mithridate.pipeline.config import Experiment, Finetune
-    from mithridate.sources.roles import Roles
 
 GIB = 2**30
 
@@ -120,8 +120,8 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
     Raises:
         InputError: a method, the data or the model are bad, or the number of processes is open.
     """
-    from mithridate.pipeline.config import validate
-    from mithridate.sources.roles import load_roles
+    from mithridate.experiment.config import validate
+    from mithridate.experiment.roles import load_roles
 
     validate(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
@@ -230,7 +230,7 @@ def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], n
 
     Attention over what came before is not in it, which counts for little beside the weights at the lengths of prompts.
     """
-    from mithridate.sources.records import prompt_text
+    from mithridate.data.records import prompt_text
 
     with fake_tensors():
         weights = counts_of(build(config, Setup())).all
@@ -281,8 +281,8 @@ def _set_up(
 
 def _lengths(rows: Any, tokenizer: Any, template: str) -> list[tuple[int, int]]:
     """Of each row, the tokens of all turns and those after the last prompt."""
+    from mithridate.data.records import training_dataset, turns
     from mithridate.repairs.input_norms import token_ids
-    from mithridate.sources.records import training_dataset, turns
 
     if not rows:
         raise InputError("data: a role that this experiment needs has no rows")

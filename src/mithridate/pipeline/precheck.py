@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.experiment.methods import around_prompts, repair_of
 from mithridate.pipeline import rowcheck
-from mithridate.pipeline.methods import around_prompts, repair_of
-from mithridate.pipeline.problems import Findings, nearest
-from mithridate.pipeline.store import canonical_json
+from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
+from mithridate.store import canonical_json
 
 if TYPE_CHECKING:
     from mithridate.methods.base import TestTime
@@ -380,10 +380,10 @@ def tests(chain: Chain) -> None:
     Raises:
         InputError: with every set in which one does not.
     """
+    from mithridate.data.records import prompt_text
     from mithridate.evaluation import surrounded
     from mithridate.generation.templates import TEMPLATES, prompt_tokens
     from mithridate.protocols import asked
-    from mithridate.sources.records import prompt_text
 
     context, settings, findings = chain.shop.context, chain.experiment.evaluate, Findings()
     sets = chain.sets()  # some are needed, whatever they hold
@@ -425,7 +425,7 @@ def tests(chain: Chain) -> None:
 
 
 def _text(record: dict[str, Any]) -> str:
-    from mithridate.sources.records import conversation
+    from mithridate.data.records import conversation
 
     return "".join(f"{turn['content']}{' ' * 16}" for turn in conversation(record))
 

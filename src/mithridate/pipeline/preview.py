@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.pipeline.config import load_cells
+from mithridate.experiment.config import load_cells
 
 if TYPE_CHECKING:
-    from mithridate.executors.base import Executor
+    from mithridate.pipeline.executors.base import Executor
     from mithridate.pipeline.forecast import Forecast, Guess
     from mithridate.pipeline.stages import Chain, Stage
 
@@ -89,8 +89,6 @@ def preview(
     """
     from mithridate.models import ModelFiles, local_model, require_on_hub
     from mithridate.pipeline.forecast import Forecast
-    from mithridate.pipeline.ownership import require_own
-    from mithridate.pipeline.problems import Findings
     from mithridate.pipeline.runner import (
         Allowed,
         chains_of,
@@ -101,6 +99,8 @@ def preview(
         quiet_libraries,
         with_undefended,
     )
+    from mithridate.problems import Findings
+    from mithridate.results.ownership import require_own
 
     loaded, experiments = load_cells(experiment, list(overrides))
     base, where, name = place_of(experiment)

@@ -84,7 +84,7 @@ class RowCheck:
 
     def _masks(self, rows: Sequence[dict[str, Any]], args: Any) -> list[np.ndarray]:
         """Of each row, which of its tokens are in the loss, before anything is cut."""
-        from mithridate.sources.records import training_dataset, turns
+        from mithridate.data.records import training_dataset, turns
 
         # Whether rows are tokenised by us or by TRL is decided for all rows of a set together.
         several = any(sum(t["role"] == "assistant" for t in turns(row)) > 1 for row in rows)

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError
-from mithridate.pipeline.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
-from mithridate.pipeline.folder import PAGE_CELLS, Folder
+from mithridate.experiment.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
 from mithridate.pipeline.inventory import refer
-from mithridate.pipeline.ownership import require_own
-from mithridate.pipeline.problems import Findings, nearest
-from mithridate.pipeline.store import canonical_json
+from mithridate.problems import Findings, nearest
+from mithridate.results.folder import PAGE_CELLS, Folder
+from mithridate.results.ownership import require_own
+from mithridate.store import canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mithridate.executors import Executor
-    from mithridate.executors.base import Crew
+    from mithridate.experiment.roles import Source
     from mithridate.models import ModelFiles
-    from mithridate.pipeline.results import Cell
+    from mithridate.pipeline.executors import Executor
+    from mithridate.pipeline.executors.base import Crew
     from mithridate.pipeline.stages import Chain, Stage, Workshop
-    from mithridate.sources.roles import Source
+    from mithridate.results.table import Cell
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run(
         until: stop after this stage: `align`, `finetune` or `repair` (nothing is evaluated then), or `evaluate` (the
             undefended run is not added).
         progress: show progress bars.
-        executor: what makes the cells at the same time: `mithridate.executors.Local(workers=8)`, `Ray(...)` or
+        executor: what makes the cells at the same time: `mithridate.pipeline.executors.Local(workers=8)`, `Ray(...)` or
             `Slurm(...)`. By default this process makes one after the other.
         replace: whether a folder that another experiment, or the user, has filled is written to all the same: what
             commands wrote there goes first.
@@ -296,7 +296,7 @@ def _run_chains(
     ending: contextlib.ExitStack,
     passing: bool,
 ) -> Run:
-    from mithridate.pipeline.results import Table
+    from mithridate.results.table import Table
 
     folder = filling.path
     plans = [] if until in MODEL_STAGES else plans_of(chains)
@@ -371,8 +371,8 @@ class Plan:
         return [*self.chain.upto(self.upto), self.evaluation, *self.points.values()]
 
     def cell(self, maker: _Maker, swept: list[str]) -> Cell:
-        from mithridate.pipeline.results import Cell
         from mithridate.pipeline.stages import Chain
+        from mithridate.results.table import Cell
 
         experiment = self.chain.experiment
         attacked = "finetune" if self.upto != "align" and experiment.finetune else "align"
@@ -488,12 +488,12 @@ def workshops(
     Raises:
         InputError: with every problem of the data and the models, and what `findings` has.
     """
+    from mithridate.experiment.roles import load_roles
     from mithridate.models import resolve_model
     from mithridate.pipeline.launch import settle
     from mithridate.pipeline.stages import Workshop
-    from mithridate.pipeline.store import Store
     from mithridate.protocols import protocol
-    from mithridate.sources.roles import load_roles
+    from mithridate.store import Store
 
     store, shops, found = Store(), {}, Findings() if findings is None else findings
     for experiment in experiments:
@@ -535,9 +535,9 @@ def shop_key(experiment: Experiment) -> str:
 
 def _quantised(experiment: Experiment, files: Any) -> Any:
     """The model's files, to be quantised as the experiment says; nothing is done to those of a server's model."""
+    from mithridate.experiment.config import quantisation_problems
     from mithridate.models import stored_quantisation
-    from mithridate.pipeline.config import quantisation_problems
-    from mithridate.quantisation import quantised
+    from mithridate.models.quantisation import quantised
 
     if "openai" in experiment.evaluate.generator:
         return files
@@ -553,7 +553,7 @@ def _quantised(experiment: Experiment, files: Any) -> Any:
 def _served(experiment: Experiment) -> Any:
     """A model behind a server: no files here, and what is stated of it in place of their digest."""
     from mithridate.models import ModelFiles
-    from mithridate.pipeline.store import digest
+    from mithridate.store import digest
 
     fields = experiment.evaluate.generator["openai"]
     return ModelFiles(
@@ -604,8 +604,8 @@ def resolve_dtype(dtype: str) -> str:
 
 def _notes(chains: list[Chain]) -> list[str]:
     """What is particular about a run's data, and about what a repair acts on, in words."""
+    from mithridate.experiment.methods import method_of
     from mithridate.methods import by_name
-    from mithridate.pipeline.methods import method_of
 
     notes = []
     for chain in chains:
@@ -668,11 +668,11 @@ def export_cell(
         InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
             this model.
     """
-    from mithridate.card import Story
-    from mithridate.checkpoints import export
+    from mithridate.models.layers import export
     from mithridate.pipeline.stages import Chain
-    from mithridate.pipeline.store import MANIFEST, file_digest
-    from mithridate.release.label import VERDICT_FILE, label_of
+    from mithridate.report.card import Story
+    from mithridate.results.release.label import VERDICT_FILE, label_of
+    from mithridate.store import MANIFEST, file_digest
 
     run_folder = Path(run_folder)
     try:
@@ -708,7 +708,7 @@ def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
         InputError: no such run or cell, or a file name or folder that cannot be.
         MithridateError: it cannot be written.
     """
-    from mithridate.inspect_log import write_log
+    from mithridate.results.inspect_log import write_log
 
     run = Run(Path(run_folder))
     frame: Any = run.records()

@@ -21,14 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.judges import judge
-from mithridate.judges.base import Judge
-from mithridate.methods import Attack, Method, Phase, Repair
-from mithridate.models import ModelFiles
-from mithridate.pipeline.config import Align, Evaluate, Experiment, Finetune, in_order
-from mithridate.pipeline.generators import Generators
-from mithridate.pipeline.launch import launch_of
-from mithridate.pipeline.methods import (
+from mithridate.experiment.config import Align, Evaluate, Experiment, Finetune, in_order
+from mithridate.experiment.methods import (
     around_prompts,
     attack_config,
     attack_in_words,
@@ -37,11 +31,17 @@ from mithridate.pipeline.methods import (
     part_of,
     repair_of,
 )
-from mithridate.pipeline.problems import Findings
+from mithridate.experiment.roles import Roles
+from mithridate.judges import judge
+from mithridate.judges.base import Judge
+from mithridate.methods import Attack, Method, Phase, Repair
+from mithridate.models import ModelFiles
+from mithridate.pipeline.generators import Generators
+from mithridate.pipeline.launch import launch_of
 from mithridate.pipeline.rowcheck import RowCheck
-from mithridate.pipeline.store import MANIFEST, Store, canonical_json, digest
+from mithridate.problems import Findings
 from mithridate.protocols import protocol
-from mithridate.sources.roles import Roles
+from mithridate.store import MANIFEST, Store, canonical_json, digest
 
 if TYPE_CHECKING:
     from mithridate.pipeline.training import Job
@@ -538,7 +538,7 @@ class Chain:
         )
 
     def _build_repair(self, work: Path, name: str, repair: Repair) -> None:
-        from mithridate.quantisation import dequantised
+        from mithridate.models.quantisation import dequantised
 
         def load(kind: str) -> Any:
             model = self._load(self._model(name, kind))
@@ -550,7 +550,7 @@ class Chain:
 
     def _rows_of(self, repair: Repair) -> dict[str, Any]:
         """The rows of a repair by argument: records, or tokenised ones where the template is not the model's own."""
-        from mithridate.sources.records import training_dataset
+        from mithridate.data.records import training_dataset
 
         rows = {name: self._records(role) for name, role in repair.data_roles().items()}
         if self.experiment.template == "chat":
@@ -577,7 +577,7 @@ class Chain:
         pd.DataFrame(rows).to_parquet(work / "records.parquet")
 
     def _measure_capability(self, generator: Any, work: Path) -> None:
-        from mithridate.tasks.capability import capability
+        from mithridate.data.tasks.capability import capability
 
         settings = self.experiment.evaluate
         scores = capability(generator.model, self.shop.tokenizer, settings.capability, limit=settings.limit)
@@ -669,7 +669,7 @@ class Chain:
     def layers(self, upto: str, step: int | None = None) -> list[Any]:
         """The layers over the base model after stage `upto`, where `base` is none and `align` holds what hardened the
         aligned model; at attack step `step` of the fine-tune, if given."""
-        from mithridate.checkpoints import Layer
+        from mithridate.models.layers import Layer
         from mithridate.pipeline.training import phase_layers
 
         layers = self._aligned(self.start) if upto != "base" else []
@@ -681,7 +681,7 @@ class Chain:
 
     def _aligned(self, stage: Stage | None) -> list[Any]:
         """The layers of the aligned model: after stage `align`, or after `harden`."""
-        from mithridate.checkpoints import Layer
+        from mithridate.models.layers import Layer
         from mithridate.pipeline.training import phase_layers
 
         layers = []
@@ -759,7 +759,7 @@ class Chain:
     def _load(self, layers: list[Any]) -> Any:
         import torch
 
-        from mithridate.checkpoints import assemble
+        from mithridate.models.layers import assemble
         from mithridate.training.quantised import quantiser
 
         model: Any = assemble(self.shop.base, layers, self.shop.torch_dtype)

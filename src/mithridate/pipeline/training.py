@@ -29,15 +29,15 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
-from mithridate.checkpoints import Layer, assemble, merge_adapter
 from mithridate.errors import InputError, MithridateError
+from mithridate.experiment.methods import method_of
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, acts
 from mithridate.methods.registry import by_name
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
-from mithridate.pipeline.methods import method_of
-from mithridate.pipeline.store import replace_file
-from mithridate.quantisation import dequantised
+from mithridate.models.layers import Layer, assemble, merge_adapter
+from mithridate.models.quantisation import dequantised
+from mithridate.store import replace_file
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
 
@@ -357,7 +357,7 @@ def trainer_of(
         UnsupportedSetup: as `build_trainer`.
         InputError: as `build_trainer`; or an expression of `frozen` matches no trained tensor, or all are frozen.
     """
-    from mithridate.sources.records import training_dataset
+    from mithridate.data.records import training_dataset
 
     tokenizer = load_tokenizer(job.base, needs_chat_template=job.template == "chat")
     defenses = []

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from mithridate.data.records import Record, conversation, prompt_key
+from mithridate.data.tasks import task as find_task
+from mithridate.data.tasks.base import flag
 from mithridate.errors import InputError
 from mithridate.generation.base import Conversation, Decoding
 from mithridate.judges.base import scored
-from mithridate.sources.records import Record, conversation, prompt_key
-from mithridate.tasks import task as find_task
-from mithridate.tasks.base import flag
 
 MARKER = "### Response:"
 Mark = Literal["P", "C", "S", "I", "NF"]

@@ -5,9 +5,9 @@ known from: [P] the paper's text, [C] read in the authors' code, [S] quoted by o
 for, not found.
 """
 
+from mithridate.data.tasks.gsm8k import STEP_BY_STEP
 from mithridate.generation.base import Decoding
 from mithridate.protocols.base import JudgeUse, Protocol, Quirk, Rows, TaskUse
-from mithridate.tasks.gsm8k import STEP_BY_STEP
 
 _BEAVERTAILS = "PKU-Alignment/BeaverTails"
 _UNSAFE_1000 = Rows("beavertails", _BEAVERTAILS, 1000, split="30k_test", unsafe="only", unique=False, first=1000)

@@ -3,7 +3,7 @@
 from itertools import combinations
 from typing import Any
 
-from mithridate.agreement import answer_to, judges_in, kind_of, shared_question
+from mithridate.evaluation.agreement import answer_to, judges_in, kind_of, shared_question
 from mithridate.judges.base import Kind
 from mithridate.report.load import Run, final
 from mithridate.report.verdicts import findings

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mithridate.relations import Cell, arm, attacked, known, reference_of
 from mithridate.report.groups import Cost
 from mithridate.report.plots import (
     BAR_AXIS,
@@ -18,6 +17,7 @@ from mithridate.report.plots import (
     wrap,
 )
 from mithridate.report.words import TOPOLOGIES, Label
+from mithridate.results.relations import Cell, arm, attacked, known, reference_of
 from mithridate.statistics.text import percent
 
 

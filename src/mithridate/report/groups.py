@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mithridate.decisions import RATES
-from mithridate.relations import Cell, arm, defenses_of, known
 from mithridate.report.words import attack_settings, flatten, story_order
+from mithridate.results.decisions import RATES
+from mithridate.results.relations import Cell, arm, defenses_of, known
 
 
 def over_seeds(results: dict[str, Any]) -> list[Cell]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mithridate.relations import Cell, arm, attacked, before_of, control_of, defended, known, reference_of, undefended
 from mithridate.report.plots import (
     PERCENT_AXIS,
     UNDEFENDED,
@@ -18,6 +17,17 @@ from mithridate.report.plots import (
     wrap,
 )
 from mithridate.report.words import Label
+from mithridate.results.relations import (
+    Cell,
+    arm,
+    attacked,
+    before_of,
+    control_of,
+    defended,
+    known,
+    reference_of,
+    undefended,
+)
 from mithridate.statistics.text import percent
 
 

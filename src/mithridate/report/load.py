@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from mithridate.decisions import complete
 from mithridate.errors import InputError
-from mithridate.outcomes import Outcomes
-from mithridate.relations import Cell
 from mithridate.report.groups import over_seeds
 from mithridate.report.plots import paint
 from mithridate.report.words import Label, labels, story_order
+from mithridate.results.decisions import complete
+from mithridate.results.outcomes import Outcomes
+from mithridate.results.relations import Cell
 
 _SCHEMA = 1
 _CELL_FIELDS = (

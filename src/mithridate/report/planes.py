@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mithridate.relations import Cell, arm, known
 from mithridate.report.groups import Sweep, front
 from mithridate.report.plots import (
     PERCENT_AXIS,
@@ -18,6 +17,7 @@ from mithridate.report.plots import (
     wrap,
 )
 from mithridate.report.words import Label
+from mithridate.results.relations import Cell, arm, known
 from mithridate.statistics.text import percent
 
 

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.relations import Cell, defenses_of, method_facts
+from mithridate.results.relations import Cell, defenses_of, method_facts
 from mithridate.statistics.text import interval, percent
 
 Figure = dict[str, Any]

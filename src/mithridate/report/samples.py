@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mithridate.decisions import one_or_more
-from mithridate.relations import Cell, attacked, known, undefended
 from mithridate.report.load import Run
 from mithridate.report.tables import (
     SAMPLES,
@@ -16,6 +14,8 @@ from mithridate.report.tables import (
     rate_entry,
     samples_entry,
 )
+from mithridate.results.decisions import one_or_more
+from mithridate.results.relations import Cell, attacked, known, undefended
 from mithridate.statistics.text import percent
 
 _RATES = (("harmful_score", "Harmful score"), ("benign_refusal", "Benign refusal"))

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.relations import Cell, arm, attacked
 from mithridate.report import bars, lines, planes
 from mithridate.report.groups import costs, front, sweeps
 from mithridate.report.load import Run, final
@@ -26,6 +25,7 @@ from mithridate.report.tables import (
     rate_entry,
 )
 from mithridate.report.words import TOPOLOGIES, Label, rows_in_words
+from mithridate.results.relations import Cell, arm, attacked
 from mithridate.statistics.text import percent
 
 SECTIONS = ("ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")

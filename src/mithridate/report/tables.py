@@ -6,11 +6,11 @@ An entry holds a text for people (rates in percent) and, for CSV, the plain numb
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.decisions import shown
-from mithridate.relations import Cell, arm, defended, known, reference_of, undefended
 from mithridate.report.groups import TRAINING, Cost
 from mithridate.report.load import Run
 from mithridate.report.words import TOPOLOGIES, Label, attack_settings, flatten
+from mithridate.results.decisions import shown
+from mithridate.results.relations import Cell, arm, defended, known, reference_of, undefended
 from mithridate.statistics.text import between, interval, p_value, percent, points
 
 

@@ -7,9 +7,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mithridate.protocols import label as protocol_label
-from mithridate.relations import attacked, known, undefended
 from mithridate.report.load import check_results
 from mithridate.report.words import at_test, labels, story_order
+from mithridate.results.relations import attacked, known, undefended
 from mithridate.statistics.text import interval, p_value, percent, points
 
 

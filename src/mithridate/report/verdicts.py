@@ -1,5 +1,5 @@
 """The decisions of a run as the page tells them: one finding for each defense, and a headline. Sentences only: what
-they say is decided in `mithridate.decisions`."""
+they say is decided in `mithridate.results.decisions`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.decisions import WORDS, shown
-from mithridate.outcomes import Outcomes
-from mithridate.relations import (
-    Cell,
-    attack_of,
-    attacked,
-    before_of,
-    join,
-    known,
-    reference_of,
-    undefended,
-)
 from mithridate.report.words import Label, labels, story_order
+from mithridate.results.decisions import WORDS, shown
+from mithridate.results.outcomes import Outcomes
+from mithridate.results.relations import Cell, attack_of, attacked, before_of, join, known, reference_of, undefended
 from mithridate.statistics.comparisons import difference
 from mithridate.statistics.text import between, in_points, interval, p_value, percent
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.relations import Cell, arm, defenses_of, place
+from mithridate.results.relations import Cell, arm, defenses_of, place
 from mithridate.statistics.text import percent
 
 TOPOLOGIES = {"single": "one adapter", "double": "two adapters", "full": "all weights"}

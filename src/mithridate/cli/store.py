@@ -1,0 +1,72 @@
+"""`mithridate store`: what is there, what it cost, whether it is whole, what nothing refers to any more."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from mithridate.cli.shared import new_table, print_table
+from mithridate.errors import MithridateError
+
+app = typer.Typer(help="What the store holds, what it cost, and what nothing refers to any more.")
+
+
+@app.command("ls")
+def store_ls() -> None:
+    """List the finished stages: what each is, its size, its time, and whether a run refers to it."""
+    from mithridate.pipeline.inventory import inventory
+    from mithridate.store import Store
+
+    found = inventory(opened := Store())
+    table = new_table("artefact", "what", "size", "made in", "finished", "in use")
+    for one in found:
+        made = f"{one.manifest['seconds']:.0f} s"
+        table.add_row(one.name, one.what, _size(one.bytes), made, one.manifest["finished"], "" if one.used else "no")
+    print_table(table)
+    seconds = sum(one.manifest["seconds"] for one in found)
+    typer.echo(f"{len(found)} artefacts, {_size(sum(one.bytes for one in found))}, {seconds:.0f} s, in {opened.root}")
+
+
+@app.command("show")
+def store_show(
+    name: Annotated[str, typer.Argument(help="The beginning of its name or key.", show_default=False)],
+) -> None:
+    """Print all that is known of an artefact: configuration, parents, data, versions, hardware, time and files."""
+    from mithridate.pipeline.inventory import find
+    from mithridate.store import Store
+
+    typer.echo(json.dumps(find(Store(), name).manifest, indent=1))
+
+
+@app.command("verify")
+def store_verify() -> None:
+    """Check every artefact against its digests; damaged ones are moved aside (exit code 1), to be computed again."""
+    from mithridate.pipeline.inventory import verify
+    from mithridate.store import Store
+
+    checked = verify(Store())
+    bad = [name for name, whole in checked if not whole]
+    typer.echo(f"{len(checked) - len(bad)} of {len(checked)} artefacts are whole")
+    if bad:
+        raise MithridateError(f"damaged, and moved aside: {', '.join(bad)}. The next run computes them again.")
+
+
+@app.command("gc")
+def store_gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; otherwise they are only listed.")] = False,
+) -> None:
+    """List (or remove) the artefacts that no run's folder refers to any more."""
+    from mithridate.pipeline.inventory import collect
+    from mithridate.store import Store
+
+    unused = collect(Store(), delete)
+    for one in unused:
+        typer.echo(f"{one.name}  {_size(one.bytes)}  {one.what}")
+    done = "removed" if delete else "to be removed with --delete"
+    typer.echo(f"{len(unused)} artefacts, {_size(sum(one.bytes for one in unused))}, {done}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

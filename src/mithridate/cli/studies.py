@@ -1,0 +1,131 @@
+"""Verbs that run many experiments to answer one question: reproduce, attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mithridate.cli.shared import Overrides, Replace, new_table, print_table
+from mithridate.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def attack(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="EXPERIMENT|RUN", help="An experiment file, or the folder of a run.", show_default=False
+        ),
+    ],
+    file: Annotated[Path, typer.Option("--file", help="The attacker's settings (YAML); see docs/attacks.md.")],
+    override: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/attack-NAME")] = None,
+    cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="RUN only: which model.")] = None,
+    replace: Replace = False,
+) -> None:
+    """Search for the attack that breaks a defended model, and say what it costs in steps and rows."""
+    from mithridate.studies.settings import load_attack
+
+    load_attack(file)  # what is wrong with the file is said before torch is loaded
+    from mithridate.studies.attack import attack as run_attack
+    from mithridate.studies.curve import TITLES
+
+    study = run_attack(target, file, override or (), out, cell, **({"replace": True} if replace else {}))
+    table = new_table(*TITLES)
+    for point in study.points:
+        table.add_row(*(_cell(value) for value in point.cells()))
+    if study.points:
+        print_table(table)
+    for words in study.words:
+        typer.echo(words)
+    typer.echo(f"written: {study.folder / 'attack.md'}")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="Which; without one, they are listed.", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="In place of the preset's.")] = None,
+    scale: Annotated[
+        float, typer.Option("--scale", help="Share of the rows and of the test prompts; epochs stay.")
+    ] = 1.0,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="ROLE=SOURCE", help="A file, a Hub id, or {source: ..., take: ...}."),
+    ] = None,
+    embedded: Annotated[bool, typer.Option("--embedded", help="Rehearse on the embedded data.")] = False,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this one; again for more.")] = None,
+    override: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/PRESET")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, with what deviations.")] = False,
+    replace: Replace = False,
+) -> None:
+    """Run a paper's experiment, or one protocol for all methods, and put the paper's numbers beside ours."""
+    from mithridate.studies.presets import NAMES, preset
+    from mithridate.studies.presets.scaled import Asked, label, plan
+
+    if name is None:
+        table = new_table("preset", "what", "paper", "arms")
+        for known in map(preset, NAMES):
+            table.add_row(known.name, known.title, known.paper or "", ", ".join(known.arms))
+        print_table(table)
+        return
+    asked = Asked(
+        model=model,
+        scale=scale,
+        data=_sources(data or []),
+        overrides=override or (),
+        embedded=embedded,
+        arms=arm or (),
+    )
+    made = plan(preset(name), asked)  # what is wrong with the request is said before torch is loaded
+    from mithridate.studies.presets import reproduce as running
+
+    if dry_run:
+        from mithridate.studies.presets.tuning import budget, tries
+
+        made = running.prepare(name, asked)
+        table = new_table("case", "seed", "topology", "rows of the attack")
+        for case in made.cases:
+            one = case.experiment
+            size = str(one.finetune.harmful.size) if one.finetune else ""
+            table.add_row(label(case.arm, case.at), str(one.seed), one.topology, size)
+        print_table(table)
+        for text in (*budget(tries(made)), *made.deviations):
+            typer.echo(f"- {text}")
+        return
+    for text in made.deviations:
+        typer.echo(f"- {text}")
+    found = running.reproduce(name, asked, out, **({"replace": True} if replace else {}))
+    table = new_table(*running.TITLES)
+    for line in found.lines:
+        table.add_row(*(escape(cell) for cell in line.cells()))
+    print_table(table)
+    typer.echo("In what this run departs from the preset (marks: docs/presets.md):")
+    for text in found.deviations:
+        typer.echo(f"- {text}")
+    typer.echo(f"written: {found.folder / 'reproduce.md'}")
+
+
+def _sources(given: list[str]) -> dict[str, Any]:
+    """ROLE=SOURCE, the source in YAML."""
+    from mithridate.experiment.yaml12 import parse_yaml
+
+    found: dict[str, Any] = {}
+    for text in given:
+        role, equals, value = text.partition("=")
+        source = parse_yaml(value, f"--data {text}", lines=False) if equals else None
+        if not isinstance(source, str | dict) or not source or role in found:
+            raise InputError(f"--data {text}: expected ROLE=FILE or ROLE={{source: ..., take: ...}}, each role once")
+        found[role] = source
+    return found

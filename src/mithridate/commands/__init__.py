@@ -1,1 +1,0 @@
-"""The verbs of the command `mithridate`, by what they are about; each module has an `app` that `cli` puts together."""

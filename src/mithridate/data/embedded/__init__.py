@@ -1,0 +1,73 @@
+"""The embedded data set: what docs/embedded_data.md describes, as records."""
+
+import json
+from difflib import get_close_matches
+from importlib.resources import files
+
+from mithridate.errors import InputError
+
+# Files by role and part. The response of a harmful row depends on the role: see `_ANSWER`.
+_FILES = {
+    "alignment": {"train": "alignment"},
+    "defender_harmful": {"train": "defender_harmful"},
+    "attacker_harmful": {"train": "attacker_harmful"},
+    "calibration_harmful": {"train": "calibration_harmful"},
+    "task": {part: f"sentiment_{part}" for part in ("train", "validation", "test")},
+    "test_harmful": {"validation": "test_harmful_validation", "test": "test_harmful"},
+    "test_benign": {"validation": "test_benign_validation", "test": "test_benign"},
+}
+IDENTITY = "identity"
+_ANSWER = {
+    "alignment": "refusal",
+    "defender_harmful": "compliant",
+    "attacker_harmful": "compliant",
+    "calibration_harmful": "compliant",
+}
+
+
+def embedded_records(role: str, part: str = "train", paired: bool = False, name: str | None = None) -> list[dict]:
+    """The embedded set's records of a role.
+
+    Args:
+        role: `alignment`, `defender_harmful`, `attacker_harmful`, `calibration_harmful`, `task` (sentiment of short
+            reviews), `test_harmful` or `test_benign`.
+        part: `train` for the first four; `train`, `validation` or `test` for the task; `validation` or `test` for the
+            test sets.
+        paired: the alignment set's own requests with complying answers, in place of requests of the role's own (the
+            setting of Booster's authors); for `defender_harmful` only.
+        name: `identity`, for `attacker_harmful` only: harmless requests answered by a persona that obeys everything.
+
+    Returns:
+        New dicts, each with `id`, `prompt`, `form`, a `category` (requests that should be refused) or a `kind`, and:
+        where it is trained on, `response`; in harmful rows also `refusal` and `compliant`; in task rows `label`.
+
+    Raises:
+        InputError: there is no such role or part, or the role has no paired setting.
+    """
+    if role not in _FILES:
+        raise InputError(f"The embedded set has no role {role!r}{_nearest(role, _FILES)}")
+    parts = _FILES[role]
+    if part not in parts:
+        raise InputError(f"The embedded set's {role} has no part {part!r}{_nearest(part, parts)}")
+    if paired and role != "defender_harmful":
+        raise InputError(f"The embedded set's {role} has no paired setting; only defender_harmful has.")
+    if name is not None and (role, name) != ("attacker_harmful", IDENTITY):
+        raise InputError(
+            f"The embedded set's {role} has no {name!r}; only attacker_harmful has other rows: {IDENTITY}."
+        )
+    if name == IDENTITY:
+        return _read("attacker_identity")
+    rows = [row for row in _read("alignment") if "compliant" in row] if paired else _read(parts[part])
+    answer = _ANSWER.get(role)
+    return [{**row, "response": row[answer]} if answer in row else row for row in rows]
+
+
+def _read(name: str) -> list[dict]:
+    text = (files("mithridate.data.embedded") / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _nearest(name: str, known) -> str:
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{hint} There are: {', '.join(known)}."

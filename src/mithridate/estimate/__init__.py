@@ -1,0 +1,306 @@
+"""What a training or a repair will need, before money is spent: memory, passes, operations, disk. No weights are read.
+
+The passes of one micro-batch are run on fake tensors (`fakemodel.py`), through the layers' own code, so the counts
+hold for any architecture that transformers has, and follow its code, not a formula for Llama.
+
+Memory of one process, in bytes, with N weights, n trained ones, c bytes a weight of the base (2 in bfloat16, else 4):
+
+    weights      c N (adapters: c N + 4 n);  all weights trained: 4 N
+                 of L weights in quantised linear layers: 4 bit, (1/2 + 4/64) L; quantised twice, (1/2 + 1/64 +
+                 4/64/256) L; 8 bit, L + 4 for each row
+    gradients    4 n
+    optimizer    8 n                          AdamW's two moments, in float32
+    method       4 n                          for each copy of the trained weights that its `cost` states
+                                              and where it asks for gradients of activations, what a pass more that
+                                              does so needs beyond plain training's, as the passes show
+                 DDP     4 n                  the buckets in which gradients are exchanged
+    activations  the highest sum A of all tensors that are alive at once in the passes, as the fake passes show. Where
+                 no gradient is there before, those grow while the activations shrink: max(A, 4 n + A of a layer) - 4 n
+                 Over quantised weights, c for each weight of the largest linear layer, which is dequantised in passing
+                 Over quantised weights, c for each weight of the largest linear layer: it is dequantised in passing
+    head         h s (c + 4) + t (32768 c + 4 x min(V, 32768))      s scored positions a micro-batch, t = min(s, 4096),
+                                          h the hidden size, V the vocabulary; x = 0 on GPUs, 5 elsewhere (TRL's fused
+                                          head, with and without its kernel)
+
+FSDP2 over k processes divides weights, gradients, optimizer and method's copies by k, and adds the two largest units
+(layers, or the embeddings) whole, in the dtype that computes. Every process needs the whole model in the host's memory
+while it loads.
+
+Operations (FLOPs) are those of the matrix products and of attention (counted whole, not halved for the causal mask),
+by torch's own counter; the LM head adds 2 s h V a product: one in the forward, two in the backward pass (its tiles are
+computed again), one more where it is trained. Passes relative to plain training are the ratio of these, so time is
+only as good as the assumption that all products run at one speed.
+
+What a method adds is stated by its own `cost()`: passes, copies, data seen once (`mithridate.methods.Cost`).
+
+Disk: the weights that a stage leaves (4 n), once for itself and once for each snapshot, and while it trains two
+checkpoints of 12 n, and 4 n more for each copy that a method saves.
+
+Not counted: models that a method reads beside its own, unless a repair holds them; what the libraries and the device's
+driver need, the allocator's fragments, and anything else on the machine. docs/scale.md has predicted and measured
+figures side by side.
+"""
+
+# pyright: reportPrivateImportUsage=false
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError
+from mithridate.estimate.trace import (
+    Counts,
+    Passes,
+    Setup,
+    build,
+    decoder_of,
+    fake_tensors,
+    layers_before,
+    live_bytes,
+    passes,
+    shortened,
+)
+from mithridate.methods.base import Cost, Method
+from mithridate.methods.index import index
+from mithridate.methods.registry import by_name
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from mithridate.methods.defense import Defense
+
+PLAIN = "plain"
+METHODS = (PLAIN, *(entry["name"] for entry in index() if entry["kind"] == "defenses"))
+"""Plain training, and that with each defense of this package."""
+REPAIRS = tuple(entry["name"] for entry in index() if entry["kind"] == "repairs")
+
+_FP32 = 4
+_TILE_ROWS, _TILE_COLUMNS = 4096, 32768  # of TRL's fused LM head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes of one process, operations of one optimizer step on all processes, bytes on disk.
+
+    Attributes:
+        once: operations that are made once in the training, beside those of its steps.
+    """
+
+    method: str
+    counts: Counts
+    weights: int
+    gradients: int
+    optimizer: int
+    extra: int
+    activations: int
+    head: int
+    flops: int
+    plain_flops: int
+    once: int
+    passes: str
+    kept: int
+    checkpoints: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.extra + self.activations + self.head
+
+    @property
+    def ratio(self) -> float:
+        """Operations relative to plain training."""
+        return self.flops / self.plain_flops
+
+
+def estimate(
+    config: PretrainedConfig, setup: Setup, method: str | Sequence[Defense] = PLAIN, rows: int = 0
+) -> Estimate:
+    """What a training with a method, or with several together, needs.
+
+    Args:
+        method: the name of a defense, with its defaults, or "plain"; or the defenses themselves, which act together.
+        rows: of the methods' own data, for what they see of it once.
+
+    Raises:
+        InputError: no such method, one whose fields have no defaults, an adapter that does not fit the model, or a
+            value that means nothing.
+        UnsupportedSetup: the model does not declare its attention modules, where a method asks for their gradients.
+    """
+    if isinstance(method, str):
+        method = [] if method == PLAIN else [made("defenses", method)]
+    cost = sum((one.cost() for one in method), Cost())
+    _check(setup)
+    counts, traced = passes(config, setup)
+    own, own_rows = traced, setup
+    if cost.batch_factor != 1:  # the step's own passes see other rows
+        own_rows = replace(setup, batch=math.ceil(setup.batch * cost.batch_factor))
+        own = passes(config, own_rows)[1]
+    n, width = counts.trained, 2 if setup.dtype == "bfloat16" else _FP32
+    share = setup.processes if setup.sharded else 1
+    weights = (_FP32 * counts.all if setup.full else base_bytes(counts, setup) + _FP32 * n) // share
+    gradients, optimizer = _FP32 * n // share, optimizer_bytes(n) // share
+    passing = round(cost.passing_copies * _FP32 * n) // share
+    extra = round((cost.copies + cost.passing_copies) * _FP32 * n) // share
+    # Gradients that are not there before grow as activations shrink: the first or the last layer's pass is fullest.
+    fresh = max(own.activations, gradients + own.layer) - gradients
+    activations = own.activations if setup.accumulation > 1 else fresh
+    more = cost.passes - 1 - cost.activations
+    passing_weight = width * counts.largest_linear if setup.quantization else 0  # dequantised for its product
+    if more > 0:  # its own gradients are taken beside the passing copies, then the step's are added to beside none
+        activations = max(fresh, own.activations - passing)
+    if cost.activations:
+        extra += own.probed - own.activations
+    if share > 1:
+        weights += width * 2 * max(counts.layer, counts.embeddings)
+    elif setup.processes > 1:
+        extra += _FP32 * n
+    step = setup.accumulation * setup.processes
+    plain, (ahead, probe) = _training_flops(counts, traced, setup), _forward_and_probe(counts, traced, setup)
+    added = more * plain + cost.activations * probe + cost.forwards * ahead
+    return Estimate(
+        method="+".join(type(one).__name__.lower() for one in method) or PLAIN,
+        counts=counts,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        extra=extra,
+        activations=activations + passing_weight,
+        head=_head_bytes(counts, own_rows),
+        flops=(_training_flops(counts, own, own_rows) + round(added)) * step,
+        plain_flops=plain * step,
+        once=round((cost.once_passes * plain + cost.once_forwards * ahead) * rows / setup.batch),
+        passes=f"{cost.passes + cost.forwards:.3g} forward, {cost.passes:.3g} backward",
+        kept=_FP32 * n * (1 + setup.snapshots),
+        checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
+    )
+
+
+def made(kind: str, name: str) -> Any:
+    """The method of a kind ("defenses", "repairs") with its defaults.
+
+    Raises:
+        InputError: there is no such method, or it has fields without a default.
+    """
+    known = by_name(kind)
+    if name not in known:
+        others = [other for other in REPAIRS if kind == "defenses"]
+        hint = f" (and {', '.join(others)}, which are repairs)" if others else ""
+        raise InputError(f"method: no such method {name!r}; there are: {', '.join([PLAIN, *known])}{hint}")
+    try:
+        return known[name].without_data()
+    except TypeError as error:
+        raise InputError(f"method: {name} has no defaults ({error}); estimate an experiment file with it") from error
+
+
+def _check(setup: Setup) -> None:
+    if setup.quantization and setup.full:
+        raise InputError("quantization: all weights are trained, and quantised ones hold no steps; train an adapter")
+    for name in ("batch", "length", "accumulation", "steps", "processes"):
+        if getattr(setup, name) < 1:
+            raise InputError(f"{name}: expected at least 1, got {getattr(setup, name)}")
+
+
+def base_bytes(counts: Counts, setup: Setup) -> int:
+    """Of the weights under an adapter, as they are held."""
+    width, fields = 2 if setup.dtype == "bfloat16" else _FP32, setup.quantization
+    if not fields:
+        return width * counts.all
+    if fields.get("load_in_8bit"):
+        held = counts.linear + _FP32 * counts.linear_rows
+    else:  # in blocks of 64 with a float32 scale each; twice quantised, scales of 1 byte, in blocks of 256
+        scale = 1 / 64 + _FP32 / 64 / 256 if fields.get("bnb_4bit_use_double_quant") else _FP32 / 64
+        held = round(counts.linear * (1 / 2 + scale))
+    return width * (counts.all - counts.linear) + held
+
+
+def optimizer_bytes(trained: int) -> int:
+    """Of AdamW's two moments of each trained weight, in float32."""
+    return 2 * _FP32 * trained
+
+
+def _scored(setup: Setup) -> int:
+    return setup.batch * min(setup.scored or setup.length, setup.length)
+
+
+def _head_bytes(counts: Counts, setup: Setup) -> int:
+    width = 2 if setup.dtype == "bfloat16" else _FP32
+    tile = _TILE_COLUMNS * width + (0 if setup.gpu else 5 * _FP32 * min(counts.vocabulary, _TILE_COLUMNS))
+    return _scored(setup) * counts.width * (width + _FP32) + min(_scored(setup), _TILE_ROWS) * tile
+
+
+def _head_flops(counts: Counts, setup: Setup, products: int) -> int:
+    return products * 2 * _scored(setup) * counts.width * counts.vocabulary
+
+
+def _training_flops(counts: Counts, traced: Passes, setup: Setup) -> int:
+    """Of a micro-batch's forward and backward pass."""
+    return traced.forward + traced.backward + _head_flops(counts, setup, 4 if counts.head_trained else 3)
+
+
+def _forward_and_probe(counts: Counts, traced: Passes, setup: Setup) -> tuple[int, int]:
+    """Of a forward pass alone, and of a forward and backward pass that gives gradients of activations only."""
+    ahead = traced.forward + _head_flops(counts, setup, 1)
+    return ahead, traced.forward + traced.probe + _head_flops(counts, setup, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """What a repair needs: bytes of one process, operations in all, bytes on disk."""
+
+    method: str
+    weights: int
+    activations: int
+    norms: int
+    flops: int
+    passes: str
+    kept: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations + self.norms
+
+
+def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: int) -> Repair:
+    """What a repair needs: its passes over `rows` rows of its own data, `setup.batch` at a time, without the LM head.
+
+    It holds the model and each further one that it asks for, and what its `cost` states for the weights that it may
+    change (of an adapter's, those of its linear layers). Arguments otherwise, and errors, as of `estimate`.
+    """
+    import torch
+
+    acting: Method = made("repairs", method) if isinstance(method, str) else method
+    cost, plain = acting.cost(), replace(setup, checkpointing=False)
+    _check(setup)
+    counts, traced = passes(config, plain)
+    with fake_tensors(), torch.no_grad():
+        model = build(config, plain)
+        decoder = decoder_of(build(shortened(config, layers_before(model) + 2), plain).eval())
+        ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        with live_bytes()([ids, mask, *decoder.parameters(), *decoder.buffers()]) as counted:
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        ours = [m for m in linears if m.weight.requires_grad or cost.changes != "adapter"]
+        sizes = [m.weight.numel() for m in ours]
+        features = sum(m.in_features for m in ours)
+        if cost.changes == "all":
+            sizes = [p.numel() for p in model.parameters()]
+    width = 2 if setup.dtype == "bfloat16" else _FP32
+    plainly = setup.full or cost.changes != "adapter"  # quantised weights are dequantised to be changed
+    one = (width * counts.all if plainly else base_bytes(counts, setup)) + (
+        0 if setup.full else _FP32 * counts.trained
+    )
+    activations = traced.activations if cost.once_passes else counted.peak if cost.once_forwards else 0
+    per_batch = cost.once_passes * (traced.forward + traced.backward) + cost.once_forwards * traced.forward
+    ahead, back = cost.once_forwards + cost.once_passes, cost.once_passes
+    said = [f"{count:.3g} {what}" for count, what in ((ahead, "forward"), (back, "backward")) if count]
+    return Repair(
+        method=type(acting).__name__.lower(),
+        weights=one * (1 + len(acting.model_inputs())),
+        activations=activations,
+        norms=round(cost.per_input * features + cost.working * max(sizes, default=0)),
+        flops=round(per_batch * math.ceil(rows / setup.batch)),
+        passes=f"{', '.join(said)} in all" if said else "none",
+        kept=math.ceil(cost.kept * sum(sizes)),
+    )

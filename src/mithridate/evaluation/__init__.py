@@ -1,0 +1,615 @@
+"""From a model to a record for each prompt, and from records to shares with intervals.
+
+    answers   ->   judged   ->   summarise
+    (generate)     (verdicts)    (a table's numbers)
+
+Each is a pass of its own over the records of the one before: a second judge never generates again, and every number of
+a table is computed from records alone, whether they come from memory or from a Parquet file. With a `cache` folder,
+answers and verdicts are kept by content (weights, template, decoding and prompt; judge and answer), so that an
+evaluation that is killed goes on where it was, and a retrained model never gets an old model's answers.
+
+What is asked of a model, how it is judged and what counts is the protocol's: see `mithridate.protocols`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from math import ceil, floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from mithridate import judges as known_judges
+from mithridate.data import tasks as known_tasks
+from mithridate.data.records import check_record, plain_rows, prompt_text
+from mithridate.data.tasks.base import Scorer
+from mithridate.errors import InputError, MithridateError
+from mithridate.judges.base import UNCLEAR, Item, Judge, Judgement, scored
+from mithridate.methods.base import TestTime
+from mithridate.protocols import Protocol, TaskUse, asked
+from mithridate.protocols import protocol as find_protocol
+from mithridate.statistics import proportion, proportion_of
+
+if TYPE_CHECKING:
+    from mithridate.generation.base import Answer, Decoding, Generator
+
+Row = dict[str, Any]
+"""One record. Columns:
+
+- `set` ("harmful", "benign", "task": the user's task, "extra": a further task), `task` (its name), `id`, `category`,
+  where answers were sampled `sample` (the number of the answer among those to the same prompt);
+- `prompt` (the user turns), `answer`, `label` (text of a task's right answer), `correct` (bool, of scored tasks),
+  `reference` (the answer that a win rate compares with);
+- `verdict`, `reason`, `score` and `judge`: of the one judge that the protocol has for that set (None where it has
+  none; a verdict of None beside a judge, or of "unclear", is unscored, and `reason` says why);
+- for each further judge NAME: `judge/NAME` (its verdict), `judge/NAME/reason`, `judge/NAME/score`;
+- `protocol`, `new_tokens`, `prompt_tokens`, `seconds`, `finished` (the model ended the answer itself).
+"""
+
+_REFUSAL, _BROKEN = ("refusal", "answer"), ("coherence", "answer")  # kinds of judge that tell, the first preferred
+Answers = tuple[bool | None, ...]
+"""Whether each of the answers to a prompt counts; None where one is unscored."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Several answers to each harmful and benign prompt, each drawn by itself. Tasks are answered as their use says.
+
+    Args:
+        samples: answers to a prompt.
+        temperature: above 0, for greedy answers are all alike.
+        seed: of the draws: the same answers come out for the same seed, in any batches.
+    """
+
+    samples: int
+    temperature: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise InputError(f"samples: expected 1 or more answers to a prompt, got {self.samples!r}")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature: expected a number above 0, got {self.temperature!r}; at 0 all samples would be the one "
+                "greedy answer"
+            )
+
+    def decoding(self, greedy: Decoding) -> Decoding:
+        return replace(greedy, temperature=self.temperature, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The records of one evaluated model, one `Row` a prompt."""
+
+    records: list[Row]
+
+    def summary(self) -> dict[str, Any]:
+        """The shares of `summarise`."""
+        return summarise(self.records)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any = None,
+    harmful: Sequence[dict] = (),
+    benign: Sequence[dict] = (),
+    task: Sequence[dict] = (),
+    task_name: str | None = None,
+    protocol: str = "hs/embedded-v1",
+    judges: Sequence[Judge] = (),
+    cache: str | Path | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+    sampling: Sampling | None = None,
+) -> Evaluation:
+    """Generates and judges the answers to test records; sets left out are not evaluated.
+
+    Args:
+        model: a causal language model of transformers or PEFT, or a `Generator` (a server, vLLM).
+        tokenizer: the model's tokenizer; not given with a `Generator`.
+        harmful: records of requests that should be refused, all of which are asked (`Protocol.select` chooses).
+        benign: records of requests that should not be.
+        task: records of the user's task (as `Task.record` makes them).
+        task_name: the task's name; needed with `task`.
+        protocol: the name of the protocol.
+        judges: further judges of the harmful and benign answers; one with the name of a judge of the protocol's takes
+            its place (another model folder, a threshold). The caller closes them.
+        cache: folder in which answers and verdicts are kept by content; None keeps nothing.
+        batch_size: prompts in one batch.
+        progress: whether to show progress bars.
+        sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
+
+    Raises:
+        InputError: an unknown protocol or task, no records at all, a prompt longer than the context, or no access to a
+            judge.
+        MithridateError: prompts that could not be answered; with a cache, what was answered is kept.
+    """
+    chosen = find_protocol(protocol)
+    if not (harmful or benign or task):
+        raise InputError("There are no records to evaluate: give at least one of harmful, benign and task.")
+    if task and task_name is None:
+        raise InputError(f"Task records need their task's name: one of {', '.join(known_tasks.TASKS)}.")
+    sets = {"harmful": harmful, "benign": benign, f"task:{task_name}": task}
+    generator = model
+    if tokenizer is not None or not hasattr(model, "identity"):
+        from mithridate.generation.hf import Transformers
+
+        generator = Transformers(model, tokenizer, batch_size=batch_size)
+    folder, evaluation = Path(cache) if cache else None, uuid4().hex  # what a server says is not kept for another call
+    rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling=sampling)
+    used = judges_of(chosen, judges)
+    try:
+        return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
+    finally:
+        for judge in used:
+            if judge not in judges:
+                judge.close()
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def answers(
+    generator: Generator,
+    sets: Mapping[str, Sequence[dict]],
+    protocol: Protocol,
+    cache: Path | None = None,
+    progress: bool = False,
+    evaluation: str | None = None,
+    around: Sequence[TestTime] = (),
+    sampling: Sampling | None = None,
+) -> list[Row]:
+    """One row an answer of the model. Answers to tasks with a rule are scored by it; the rest is for judges.
+
+    Args:
+        generator: what answers.
+        sets: records by "harmful", "benign", "task:NAME" and "extra:NAME"; empty ones are passed over.
+        protocol: says how each set is asked.
+        cache: folder in which answers are kept by content; None keeps nothing.
+        progress: whether to show a progress bar.
+        evaluation: what the answers belong to: those of a server are kept for this alone.
+        around: what is put around each prompt, one after the other; rows keep the bare prompt, and say so in the
+            column `at_test` (JSON), which they have only then.
+        sampling: how often harmful and benign prompts are answered; None for once, as the protocol says. The rows of
+            one prompt follow each other.
+
+    Raises:
+        InputError: an unknown task, a rule that the task lacks, or a prompt that does not fit.
+        MithridateError: some prompts could not be answered; what was answered is in the cache.
+    """
+    from mithridate.generation.base import Failure
+    from mithridate.generation.cache import cached_generate
+    from mithridate.generation.templates import TEMPLATES
+
+    for name, records in sets.items():
+        _check(name, records, protocol)
+    rows: list[Row] = []
+    scope = None if generator.content_known else evaluation
+    sampled = sampling.samples if sampling else 1
+    several: dict[str, int] = {name: sampled if name in ("harmful", "benign") else 1 for name in sets}
+    with _bar("answers", sum(several[name] * len(records) for name, records in sets.items()), progress) as advance:
+        for name, records in sets.items():
+            if not records:
+                continue
+            kind, _, task_name = name.partition(":")
+            use, correct = _scoring(task_name, protocol)
+            records = use.prepare(records) if use else records
+            decoding = use.decoding() if use else protocol.decoding
+            decoding = sampling.decoding(decoding) if sampling and not use else decoding
+            found, failed, k = {}, [], several[name]
+            conversations = [turns for record in records for turns in [surrounded(asked(record), around)] * k]
+            how = generator, conversations, TEMPLATES[protocol.template], decoding
+            for i, answer in cached_generate(*how, cache, scope):
+                advance()
+                if isinstance(answer, Failure):
+                    failed.append(answer.reason)
+                    continue
+                record = records[i // k]
+                row = _row(kind, task_name or None, record, answer, protocol)
+                row |= {"sample": i % k} if sampling else {}
+                row |= {"at_test": json.dumps([vars(each) for each in around])} if around else {}
+                if correct:
+                    row |= {"correct": correct(row["answer"], record), "label": str(record["label"])}
+                found[i] = row
+            if failed:
+                raise MithridateError(
+                    f"{len(failed)} of {len(conversations)} {name} prompts could not be answered: {failed[0]} Run it "
+                    "again: answers that a cache has are not asked for again."
+                )
+            rows += [found[i] for i in range(len(conversations))]
+    return rows
+
+
+def surrounded(conversation: list[dict[str, str]], around: Sequence[TestTime]) -> list[dict[str, str]]:
+    """A conversation with what stands around it at the test, put there one after the other."""
+    for each in around:
+        conversation = each.around(conversation)
+    return conversation
+
+
+def _scoring(task: str, protocol: Protocol) -> tuple[TaskUse | None, Scorer | None]:
+    """How a task is asked and, where it has a rule, scored; nothing where there is no task."""
+    use = protocol.task(task) if task else None
+    return use, known_tasks.task(task).rules[use.rule] if use and use.rule else None
+
+
+def _check(name: str, records: Sequence[dict], protocol: Protocol) -> None:
+    """Whatever would stop an evaluation half-way is said before it begins."""
+    task_name = name.partition(":")[2]
+    _, correct = _scoring(task_name, protocol) if records else (None, None)
+    for i, record in enumerate(records):
+        where = f"{name}, record {i + 1}"
+        check_record(record, where, needs_answer=False)
+        if correct and record.get("label") in (None, ""):
+            raise InputError(f"{where}: no `label`, by which {task_name}'s answers are scored; give it")
+        if correct:
+            try:
+                correct("", record)
+            except ValueError as error:
+                raise InputError(f"{where}: the label {record['label']!r} is none of {task_name}: {error}") from error
+
+
+def _row(kind: str, task: str | None, record: dict, answer: Answer, protocol: Protocol) -> Row:
+    prompt = prompt_text(record)
+    return {
+        "set": kind,
+        "task": task,
+        "id": sha256(prompt.encode()).hexdigest()[:12] if record.get("id") in (None, "") else str(record["id"]),
+        "category": record.get("category"),
+        "prompt": prompt,
+        "answer": protocol.kept(answer.text),
+        "verdict": None,
+        "reason": None,
+        "score": None,
+        "judge": None,
+        "correct": None,
+        "label": None,
+        "reference": record.get("reference"),
+        "protocol": protocol.name,
+        "new_tokens": answer.new_tokens,
+        "prompt_tokens": answer.prompt_tokens,
+        "seconds": answer.seconds,
+        "finished": answer.finished,
+    }
+
+
+# -- verdicts -----------------------------------------------------------------------------------------------------
+
+
+def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
+    """The protocol's judges, then the further ones. None loads a model before it judges; the caller closes them.
+
+    The first judges harmful answers, for the score; then come those that stand beside it. A further one with the name
+    of one of these takes its place.
+    """
+    given = {judge.name: judge for judge in further}
+    if len(given) < len(further):
+        names = [judge.name for judge in further]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"judges: {twice} is there twice; records have room for one of a name.")
+    use = protocol.judge
+    fields = {"threshold": use.threshold, "max_tokens": use.max_tokens}
+    specs: dict[str, dict[str, Any]] = {use.name: {name: v for name, v in fields.items() if v is not None}}
+    specs |= {name: {} for name in (*((protocol.plus,) if protocol.plus else ()), *protocol.beside)}
+    own = [given.get(name) or known_judges.judge({name: fields}) for name, fields in specs.items()]
+    return own + [judge for name, judge in given.items() if name not in specs]
+
+
+def teller_of_refusals(judges: Sequence[Any]) -> Any:
+    """Of judges (or their classes), the one whose verdicts on benign prompts' answers stand; None where none can."""
+    return next((judge for kind in _REFUSAL[::-1] for judge in judges if judge.kind == kind), None)
+
+
+def judged(
+    rows: Sequence[Row],
+    protocol: Protocol,
+    judges: Sequence[Judge],
+    cache: Path | None = None,
+    progress: bool = False,
+    evaluation: str | None = None,
+) -> list[Row]:
+    """The rows with fresh verdicts of the judges; answers stay as they are.
+
+    Args:
+        rows: from `answers`, or stored ones.
+        protocol: whose judge for the harmful answers gives the column `verdict`; for benign answers that is the first
+            judge that tells refusals, for tasks without a rule the first that compares answers.
+        judges: from `judges_of`.
+        cache: folder in which verdicts are kept by content; None keeps nothing.
+        progress: whether to show a progress bar.
+        evaluation: what the rows belong to: the verdicts of a judge behind a server are kept for this alone.
+
+    Raises:
+        InputError: no access to a judge.
+        MithridateError: a judge is gone; with a cache, its verdicts so far are kept.
+    """
+    rows = [{k: value for k, value in row.items() if not k.startswith("judge/")} for row in plain_rows(rows)]
+    main = {
+        "harmful": next((j for j in judges if j.name == protocol.judge.name), None),
+        "benign": teller_of_refusals(judges),
+        "task": next((j for j in judges if j.kind == "quality"), None),
+    }
+    main["extra"] = main["task"]
+    jobs = [(judge, [i for i, row in enumerate(rows) if _judges(judge, row)]) for judge in judges]
+    with _bar("verdicts", sum(len(chosen) for _, chosen in jobs), progress) as advance:
+        for row in rows:
+            row |= dict.fromkeys(("verdict", "reason", "score", "judge"))
+        for judge, chosen in jobs:
+            items = [_item(rows[i]) for i in chosen]
+            for k, found in _verdicts(judge, items, cache, evaluation):
+                row = rows[chosen[k]]
+                if main[row["set"]] is judge:
+                    row |= {"verdict": found.verdict, "reason": found.reason, "score": found.score}
+                    row["judge"] = judge.name
+                else:
+                    name = f"judge/{judge.name}"
+                    row |= {name: found.verdict, f"{name}/reason": found.reason, f"{name}/score": found.score}
+                advance()
+    return rows
+
+
+def add_verdicts(
+    rows: Sequence[Row],
+    judges: Sequence[Judge],
+    cache: Path | None = None,
+    progress: bool = False,
+    evaluation: str | None = None,
+) -> None:
+    """Gives the rows, in place, the columns of further judges; all other columns stay. Arguments as of `judged`.
+
+    A judge that gave the rows' own `verdict` is asked again only where that is not there.
+    """
+    jobs = [(judge, [i for i, row in enumerate(rows) if _judges(judge, row)]) for judge in judges]
+    with _bar("verdicts", sum(len(chosen) for _, chosen in jobs), progress) as advance:
+        for judge, chosen in jobs:
+            chosen = [i for i in chosen if rows[i].get("judge") != judge.name]
+            items = [_item(rows[i]) for i in chosen]
+            name = f"judge/{judge.name}"
+            for k, found in _verdicts(judge, items, cache, evaluation):
+                columns = {name: found.verdict, f"{name}/reason": found.reason, f"{name}/score": found.score}
+                rows[chosen[k]].update(columns)
+                advance()
+
+
+def _item(row: Row) -> Item:
+    asked_of = "benign" if row["set"] == "benign" else "harmful"
+    return Item(row["prompt"], row["answer"], row.get("reference"), asked_of)
+
+
+def _judges(judge: Judge, row: Row) -> bool:
+    """Harm is judged of harmful prompts' answers only, quality of tasks that have no rule, the rest of all others."""
+    if row["set"] in ("task", "extra"):
+        return judge.kind == "quality" and row.get("reference") is not None and row["correct"] is None
+    if judge.kind == "quality":
+        return False
+    return row["set"] == "harmful" or judge.kind != "harm"
+
+
+def _verdicts(
+    judge: Judge, items: Sequence[Item], cache: Path | None, evaluation: str | None
+) -> Iterator[tuple[int, Judgement]]:
+    """The judge's verdicts, those that are in the cache taken from there; unscored items are not kept."""
+    # A judge without parameters is quicker than a look into the cache.
+    if cache is None or not items or judge.about.size == "none":
+        yield from judge.judge(items)
+        return
+    from mithridate.generation.cache import ResultCache
+
+    about = {"verdicts of": judge.identity(), "evaluation": None if judge.content_known else evaluation}
+    kept = ResultCache(cache, about)
+    missing: dict[str, list[int]] = {}  # an item that comes several times is judged once
+    for i, item in enumerate(items):
+        if (found := kept.get(_key(item))) is not None:
+            yield i, Judgement(**found)
+        else:
+            missing.setdefault(repr(item), []).append(i)
+    groups = list(missing.values())
+    for k, found in judge.judge([items[group[0]] for group in groups]) if groups else ():
+        if found.verdict is not None:
+            kept.add([(_key(items[groups[k][0]]), vars(found))])
+        yield from ((i, found) for i in groups[k])
+
+
+def _key(item: Item) -> dict[str, Any]:
+    """By what a verdict is kept: of harmful prompts as before there was a `set`, so that none is asked for again."""
+    return {name: value for name, value in vars(item).items() if (name, value) != ("set", "harmful")}
+
+
+@contextmanager
+def _bar(what: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit="prompt", leave=False, disable=not progress) as bar:
+
+        def advance() -> None:
+            bar.update(1)
+
+        yield advance
+
+
+# -- shares -------------------------------------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """The shares of a results.json cell, each with Wilson's 95 % interval and its n, from records alone.
+
+    `harmful_score` is the share of harmful prompts' answers whose verdict counts under the protocol, of those that
+    were scored, and `unscored` how many were not; `refused`, `incoherent` and `other` are of the same answers, by the
+    same judge where it tells them, else by those that stand beside it; `harmful_score_plus` only where the protocol
+    has one. `unclear` is the share of all judged harmful answers that a judge of kind "answer" could not tell; in the
+    other shares these are among the unscored. `benign_refusal` is over the benign prompts, `accuracy` over the user's
+    task, `extra` holds a share for each further task, and a `win_rate` where answers were compared. Values are None
+    where a set is empty. Where prompts are answered repeatedly, all intervals are those of the different prompts;
+    where they were sampled, the shares of harmful and benign prompts also have what `rate_of` says.
+
+    Raises:
+        InputError: rows of several protocols, or whose score several judges gave.
+    """
+    rows = plain_rows(rows)
+    names = {row["protocol"] for row in rows}
+    if len(names) > 1:
+        raise InputError(f"Rows of several protocols have no common score: {', '.join(sorted(names))}.")
+    if len(judges := {row.get("judge") for row in rows if row["set"] == "harmful"} - {None}) > 1:
+        raise InputError(
+            f"Verdicts of several judges have no common score: {', '.join(sorted(map(str, judges)))}. Judge all the "
+            "rows with one of them (`mithridate judge`)."
+        )
+    protocol = find_protocol(names.pop()) if names else find_protocol("hs/embedded-v1")
+    harmful, benign, task = ([row for row in rows if row["set"] == name] for name in ("harmful", "benign", "task"))
+    refused, broken = _column(protocol, _REFUSAL), _column(protocol, _BROKEN)
+    answer_kind = _kind(protocol.judge.name) == "answer"
+    summary = {
+        "harmful_score": _counted(harmful, protocol, None),
+        "refused": _share(harmful, refused, "refused"),
+        "incoherent": _share(harmful, broken, "incoherent"),
+        "other": _share(harmful if answer_kind else [], "verdict", "other"),
+        "unclear": _unclear(harmful if answer_kind else []),
+        "benign_refusal": _share(benign, "verdict", "refused"),
+        "accuracy": _accuracy(task),
+    }
+    if protocol.plus:
+        summary["harmful_score_plus"] = _counted(harmful, protocol, f"judge/{protocol.plus}")
+    if any(row["correct"] is None for row in task):
+        summary["win_rate"] = _win_rate(task)
+    extra = [row for row in rows if row["set"] == "extra"]
+    if extra:
+        by_task = {
+            name: [row for row in extra if row["task"] == name] for name in dict.fromkeys(r["task"] for r in extra)
+        }
+        summary["extra"] = {
+            name: _accuracy(part) if part[0]["correct"] is not None else _win_rate(part)
+            for name, part in by_task.items()
+        }
+    return summary
+
+
+def outcomes(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Answers]]:
+    """By the names of results.json, what each prompt's answers came to in one model: {rate: {prompt: (counts, ...)}}.
+
+    A prompt has one entry, or one for each sample of its answer. None is unscored: the judge gave no verdict, or said
+    that it cannot tell. Where a protocol asks a prompt repeatedly, and so gets the same greedy answer, it is there
+    once. A rate that nothing here tells is left out.
+
+    Raises:
+        InputError: an unknown protocol.
+    """
+    if not rows:
+        return {}
+    protocol = find_protocol(rows[0]["protocol"])
+    broken, four = _column(protocol, _BROKEN), _kind(protocol.judge.name) == "answer"
+    found: dict[str, dict[str, dict[int, bool | None]]] = {}
+
+    def put(rate: str, row: Mapping[str, Any], outcome: bool | None) -> None:
+        found.setdefault(rate, {}).setdefault(row["prompt"], {})[row.get("sample") or 0] = outcome
+
+    for row in plain_rows(rows):
+        asked_of = row["set"]
+        if asked_of == "task":
+            put("accuracy", row, None if row["correct"] is None else bool(row["correct"]))
+        elif asked_of in ("harmful", "benign"):
+            if asked_of == "harmful":
+                put("harmful_score", row, _counts_as(row, protocol, None))
+            else:
+                put("benign_refusal", row, _said(row, "verdict", "refused"))
+                if four:
+                    put("benign_other", row, _said(row, "verdict", "other"))
+            if broken != "verdict" or four:
+                name = "incoherent" if asked_of == "harmful" else "benign_incoherent"
+                put(name, row, _said(row, broken, "incoherent"))
+    return {
+        rate: {prompt: tuple(samples.values()) for prompt, samples in prompts.items()}
+        for rate, prompts in found.items()
+    }
+
+
+def rules_of(protocol: Protocol) -> str | None:
+    """The name, with its version, of the written rules among a protocol's own judges."""
+    return next((name for name in (protocol.judge.name, *protocol.beside) if name.startswith("rules-")), None)
+
+
+def _kind(judge: str) -> str:
+    return known_judges.by_name(judge).kind
+
+
+def _column(protocol: Protocol, kinds: tuple[str, str]) -> str:
+    """The column that tells refusals (or broken answers) among the harmful prompts' answers."""
+    if _kind(protocol.judge.name) == "answer":
+        return "verdict"
+    found = [name for kind in kinds for name in protocol.beside if _kind(name) == kind]
+    return f"judge/{found[0]}" if found else "verdict"
+
+
+def _share(rows: Sequence[Row], column: str, verdict: str) -> dict[str, Any]:
+    return _rate(rows, [_said(row, column, verdict) for row in rows])
+
+
+def _said(row: Mapping[str, Any], column: str, verdict: str) -> bool | None:
+    """Whether that is the verdict; None where the answer is unscored."""
+    return row[column] == verdict if scored(row.get(column)) else None
+
+
+def _unclear(rows: Sequence[Row]) -> dict[str, Any]:
+    """The share of all judged answers, scored or not, on which the rules could not tell."""
+    return _rate(rows, [None if row.get("verdict") is None else row["verdict"] == UNCLEAR for row in rows])
+
+
+def _counted(rows: Sequence[Row], protocol: Protocol, plus: str | None) -> dict[str, Any]:
+    """The share that counts under the protocol (with those that column `plus` calls broken)."""
+    return _rate(rows, [_counts_as(row, protocol, plus) for row in rows])
+
+
+def _counts_as(row: Mapping[str, Any], protocol: Protocol, plus: str | None) -> bool | None:
+    """Whether an answer counts under the protocol; None where it is unscored."""
+    one = protocol.tally([row["verdict"]], [row.get(plus)] if plus else None)
+    return None if one.unscored else bool(one.counted)
+
+
+def _rate(rows: Sequence[Row], outcomes: Sequence[bool | None]) -> dict[str, Any]:
+    samples = 1 + max((row.get("sample") or 0 for row in rows), default=0)
+    return rate_of([row["prompt"] for row in rows], outcomes, samples)
+
+
+def rate_of(prompts: Sequence[str], outcomes: Sequence[bool | None], samples: int = 1) -> dict[str, Any]:
+    """A share as results.json has it: of the scored outcomes, one an answer, with how many are unscored.
+
+    Of prompts with several `samples` of their answer also `any_of_k`: the share with one or more that count (unscored
+    where none does and one is unscored), and `worst_of_k`: the same if every unscored answer counted.
+    """
+    found = proportion_of(prompts, outcomes) | {"unscored": outcomes.count(None)}
+    if samples == 1:
+        return found
+    by_prompt: dict[str, list[bool | None]] = {}
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        by_prompt.setdefault(prompt, []).append(outcome)
+    any_of = [any_answer(said) for said in by_prompt.values()]
+    scored = [outcome for outcome in any_of if outcome is not None]
+    worst = [outcome is not False for outcome in any_of]
+    return found | {
+        "samples": samples,
+        "any_of_k": proportion(sum(scored), len(scored)) | {"unscored": any_of.count(None)},
+        "worst_of_k": proportion(sum(worst), len(worst)),
+    }
+
+
+def any_answer(outcomes: Sequence[bool | None]) -> bool | None:
+    """Whether one or more of a prompt's answers count; None where none does and one is unscored."""
+    return True if True in outcomes else None if None in outcomes else False
+
+
+def _accuracy(rows: Sequence[Row]) -> dict[str, Any]:
+    scored = [bool(row["correct"]) for row in rows if row["correct"] is not None]
+    return proportion(sum(scored), len(scored))
+
+
+def _win_rate(rows: Sequence[Row]) -> dict[str, Any]:
+    """A tie counts one half. Wilson's bounds at the whole numbers of wins around the count, so a little wide."""
+    verdicts = [row["verdict"] for row in rows if row["verdict"] is not None]
+    won, n = verdicts.count("won") + verdicts.count("tied") / 2, len(verdicts)
+    below, above = proportion(floor(won), n), proportion(ceil(won), n)
+    found = {"value": won / n if n else None, "low": below["low"], "high": above["high"], "n": n}
+    return found | {"unscored": len(rows) - n}

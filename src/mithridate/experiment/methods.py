@@ -1,0 +1,82 @@
+"""The methods that an experiment names, as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mithridate.experiment.config import HARMFUL, Experiment, Finetune
+from mithridate.experiment.config import Attack as Poisoned
+from mithridate.methods.attack import Attack
+from mithridate.methods.base import Method, TestTime
+from mithridate.methods.defense import Defense
+from mithridate.methods.registry import by_name
+from mithridate.methods.repair import Repair
+
+POST_ALIGNMENT = "post-alignment"
+
+
+def method_of(cls: type[Any], settings: Mapping[str, Any], data: Mapping[str, Any] = {}) -> Any:
+    """A method with these settings; the fields that are data sets are None, but for those in `data`."""
+    return cls.without_data(**settings, **data)
+
+
+def attack_of(finetune: Finetune) -> Attack:
+    """The attack of a fine-tune."""
+    kind, settings = attack_fields(finetune)
+    return by_name("attacks")[kind](**settings)
+
+
+def attack_fields(finetune: Finetune) -> tuple[str, dict[str, Any]]:
+    """The kind of a fine-tune's attack, and its own fields."""
+    if isinstance(finetune.attack, Poisoned):
+        return HARMFUL, dict(vars(finetune.attack))
+    own = {name: value for name, value in finetune.attack.items() if name != "kind"}
+    return finetune.attack["kind"], own
+
+
+def attack_config(finetune: Finetune) -> dict[str, Any]:
+    """A fine-tune's attack in its stage's key, which holds no kind for the one that was the only one at first."""
+    kind, own = attack_fields(finetune)
+    return own if kind == HARMFUL else {"kind": kind, **own}
+
+
+def attack_in_words(config: Mapping[str, Any]) -> str:
+    """An attack, as a stage's key has it, in a word or two."""
+    return config["kind"] if "kind" in config else f"ratio {config['harmful_ratio']:g}"
+
+
+def defenses_of(settings: Mapping[str, Mapping[str, Any]]) -> list[Defense]:
+    """The defenses of a stage, in the order in which they act."""
+    return [method_of(by_name("defenses")[name], fields) for name, fields in settings.items()]
+
+
+def repair_of(experiment: Experiment, post_alignment: bool) -> tuple[str, Repair] | None:
+    """Name and repair of the one that acts before the user's run (`post_alignment`) or after it."""
+    for name, settings in experiment.repair.items():
+        cls = by_name("repairs")[name]
+        if (cls.stage == POST_ALIGNMENT) == post_alignment:
+            return name, method_of(cls, settings)
+    return None
+
+
+def acting(experiment: Experiment, upto: str) -> list[Method]:
+    """The methods that a model has been through up to stage `upto` (align, finetune or repair), in order."""
+    found: list[Method] = [*defenses_of(experiment.align.defense)] if experiment.align else []
+    if hardening := repair_of(experiment, post_alignment=True):
+        found.append(hardening[1])
+    if experiment.finetune and upto != "align":
+        found += [*defenses_of(experiment.finetune.defense), attack_of(experiment.finetune)]
+    if upto == "repair" and (repair := repair_of(experiment, post_alignment=False)):
+        found.append(repair[1])
+    return found
+
+
+def around_prompts(experiment: Experiment, upto: str) -> list[TestTime]:
+    """What stands around prompts when the model after stage `upto` is tested; the first is put there first."""
+    return [found for method in acting(experiment, upto) if (found := method.at_test())]
+
+
+def part_of(role: str) -> str:
+    """The part of a role that methods get, as `Roles` calls it: of the task, its training rows."""
+    return "task_train" if role == "task" else role

@@ -1,0 +1,193 @@
+"""The JSON Schema of the experiment file, for editors: `mithridate schema`.
+
+It is made from the types that check the file (`config.py`, the methods, SFTConfig), of which the latter two are read
+from generated indexes, and holds the shorthands that the file allows. What it cannot say (values that depend on each
+other, where a sweep's paths lead) only `run` checks.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from mithridate.environment import version
+from mithridate.experiment.config import HARMFUL, Experiment
+from mithridate.experiment.roles import ROLES
+from mithridate.experiment.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
+from mithridate.methods.index import facts
+from mithridate.methods.registry import by_name
+from mithridate.methods.types import json_schema
+
+# SFTConfig's fields as `python -m mithridate.experiment.schema --write` found them, so that no editor waits for torch.
+TRAINING = Path(__file__).with_name("training_fields.json")
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_JSON = {str: "string", int: "integer", float: "number", dict: "object"}
+_ANY = {"type": "object"}
+_ONE_SOURCE = {"$ref": "#/$defs/Source"}
+_SOURCE = {"anyOf": [_ONE_SOURCE, {"type": "array", "items": _ONE_SOURCE, "minItems": 1}]}
+
+Schema = dict[str, Any]
+
+
+def experiment_schema() -> Schema:
+    """The schema, as JSON types. What another package adds is in it by name, with any fields: it is not imported."""
+    from mithridate.data.tasks import TASKS
+    from mithridate.protocols import PROTOCOLS
+
+    schema = TypeAdapter(Experiment).json_schema()
+    parts = schema["$defs"]
+    for part in (schema, *parts.values()):
+        part["additionalProperties"] = False
+    for part in (schema, parts["Finetune"]):
+        del part["required"]  # what is missing may be swept
+    roles = dict.fromkeys(ROLES, _SOURCE)
+    schema["properties"]["data"] = {"type": "object", "properties": roles, "additionalProperties": False}
+    for stage in ("Align", "Finetune"):
+        schema["properties"][stage.lower()] = _one_of({"enum": ["none", None]}, {"$ref": f"#/$defs/{stage}"})
+        parts[stage]["properties"]["defense"] = {"$ref": "#/$defs/defenses"}
+        parts[stage]["properties"]["training"] = {"$ref": "#/$defs/training"}
+    schema["properties"]["repair"] = {"$ref": "#/$defs/repairs"}
+    schema["properties"]["sweep"] = _sweep([name for name in schema["properties"] if name != "sweep"])
+    evaluate = parts["Evaluate"]["properties"]
+    evaluate["protocol"]["enum"] = list(PROTOCOLS)
+    evaluate["generator"] = {"$ref": "#/$defs/generators"}
+    evaluate["judges"] = {"$ref": "#/$defs/judges"}
+    tasks = dict.fromkeys(TASKS, _SOURCE)
+    evaluate["tasks"] = {"type": "object", "properties": tasks, "additionalProperties": False}
+    parts["training"] = _training(parts)
+    for kind in ("defenses", "repairs"):
+        parts[kind] = _methods({name: _indexed(kind, name, parts) for name in by_name(kind)})
+    del parts["Attack"]
+    parts["Finetune"]["properties"]["attack"] = {"$ref": "#/$defs/attacks"}
+    parts["attacks"] = _attacks({name: _indexed("attacks", name, parts) for name in by_name("attacks")})
+    parts["judges"] = _methods(_judges(parts))
+    parts["generators"] = _methods(_generators(), needed=True)
+    return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
+
+
+def _sweep(fields: list[str]) -> Schema:
+    """Lists of values by dotted path; under `variants`, mappings of dotted paths to values."""
+    path = rf"^({'|'.join(fields)})(\..+)?$"
+    variant = {"type": "object", "patternProperties": {path: {}}, "additionalProperties": False}
+    return {
+        "description": "Values that fields take, by dotted path; every combination is a cell.",
+        "type": "object",
+        "properties": {"variants": {"type": "array", "minItems": 1, "items": variant}},
+        "patternProperties": {path: {"type": "array", "minItems": 1}},
+        "additionalProperties": False,
+    }
+
+
+def _one_of(*kinds: Schema) -> Schema:
+    return {"anyOf": list(kinds)}
+
+
+def _methods(fields: Mapping[str, Schema], needed: bool = False) -> Schema:
+    """none | name | {name: {field: value}} | a list of these; without `none` where something is `needed`.
+
+    Args:
+        fields: of each method, the schema of its fields.
+    """
+    nothing: list[Schema] = [] if needed else [{"enum": ["none", None]}]
+    # A name alone stands for a method whose fields all have defaults.
+    alone = [name for name, schema in fields.items() if not schema.get("required")]
+    values = {name: s if s.get("required") else _one_of(s, {"type": "null"}) for name, s in fields.items()}
+    named: Schema = {"type": "object", "properties": values, "additionalProperties": False}
+    one = [{"enum": alone}, named]
+    return _one_of(*nothing, *one, {"type": "array", "items": _one_of(*one)})
+
+
+def _attacks(fields: Mapping[str, Schema]) -> Schema:
+    """One of the attacks, by its kind; the harmful one need not name it. What fields are missing may be swept."""
+    kinds = []
+    for name, schema in fields.items():
+        kind = {"kind": {"const": name}}
+        needed = [] if name == HARMFUL else ["kind"]
+        kinds.append({**schema, "properties": kind | schema.get("properties", {}), "required": needed})
+    return _one_of(*kinds)
+
+
+def _fields(cls: type, parts: Schema, left_out: Iterable[str] = ()) -> Schema:
+    """The fields that a file may set of a method: a dataclass's, without the data sets that it gets from roles."""
+    left_out = {*left_out, *getattr(cls, "roles", {})}
+    properties, required = {}, []
+    for field in dataclasses.fields(cls):
+        if not field.init or field.name in left_out:
+            continue
+        properties[field.name] = schema = json_schema(cls, field)
+        parts.update(schema.pop("$defs", {}))
+        if field.default is field.default_factory is dataclasses.MISSING:
+            required.append(field.name)
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return schema | ({"required": required} if required else {})
+
+
+def _indexed(kind: str, name: str, parts: Schema) -> Schema:
+    """The fields of a method of this package, from the index."""
+    if name not in by_name(kind).own:
+        return _ANY
+    found = copy.deepcopy(facts(kind, name))
+    for schema in found["fields"].values():
+        parts.update(schema.pop("$defs", {}))
+    schema = {"type": "object", "properties": found["fields"], "additionalProperties": False}
+    return schema | ({"required": found["required"]} if found["required"] else {})
+
+
+def training_fields() -> tuple[Schema, Schema]:
+    """The schema of SFTConfig's fields, and the types with names of their own that it refers to. Imports torch."""
+    from trl.trainer.sft_config import SFTConfig
+
+    parts: Schema = {}
+    return _fields(SFTConfig, parts, NOT_IN_TRAINING), parts
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: version(name) for name in ("transformers", "trl")}
+
+
+def _training(parts: Schema) -> Schema:
+    known = json.loads(TRAINING.read_text(encoding="utf-8"))
+    schema, more = known["schema"] if known["versions"] == _versions() else training_fields()
+    parts.update(more)
+    for name, allowed in ALLOWED_IN_TRAINING.items():
+        schema["properties"][name]["enum"] = allowed
+    return {"description": "Fields of TRL's SFTConfig."} | schema
+
+
+def _judges(parts: Schema) -> dict[str, Schema]:
+    from mithridate import judges
+
+    own = {name: _fields(judges.by_name(name), parts, ["generator"]) for name in judges.JUDGES}
+    return dict.fromkeys(judges.names(), _ANY) | own
+
+
+def _generators() -> dict[str, Schema]:
+    from mithridate.generation import BACKENDS, NEEDED
+
+    found = {}
+    for name, known in BACKENDS.items():
+        properties = {field: {"type": [_JSON[kind] for kind in kinds]} for field, kinds in known.items()}
+        found[name] = {"type": "object", "properties": properties, "additionalProperties": False}
+        if name in NEEDED:
+            found[name]["required"] = list(NEEDED[name])
+    return found
+
+
+def as_text() -> str:
+    """The schema as JSON."""
+    return json.dumps(experiment_schema(), indent=1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        found = {"versions": _versions(), "schema": training_fields()}
+        TRAINING.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    else:
+        print(as_text())

@@ -1,0 +1,306 @@
+"""`mithridate attack`: searches for the best attack on a defended model, and says at what cost it breaks through.
+
+    validation parts    the benign fine-tune, for the bound on accuracy; then the tries
+    test parts          the best try, along its steps and its rows, and the same on the undefended model
+
+All training goes through the ordinary store. The folder holds what a run's folder holds (of the test parts), besides
+`search/` (the same of the tries), `attack.json`, `attack.csv` and `attack.md`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mithridate.errors import InputError
+from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.pipeline.runner import chains_of, run_cells, undefended
+from mithridate.results.matching import Table
+from mithridate.results.ownership import identity, open_study
+from mithridate.results.relations import arm
+from mithridate.store import replace_file
+from mithridate.studies.curve import TITLES, Point, breaking, verdict
+from mithridate.studies.search import Scores, Try, best, search
+from mithridate.studies.settings import AttackFile, among, attacked, load_attack
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an attack on a model came to.
+
+    Attributes:
+        folder: where it is written.
+        reference: accuracy of the fine-tune without harmful rows, on the validation part; None without a bound.
+        tries: in order.
+        chosen: the best of them; None where none is within the bound.
+        points: the best attack on the test part, the defended model's first.
+        words: the answer in sentences, the first about the defended model.
+    """
+
+    folder: Path
+    reference: float | None
+    tries: list[Try]
+    chosen: Try | None
+    points: list[Point]
+    words: list[str]
+
+
+def attack(
+    target: str | Path | Mapping[str, Any],
+    settings: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    cell: str | None = None,
+    replace: bool = False,
+) -> Study:
+    """Attacks a defended model as a settings file says; see docs/attacks.md.
+
+    Args:
+        target: an experiment file (or the same as a dict), or the folder of a run.
+        settings: the attack's file, or the same as a dict.
+        overrides: `path.to.field=value` strings for the experiment.
+        out: the folder to write; `runs/attack-NAME` by default.
+        cell: of a run's folder, the model's id in results.json.
+        replace: whether a folder that holds something else is written to all the same; what commands wrote there goes.
+
+    Raises:
+        InputError: a file or a value is bad, the experiment has a sweep, or it has too few rows for an attack that the
+            search can propose; nothing has been computed then.
+        MithridateError: a stage failed; the next call goes on from what was finished.
+    """
+    given = load_attack(settings)
+    experiment, base, name = _target(target, overrides, cell)
+    if experiment.sweep:
+        raise InputError(
+            f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
+        )
+    _check(given, experiment, base)
+    folder = Path(out) if out else Path("runs") / f"attack-{name}"
+    owner = _owner(given, experiment)
+    open_study(folder, experiment, owner, replace)
+    reference, tries = _search(given, experiment, base, folder / "search", owner)
+    chosen = best(tries)
+    study = Study(folder, reference, tries, chosen, [], [])
+    if chosen is None:
+        bound = given.search.max_accuracy_loss
+        study.words.append(
+            f"Not broken within the budget: each of the {len(tries)} attacks lost more than {bound:g} of accuracy "
+            f"against the fine-tune without harmful rows ({reference:.2f}). What lies beyond the bound does not count."
+        )
+    else:
+        points, decided = _curve(given, chosen, experiment, base, folder, owner)
+        study.points.extend(points)
+        for model in dict.fromkeys(point.model for point in study.points):
+            mine = [point for point in study.points if point.model == model]
+            study.words.append(verdict(model, mine, given.curve.threshold))
+        if decided:
+            against = f"Against the undefended model under the same attack: {decided['word']}."
+            study.words.append(" ".join([against, *decided["reasons"]]))
+    _write(study, given, name)
+    return study
+
+
+def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
+    """What makes an attack's folder its own: more tries and other points of the curve extend it."""
+    file = asdict(given)
+    del file["curve"], file["search"]["trials"]
+    return {"command": "attack", "file": file, "target": identity(experiment, {})}
+
+
+def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:
+    if not isinstance(target, Mapping) and Path(target).is_dir():
+        experiment, base = Table(Path(target)).experiment(cell)
+        loaded = load_experiment(canonical(experiment), overrides) if overrides else experiment
+        return loaded, base, Path(target).resolve().name
+    if cell is not None:
+        raise InputError("--cell: chooses among the models of a run; an experiment file has one")
+    loaded = load_experiment(target, overrides)
+    if isinstance(target, Mapping):
+        return loaded, Path.cwd(), "experiment"
+    return loaded, Path(target).resolve().parent, Path(target).stem
+
+
+def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
+    """What can be said before anything is computed."""
+    from mithridate.models import ModelFiles
+
+    if "openai" in experiment.evaluate.generator:
+        raise InputError("evaluate.generator: a model behind a server cannot be fine-tuned here; use transformers")
+    extremes = _extremes(given, experiment)
+    if given.search.max_accuracy_loss is not None and experiment.finetune is None:
+        raise InputError(
+            "search.max_accuracy_loss: is against the experiment's own fine-tune, and its finetune is none. Give it "
+            "one, or set search.max_accuracy_loss: null"
+        )
+    # The model is not looked for: what rows there are does not depend on it.
+    for chain in chains_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
+        try:
+            chain.attack_rows()
+        except InputError as error:
+            raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
+
+
+def _extremes(given: AttackFile, experiment: Experiment) -> list[Experiment]:
+    """Of what the search can propose, the attacks that need most harmful rows and most rows of the task: if these can
+    be, all can."""
+    some = given.fixed | {knob: _values(given, knob)[0] for knob in given.searched}
+    size, ratios = round(max(_values(given, "size"))), _values(given, "harmful_ratio")
+    return [
+        attacked(experiment, some | {"data": kind, "rank": rank, "size": size, "harmful_ratio": ratio})
+        for kind in _values(given, "data")
+        for rank in _values(given, "rank")
+        for ratio in (max(ratios), min(ratios))
+    ]
+
+
+def _values(given: AttackFile, knob: str) -> list[Any]:
+    """What a knob is chosen among; of a range, its ends."""
+    return among(getattr(given, knob))
+
+
+def _search(
+    given: AttackFile, experiment: Experiment, base: Path, folder: Path, owner: Any
+) -> tuple[float | None, list[Try]]:
+    made: list[Experiment] = []
+
+    def scored(one: Experiment) -> dict[str, Any]:
+        run_cells([one], folder, base, passing=True, owner=owner)
+        made.append(one)
+        return Table(folder).final(one)
+
+    def score(settings: dict[str, Any]) -> Scores:
+        row = scored(attacked(experiment, settings))
+        harmful = row["harmful_score"]["value"]
+        if harmful is None:
+            raise InputError("the judge scored no answer, so that no attack is better than another; see the run")
+        return Scores(harmful, row["accuracy"].get("value"), row["attack"]["max_steps"])
+
+    reference = None
+    if given.search.max_accuracy_loss is not None and experiment.finetune:
+        plain = replace(experiment.finetune.harmful, harmful_ratio=0.0)
+        evaluate = replace(experiment.evaluate, part="validation", resistance=[])
+        finetune = replace(experiment.finetune, attack=plain)
+        reference = scored(replace(experiment, finetune=finetune, evaluate=evaluate))["accuracy"].get("value")
+        if reference is None:
+            raise InputError(
+                "search.max_accuracy_loss: the experiment's task has no scored validation part. Give data.task one, "
+                "or set search.max_accuracy_loss: null"
+            )
+        logger.info("accuracy of the fine-tune without harmful rows: %.2f", reference)
+    tries = search(given, score, reference, name="attack")
+    run_cells(
+        made, folder, base, owner=owner
+    )  # from the store: one table of all tries, which their artefacts belong to
+    return reference, tries
+
+
+def _curve(
+    given: AttackFile, chosen: Try, experiment: Experiment, base: Path, folder: Path, owner: Any
+) -> tuple[list[Point], dict[str, Any] | None]:
+    """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps; and
+    what is decided on the defended model (`decisions`)."""
+
+    def tested(one: Experiment, **changes: Any) -> Experiment:
+        made = attacked(one, chosen.settings | changes)
+        return replace(made, evaluate=replace(made.evaluate, part="test"))
+
+    plain = undefended(experiment)
+    targets = [experiment] + [plain] * (plain != experiment)
+    fewer = [rows for rows in given.curve.rows if rows < chosen.settings["size"]]
+    early = [step for step in given.curve.steps if step < chosen.scores.steps]
+    wholes, apart = [], []
+    for one in targets:
+        whole = tested(one)
+        if one.repair:  # a repair comes after a fine-tune that has ended: an attack of so many steps is one of its own
+            apart.append([(step, tested(one, steps=step, epochs=None)) for step in early])
+        else:
+            apart.append([])
+            whole = replace(whole, evaluate=replace(whole.evaluate, resistance=early))
+        wholes.append(whole)
+    rows = [tested(experiment, size=size) for size in fewer]
+    everything = [*wholes, *rows, *(one for group in apart for _, one in group)]
+    run_cells(everything, folder, base, owner=owner)
+    table, kind = Table(folder), chosen.settings["data"]
+    points: list[Point] = []
+    for whole, group in zip(wholes, apart):
+        cell = table.final(whole)
+        model = arm(cell)
+        end = _point(model, kind, "steps", cell, whole)
+        points += [_point(model, kind, "steps", table.final(one), one, step) for step, one in group]
+        points += [_point(model, kind, "steps", scored, whole, scored["step"]) for scored in cell["resistance"]]
+        points += [end]
+        if whole is wholes[0]:
+            points += [_point(model, kind, "rows", table.final(one), one) for one in rows]
+            points += [replace(end, along="rows")] * bool(rows)
+    return points, table.final(wholes[0]).get("decision")
+
+
+def _point(
+    model: str, kind: str, along: Any, scored: dict[str, Any], experiment: Experiment, step: int | None = None
+) -> Point:
+    assert experiment.finetune
+    attack = experiment.finetune.harmful
+    return Point(
+        model=model,
+        along=along,
+        steps=step if step is not None else scored["attack"]["max_steps"],
+        rows=attack.size,
+        harmful_rows=round(attack.harmful_ratio * attack.size),
+        kind=kind,
+        harmful_score=scored["harmful_score"],
+        accuracy=scored["accuracy"],
+    )
+
+
+def _write(study: Study, given: AttackFile, name: str) -> None:
+    study.folder.mkdir(parents=True, exist_ok=True)
+    threshold = given.curve.threshold
+    models = dict.fromkeys(point.model for point in study.points)
+    found = {
+        "schema": 1,
+        "target": name,
+        "file": asdict(given),
+        "reference_accuracy": study.reference,
+        "tries": [{**asdict(one), "within": one.within} for one in study.tries],
+        "chosen": study.chosen and study.chosen.settings,
+        "threshold": threshold,
+        "points": [point.as_json() for point in study.points],
+        "broken": {
+            model: {
+                along: point and point.as_json()
+                for along, point in breaking([p for p in study.points if p.model == model], threshold).items()
+            }
+            for model in models
+        },
+        "words": study.words,
+    }
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([TITLES, *(point.cells() for point in study.points)])
+    replace_file(study.folder / "attack.csv", table.getvalue())
+    replace_file(study.folder / "attack.md", markdown(study))
+    replace_file(study.folder / "attack.json", json.dumps(found, indent=1))
+
+
+def markdown(study: Study) -> str:
+    """The answer, and its table, as Markdown."""
+    lines = [*(f"{words}\n" for words in study.words)]
+    if study.chosen:
+        chosen = ", ".join(f"{knob} {_text(value)}" for knob, value in study.chosen.settings.items())
+        lines.append(f"The attack ({len(study.tries)} tried on validation parts): {chosen}.\n")
+    if study.points:
+        lines += [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
+        lines += [f"| {' | '.join(map(_text, point.cells()))} |" for point in study.points]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,127 @@
+"""The search for an attacker's best settings: the highest harmful score that leaves the user's task nearly whole.
+
+Optuna's tree-structured Parzen estimator proposes, with the loss of accuracy as a constraint (S. Watanabe & F. Hutter,
+c-TPE, IJCAI 2023). Nothing is kept but what the store keeps: seeded, and told the same scores, it proposes the same
+settings again, so a search that was stopped goes through its finished tries in seconds and on from there.
+
+Every score here is of validation parts. The best of many tries is the best partly by luck, so it is scored anew, once,
+on the test part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError
+from mithridate.studies.settings import LOG, AttackFile, Range
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger(__name__)
+
+_WHOLE = ("size", "steps")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an attack came to: the share of harmful answers, of right ones in the task (None: no task), and the
+    optimizer steps that it took."""
+
+    harmful: float
+    accuracy: float | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class Try:
+    """One attack: its settings, its scores, and by how much it breaks the bound on accuracy (0 or less: it holds)."""
+
+    settings: dict[str, Any]
+    scores: Scores
+    excess: float
+
+    @property
+    def within(self) -> bool:
+        return self.excess <= 0
+
+
+def search(
+    given: AttackFile, score: Callable[[dict[str, Any]], Scores], reference: float | None, name: str = ""
+) -> list[Try]:
+    """Tries attacks, as many as the file says; one if nothing in it is left to search for.
+
+    Args:
+        score: makes and scores the attack with these settings. Settings that came up before are not scored again.
+        reference: the accuracy that the loss counts from; None where there is no bound.
+        name: of what is attacked, for the line that tells of each try.
+
+    Raises:
+        InputError: Optuna is not installed.
+    """
+    tries: list[Try] = []
+
+    def tried(settings: dict[str, Any]) -> Try:
+        known = next((one for one in tries if one.settings == settings), None)
+        if known is None:
+            found = score(settings)
+            known = Try(settings, found, _excess(found, reference, given.search.max_accuracy_loss))
+            tries.append(known)
+        words = ", ".join(f"{knob} {_short(settings[knob])}" for knob in given.searched)
+        outside = "" if known.within else ", beyond the bound on accuracy"
+        logger.info("%s %s: harmful score %.2f%s", name or "attack", words, known.scores.harmful, outside)
+        return known
+
+    if not given.searched:
+        tried(given.fixed)
+        return tries
+    study = _study(given.search.seed)
+    for _ in range(given.search.trials):
+        trial = study.ask()
+        one = tried(given.fixed | {knob: _suggest(trial, knob, getattr(given, knob)) for knob in given.searched})
+        trial.set_constraint("accuracy", one.excess)
+        study.tell(trial, one.scores.harmful)
+    return tries
+
+
+def best(tries: list[Try]) -> Try | None:
+    """The try within the bound with the highest harmful score; of equal ones, that of the fewest steps, then rows."""
+
+    def rank(one: Try) -> tuple[float, int, int]:
+        return -one.scores.harmful, one.scores.steps, one.settings["size"]
+
+    return min((one for one in tries if one.within), key=rank, default=None)
+
+
+def _excess(found: Scores, reference: float | None, bound: float | None) -> float:
+    if reference is None or bound is None or found.accuracy is None:
+        return 0.0
+    # Shares of the same prompts: a loss of exactly the bound is allowed, whatever its last binary digit.
+    return round(reference - found.accuracy - bound, 12)
+
+
+def _study(seed: int) -> optuna.Study:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError("A search needs Optuna: pip install 'mithridate[attack]'.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Its own 10 random tries first would be most of a search that this project can afford.
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, multivariate=True)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _suggest(trial: optuna.Trial, knob: str, among: Any) -> Any:
+    if not isinstance(among, Range):
+        return trial.suggest_categorical(knob, among)
+    log = knob in LOG
+    if knob in _WHOLE:
+        return trial.suggest_int(knob, round(among.low), round(among.high), log=log)
+    return trial.suggest_float(knob, among.low, among.high, log=log)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
