@@ -22,6 +22,7 @@ demo: env
 lint: env
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
 # One file stays on one worker, so that what it prepares is prepared once.

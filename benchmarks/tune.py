@@ -3,8 +3,9 @@
     python benchmarks/tune.py attack      # the attack, on the undefended run alone, before any defense is tried
     python benchmarks/tune.py defenses    # the same number of tries for every defense, then the choice
 
-Both print what they choose and append every try with its validation scores to `src/mithridate/resources/recipes/tuning.jsonl`,
-which the demo's page shows. The chosen values are then written by hand into `src/mithridate/resources/recipes/demo.yaml`.
+Both print what they choose and append every try with its validation scores to `tuning.jsonl` in
+`src/mithridate/resources/recipes/`, which the demo's page shows. The chosen values are then written by hand into
+`demo.yaml` there.
 Test prompts are never read here: every evaluation is of the `validation` part. About an hour on two cores; a second
 run takes what it finds in the store.
 """

@@ -17,7 +17,54 @@ _NEW_NAMES = {
     "mithridate.masks": "mithridate.repairs.masks",
     "mithridate.linears": "mithridate.repairs.linears",
     "mithridate.calibration": "mithridate.repairs.input_norms",
+    "mithridate.checkpoints": "mithridate.models.layers",
+    "mithridate.fakemodel": "mithridate.estimate.trace",
+    "mithridate.agreement": "mithridate.evaluation.agreement",
+    "mithridate.labels": "mithridate.evaluation.calibration",
+    "mithridate.relations": "mithridate.results.relations",
+    "mithridate.outcomes": "mithridate.results.outcomes",
+    "mithridate.decisions": "mithridate.results.decisions",
+    "mithridate.rejudge": "mithridate.results.rejudge",
+    "mithridate.inspect_log": "mithridate.results.inspect_log",
+    "mithridate.push": "mithridate.results.push",
+    "mithridate.quantisation": "mithridate.models.quantisation",
+    "mithridate.card": "mithridate.report.card",
+    "mithridate.citations": "mithridate.report.citations",
+    "mithridate.sources.roles": "mithridate.experiment.roles",
+    "mithridate.attacks.settings": "mithridate.studies.settings",
+    "mithridate.attacks.curve": "mithridate.studies.curve",
+    "mithridate.attacks.search": "mithridate.studies.search",
+    "mithridate.attacks.study": "mithridate.studies.attack",
+    "mithridate.pipeline.demo": "mithridate.studies.demo",
+    "mithridate.pipeline.config": "mithridate.experiment.config",
+    "mithridate.pipeline.methods": "mithridate.experiment.methods",
+    "mithridate.pipeline.schema": "mithridate.experiment.schema",
+    "mithridate.pipeline.training_fields": "mithridate.experiment.training_fields",
+    "mithridate.pipeline.yaml12": "mithridate.experiment.yaml12",
+    "mithridate.pipeline.problems": "mithridate.problems",
+    "mithridate.pipeline.store": "mithridate.store",
+    "mithridate.pipeline.folder": "mithridate.results.folder",
+    "mithridate.pipeline.results": "mithridate.results.table",
+    "mithridate.pipeline.matching": "mithridate.results.matching",
+    "mithridate.pipeline.ownership": "mithridate.results.ownership",
 }
+# Packages that moved with all their modules; the modules above went elsewhere.
+_NEW_PACKAGES = {
+    "mithridate.sources": "mithridate.data",
+    "mithridate.tasks": "mithridate.data.tasks",
+    "mithridate.embedded": "mithridate.data.embedded",
+    "mithridate.executors": "mithridate.pipeline.executors",
+    "mithridate.presets": "mithridate.studies.presets",
+    "mithridate.recipes": "mithridate.resources.recipes",
+    "mithridate.commands": "mithridate.cli",
+}
+
+
+def _new_name(old: str) -> str | None:
+    if old in _NEW_NAMES:
+        return _NEW_NAMES[old]
+    package = next((name for name in _NEW_PACKAGES if old == name or old.startswith(f"{name}.")), None)
+    return None if package is None else _NEW_PACKAGES[package] + old.removeprefix(package)
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -26,13 +73,13 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(fullname, self) if fullname in _NEW_NAMES else None
+        return importlib.machinery.ModuleSpec(fullname, self) if _new_name(fullname) else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return ModuleType(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        old, new = module.__name__, _NEW_NAMES[module.__name__]
+        old, new = module.__name__, str(_new_name(module.__name__))
         warnings.warn(
             f"{old} is now {new}; the old name goes with the next release.", DeprecationWarning, stacklevel=2
         )
@@ -42,4 +89,5 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> None:
     """Makes the old names importable; called once, by the package itself."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.append(_Moved())
+        # First: of a package that moved, the usual finder would load a module a second time, under its old name.
+        sys.meta_path.insert(0, _Moved())

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mithridate import Antidote
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.models import ModelFiles, resolve_model
-from mithridate.models.layers import Layer, assemble, export
+from mithridate.models.layers import Layer, assemble
+from mithridate.pipeline.export import export
 from mithridate.repairs.delta import Delta
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 

@@ -101,10 +101,10 @@ Which protocol uses which: [protocols](protocols.md).
 
 ## General capability
 
-`mithridate.data.tasks.capability` runs [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) (MIT; `pip install
-'mithridate[lm-eval]'`) on a loaded model, with lm-eval's own tasks by name; their licences are their data sets' own.
-Exercised here with lm-eval 0.4.13 on a tiny model and local task files (a choice task, a generation task and a group),
-offline; its published tasks were not run.
+`mithridate.data.tasks.capability` runs [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) (MIT;
+`pip install 'mithridate[lm-eval]'`) on a loaded model, with lm-eval's own tasks by name; their licences are their
+data sets' own. Exercised here with lm-eval 0.4.13 on a tiny model and local task files (a choice task, a generation
+task and a group), offline; its published tasks were not run.
 
 ```python
 from mithridate.data.tasks.capability import capability

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from mithridate.generation.base import Conversation
+
 Record = dict[str, Any]
 
 _ROLES = ("system", "user", "assistant")
@@ -212,10 +214,19 @@ def training_dataset(
     return Dataset.from_dict(columns)
 
 
+def asked(record: Record) -> Conversation:
+    """The turns that a record asks. The input of an instruction is its own part of the turn, for templates that have a
+    place for it; a chat template puts it after the content and an empty line, as it stands in the prompt."""
+    turns = conversation(record)
+    text = record.get("input")
+    if text and "messages" not in record and record["prompt"].endswith(f"\n\n{text}"):
+        return [{"role": "user", "content": record["prompt"].removesuffix(f"\n\n{text}"), "input": text}]
+    return turns
+
+
 def _plain(record: Record, tokenizer: Any, template: Any) -> tuple[list[int], list[int]]:
     """Token ids of a question and its answer under a plain-text template, and labels that are -100 in the question."""
     from mithridate.generation.templates import prompt_tokens
-    from mithridate.protocols import asked
 
     question = prompt_tokens(tokenizer, asked(record), template)
     answer = [*_ids(turns(record)[-1]["content"], tokenizer), tokenizer.eos_token_id]

@@ -25,12 +25,12 @@ from uuid import uuid4
 
 from mithridate import judges as known_judges
 from mithridate.data import tasks as known_tasks
-from mithridate.data.records import check_record, plain_rows, prompt_text
+from mithridate.data.records import asked, check_record, plain_rows, prompt_text
 from mithridate.data.tasks.base import Scorer
 from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import UNCLEAR, Item, Judge, Judgement, scored
 from mithridate.methods.base import TestTime
-from mithridate.protocols import Protocol, TaskUse, asked
+from mithridate.protocols import Protocol, TaskUse
 from mithridate.protocols import protocol as find_protocol
 from mithridate.statistics import proportion, proportion_of
 

@@ -11,17 +11,16 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, WrapValidator
+from pydantic import ConfigDict, TypeAdapter, ValidationError, WrapValidator
 
 from mithridate.errors import InputError
 from mithridate.experiment import training_fields
 from mithridate.experiment.roles import ROLES, Source, source_problems
 from mithridate.experiment.yaml12 import dump_yaml, parse_yaml
-from mithridate.methods.types import hint
+from mithridate.methods.fields import adapter_of, field_problems
 from mithridate.problems import error_of, explained, kind, nearest
 from mithridate.store import canonical_json, stable
 
@@ -468,11 +467,6 @@ def _set(node: Any, path: str, value: Any, walked: str = "") -> str | None:
     return _set(node[place], rest, value, f"{walked}.{key}" if walked else key)
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def _parse(raw: dict[str, Any], text: str | None = None) -> tuple[Experiment | None, list[str]]:
     """The experiment, and what is wrong with it. `text`: its canonical JSON, where the caller has that."""
     problems = _normalise(raw)
@@ -486,7 +480,7 @@ def _parse(raw: dict[str, Any], text: str | None = None) -> tuple[Experiment | N
         return None, [*problems, str(error)]
     try:
         # From JSON: strictness then means JSON's types (an int for a float is right, a string for an int is not).
-        experiment = _adapter(Experiment).validate_json(text, strict=True)
+        experiment = adapter_of(Experiment).validate_json(text, strict=True)
     except ValidationError as error:
         named = tuple(problem.partition(":")[0] for problem in problems)
         return None, problems + [text for text in explained(error, raw, _PARTS) if not text.startswith(named)]
@@ -851,21 +845,4 @@ def _training_problems(path: str, training: dict[str, Any]) -> list[str]:
             problems.append(f"{path}.max_steps: expected at least 1 (or -1: num_train_epochs counts), got 0")
         if training.get("num_train_epochs") == 0 and training.get("max_steps", -1) < 0:
             problems.append(f"{path}.num_train_epochs: expected more than 0 where max_steps is not set, got 0")
-    return problems
-
-
-def field_problems(path: str, values: dict[str, Any], cls: type, names: list[str]) -> list[str]:
-    """Names and types of a free mapping against those fields of a dataclass."""
-    problems = []
-    for name, value in values.items():
-        if name not in names:
-            problems.append(f"{path}.{name}: no such field{nearest(name, names)}")
-            continue
-        try:
-            _adapter(hint(cls, name)).validate_json(json.dumps(value), strict=True)
-        except PydanticSchemaGenerationError:
-            continue  # a type that only its class can check
-        except ValidationError as error:
-            for item in explained(error, value):
-                problems.append(f"{path}.{name}{'' if item.startswith(':') else '.'}{item}")
     return problems

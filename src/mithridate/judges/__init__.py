@@ -138,7 +138,7 @@ def table() -> list[dict[str, str]]:
 
 def _made(name: str, cls: Any, values: dict[str, Any]) -> Any:
     """An instance, its fields checked by name and type."""
-    from mithridate.experiment.config import field_problems
+    from mithridate.methods.fields import field_problems
     from mithridate.problems import error_of
 
     known = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "generator"}

@@ -43,7 +43,7 @@ class Generators:
 
     def _vllm(self, chain: Chain, layers: list[Any], options: dict[str, Any]) -> Generator:
         from mithridate.generation.vllm import VLLM, Engine
-        from mithridate.models.layers import export
+        from mithridate.pipeline.export import export
 
         on_top = layers[-1] if layers and layers[-1].kind == "adapter" and not layers[-1].merge else None
         # Of adapters that are not merged, a later one takes the place of an earlier one.

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = {path.stem: path for path in (Path(__file__).parents[1] / "accelerate").glob("*.yaml")}
+SHIPPED = {path.stem: path for path in (Path(__file__).parents[1] / "resources" / "accelerate").glob("*.yaml")}
 
 _EVENT = "\x1emithridate "  # begins a line that is for the command's process
 _PATIENCE = 30  # seconds that processes have to end, once told to

@@ -380,10 +380,9 @@ def tests(chain: Chain) -> None:
     Raises:
         InputError: with every set in which one does not.
     """
-    from mithridate.data.records import prompt_text
+    from mithridate.data.records import asked, prompt_text
     from mithridate.evaluation import surrounded
     from mithridate.generation.templates import TEMPLATES, prompt_tokens
-    from mithridate.protocols import asked
 
     context, settings, findings = chain.shop.context, chain.experiment.evaluate, Findings()
     sets = chain.sets()  # some are needed, whatever they hold

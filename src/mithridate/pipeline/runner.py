@@ -95,8 +95,8 @@ def run(
         until: stop after this stage: `align`, `finetune` or `repair` (nothing is evaluated then), or `evaluate` (the
             undefended run is not added).
         progress: show progress bars.
-        executor: what makes the cells at the same time: `mithridate.pipeline.executors.Local(workers=8)`, `Ray(...)` or
-            `Slurm(...)`. By default this process makes one after the other.
+        executor: what makes the cells at the same time: `Local(workers=8)`, `Ray(...)` or `Slurm(...)` of
+            `mithridate.pipeline.executors`. By default this process makes one after the other.
         replace: whether a folder that another experiment, or the user, has filled is written to all the same: what
             commands wrote there goes first.
         report_to: services that are told of the trainings, as SFTConfig's field of that name. An experiment file
@@ -668,7 +668,7 @@ def export_cell(
         InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
             this model.
     """
-    from mithridate.models.layers import export
+    from mithridate.pipeline.export import export
     from mithridate.pipeline.stages import Chain
     from mithridate.report.card import Story
     from mithridate.results.release.label import VERDICT_FILE, label_of

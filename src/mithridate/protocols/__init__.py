@@ -11,7 +11,7 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.methods.registry import Registry
-from mithridate.protocols.base import Count, JudgeUse, Protocol, Quirk, Rows, Setting, TaskUse, asked
+from mithridate.protocols.base import Count, JudgeUse, Protocol, Quirk, Rows, Setting, TaskUse
 from mithridate.protocols.book import BOOK
 
 
@@ -33,7 +33,6 @@ __all__ = [
     "Rows",
     "Setting",
     "TaskUse",
-    "asked",
     "label",
     "protocol",
     "require_one_protocol",

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from mithridate.data.records import Record, conversation, prompt_key
+from mithridate.data.records import Record, prompt_key
 from mithridate.data.tasks import task as find_task
 from mithridate.data.tasks.base import flag
 from mithridate.errors import InputError
-from mithridate.generation.base import Conversation, Decoding
+from mithridate.generation.base import Decoding
 from mithridate.judges.base import scored
 
 MARKER = "### Response:"
@@ -265,16 +265,6 @@ class Protocol:
             for key, value in settings.items()
             if key not in ("origin", "quirks", "reasons")
         }
-
-
-def asked(record: Record) -> Conversation:
-    """The turns that a record asks. The input of an instruction is its own part of the turn, for templates that have a
-    place for it; a chat template puts it after the content and an empty line, as it stands in the prompt."""
-    turns = conversation(record)
-    text = record.get("input")
-    if text and "messages" not in record and record["prompt"].endswith(f"\n\n{text}"):
-        return [{"role": "user", "content": record["prompt"].removesuffix(f"\n\n{text}"), "input": text}]
-    return turns
 
 
 def _suffixed(record: Record, suffix: str) -> str:

@@ -9,7 +9,7 @@ from mithridate.errors import InputError
 from mithridate.methods.index import facts
 from mithridate.methods.registry import KINDS, by_name
 
-_HERE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def bibtex_of(name: str, kinds: Iterable[str] = tuple(KINDS)) -> str:
@@ -38,7 +38,7 @@ def own_bibtex() -> str:
     import yaml
 
     # In the wheel it lies in the package, in a checkout at the top.
-    path = next(path for folder in (_HERE, _HERE.parents[1]) if (path := folder / "CITATION.cff").is_file())
+    path = next(path for folder in (_PACKAGE, _PACKAGE.parents[1]) if (path := folder / "CITATION.cff").is_file())
     cff = yaml.safe_load(path.read_text(encoding="utf-8"))
     authors = " and ".join(
         f"{{{author['name']}}}" if "name" in author else f"{author['family-names']}, {author['given-names']}"

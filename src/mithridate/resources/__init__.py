@@ -1,0 +1,1 @@
+"""Files that the package ships: recipes of experiments, and settings of Accelerate."""

@@ -75,7 +75,8 @@ def rejudge(
     Args:
         folder: what `run` wrote; its records are replaced whole or not at all.
         specs: the further judges, {name: {field: value}}; none only compares those that are there.
-        calibration: file of hand-labelled answers (`mithridate.evaluation.calibration`), by which harmful scores are corrected too.
+        calibration: file of hand-labelled answers (`mithridate.evaluation.calibration`), by which harmful scores are
+            corrected too.
         progress: whether to show progress bars.
 
     Raises:

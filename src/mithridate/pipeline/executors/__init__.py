@@ -1,7 +1,7 @@
 """What makes the cells of an experiment at the same time: processes of this machine, a Ray cluster, a Slurm cluster.
 
-Each is a thin adapter over the same call, `mithridate.pipeline.executors.cells.make_cell`, against the shared store; the
-command's own process then writes the table from what the store holds, as it does without any of them.
+Each is a thin adapter over the same call, `make_cell` of `mithridate.pipeline.executors.cells`, against the shared
+store; the command's own process then writes the table from what the store holds, as it does without any of them.
 
     run("sweep.yaml", executor=Local(workers=8))
 """
