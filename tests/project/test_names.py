@@ -18,17 +18,15 @@ ALLOWED = {
     "__init__.py": "the public names that users import",
     "repairs/__init__.py": "a public name that users import",
     "protocols/book.py": "the papers' protocols are called after their methods, and their quirks are the papers'",
-    "presets/book.py": "the names of the papers' presets",
-    "tasks/agnews.py": "a docstring on the papers' protocols",
-    "tasks/sst2.py": "a docstring on the papers' protocols",
-    "tasks/gsm8k.py": "a docstring on the papers' protocols",
+    "studies/presets/book.py": "the names of the papers' presets",
+    "data/tasks/agnews.py": "a docstring on the papers' protocols",
+    "data/tasks/sst2.py": "a docstring on the papers' protocols",
+    "data/tasks/gsm8k.py": "a docstring on the papers' protocols",
     "generation/templates.py": "a docstring on the papers' protocols",
     "judges/coherence.py": "the rule HS+ is that of a paper's code, and says so",
     "attacks/poisoning.py": "a docstring on the papers' attack",
-    "sources/embedded.py": "a docstring on a paper's setting",
-    "sources/roles.py": "a docstring on a paper's setting",
-    "embedded/benign_parts.py": "two harmless requests: flu, and a painting",
-    "embedded/requests_parts.py": "a request about a vaccine",
+    "data/embedded/__init__.py": "a docstring on a paper's setting",
+    "experiment/roles.py": "a docstring on a paper's setting",
 }
 
 

@@ -33,9 +33,9 @@ activations, 8 bytes an input feature; scores of one weight at a time (`scope="g
 Set-ups: one device or `device_map`. "adapters": plain LoRA over linear layers of any base, where the factors hold all
 that the fine-tune changed. "update": LoRA, whole modules and biases trained beside it, or all weights; "merged": LoRA,
 or all weights; for both not quantised (`mithridate.models.quantisation` makes a plain model). Refused, before the
-calibration pass: soft prompts, DoRA and other variants and kinds of adapters, adapters over embeddings or tied weights; for
-"adapters" initialisations that take from the base weights (PiSSA and the like); plain models with weight matrices
-outside linear layers (fused experts, convolutions).
+calibration pass: soft prompts, DoRA and other variants and kinds of adapters, adapters over embeddings or tied
+weights; for "adapters" initialisations that take from the base weights (PiSSA and the like); plain models with weight
+matrices outside linear layers (fused experts, convolutions).
 """
 
 from __future__ import annotations
