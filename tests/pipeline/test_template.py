@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mithridate.data.records import training_dataset
+from mithridate.data.records import asked, training_dataset
 from mithridate.data.tasks.sst2 import record
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_experiment
@@ -14,7 +14,6 @@ from mithridate.generation.templates import TEMPLATES, prompt_tokens
 from mithridate.pipeline.planning import _lengths
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.stages import Chain
-from mithridate.protocols import asked
 from mithridate.repairs.input_norms import token_ids
 from tests.pipeline.small import experiment, stages, write_inputs
 from tests.tiny import tiny_tokenizer

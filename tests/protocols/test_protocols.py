@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mithridate.data.records import asked
 from mithridate.data.tasks import PROMPT_SETS, TASKS, task
 from mithridate.errors import InputError
 from mithridate.generation.base import Decoding
@@ -17,7 +18,6 @@ from mithridate.protocols import (
     JudgeUse,
     Setting,
     TaskUse,
-    asked,
     label,
     protocol,
     require_one_protocol,
