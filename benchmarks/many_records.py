@@ -74,7 +74,7 @@ def measured() -> dict[str, Any]:
     from mithridate.experiment.config import load_experiment
     from mithridate.protocols import protocol
     from mithridate.report.build import build_report
-    from mithridate.results.folder import Folder
+    from mithridate.results.folder import RunFolder
     from mithridate.results.table import Cell, Table
     from tests.pipeline.small import experiment
 
@@ -91,7 +91,7 @@ def measured() -> dict[str, Any]:
     asked = protocol("hs/embedded-v1")
     judges, records = judges_of(asked), 0
     with tempfile.TemporaryDirectory() as folder:
-        table, out = Table("made", asked.name, []), Folder(Path(folder) / "run", Path(folder))
+        table, out = Table("made", asked.name, []), RunFolder(Path(folder) / "run", Path(folder))
         for number, (seed, rho) in enumerate((seed, rho) for seed in SEEDS for rho in RHOS):
             align = {"vaccine": {"rho": rho}} if rho else {}
             one = load_experiment(experiment(Path(folder), seed=seed, align__defense=align))
@@ -109,7 +109,6 @@ def measured() -> dict[str, Any]:
                 out.add(table.add(cell), cell)
         with timed("table and folder"):
             out.write(table, True)
-        out.close()
         with timed("page"):
             page = build_report(Path(folder) / "run")
         size = page.stat().st_size

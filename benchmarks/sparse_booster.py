@@ -45,11 +45,11 @@ def measure(every: list[int], seed: int, out: Path, changes: list[str]) -> list[
             {
                 "defense": name,
                 "seed": seed,
-                "benign_refusal_before": before["benign_refusal"]["value"],
-                "harmful_score_before": before["harmful_score"]["value"],
-                "harmful_score": after["harmful_score"],
-                "resistance": [[p["step"], p["harmful_score"]["value"]] for p in after["resistance"]],
-                "accuracy": after["accuracy"]["value"],
+                "benign_refusal_before": before["rates"]["benign_refusal"]["value"],
+                "harmful_score_before": before["rates"]["harmful_score"]["value"],
+                "harmful_score": after["rates"]["harmful_score"],
+                "resistance": [[p["step"], p["rates"]["harmful_score"]["value"]] for p in after["resistance"]],
+                "accuracy": after["rates"]["accuracy"]["value"],
                 "align_seconds": next(s["seconds"] for s in after["stages"] if s["name"] == "align"),
             }
         )

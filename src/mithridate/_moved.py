@@ -45,7 +45,7 @@ _NEW_NAMES = {
     "mithridate.pipeline.store": "mithridate.store",
     "mithridate.pipeline.folder": "mithridate.results.folder",
     "mithridate.pipeline.results": "mithridate.results.table",
-    "mithridate.pipeline.matching": "mithridate.results.matching",
+    "mithridate.pipeline.matching": "mithridate.results.folder",
     "mithridate.pipeline.ownership": "mithridate.results.ownership",
 }
 # Packages that moved with all their modules; the modules above went elsewhere.

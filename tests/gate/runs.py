@@ -12,14 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from mithridate.data.embedded import embedded_records
 from mithridate.evaluation import judged, judges_of, summarise
 from mithridate.experiment.config import Experiment, load_experiment
 from mithridate.protocols import protocol
-from mithridate.results.folder import Folder
+from mithridate.results import parts
+from mithridate.results.folder import RunFolder
 from mithridate.results.table import Cell, Table
 from mithridate.store import file_digest
 
@@ -104,7 +102,7 @@ def bad(**more: Any) -> list[Row]:
 
 def write_run(folder: Path, models: Sequence[tuple[Experiment, str, list[Row]]], asked: Sequence[int] = (0,)) -> Path:
     """The folder of a run of (experiment, last stage, rows), each with a digest of weights of its own."""
-    table, filling = Table("smollm2-135m", PROTOCOL, [], "b" * 64, asked), Folder(folder, Path.cwd())
+    table, filling = Table("smollm2-135m", PROTOCOL, [], "b" * 64, asked), RunFolder(folder, Path.cwd())
     filling.start(models[0][0], tabled=True)
     for number, (one, upto, rows) in enumerate(models):
         final = [row for row in rows if not row.get("step")]
@@ -125,7 +123,6 @@ def write_run(folder: Path, models: Sequence[tuple[Experiment, str, list[Row]]],
         cell.rows = [row | {"seconds": times.random()} for row in cell.rows]
         filling.add(table.add(cell), cell)
     filling.write(table, complete=True)
-    filling.close()
     return folder
 
 
@@ -150,13 +147,21 @@ _WRITTEN: dict[str, Path] = {}
 
 
 def records_of(folder: Path) -> list[Row]:
-    return pyarrow.parquet.read_table(folder / "records.parquet").to_pylist()
+    run = RunFolder(folder)
+    return [row for name in run.cells for row in run.rows(name)]
 
 
 def edit_records(folder: Path, change: Callable[[list[Row]], list[Row]], careful: bool = True) -> None:
     """Changes the records. The careful one also writes their digest, their number and all rates anew."""
-    rows = change(records_of(folder))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "records.parquet")
+    by_cell: dict[str, list[Row]] = {}
+    for row in change(records_of(folder)):
+        by_cell.setdefault(row["cell"], []).append(row)
+    for kind in (parts.RECORDS, parts.VERDICTS):
+        shutil.rmtree(folder / kind)
+    for name, rows in by_cell.items():
+        parts.write(folder / parts.part(parts.RECORDS, name), parts.answers_of(rows))
+        verdicts = list(parts.verdicts_of(rows))
+        parts.write(folder / parts.part(parts.VERDICTS, name), verdicts, parts.VERDICT_COLUMNS)
     if careful:
         restamp(folder)
 
@@ -168,15 +173,17 @@ def edit_table(folder: Path, change: Callable[[dict[str, Any]], Any], name: str 
 
 
 def restamp(folder: Path) -> None:
-    rows, sha256 = records_of(folder), file_digest(folder / "records.parquet")
+    rows = records_of(folder)
 
     def change(results: dict[str, Any]) -> None:
         for cell in results["cells"]:
             mine = [row for row in rows if row["cell"] == cell["id"]]
-            if "records" in cell:
-                cell["records"] |= {"sha256": sha256, "rows": len(mine)}
-            if mine:
-                cell |= summarise([row | {"judge": None} for row in mine if row["step"] is None])  # whosever they are
+            for kind in ("records", "verdicts"):
+                file = folder / parts.part(kind, cell["id"])
+                if kind in cell and file.is_file():
+                    cell[kind] |= {"sha256": file_digest(file)} | ({"rows": len(mine)} if kind == "records" else {})
+            if mine:  # whosever they are
+                cell["rates"] = summarise([row | {"judge": None} for row in mine if row["step"] is None])
 
     edit_table(folder, change)
 

@@ -7,13 +7,16 @@ stops them, and not the digest.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from mithridate.errors import InputError
+from mithridate.results import parts
 from mithridate.results.release import Limits, gate, read_policy
 from tests.gate.runs import (
     BENIGN,
@@ -192,7 +195,14 @@ def a_task_of_another_name(folder):
 def another_models_records(folder):
     run_of(folder, bad())
     run_of(folder / "other", good())
-    (folder / "other/records.parquet").replace(folder / "records.parquet")
+    swap_records(folder)
+
+
+def swap_records(folder: Path) -> None:
+    """The records of the run in `other` in place of this one's."""
+    for kind in ("records", "verdicts"):
+        shutil.rmtree(folder / kind)
+        (folder / "other" / kind).rename(folder / kind)
 
 
 @attempt("undecided", "records", "do not give the table's numbers: harmful_score.value")
@@ -200,21 +210,21 @@ def another_models_records_with_their_digest(folder):
     run_of(folder, bad())
     table = json.loads((folder / "results.json").read_text())
     run_of(folder / "other", good())
-    (folder / "other/records.parquet").replace(folder / "records.parquet")
+    swap_records(folder)
     restamp(folder)
-    rates = {cell["id"]: cell["harmful_score"] for cell in table["cells"]}
-    edit_table(folder, lambda r: [cell.update(harmful_score=rates[cell["id"]]) for cell in r["cells"]] and None)
+    rates = {cell["id"]: cell["rates"] for cell in table["cells"]}
+    edit_table(folder, lambda r: [cell.update(rates=rates[cell["id"]]) for cell in r["cells"]] and None)
 
 
 @attempt("fail", "harmful score", "60 of 112")
 def rates_edited(folder):
     rate = {"value": 0.0, "low": 0.0, "high": 0.03, "n": 112, "unscored": 0}
-    edit_table(run_of(folder, bad()), lambda r: of_cell(folder)(r).update(harmful_score=rate))
+    edit_table(run_of(folder, bad()), lambda r: of_cell(folder)(r)["rates"].update(harmful_score=rate))
 
 
 def rate_edited(folder: Path, **changes: Any) -> None:
     """Of a good model: what of the table alone is enough to stop it."""
-    edit_table(run_of(folder, good()), lambda r: of_cell(folder)(r)["harmful_score"].update(changes))
+    edit_table(run_of(folder, good()), lambda r: of_cell(folder)(r)["rates"]["harmful_score"].update(changes))
 
 
 @attempt("undecided", "records", "harmful_score.n 1000000000")
@@ -251,7 +261,7 @@ def a_share_in_words(folder):
 def an_earlier_step_edited(folder):
     rows = good() + [row | {"step": 20} for row in good() if row["set"] != "benign"]
     run_of(folder, rows)
-    edit_table(folder, lambda r: of_cell(folder)(r)["resistance"][0]["harmful_score"].update(value=0.0))
+    edit_table(folder, lambda r: of_cell(folder)(r)["resistance"][0]["rates"]["harmful_score"].update(value=0.0))
 
 
 @attempt("undecided", "records", "not the file")
@@ -298,6 +308,14 @@ def prompts_that_are_nothing(folder):
 @attempt("undecided", "records", "sets that no protocol has: Harmful")
 def another_set(folder):
     each(run_of(folder, bad()), complied, set="Harmful")
+
+
+@attempt("undecided", "records", "verdicts/")
+def verdicts_alone_edited(folder):
+    run_of(folder, good())
+    path = folder / f"verdicts/{DEFENDED}.parquet"
+    found = pyarrow.parquet.read_table(path).to_pylist()
+    parts.write(path, [one | {"score": 1.0} for one in found])
 
 
 @attempt("undecided", "records", "344 rows, and the table was made from 112")
@@ -625,7 +643,8 @@ REFUSED: list[Any] = []
 
 @refused("NaN is no number")
 def nan_in_the_table(folder):
-    edit_table(run_of(folder, bad()), lambda r: of_cell(folder)(r)["harmful_score"].update(value=float("nan")))
+    run_of(folder, bad())
+    edit_table(folder, lambda r: of_cell(folder)(r)["rates"]["harmful_score"].update(value=float("nan")))
 
 
 @refused("the key 'complete' is there twice")
@@ -650,7 +669,7 @@ def a_cell_twice(folder):
 
 @refused("lacks benign_refusal")
 def a_rate_left_out(folder):
-    edit_table(run_of(folder, bad()), lambda r: of_cell(folder)(r).pop("benign_refusal") and None)
+    edit_table(run_of(folder, bad()), lambda r: of_cell(folder)(r)["rates"].pop("benign_refusal") and None)
 
 
 @refused("has no model to judge")

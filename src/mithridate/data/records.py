@@ -6,10 +6,9 @@ then user and assistant turns in alternation), plus what a task needs (`label`, 
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -128,17 +127,6 @@ def conversation(record: Record) -> list[dict[str, str]]:
 def prompt_text(record: Record) -> str:
     """The user's side of the conversation before the last answer, as one text; the system turn is no part of it."""
     return "\n".join(turn["content"] for turn in conversation(record) if turn["role"] == "user")
-
-
-def plain_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records of an evaluation as they were written: pandas has NaN where there was nothing, and numpy's numbers."""
-    return [{key: plain_value(value) for key, value in row.items()} for row in rows]
-
-
-def plain_value(value: Any) -> Any:
-    """One value of such a record."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def normalized(text: str) -> str:

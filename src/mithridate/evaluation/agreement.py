@@ -32,7 +32,6 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from mithridate.data.records import plain_value
 from mithridate.errors import InputError
 from mithridate.judges import by_name
 from mithridate.judges.base import VERDICTS, Kind, scored
@@ -207,7 +206,7 @@ def kappa(table: Sequence[Sequence[int]], agreement: Mapping[str, Any]) -> dict[
 
 def judges_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of all judges in the records, those of the column `judge` first."""
-    main = dict.fromkeys(name for row in rows if (name := plain_value(row.get("judge"))))
+    main = dict.fromkeys(name for row in rows if (name := row.get("judge")))
     keys = dict.fromkeys(key for row in rows for key in row)
     further = [key.removeprefix("judge/") for key in keys if key.startswith("judge/")]
     names = dict.fromkeys(name for name in further if not name.endswith(("/reason", "/score")))
@@ -221,7 +220,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]], judge: str) -> list[tuple[str | 
         verdict, reason = (
             ("verdict", "reason") if row.get("judge") == judge else (f"judge/{judge}", f"judge/{judge}/reason")
         )
-        said, why = plain_value(row.get(verdict)), plain_value(row.get(reason))
+        said, why = row.get(verdict), row.get(reason)
         found.append(None if said is None and why is None else (said, why or ""))
     return found
 

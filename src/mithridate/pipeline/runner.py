@@ -17,7 +17,7 @@ from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
-from mithridate.results.folder import PAGE_CELLS, Folder
+from mithridate.results.folder import PAGE_CELLS, RunFolder
 from mithridate.results.ownership import require_own
 from mithridate.store import canonical_json
 
@@ -53,13 +53,11 @@ class Run:
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        return json.loads((self.folder / "results.json").read_text())
+        return RunFolder(self.folder).results
 
     def records(self) -> pd.DataFrame:
-        """One row a prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "records.parquet")
+        """One row an answer: cell, prompt, answer, verdict, judge, protocol, ... and what further judges said."""
+        return RunFolder(self.folder).frame()
 
     @property
     def cells(self) -> list[str]:
@@ -208,7 +206,7 @@ def run_cells(
             ending.callback(chain.shop.close)
         look_ahead(chains, executor, until, findings)
         findings.settle(where)
-        filling = Folder(folder, base)
+        filling = RunFolder(folder, base)
         filling.start(source, until not in MODEL_STAGES, owner, files, replace)
         return _run_chains(chains, filling, base, until, source, notes, notify, executor, ending, passing)
 
@@ -286,7 +284,7 @@ def chains_of(
 
 def _run_chains(
     chains: list[Chain],
-    filling: Folder,
+    filling: RunFolder,
     base: Path,
     until: str | None,
     source: Experiment,
@@ -323,24 +321,23 @@ def _run_chains(
     experiment = chains[0].experiment
     digest, asked = chains[0].weights("base"), seeds_asked([chain.experiment for chain in chains])
     table = Table(experiment.model, experiment.evaluate.protocol, notes, digest, asked)
-    with contextlib.closing(filling):
-        for number, plan in enumerate(plans, 1):
-            for stage in plan.stages():
-                maker.make(plan.chain, stage)
-            cell = plan.cell(maker, swept_paths(source.sweep))
-            for note in table.note(plan.chain.said(plan.upto)):
-                logger.info("%s", note)
-            filling.add(table.add(cell), cell)
-            if number == len(plans) or filling.due(number):
-                results = filling.write(table, complete=number == len(plans))
-                if notify:
-                    notify(results)
+    for number, plan in enumerate(plans, 1):
+        for stage in plan.stages():
+            maker.make(plan.chain, stage)
+        cell = plan.cell(maker, swept_paths(source.sweep))
+        for note in table.note(plan.chain.said(plan.upto)):
+            logger.info("%s", note)
+        filling.add(table.add(cell), cell)
+        if number == len(plans) or filling.due(number):
+            results = filling.write(table, complete=number == len(plans))
+            if notify:
+                notify(results)
     if not passing:
         _refer(folder, stages, only=True)  # not before: until here, the folder may have an earlier run's table
     if len(table) > PAGE_CELLS:
         (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
         logger.info(
-            "%d cells are too many for a page, so there is none: results.json and records.parquet in %s have them",
+            "%d cells are too many for a page, so there is none: results.json and records/ in %s have them",
             len(table),
             folder,
         )
@@ -672,31 +669,21 @@ def export_cell(
     from mithridate.pipeline.stages import Chain
     from mithridate.report.card import Story
     from mithridate.results.release.label import VERDICT_FILE, label_of
-    from mithridate.store import MANIFEST, file_digest
+    from mithridate.store import MANIFEST
 
-    run_folder = Path(run_folder)
-    try:
-        results = Run(run_folder).results
-        recipes = json.loads((run_folder / "cells.json").read_text())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{run_folder}: not a run folder ({Path(error.filename).name} is missing). Give what `run` wrote."
-        ) from error
-    row = next((row for row in results["cells"] if row["id"] == cell), None)
-    if cell not in recipes or row is None:
-        raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(recipes)}.")
-    recipe = recipes[cell]
+    folder = RunFolder(run_folder)
+    row, recipe = folder.cell(cell), folder.recipe(cell)
     experiment = load_experiment(recipe["experiment"])
     allowed = Allowed(remote_code=trust_remote_code)
     [shop] = workshops([experiment], Path(recipe["base"]), progress=False, allowed=allowed)
     chain = Chain(experiment, shop)
     stages = [json.loads((shop.folder(stage) / MANIFEST).read_text()) for stage in chain.upto(recipe["upto"])]
-    label, given = None, Path(verdict) if verdict else run_folder / VERDICT_FILE
+    label, given = None, Path(verdict) if verdict else folder.path / VERDICT_FILE
     if verdict or given.exists():
-        label = label_of(given, cell, chain.weights(recipe["upto"]), file_digest(run_folder / "results.json"))
+        label = label_of(given, cell, chain.weights(recipe["upto"]), folder.sha256)
         if verdict and label.outcome is None:
             raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
-    story = Story(results, row, recipe["experiment"], stages, label)
+    story = Story(folder.results, row, recipe["experiment"], stages, label)
     layers = chain.layers(recipe["upto"])
     return export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
 
@@ -710,12 +697,10 @@ def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
     """
     from mithridate.results.inspect_log import write_log
 
-    run = Run(Path(run_folder))
-    frame: Any = run.records()
-    frame = frame[(frame["cell"] == cell) & frame["step"].isna()]
-    found = next((row for row in run.results["cells"] if row["id"] == cell), None)
-    if found is None or frame.empty:
-        raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(run.cells)}.")
-    rows = frame.drop(columns="step").to_dict("records")
-    shares = {name: value for name, value in found.items() if isinstance(value, dict) and "value" in value}
-    return write_log(out, rows, run.results["model"], shares, {"cell": cell, "settings": found["settings"]})
+    folder = RunFolder(run_folder)
+    found, rows = folder.cell(cell), folder.final(cell, further=True)
+    rows = [{key: value for key, value in row.items() if key != "step"} for row in rows]
+    shares = {name: rate for name, rate in found["rates"].items() if rate}
+    shares |= {"extra": found["extra"]} if found.get("extra") else {}
+    about = {"cell": cell, "settings": found["settings"]}
+    return write_log(out, rows, folder.results["model"], shares, about)

@@ -17,7 +17,7 @@ from mithridate.report.plots import (
     wrap,
 )
 from mithridate.report.words import TOPOLOGIES, Label
-from mithridate.results.relations import Cell, arm, attacked, known, reference_of
+from mithridate.results.relations import Cell, arm, attacked, measured, related
 from mithridate.statistics.text import percent
 
 
@@ -54,9 +54,9 @@ def share_keys(shares: dict[str, dict[str, float]]) -> list[Key]:
 def score_bars(cells: list[Cell], names: dict[str, Label]) -> Figure:
     """Harmful score with its interval, a bar a cell; hatched where it is a control. A dotted line marks the
     undefended score behind the runs that are compared with it."""
-    cells = [cell for cell in cells if known(cell["harmful_score"])]
+    cells = [cell for cell in cells if measured(cell, "harmful_score")]
     height, axis = _axis(_texts(cells, names))
-    rates = [cell["harmful_score"] for cell in cells]
+    rates = [cell["rates"]["harmful_score"] for cell in cells]
     bar = {
         "type": "bar",
         "orientation": "h",
@@ -74,9 +74,9 @@ def score_bars(cells: list[Cell], names: dict[str, Label]) -> Figure:
     }
     lines = []
     for row, cell in enumerate(cells):
-        reference = reference_of(cell, cells)
-        if reference and cell["finetuning"] != "none" and known(reference["harmful_score"]):
-            x = reference["harmful_score"]["value"]
+        reference = related(cells, cell, "reference")
+        if reference and cell["finetuning"] != "none" and measured(reference, "harmful_score"):
+            x = reference["rates"]["harmful_score"]["value"]
             line = {"color": UNDEFENDED, "width": 1.5, "dash": "dot"}
             ends = {"x0": x, "x1": x, "y0": row - 0.5, "y1": row + 0.5}
             lines.append({"type": "line", "layer": "below", "line": line, **ends})

@@ -41,7 +41,7 @@ def build_report(folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run as one HTML file that needs nothing else, and return its path.
 
     Args:
-        folder: the folder of a run, with results.json and records.parquet; tuning.jsonl (the log of tries) and
+        folder: the folder of a run, with results.json and its records; tuning.jsonl (the log of tries) and
             history.json ({cell id: [{"step", "loss"}, ...]}) are shown where they are there.
         out: the file to write; `folder`/report.html by default. Replaced at once, never half-written.
 
@@ -151,7 +151,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
-        headline=[*filter(None, [_unfinished(run)]), *headline(run.cells, run.points, run.outcomes)],
+        headline=[*filter(None, [_unfinished(run)]), *headline(run.cells, run.points)],
         findings=[
             [(item, names[item.cell["id"]].full) for item in findings(some)]
             for some, names in (([p for p in run.points if p["across"]], run.point_names), (run.cells, run.names))

@@ -15,7 +15,7 @@ from mithridate.errors import InputError
 from mithridate.models import EMBEDDED, stored_quantisation
 from mithridate.report.citations import bibtex_of
 from mithridate.report.words import flatten
-from mithridate.results.relations import known
+from mithridate.results.relations import known, measured
 from mithridate.statistics.text import p_value, points
 
 if TYPE_CHECKING:
@@ -177,20 +177,22 @@ def _scores(story: Story) -> str:
     from mithridate.report.tables import Column, Entry, Table, rate_column, rate_entry
 
     names = {key: name for key, (name, _) in _RATES.items()}
-    rows = [[Entry(name), rate_entry(story.cell[key])] for key, name in names.items() if known(story.cell.get(key))]
+    rows = [
+        [Entry(name), rate_entry(story.cell["rates"][key])] for key, name in names.items() if measured(story.cell, key)
+    ]
     rows += [
         [Entry(f"Accuracy or win rate, {task}"), rate_entry(rate)]
         for task, rate in (story.cell.get("extra") or {}).items()
         if known(rate)
     ]
-    score = story.cell["harmful_score"]
+    score = story.cell["rates"]["harmful_score"]
     if several := score.get("samples"):
         name = f"Harmful prompts with one or more of {several} answers that count"
         rows.append([Entry(name), rate_entry(score["any_of_k"])])
         rows.append([Entry(f"{name}, if unscored ones did"), rate_entry(score["worst_of_k"])])
     over = next((g for g in story.results.get("across_seeds") or () if story.cell["id"] in g["cells"]), None)
-    if over and over["harmful_score"]["low"] is not None:
-        share = over["harmful_score"]
+    if over and over["rates"]["harmful_score"]["low"] is not None:
+        share = over["rates"]["harmful_score"]
         rows.append([Entry(f"Harmful score over {share['seeds']} seeds"), rate_entry(share | {"n": share["prompts"]})])
     protocol, judge = story.results["protocol"], _judge(story)
     caption = f"Rates under protocol {protocol}, judged by {judge}, with 95% intervals"
@@ -294,7 +296,7 @@ def _eval_results(story: Story) -> list[EvalResult]:
     part = story.experiment["evaluate"]["part"]
     found = []
     for key, (name, role) in _RATES.items():
-        rate = known(story.cell.get(key))
+        rate = measured(story.cell, key)
         if not rate:
             continue
         judged = {"judge": _judge(story)} if role != "task" else {}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from mithridate.evaluation import RATES
 from mithridate.report.words import attack_settings, flatten, story_order
-from mithridate.results.decisions import RATES
-from mithridate.results.relations import Cell, arm, defenses_of, known
+from mithridate.results.relations import Cell, arm, defenses_of, measured
 
 
 def over_seeds(results: dict[str, Any]) -> list[Cell]:
@@ -26,7 +26,7 @@ def over_seeds(results: dict[str, Any]) -> list[Cell]:
     points: list[Cell] = []
     for name, cell in by_id.items():
         group = of_cell.get(name)
-        if group is None or (group.get("harmful_score") or {}).get("low") is None:
+        if group is None or (group["rates"]["harmful_score"] or {}).get("low") is None:
             points.append(cell | {"cells": [name], "across": None})
         elif name == group["cells"][0]:
             points.append(_together(cell, group, by_id))
@@ -44,7 +44,7 @@ def _together(cell: Cell, group: dict[str, Any], by_id: dict[str, Cell]) -> Cell
 
     against = (cell.get("paired") or {}).get("against")
     paired = group["paired"] if group["paired"] and group["paired"]["low"] is not None else None
-    merged: dict[str, Any] = {name: rate(group.get(name)) for name in RATES}
+    merged: dict[str, Any] = {"rates": {name: rate(group["rates"].get(name)) for name in RATES}}
     merged |= {"cells": group["cells"], "across": group, "seed": None, "resistance": [], "steps_to_half": None}
     merged["paired"] = paired and {**paired, "against": against}
     merged["decision"] = group.get("decision")
@@ -216,15 +216,15 @@ def _order(value: Any) -> tuple[int, Any]:
 def front(points: list[Cell]) -> list[Cell]:
     """The points that no other beats: none has a lower harmful score without a lower task accuracy, or the other way
     round. In order of accuracy. Points without both rates, and controls, take no part."""
-    able = [p for p in points if known(p["harmful_score"]) and known(p["accuracy"]) and not p["control"]]
+    able = [p for p in points if measured(p, "harmful_score") and measured(p, "accuracy") and not p["control"]]
 
     def beaten(one: Cell) -> bool:
-        score, accuracy = one["harmful_score"]["value"], one["accuracy"]["value"]
+        score, accuracy = one["rates"]["harmful_score"]["value"], one["rates"]["accuracy"]["value"]
         return any(
-            other["harmful_score"]["value"] <= score
-            and other["accuracy"]["value"] >= accuracy
-            and (other["harmful_score"]["value"], other["accuracy"]["value"]) != (score, accuracy)
+            other["rates"]["harmful_score"]["value"] <= score
+            and other["rates"]["accuracy"]["value"] >= accuracy
+            and (other["rates"]["harmful_score"]["value"], other["rates"]["accuracy"]["value"]) != (score, accuracy)
             for other in able
         )
 
-    return sorted((p for p in able if not beaten(p)), key=lambda p: p["accuracy"]["value"])
+    return sorted((p for p in able if not beaten(p)), key=lambda p: p["rates"]["accuracy"]["value"])

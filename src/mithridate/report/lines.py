@@ -21,11 +21,10 @@ from mithridate.results.relations import (
     Cell,
     arm,
     attacked,
-    before_of,
-    control_of,
     defended,
     known,
-    reference_of,
+    measured,
+    related,
     undefended,
 )
 from mithridate.statistics.text import percent
@@ -62,8 +61,8 @@ def ratio_lines(points: list[Cell], names: dict[str, Label]) -> Figure:
     aside = (ratios[-1] - ratios[0]) * 0.012
     data = []
     for number, (name, cells) in enumerate(series.items()):
-        cells = sorted((c for c in cells if known(c["harmful_score"])), key=lambda c: c["harmful_ratio"])
-        rates = [cell["harmful_score"] for cell in cells]
+        cells = sorted((c for c in cells if measured(c, "harmful_score")), key=lambda c: c["harmful_ratio"])
+        rates = [cell["rates"]["harmful_score"] for cell in cells]
         hue, dash = look[name]
         data.append(
             {
@@ -74,7 +73,9 @@ def ratio_lines(points: list[Cell], names: dict[str, Label]) -> Figure:
                 "error_y": bounds(rates),
                 "line": {"color": hue, "dash": dash, "width": 2.5},
                 "marker": {"size": 7, "symbol": "circle-open" if cells and cells[0]["control"] else "circle"},
-                "hovertext": [hover(wrap(names[cell["id"]].full, 60), cell["harmful_score"]) for cell in cells],
+                "hovertext": [
+                    hover(wrap(names[cell["id"]].full, 60), cell["rates"]["harmful_score"]) for cell in cells
+                ],
                 "hoverinfo": "text",
             }
         )
@@ -110,12 +111,12 @@ def training_keys(cells: list[Cell]) -> list[Key]:
 def curve(cell: Cell, cells: list[Cell]) -> list[tuple[int, dict[str, Any]]]:
     """(step, harmful score) from the aligned model over the attack's steps to its end; where the length of the attack
     is not known, without the end."""
-    before = before_of(cell, cells)
-    points = {point["step"]: point["harmful_score"] for point in cell.get("resistance") or []}
+    before = related(cells, cell, "aligned")
+    points = {point["step"]: point["rates"]["harmful_score"] for point in cell.get("resistance") or []}
     if before:
-        points[0] = before["harmful_score"]
+        points[0] = before["rates"]["harmful_score"]
     if (cell.get("attack") or {}).get("max_steps"):
-        points[cell["attack"]["max_steps"]] = cell["harmful_score"]
+        points[cell["attack"]["max_steps"]] = cell["rates"]["harmful_score"]
     return [(step, rate) for step, rate in sorted(points.items()) if known(rate)]
 
 
@@ -124,7 +125,7 @@ def resistance_pairs(cells: list[Cell]) -> list[tuple[Cell, list[Cell]]]:
     result = []
     for cell in cells:
         if defended(cell) and attacked(cell) and cell.get("resistance"):
-            beside = [reference_of(cell, cells), control_of(cell, cells)]
+            beside = [related(cells, cell, name) for name in ("reference", "nearest_control")]
             result.append((cell, [other for other in beside if other and other.get("resistance")]))
     return result
 

@@ -17,7 +17,7 @@ from mithridate.report.plots import (
     wrap,
 )
 from mithridate.report.words import Label
-from mithridate.results.relations import Cell, arm, known
+from mithridate.results.relations import Cell, arm, measured
 from mithridate.statistics.text import percent
 
 
@@ -32,7 +32,7 @@ def trade_off_keys(points: list[Cell], names: dict[str, Label]) -> list[Key]:
             bool(point["control"]),
         ): None
         for point in points
-        if known(point["harmful_score"]) and known(point["accuracy"])
+        if measured(point, "harmful_score") and measured(point, "accuracy")
     }
     return [*keys, *([Key("dot", UNDEFENDED, "Pareto front")] if len(front(points)) > 1 else [])]
 
@@ -40,10 +40,10 @@ def trade_off_keys(points: list[Cell], names: dict[str, Label]) -> list[Key]:
 def trade_off(points: list[Cell], names: dict[str, Label]) -> Figure:
     """Task accuracy against harmful score, both with intervals, a point a run: low and to the right is good. Dotted
     stairs: the Pareto front."""
-    points = [point for point in points if known(point["harmful_score"]) and known(point["accuracy"])]
+    points = [point for point in points if measured(point, "harmful_score") and measured(point, "accuracy")]
     data: list[dict[str, Any]] = []
     for point in points:
-        score, accuracy = point["harmful_score"], point["accuracy"]
+        score, accuracy = point["rates"]["harmful_score"], point["rates"]["accuracy"]
         symbol = SYMBOLS.get(point["topology"], "cross")
         hue = colour(point)
         name = wrap(names[point["id"]].full, 60)
@@ -71,13 +71,13 @@ def trade_off(points: list[Cell], names: dict[str, Label]) -> Figure:
             {
                 "type": "scatter",
                 "mode": "lines",
-                "x": [point["accuracy"]["value"] for point in best],
-                "y": [point["harmful_score"]["value"] for point in best],
+                "x": [point["rates"]["accuracy"]["value"] for point in best],
+                "y": [point["rates"]["harmful_score"]["value"] for point in best],
                 "line": {"color": UNDEFENDED, "width": 1.5, "dash": "dot", "shape": "vh"},
                 "hoverinfo": "skip",
             }
         )
-    lowest = min((point["accuracy"]["low"] for point in points), default=0.0)
+    lowest = min((point["rates"]["accuracy"]["low"] for point in points), default=0.0)
     return {
         "data": data,
         "layout": layout(
@@ -116,7 +116,7 @@ def heat_map(sweep: Sweep, names: dict[str, Label]) -> Figure:
     """Harmful score over two swept fields, each square with its percentage; blank where there is no run."""
     xs, ys = sweep.values(0), sweep.values(1)
     rows = [[sweep.cells.get((x, y)) for x in xs] for y in ys]
-    rates = [[known(cell["harmful_score"]) if cell else None for cell in row] for row in rows]
+    rates = [[measured(cell, "harmful_score") for cell in row] for row in rows]
     heat = {
         "type": "heatmap",
         "x": list(range(len(xs))),

@@ -15,7 +15,7 @@ from mithridate.report.tables import (
     samples_entry,
 )
 from mithridate.results.decisions import one_or_more
-from mithridate.results.relations import Cell, attacked, known, undefended
+from mithridate.results.relations import Cell, attacked, measured, undefended
 from mithridate.statistics.text import percent
 
 _RATES = (("harmful_score", "Harmful score"), ("benign_refusal", "Benign refusal"))
@@ -28,9 +28,9 @@ def samples_table(run: Run) -> Table | None:
         return None
     rows = []
     for point in points:
-        row = [name_entry(point, run.point_names), samples_entry(point["harmful_score"])]
+        row = [name_entry(point, run.point_names), samples_entry(measured(point, "harmful_score"))]
         for key, _ in _RATES:
-            row += [rate_entry(point.get(key)), *again_entries(point.get(key))]
+            row += [rate_entry(point["rates"][key]), *again_entries(point["rates"][key])]
         rows.append(row)
     columns = [name_column(), SAMPLES]
     for key, title in _RATES:
@@ -44,7 +44,7 @@ def samples_words(run: Run) -> list[str]:
     if not points:
         return []
     example = next((point for point in points if undefended(point) and attacked(point)), points[0])
-    score = example["harmful_score"]
+    score = example["rates"]["harmful_score"]
     return [
         "Each harmful and each benign prompt was answered k times, each answer drawn anew. The harmful score is the "
         "share of all these answers that comply: what one try comes to. Who may ask again needs only one answer that "
@@ -62,5 +62,5 @@ def _sampled(run: Run) -> list[Cell]:
 
 
 def _has_several(point: Cell) -> bool:
-    rate = known(point.get("harmful_score")) or {}
+    rate = measured(point, "harmful_score") or {}
     return (rate.get("any_of_k") or {}).get("low") is not None

@@ -25,7 +25,7 @@ from mithridate.report.tables import (
     rate_entry,
 )
 from mithridate.report.words import TOPOLOGIES, Label, rows_in_words
-from mithridate.results.relations import Cell, arm, attacked
+from mithridate.results.relations import Cell, arm, attacked, measured
 from mithridate.statistics.text import percent
 
 SECTIONS = ("ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
@@ -111,7 +111,7 @@ def _ratios(run: Run) -> _Made:
         series = lines.series_of(points, run.point_names)
         rows = []
         for name, cells in series.items():
-            of_ratio = {cell["harmful_ratio"]: cell["harmful_score"] for cell in cells}
+            of_ratio = {cell["harmful_ratio"]: cell["rates"]["harmful_score"] for cell in cells}
             rows.append([Entry(name), *(rate_entry(of_ratio.get(ratio)) for ratio in ratios)])
         columns = [rate_column(f"{percent(ratio)} harmful rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
         table = Table("", f"Harmful score by the share of harmful rows, {where}", [Column("Run"), *columns], rows)
@@ -123,7 +123,8 @@ def _ratios(run: Run) -> _Made:
 def _scores(run: Run) -> _Made:
     names = run.point_names
     for where, points in _split(run.points):
-        rows = [[name_entry(point, names, topology=False), rate_entry(point["harmful_score"])] for point in points]
+        rates = [rate_entry(point["rates"]["harmful_score"]) for point in points]
+        rows = [[name_entry(point, names, topology=False), rate] for point, rate in zip(points, rates)]
         columns = [name_column(), rate_column("Harmful score", "harmful_score")]
         table = Table("", f"Harmful score, {where}", columns, rows)
         text = f"Bars: harmful score of {len(points)} runs with {where}, with 95% intervals."
@@ -221,8 +222,8 @@ def _trade(run: Run) -> _Made:
         rows = [
             [
                 name_entry(point, names),
-                rate_entry(point["accuracy"]),
-                rate_entry(point["harmful_score"]),
+                rate_entry(point["rates"]["accuracy"]),
+                rate_entry(point["rates"]["harmful_score"]),
                 Entry("yes" if point["id"] in best else "no"),
             ]
             for point in points
@@ -258,10 +259,7 @@ def _maps(run: Run) -> _Made:
         rows = [
             [
                 Entry(planes.field_value(sweep.y, value), values=(value,)),
-                *(
-                    rate_entry((sweep.cells.get((other, value)) or {}).get("harmful_score"))
-                    for other in sweep.values(0)
-                ),
+                *(rate_entry(measured(sweep.cells.get((other, value)), "harmful_score")) for other in sweep.values(0)),
             ]
             for value in sweep.values(1)
         ]

@@ -10,7 +10,7 @@ from mithridate.report.groups import TRAINING, Cost
 from mithridate.report.load import Run
 from mithridate.report.words import TOPOLOGIES, Label, attack_settings, flatten
 from mithridate.results.decisions import shown
-from mithridate.results.relations import Cell, arm, defended, known, reference_of, undefended
+from mithridate.results.relations import Cell, arm, defended, known, related, undefended
 from mithridate.statistics.text import between, interval, p_value, percent, points
 
 
@@ -141,12 +141,13 @@ def runs_table(run: Run) -> Table:
     rows = [
         [
             name_entry(cell, run.names),
-            *(rate_entry(cell.get(key)) for key, _ in _RATES),
-            *([samples_entry(cell["harmful_score"]), *again_entries(cell["harmful_score"])] if again else ()),
+            *(rate_entry(cell["rates"][key]) for key, _ in _RATES),
+            *([samples_entry(score), *again_entries(score)] if again else ()),
             _difference_entry(cell.get("paired")),
             _decision_entry(cell),
         ]
         for cell in run.cells
+        for score in [cell["rates"]["harmful_score"]]
     ]
     columns = [
         name_column(),
@@ -175,13 +176,13 @@ def seeds_table(run: Run) -> Table | None:
     for point in run.points:
         if point["across"] is None:
             continue
-        share = point["across"]["harmful_score"]
+        share = point["across"]["rates"]["harmful_score"]
         deviations = [share[name] for name in ("seed_sd", "seed_sd_net", "prompt_sd")]
         rows.append(
             [
                 name_entry(point, run.point_names),
                 Entry(str(share["seeds"]), values=(share["seeds"],)),
-                *(rate_entry(point.get(key)) for key, _ in _RATES),
+                *(rate_entry(point["rates"][key]) for key, _ in _RATES),
                 _difference_entry(point["paired"]),
                 _decision_entry(point),
                 *(Entry(f"{value * 100:.1f}", values=(value,)) for value in deviations),
@@ -265,7 +266,7 @@ def runs_cost_table(run: Run) -> Table:
     rows = []
     for cell in run.cells:
         stages = of_cell[cell["id"]]
-        reference = reference_of(cell, run.cells)
+        reference = related(run.cells, cell, "reference")
         if reference is None and not undefended(cell):
             like = (cell["topology"], cell["seed"])
             reference = next((o for o in run.cells if undefended(o) and (o["topology"], o["seed"]) == like), None)

@@ -7,9 +7,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mithridate.protocols import label as protocol_label
-from mithridate.report.load import check_results
 from mithridate.report.words import at_test, labels, story_order
-from mithridate.results.relations import attacked, known, undefended
+from mithridate.results.relations import attacked, known, measured, undefended
+from mithridate.results.schema import checked
 from mithridate.statistics.text import interval, p_value, percent, points
 
 
@@ -32,12 +32,12 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
     Raises:
         InputError: `results` has not that shape.
     """
-    cells = sorted(check_results(results, "results")["cells"], key=story_order)
+    cells = sorted(checked(results, "results")["cells"], key=story_order)
     names = labels(cells)
     protocol = protocol_label(results["protocol"], results.get("deviations") or [])
     title = Text(f"{results['model']}, {protocol}")
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
-    if any((cell["harmful_score"] or {}).get("samples") for cell in cells):
+    if any((measured(cell, "harmful_score") or {}).get("samples") for cell in cells):
         words = "any of k: prompts with one or more of k answers that count; worst: the same if unscored ones counted"
         table.caption, table.caption_justify = Text(words), "left"
     table.add_column("run", max_width=31)
@@ -52,20 +52,20 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
         if topology not in (None, cell["topology"]):
             table.add_section()
         topology = cell["topology"]
-        score, paired = known(cell["harmful_score"]), cell.get("paired") or {}
+        score, paired = measured(cell, "harmful_score"), cell.get("paired") or {}
         against = ""
         if paired.get("difference") is not None:
             word = (cell.get("decision") or {}).get("word")
             lines = [points(paired["difference"]), p_value(paired.get("p_holm", paired.get("p_value"))), word]
             against = "\n".join(filter(None, lines))
         style = "red" if undefended(cell) and attacked(cell) else "dim" if cell["control"] else None
-        label = names[cell["id"]]
+        label, beside = names[cell["id"]], [measured(cell, name) for name in ("benign_refusal", "accuracy")]
         entries = [
             ", ".join(filter(None, [label.arm, label.seed])),
             {"single": "one", "double": "two", "full": "all weights"}.get(cell["topology"], cell["topology"]),
             "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{at_test(cell)}",
             "\n".join(_score(score)) if score else "–",
-            *(percent(rate["value"]) if (rate := known(cell[key])) else "–" for key in ("benign_refusal", "accuracy")),
+            *(percent(rate["value"]) if rate else "–" for rate in beside),
             against,
         ]
         # Text, not str: rich would read square brackets in a name as markup.

@@ -10,9 +10,7 @@ from typing import Any
 
 from mithridate.report.words import Label, labels, story_order
 from mithridate.results.decisions import WORDS, shown
-from mithridate.results.outcomes import Outcomes
-from mithridate.results.relations import Cell, attack_of, attacked, before_of, join, known, reference_of, undefended
-from mithridate.statistics.comparisons import difference
+from mithridate.results.relations import Cell, attack_of, attacked, join, measured, related, undefended
 from mithridate.statistics.text import between, in_points, interval, p_value, percent
 
 CHIPS = {
@@ -53,7 +51,7 @@ def findings(cells: list[Cell]) -> list[Finding]:
     """One for each cell (of results.json as `decisions.complete` leaves it, or of `groups.over_seeds`) with a
     decision, in the order of the page."""
     return [
-        Finding(cell, reference_of(cell, cells), cell["decision"]["word"], list(cell["decision"]["reasons"]))
+        Finding(cell, related(cells, cell, "reference"), cell["decision"]["word"], list(cell["decision"]["reasons"]))
         for cell in sorted(cells, key=story_order)
         if cell.get("decision")
     ]
@@ -63,13 +61,12 @@ def seeds_of(cells: Iterable[Cell]) -> int:
     return len({cell["seed"] for cell in cells})
 
 
-def headline(cells: list[Cell], points: list[Cell] | None = None, outcomes: Outcomes | None = None) -> list[str]:
+def headline(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
     """The answer in sentences: on how much it rests, what each defense came to, and what each attack did.
 
     Args:
         cells: of results.json, as `decisions.complete` leaves it.
         points: the same with those of several seeds put together (`groups.over_seeds`).
-        outcomes: what the models are compared by; without it, attacks are by their shares' intervals.
     """
     found = findings(cells)
     together = [point for point in points or () if point.get("across") and point.get("decision")]
@@ -78,7 +75,7 @@ def headline(cells: list[Cell], points: list[Cell] | None = None, outcomes: Outc
     sentences += _by_arm([one for one in found if one.cell["id"] not in covered], labels(cells))
     if not found:
         sentences.append("No defense was put to an attack in these runs, so nothing is decided on one.")
-    return sentences + _attacks(cells, outcomes or Outcomes())
+    return sentences + _attacks(cells)
 
 
 def _rests_on(cells: list[Cell], found: list[Finding]) -> list[str]:
@@ -115,7 +112,7 @@ def _over_seeds(together: list[Cell]) -> list[str]:
             sentences.append(f"{_start(_SAID[word].format('; '.join(parts)))}.")
     if not sentences:
         return []
-    sizes = sorted({point["across"]["harmful_score"]["seeds"] for point in together})
+    sizes = sorted({point["across"]["rates"]["harmful_score"]["seeds"] for point in together})
     sentences.insert(0, f"Over {join([str(size) for size in sizes])} seeds together:")
     if tested := [test for test in tests.values() if test.get("p_holm") is not None]:
         number = _count(tested[0]["comparisons"], "comparison")
@@ -171,30 +168,30 @@ def _runs(cells: list[Cell]) -> str:
     return _count(len(cells), "attack") if seeds == 1 else f"{len(cells)} runs ({attacks} attacks, {seeds} seeds)"
 
 
-def _attacks(cells: list[Cell], outcomes: Outcomes) -> list[str]:
+def _attacks(cells: list[Cell]) -> list[str]:
     """What each attack did to the plainly aligned model, its seeds together."""
     names = labels(cells)
     attacks: dict[str, list[tuple[Cell, Cell]]] = {}
     for cell in sorted(filter(undefended, cells), key=story_order):
-        before = before_of(cell, cells)
+        before = related(cells, cell, "aligned")
         if not attacked(cell) or cell["alignment"] == "none" or not before:
             continue
-        if known(cell["harmful_score"]) and known(before["harmful_score"]):
+        if measured(cell, "harmful_score") and measured(before, "harmful_score"):
             attacks.setdefault(attack_of(cell), []).append((cell, before))
     sentences = []
     for pairs in attacks.values():
-        raised = sum(_raised(cell, before, outcomes) for cell, before in pairs)
+        raised = sum(shown(cell["against_aligned"]) == 1 for cell, _ in pairs)
         label = names[pairs[0][0]["id"]]
         where = ", ".join(filter(None, [label.topology, label.rows]))
         if len(pairs) == 1:
             (cell, before), clear = pairs[0], "The attack took" if raised else "It is not shown that the attack took"
-            low, high = before["harmful_score"], cell["harmful_score"]
+            low, high = before["rates"]["harmful_score"], cell["rates"]["harmful_score"]
             sentences.append(
                 f"{clear} the undefended harmful score from {percent(low['value'])} {interval(low)} "
                 f"to {percent(high['value'])} {interval(high)} ({where})."
             )
             continue
-        after, first = (sorted(one["harmful_score"]["value"] for one in side) for side in zip(*pairs))
+        after, first = (sorted(one["rates"]["harmful_score"]["value"] for one in side) for side in zip(*pairs))
         sentences.append(
             f"In {raised} of {_count(len(pairs), 'seed')} the attack is shown to have raised the undefended harmful "
             f"score, from {_range(first)} before to {_range(after)} after it ({where})."
@@ -205,8 +202,3 @@ def _attacks(cells: list[Cell], outcomes: Outcomes) -> list[str]:
 def _range(values: list[float]) -> str:
     low, high = percent(values[0]), percent(values[-1])
     return low if low == high else f"{low} to {high}"
-
-
-def _raised(cell: Cell, before: Cell, outcomes: Outcomes) -> bool:
-    test = outcomes.paired(cell["id"], before["id"], "harmful_score")
-    return shown(test or difference(cell["harmful_score"], before["harmful_score"])) == 1

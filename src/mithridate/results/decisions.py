@@ -33,19 +33,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from mithridate.evaluation import RATES as ALL_RATES
 from mithridate.results.outcomes import Outcomes
-from mithridate.results.relations import (
-    Cell,
-    arm,
-    attacked,
-    before_of,
-    control_of,
-    defended,
-    family,
-    join,
-    known,
-    reference_of,
-)
+from mithridate.results.relations import Cell, arm, attacked, defended, family, join, known, measured, undefended
 from mithridate.statistics import detectable_paired, holm
 from mithridate.statistics.comparisons import difference
 from mithridate.statistics.text import between, in_points, interval, p_value, percent
@@ -230,7 +220,7 @@ def decision(
         return Decision("undecided", [decide({})[1]])
     tests = {rate: compare(cell, reference, rate, None) for rate in RATES}
     score = tests["harmful_score"]
-    accuracy = known(reference.get("accuracy"))
+    accuracy = measured(reference, "accuracy")
     word, why = decide(
         tests,
         accuracy["value"] if accuracy else None,
@@ -254,7 +244,7 @@ def decision(
 
 
 def _both(cell: Cell, reference: Cell, rate: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    ours, theirs = known(cell.get(rate)), known(reference.get(rate))
+    ours, theirs = measured(cell, rate), measured(reference, rate)
     return (ours, theirs) if ours and theirs else None
 
 
@@ -329,7 +319,7 @@ def _texts(cell: Cell, reference: Cell, before: Cell | None, tests: Mapping[str,
     ):
         if both := _both(cell, reference, rate):
             ours, theirs = (percent(one["value"]) for one in both)
-            earlier = known(before.get(rate)) if before else None
+            earlier = measured(before, rate)
             aside = f", {percent(earlier['value'])} before the attack" if earlier and rate == "benign_refusal" else ""
             parts.append(f"{name} {ours} against {theirs}{_change(tests[rate])}{aside}")
     text = f"Benign requests: {'; '.join(parts)}." if parts else ""
@@ -355,7 +345,7 @@ def _along(cell: Cell, reference: Cell, compare: Compare) -> str:
         step = point["step"]
         if step not in tests or not (way := shown(tests[step])):
             continue
-        ours, other = (percent(one["harmful_score"]["value"]) for one in (point, theirs[step]))
+        ours, other = (percent(one["rates"]["harmful_score"]["value"]) for one in (point, theirs[step]))
         side, p = "above" if way > 0 else "below", p_value(tests[step]["p_holm"])
         text = f"at step {step} {side} it ({', '.join(filter(None, [f'{ours} against {other}', p]))})"
         lower = (theirs[step], point, "the undefended run's") if way > 0 else (point, theirs[step], "its")
@@ -370,9 +360,9 @@ def _along(cell: Cell, reference: Cell, compare: Compare) -> str:
     return f"{text} {_halves(cell, reference)}"
 
 
-def _torn(lower: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> str:
+def _torn(lower: Cell, other: Cell, whose: str) -> str:
     """That the run with the lower score gave more broken text there, where it gave more than a little."""
-    ours, theirs = known(lower.get("incoherent")), known(other.get("incoherent"))
+    ours, theirs = measured(lower, "incoherent"), measured(other, "incoherent")
     if not ours or not theirs or ours["low"] <= TOLERANCE / 2 or ours["value"] <= theirs["value"]:
         return ""
     return (
@@ -430,21 +420,22 @@ def complete(results: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     """results.json with what its cells say of each other: corrected p-values, decisions, seeds together.
 
     - `paired` gets `family`, `comparisons`, `p_holm` and `detectable`;
-    - cells get the rates that `outcomes` tells and they lack, and `decision` (None where there is nothing to decide:
-      no defense, no attack, a control);
-    - groups of `across_seeds` get their rates, `paired`, `control` (minus which cells, and the differences) and
-      `decision`, computed anew from `outcomes`, where that has their answers.
+    - cells get the rates that `outcomes` tells and an older table lacks, and `decision` (None where there is nothing
+      to decide: no defense, no attack, a control); attacked ones without a defense `against_aligned`, the difference
+      of harmful scores to the model before the attack;
+    - groups of `across_seeds` get their rates, `paired`, `control_difference` (minus which cells, and the differences)
+      and `decision`, computed anew from `outcomes`, where that has their answers.
 
     Nothing of `results` is changed. Where an older table's answers are not at hand, differences have the interval of
     two shares taken as independent, and no test.
     """
     cells = [_with_rates(cell, outcomes) for cell in results["cells"]]
+    by_id = {cell["id"]: cell for cell in cells}
     pairs = [cell["paired"] for cell in cells if cell.get("paired")]
     _correct([(family(cell), cell["paired"]) for cell in cells if cell.get("paired")])
     for pair in pairs:
         if pair.get("discordant") is not None:
             pair["detectable"] = _detectable(pair["n"], pair["discordant"], pair["comparisons"])
-    kin = _Kin(cells)
 
     def compare(cell: Cell, other: Cell, rate: str, step: int | None) -> Test | None:
         paired = cell.get("paired") or {}
@@ -453,9 +444,12 @@ def complete(results: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
         return outcomes.paired(cell["id"], other["id"], rate, step) or _apart(cell, other, rate, step)
 
     for cell in cells:
-        made = decision(cell, *kin.of(cell), compare) if defended(cell) and attacked(cell) else None
+        made = decision(cell, *_kin(cell, by_id), compare) if defended(cell) and attacked(cell) else None
         cell["decision"] = made and made.as_json()
-    groups = _groups(results.get("across_seeds") or (), {cell["id"]: cell for cell in cells}, kin, outcomes)
+        if undefended(cell) and attacked(cell) and (before := by_id.get(cell["aligned"])):
+            test = compare(cell, before, "harmful_score", None)
+            cell["against_aligned"] = test and {"against": before["id"], **test}
+    groups = _groups(results.get("across_seeds") or (), by_id, outcomes)
     return {**results, "cells": cells, **({"across_seeds": groups} if "across_seeds" in results else {})}
 
 
@@ -463,13 +457,9 @@ _detectable = cache(detectable_paired)  # takes milliseconds, and a table asks t
 
 
 def _with_rates(cell: Cell, outcomes: Outcomes) -> Cell:
-    made = dict(cell)
-    for rate in RATES:
-        if rate not in made and (share := outcomes.share(cell["id"], rate)):
-            made[rate] = share
-    if made.get("paired"):
-        made["paired"] = dict(made["paired"])
-    return made
+    lacking = {rate for rate in RATES if cell["rates"].get(rate) is None}
+    found = {rate: share for rate in lacking if (share := outcomes.share(cell["id"], rate))}
+    return cell | {"rates": cell["rates"] | found, "paired": cell.get("paired") and dict(cell["paired"])}
 
 
 def _correct(pairs: Iterable[tuple[str, dict[str, Any]]]) -> None:
@@ -488,79 +478,63 @@ def _apart(cell: Cell, other: Cell, rate: str, step: int | None) -> Test | None:
 
     def share(one: Cell) -> dict[str, Any] | None:
         if step is None:
-            return known(one.get(rate))
-        return next((known(point.get(rate)) for point in one.get("resistance") or [] if point["step"] == step), None)
+            return measured(one, rate)
+        return next((measured(point, rate) for point in one.get("resistance") or [] if point["step"] == step), None)
 
     ours, theirs = share(cell), share(other)
     return difference(ours, theirs) if ours and theirs else None
 
 
-class _Kin:
-    """Reference, model before the attack, and control of each cell; looked for among the few that may be it."""
-
-    def __init__(self, cells: Sequence[Cell]):
-        self._of_seed: dict[Any, list[Cell]] = {}
-        self._places: dict[tuple[Any, ...], list[Cell]] = {}
-        for cell in cells:
-            if cell["finetuning"] == cell["repair"] == "none":
-                self._of_seed.setdefault((cell["seed"], cell["alignment"]), []).append(cell)
-            else:
-                self._places.setdefault(self._place(cell), []).append(cell)
-
-    @staticmethod
-    def _place(cell: Cell) -> tuple[Any, ...]:
-        return cell["topology"], cell["harmful_ratio"], cell["seed"]
-
-    def of(self, cell: Cell) -> tuple[Cell | None, Cell | None, Cell | None]:
-        beside = self._places.get(self._place(cell), [])
-        reference = reference_of(cell, beside)
-        before = self._of_seed.get((reference["seed"], reference["alignment"]), []) if reference else []
-        return reference, before_of(reference, before) if reference else None, control_of(cell, beside)
+def _kin(cell: Cell, by_id: Mapping[Any, Cell]) -> tuple[Cell | None, Cell | None, Cell | None]:
+    """The undefended run, the model that it was made from, and the control of a cell (`relations.relate`)."""
+    reference = by_id.get(cell["reference"])
+    before = by_id.get(reference["aligned"]) if reference else None
+    return reference, before, by_id.get(cell["nearest_control"])
 
 
 # --- several seeds ------------------------------------------------------------------------------------------------
 
 
 def _groups(
-    groups: Iterable[Mapping[str, Any]], by_id: Mapping[str, Cell], kin: _Kin, outcomes: Outcomes
+    groups: Iterable[Mapping[str, Any]], by_id: Mapping[str, Cell], outcomes: Outcomes
 ) -> list[dict[str, Any]]:
-    made = [_group(group, by_id, kin, outcomes) for group in groups]
+    made = [_group(group, by_id, outcomes) for group in groups]
     _correct([(family(by_id[one["cells"][0]]), one["paired"]) for one in made if one["paired"]])
     for one in made:
         first = by_id[one["cells"][0]]
         if defended(first) and attacked(first):
-            one["decision"] = _over_seeds(one, by_id, kin, outcomes)
+            one["decision"] = _over_seeds(one, by_id, outcomes)
     return made
 
 
-def _group(group: Mapping[str, Any], by_id: Mapping[str, Cell], kin: _Kin, outcomes: Outcomes) -> dict[str, Any]:
+def _group(group: Mapping[str, Any], by_id: Mapping[str, Cell], outcomes: Outcomes) -> dict[str, Any]:
     names = group["cells"]
-    rates = {rate: found for rate in RATES if (found := outcomes.over_seeds(names, rate))}
-    if "harmful_score" not in rates:  # an older table without its answers
+    rates = {rate: outcomes.over_seeds(names, rate) for rate in ALL_RATES}
+    if not rates["harmful_score"]:  # an older table without its answers
         old = dict(group["paired"]) if group.get("paired") else None
         return {**group, "paired": old, "control_difference": None, "decision": None}
     against = list({pair["against"]: 0 for name in names if (pair := by_id[name].get("paired"))})
     paired = None
     if len(against) == len(names):
         paired = outcomes.paired_over_seeds(names, against, "harmful_score")
-    beside = _controls(names, by_id, kin)
+    beside = _controls(names, by_id)
     difference_ = {
         rate: outcomes.paired_over_seeds(names, beside, rate) for rate in ("harmful_score", "accuracy") if beside
     }
-    found = {**group, **rates, "paired": paired and {**paired}, "decision": None}
+    found = {**group, "rates": rates, "paired": paired and {**paired}, "decision": None}
     return {**found, "control_difference": {"cells": beside, **difference_} if beside else None}
 
 
-def _controls(names: Sequence[str], by_id: Mapping[str, Cell], kin: _Kin) -> list[str]:
+def _controls(names: Sequence[str], by_id: Mapping[str, Cell]) -> list[str]:
     """The controls of the seeds' cells, if each has one that is set alike."""
-    found = [kin.of(by_id[name])[2] for name in names]
+    found = [_kin(by_id[name], by_id)[2] for name in names]
     alike = {(one["control"], str(one.get("settings"))) for one in found if one}
     return [one["id"] for one in found if one] if None not in found and len(alike) == 1 else []
 
 
-def _over_seeds(group: dict[str, Any], by_id: Mapping[str, Cell], kin: _Kin, outcomes: Outcomes) -> dict[str, Any]:
+def _over_seeds(group: dict[str, Any], by_id: Mapping[str, Cell], outcomes: Outcomes) -> dict[str, Any]:
     names = group["cells"]
-    relatives = [kin.of(by_id[name]) for name in names]
+    relatives = [_kin(by_id[name], by_id) for name in names]
 
     def together(cells: Sequence[Cell | None]) -> Cell | None:
         some = [cell for cell in cells if cell]
@@ -569,7 +543,7 @@ def _over_seeds(group: dict[str, Any], by_id: Mapping[str, Cell], kin: _Kin, out
         ids = [cell["id"] for cell in some]
         rates = {rate: outcomes.over_seeds(ids, rate) for rate in RATES}
         rates = {rate: share if share and share["low"] is not None else None for rate, share in rates.items()}
-        return some[0] | rates | {"cells": ids, "seed": None, "resistance": [], "paired": None}
+        return some[0] | {"rates": rates, "cells": ids, "seed": None, "resistance": [], "paired": None}
 
     def compare(cell: Cell, other: Cell, rate: str, step: int | None) -> Test | None:
         if rate == "harmful_score" and cell["cells"] == names and group["paired"] and other is reference:

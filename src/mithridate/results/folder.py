@@ -1,53 +1,326 @@
-"""The folder of a run: what is written there, whole or not at all, and when.
+"""The folder of a run: what is there, and the one class that writes and reads it.
 
-`results.json`, `records.parquet`, `cells.json` (how to make each cell again), `history.json` (training curves) and
-`experiment.yaml` (resolved). The table is there to look at while the rest fills in: it is written anew after every
-cell, as long as that costs little beside the cells themselves, and in a large grid of quick ones each time it has
-grown by half. So writing takes time in proportion to the number of cells, and records wait on disk, not in memory.
+    results.json                      the table (`schema`)
+    records/, verdicts/               the answers and the verdicts on them, a part for each cell (`parts`)
+    cells.json, history.json          how to make each cell again; training curves
+    experiment.yaml                   the experiment, resolved (`ownership`)
+
+A cell's parts are written once, when it is finished. The table is there to look at while the rest fills in: it is
+written anew after every cell, as long as that costs little beside the cells themselves, and in a large grid of quick
+ones each time it has grown by half. Every file is written whole or not at all, and results.json last.
+
+Runs of older versions have one file, records.parquet, with the verdicts as columns. They are read like all others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.experiment.config import Experiment, canonical
-from mithridate.results import ownership
-from mithridate.store import file_digest, replace_file, replacing
+from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.experiment.methods import repair_of
+from mithridate.results import ownership, parts
+from mithridate.results.outcomes import Outcomes
+from mithridate.results.schema import checked, parsed
+from mithridate.store import canonical_json, file_digest, replace_file
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
     from mithridate.results.table import Cell, Table
 
-RECORDS = "records.parquet"
+Row = dict[str, Any]
 PAGE_CELLS = 1000  # of a larger table, neither page nor terminal shows anything that can be read
+OLD_RECORDS = "records.parquet"
 _GROWN = 1.5  # written again when there are so many times the cells that were there before
 _CHEAP = 20  # or when making the last cells took so many times what writing took
-_GROUP_ROWS = 50_000  # records that are in memory together while they are written
+_COLUMNS = ("cell", "set", "id", "prompt", "answer")
 
 
-class Folder:
-    """A run's folder, while the run fills it.
+class RunFolder:
+    """A run's folder. What is read is read once; `write` makes it be read again.
 
     Args:
-        path: the folder; made with the first file.
-        base: what relative paths of the experiments are relative to.
+        path: the folder.
+        base: what relative paths of the experiments are relative to; of a run that is to be written.
     """
 
-    def __init__(self, path: Path, base: Path):
-        self.path, self._base = path, base
+    def __init__(self, path: str | Path, base: Path = Path()):
+        self.path, self._base = Path(path), base
         self._recipes: dict[str, str] = {}  # JSON, by the cell's id
-        self._rows: dict[str, int] = {}  # how many records it has
         self._histories: dict[str, str] = {}
-        self._records = _Records(path)
+        self._written_parts: dict[str, dict[str, dict[str, Any]]] = {}  # `records` and `verdicts` of each cell
         self._written, self._cost, self._last = 0, 0.0, time.monotonic()
+        self._tables: dict[str, pa.Table] = {}
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _text(self) -> bytes:
+        try:
+            return (self.path / "results.json").read_bytes()
+        except FileNotFoundError:
+            raise self._no_run("results.json: no such file. Give what `run` wrote") from None
+        except OSError as error:
+            raise self._no_run(f"results.json: cannot be read ({error.strerror})") from None
+
+    def _no_run(self, why: str) -> InputError:
+        return InputError(f"{self.path}: not the folder of a run: {why}")
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of results.json."""
+        return sha256(self._text).hexdigest()
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """The table in the shape of schema 2, whatever it was written in.
+
+        Raises:
+            InputError: it is not there, or malformed.
+        """
+        where = str(self.path / "results.json")
+        try:
+            found = parsed(self._text.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: cannot be read ({error}).") from None
+        except ValueError as error:
+            raise InputError(f"{where}: not valid JSON ({error}).") from None
+        return checked(found, where)
+
+    @cached_property
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """The table's cells by id."""
+        return {cell["id"]: cell for cell in self.results["cells"]}
+
+    def cell(self, name: str) -> dict[str, Any]:
+        """One of them; InputError where there is none of that id."""
+        if name not in self.cells:
+            raise InputError(f"{self.path} has no cell {name!r}. Its cells: {', '.join(self.cells)}.")
+        return self.cells[name]
+
+    @cached_property
+    def record_files(self) -> list[str]:
+        """The files with answers, by their paths in the folder: those that the table names, then any others."""
+        named = dict.fromkeys(entry["file"] for cell in self.cells.values() if (entry := stated(cell, "records")))
+        for name in named:
+            if Path(name).name != name and Path(name) != Path(parts.RECORDS) / Path(name).name:
+                raise self._no_run(f"its records are elsewhere, at {name}")
+        beside = sorted(self.path.glob(f"{parts.RECORDS}/*.parquet"))
+        named |= dict.fromkeys(file.relative_to(self.path).as_posix() for file in beside)
+        return list(named) or [OLD_RECORDS]
+
+    def digest(self, file: str) -> str:
+        """SHA-256 of one of the run's files."""
+        try:
+            return file_digest(self.path / file)
+        except OSError as error:
+            raise self._no_run(f"{file}: {_cannot(error)}") from None
+
+    def table(self, file: str) -> pa.Table:
+        """A file of answers, or of verdicts, as it is.
+
+        Raises:
+            InputError: it cannot be read, or is something else.
+        """
+        import pyarrow as pa
+
+        if file not in self._tables:
+            try:
+                found = parts.read(self.path / file)
+            except OSError as error:
+                raise self._no_run(f"{file}: {_cannot(error)}") from None
+            except pa.ArrowException as error:
+                raise self._no_run(f"{file}: not a readable Parquet file ({first_line(error)})") from None
+            needed = parts.VERDICT_COLUMNS if file.startswith(parts.VERDICTS) else _COLUMNS
+            needed += ("verdict",) if file == OLD_RECORDS else ()
+            if missing := [name for name in needed if name not in found.column_names]:
+                raise InputError(f"{self.path / file}: lacks the columns {', '.join(missing)}.")
+            self._tables[file] = found
+        return self._tables[file]
+
+    def rows(self, name: str, further: bool = False) -> list[Row]:
+        """The records of one cell, on the way (`step`) and at its end, as `evaluation.Row` has them.
+
+        Args:
+            further: also with the verdicts of judges that were asked after the run (`add_verdicts`).
+        """
+        import pyarrow.compute as pc
+
+        def mine(file: str) -> list[Row]:
+            table = self.table(file)
+            return parts.rows_of(table.filter(pc.equal(table["cell"].cast("string"), name)))
+
+        entry = stated(self.cell(name), "records") if name in self.cells else None
+        file = entry["file"] if entry else parts.part(parts.RECORDS, name)
+        if entry is None and file not in self.record_files:
+            file = OLD_RECORDS
+        rows, said = mine(file), []
+        if file != OLD_RECORDS:
+            said += mine(file.replace(parts.RECORDS, parts.VERDICTS, 1))
+        if further:
+            said += [one for other in self._further for one in mine(other)]
+        try:
+            return parts.with_verdicts(rows, said) if said or file != OLD_RECORDS else rows
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}. Run the experiment again") from None
+
+    def final(self, name: str, further: bool = False) -> list[Row]:
+        """The records from the end of a cell."""
+        return [row for row in self.rows(name, further) if row.get("step") is None]
+
+    def everything(self) -> list[Row]:
+        """The records of all cells of the table, in its order, with the verdicts of all judges."""
+        rows = [row for name in self.cells for row in self.rows(name, further=True)]
+        names = parts.further_in(rows)
+        none = dict.fromkeys(f"judge/{name}{end}" for name in names for end in ("", "/reason", "/score"))
+        return [{"step": None, **none, **row} for row in rows]
+
+    def frame(self) -> pd.DataFrame:
+        """The same as a data frame. What is missing is None in columns of text and truth, else NaN or NA."""
+        import pandas as pd
+
+        rows = self.everything()
+        made = {}
+        for name in dict.fromkeys(key for row in rows for key in row):
+            values = [row.get(name) for row in rows]
+            kind = parts.TYPES.get(name.removeprefix("judge/").rpartition("/")[2], "string")
+            made[name] = pd.Series(values, dtype={"int64": "Int64", "float64": "float64"}.get(kind, "object"))
+        return pd.DataFrame(made)
+
+    @cached_property
+    def _further(self) -> list[str]:
+        files = sorted(self.path.glob(f"{parts.FURTHER}/*.parquet"))
+        return [file.relative_to(self.path).as_posix() for file in files]
+
+    @cached_property
+    def own_judges(self) -> dict[str, bool]:
+        """The judges that gave the run's own verdicts, and whether scores are by theirs."""
+        rows = [row for name in self.cells for row in self.rows(name)]
+        beside = [] if OLD_RECORDS in self.record_files else parts.further_in(rows)  # there, `judge` put columns too
+        return dict.fromkeys(beside, False) | {row["judge"]: True for row in rows if row.get("judge")}
+
+    def counted(self) -> Counter[str]:
+        """How many records each cell has, those of cells that the table lacks too."""
+        return Counter(str(name) for file in self.record_files for name in self.table(file)["cell"].to_pylist())
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """What the models are compared by, from the records. Those of protocols that are not known tell nothing."""
+        found = Outcomes()
+        for name in self.cells:
+            models: dict[int | None, list[Row]] = {}
+            for row in self.rows(name):
+                if {"protocol", "correct"} <= row.keys():
+                    models.setdefault(row.get("step"), []).append(row)
+            for step, rows in models.items():
+                with contextlib.suppress(InputError):
+                    found.add(name, rows, step)
+        return found
+
+    @cached_property
+    def recipes(self) -> dict[str, Any] | None:
+        """cells.json: how each cell is made; None where it is not there, or is nothing of the kind."""
+        try:
+            found = parsed((self.path / "cells.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def recipe(self, cell: str) -> dict[str, Any]:
+        """How a cell is made: `experiment`, `base` and the last stage, `upto`.
+
+        Raises:
+            InputError: no such cell, or the folder does not say.
+        """
+        if self.recipes is None:
+            raise self._no_run("cells.json, which says how its models are made, is missing or cannot be read")
+        if cell not in self.recipes:
+            raise InputError(f"{self.path} has no cell {cell!r}. Its cells: {', '.join(self.recipes)}.")
+        return self.recipes[cell]
+
+    def experiment(self, cell: str | None) -> tuple[Experiment, Path]:
+        """The experiment that a cell comes from, and the folder that its paths are relative to.
+
+        Args:
+            cell: its id; None for the one defended model that the run ends in, or the one that it ends in.
+
+        Raises:
+            InputError: no such cell, or several that may be meant.
+        """
+        if cell is None:
+            ends = [row for row in self.cells.values() if row["final"] and not row["control"]]
+            guarded = [row for row in ends if row["role"] in ("defended", "repaired") or _hardened(row)]
+            if len(names := [row["id"] for row in guarded or ends]) != 1:
+                raise InputError(f"{self.path}: which model? Give --cell, one of: {', '.join(names)}")
+            [cell] = names
+        recipe = self.recipe(cell)
+        return load_experiment(recipe["experiment"]), Path(recipe["base"])
+
+    def made_by(self, experiment: Experiment) -> dict[str, Any]:
+        """The cell of the model that an experiment ends in.
+
+        Args:
+            experiment: as `run_cells` was given it, and left it: with the fields that it fills in.
+
+        Raises:
+            MithridateError: the run has none.
+        """
+        ids = self._ids.get(canonical_json(canonical(experiment)), [])
+        repaired = repair_of(experiment, post_alignment=False)
+        last = "repair" if repaired else "finetune" if experiment.finetune else "align"
+        found = [name for name in ids if self.recipe(name)["upto"] == last]
+        if not found:
+            raise MithridateError(f"{self.path}: the run has no cell for one of its experiments; run it again")
+        return self.cells[found[-1]]
+
+    @cached_property
+    def _ids(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.recipes or {}:
+            found.setdefault(canonical_json(self.recipe(name)["experiment"]), []).append(name)
+        return found
+
+    @cached_property
+    def history(self) -> dict[str, list[dict[str, Any]]]:
+        """The points of the training curves, by cell, that lie somewhere: a browser's JSON has no NaN."""
+        path = self.path / "history.json"
+        found = _json(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+        if not isinstance(found, dict) or not all(isinstance(rows, list) for rows in found.values()):
+            raise InputError(
+                f"{path}: expected an object with a list for each cell; was it written by `mithridate run`?"
+            )
+        points: dict[str, list[dict[str, Any]]] = {name: [] for name in found}
+        for name, rows in found.items():
+            for i, row in enumerate(rows):
+                step, loss = (row.get("step"), row.get("loss")) if isinstance(row, dict) else (None, row)
+                if loss is None:  # a log entry of something else, as the summary at the end is
+                    continue
+                if not isinstance(step, int | float) or not isinstance(loss, int | float):
+                    raise InputError(f"{path}: {name}[{i}]: expected an object with numbers `step` and `loss`.")
+                if math.isfinite(step) and math.isfinite(loss):
+                    points[name].append(row)
+        return points
+
+    @cached_property
+    def tuning(self) -> list[dict[str, Any]]:
+        """The log of tries, where there is one."""
+        path = self.path / "tuning.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        tries = [_json(line, f"{path}, line {i}") for i, line in enumerate(lines, 1) if line.strip()]
+        return [row if isinstance(row, dict) else {"try": row} for row in tries]
+
+    # -- writing ------------------------------------------------------------------------------------------------------
 
     def start(
         self, source: Experiment, tabled: bool, owner: Any = None, files: Mapping[str, str] = {}, replace: bool = False
@@ -83,41 +356,68 @@ class Folder:
                     replace_file(table, json.dumps(old | {"complete": False}, indent=1))
 
     def add(self, name: str, cell: Cell) -> None:
-        """Takes over what is to be written of a cell besides its row in the table."""
+        """Writes the records of a cell, and takes over what is to be written of it besides its row in the table."""
         rows = [{"cell": name, "step": None, **row} for row in cell.rows]
         rows += [{"cell": name, "step": step, **row} for step, found in cell.steps.items() for row in found]
+        found = {
+            "records": (parts.part(parts.RECORDS, name), parts.answers_of(rows), ()),
+            "verdicts": (parts.part(parts.VERDICTS, name), list(parts.verdicts_of(rows)), parts.VERDICT_COLUMNS),
+        }
+        entries = self._written_parts[name] = {}
         with self.writing():
-            self._records.add(rows)
+            for kind, (file, made, columns) in found.items():
+                parts.write(self.path / file, made, columns)
+                entries[kind] = {"file": file, "sha256": file_digest(self.path / file), "rows": len(made)}
         recipe = {"experiment": canonical(cell.experiment), "base": str(self._base), "upto": cell.upto}
-        self._recipes[name], self._rows[name] = json.dumps(recipe), len(rows)
-        self._histories[name] = json.dumps(cell.history)
+        self._recipes[name], self._histories[name] = json.dumps(recipe), json.dumps(cell.history)
 
     def due(self, cells: int) -> bool:
         """Whether to write the table, which has so many cells by now."""
         return cells >= _GROWN * self._written or time.monotonic() - self._last >= _CHEAP * self._cost
 
     def write(self, table: Table, complete: bool) -> dict[str, Any]:
-        """Writes all of it, results.json last: where it is, everything that it speaks of is there. Returns the table.
+        """Writes the table, results.json last: where it is, everything that it speaks of is there. Returns it.
 
         Raises:
             MithridateError: the folder cannot be written.
         """
         began, results = time.monotonic(), table.results(complete)
+        for cell in results["cells"]:
+            cell |= self._written_parts[cell["id"]]
         with self.writing():
-            path = self.path / RECORDS
-            self._records.write(path)
-            sha256 = file_digest(path)
-            for cell in results["cells"]:
-                cell["records"] = {"file": RECORDS, "sha256": sha256, "rows": self._rows[cell["id"]]}
             replace_file(self.path / "history.json", _joined(self._histories))
             replace_file(self.path / "cells.json", _joined(self._recipes))
             replace_file(self.path / "results.json", json.dumps(results, indent=1))
+            if complete:
+                self._clear({entry["file"] for entries in self._written_parts.values() for entry in entries.values()})
+        for name, kind in vars(type(self)).items():
+            if isinstance(kind, cached_property):
+                self.__dict__.pop(name, None)
+        self._tables.clear()
         self._written, self._last = len(table), time.monotonic()
         self._cost = self._last - began
         return results
 
-    def close(self) -> None:
-        self._records.close()
+    def _clear(self, kept: set[str]) -> None:
+        """Removes records and verdicts of an earlier table."""
+        old = [self.path / OLD_RECORDS]
+        old += [file for folder in (parts.RECORDS, parts.VERDICTS) for file in (self.path / folder).rglob("*.parquet")]
+        for file in old:
+            if file.relative_to(self.path).as_posix() not in kept:
+                file.unlink(missing_ok=True)
+
+    def add_verdicts(self, judge: str, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Writes the verdicts of a judge that was asked after the run; records and table stay as they are.
+
+        Args:
+            judge: its name. What it said before is replaced.
+            rows: by cell, its records (`rows`) with the judge's columns.
+        """
+        found = [one for mine in rows.values() for one in parts.verdicts_of(mine, [judge])]
+        with self.writing():
+            parts.write(self.path / parts.part(parts.FURTHER, judge), found, parts.VERDICT_COLUMNS)
+        self.__dict__.pop("_further", None)
+        self._tables.pop(parts.part(parts.FURTHER, judge), None)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -130,16 +430,21 @@ class Folder:
             ) from error
 
 
-def reseal(folder: Path, before: str) -> None:
-    """Writes the digest of the records as they are now into results.json, for every cell whose records had the digest
-    `before`. So columns can be added to records; where they were not the table's own before, they do not become it."""
-    path = folder / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {"cells": []}
-    stale = [entry for cell in results["cells"] if (entry := cell.get("records") or {}).get("sha256") == before]
-    for entry in stale:
-        entry["sha256"] = file_digest(folder / RECORDS)
-    if stale:
-        replace_file(path, json.dumps(results, indent=1))
+def stated(cell: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
+    """What the table says of a cell's `records`, or `verdicts`; None where that is nothing."""
+    entry = cell.get(kind)
+    return entry if isinstance(entry, dict) and isinstance(entry.get("file"), str) else None
+
+
+def _hardened(cell: Mapping[str, Any]) -> bool:
+    return cell["alignment"] not in ("none", "sft")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error}).") from None
 
 
 def _joined(texts: dict[str, str]) -> str:
@@ -147,75 +452,9 @@ def _joined(texts: dict[str, str]) -> str:
     return "{" + ",\n".join(f"{json.dumps(name)}: {text}" for name, text in texts.items()) + "}"
 
 
-class _Records:
-    """Records that wait, cell by cell, in a file without a name: it vanishes with the process, however that ends.
-
-    Args:
-        folder: on the disk where they will be written.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._waiting: IO[bytes] | None = None
-        self._places: list[int] = []
-        self._schema: pa.Schema | None = None
-
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        import pyarrow as pa
-
-        names = dict.fromkeys(name for row in rows for name in row)
-        types = {"step": pa.int64()}
-        part = pa.table({name: pa.array([row.get(name) for row in rows], types.get(name)) for name in names})
-        # A column that has no value yet gets its type from the first cell that has one.
-        known = [self._schema] if self._schema else []
-        self._schema = pa.unify_schemas([*known, part.schema], promote_options="permissive")
-        if self._waiting is None:
-            self._waiting = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed by `close`)
-        self._places.append(self._waiting.seek(0, 2))
-        with pa.ipc.new_stream(self._waiting, part.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as out:
-            out.write_table(part)
-
-    def write(self, path: Path) -> None:
-        """All records so far, as a Parquet file."""
-        import pandas as pd
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        assert self._schema is not None
-        # Says to pandas that steps are integers, though some are missing.
-        steps = pd.DataFrame({"step": pd.Series(dtype="Int64")})
-        schema = self._schema.with_metadata(pa.Schema.from_pandas(steps, preserve_index=False).metadata)
-        with replacing(path) as aside, pq.ParquetWriter(aside, schema) as out:
-            for group in self._groups():
-                out.write_table(group.cast(schema))
-
-    def _groups(self) -> Iterator[pa.Table]:
-        import pyarrow as pa
-
-        assert self._waiting is not None and self._schema is not None
-        parts, rows = [], 0
-        for place in self._places:
-            self._waiting.seek(place)
-            with pa.ipc.open_stream(self._waiting) as stream:
-                parts.append(_filled(stream.read_all(), self._schema))
-            rows += parts[-1].num_rows
-            if rows >= _GROUP_ROWS:
-                yield pa.concat_tables(parts)
-                parts, rows = [], 0
-        if parts:
-            yield pa.concat_tables(parts)
-
-    def close(self) -> None:
-        if self._waiting:
-            self._waiting.close()
+def _cannot(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
 
 
-def _filled(part: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The part with all columns of the schema, in its types; those that it lacks are null."""
-    import pyarrow as pa
-
-    columns = [
-        part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(len(part), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

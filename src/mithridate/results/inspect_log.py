@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from mithridate import environment
-from mithridate.data.records import plain_rows
 from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation.agreement import judges_in, verdicts
 from mithridate.statistics import proportion
@@ -69,7 +68,7 @@ def write_log(
         raise InputError(f"{path}: an Inspect log in JSON ends in .json; give such a name, or a folder.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}.")
-    rows = plain_rows(rows)
+    rows = [dict(row) for row in rows]
     log = _log(rows, model, summary or {}, identity or {}, judges or {}, created or datetime.now(UTC))
     if path.is_dir():
         spec = log["eval"]

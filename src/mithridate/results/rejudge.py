@@ -1,6 +1,7 @@
 """Further judges on a run's stored answers: their scores beside the protocol's, how far they agree, and corrected.
 
-Nothing is generated. The run's `records.parquet` gets the judges' columns; `judges.json` says what they came to.
+Nothing is generated, and records and table stay as they are. The judges' verdicts are written beside the run's own;
+`judges.json` says what they came to.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.data.records import plain_rows
 from mithridate.errors import InputError
 from mithridate.evaluation import add_verdicts
 from mithridate.evaluation.agreement import Agreement, answer_to, compare_all, judges_in, kind_of, verdicts
 from mithridate.evaluation.calibration import corrected_score, error_rates, labelled_items, read_labels
 from mithridate.judges import by_name, judge
 from mithridate.judges.base import Judge, Kind
-from mithridate.results.folder import reseal
+from mithridate.results.folder import RunFolder
 from mithridate.statistics import proportion_of
-from mithridate.store import Store, file_digest, replace_file
+from mithridate.store import Store, replace_file
 
 if TYPE_CHECKING:
     from mithridate.evaluation.calibration import Label
@@ -73,7 +73,7 @@ def rejudge(
     """Judges the stored answers of a run again, and compares all judges in it.
 
     Args:
-        folder: what `run` wrote; its records are replaced whole or not at all.
+        folder: what `run` wrote.
         specs: the further judges, {name: {field: value}}; none only compares those that are there.
         calibration: file of hand-labelled answers (`mithridate.evaluation.calibration`), by which harmful scores are
             corrected too.
@@ -83,34 +83,24 @@ def rejudge(
         InputError: no such run, an unknown judge, no access to one, or a bad calibration file.
         MithridateError: a judge is gone; its verdicts so far are kept for the next call.
     """
-    import pandas as pd
-
-    folder = Path(folder)
-    path = folder / "records.parquet"
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not the folder of a run: {str(error).splitlines()[0]}") from error
-    rows = plain_rows(frame.to_dict("records"))
+    run = RunFolder(folder)
+    own, by_cell = run.own_judges, {name: run.rows(name, further=True) for name in run.cells}
+    rows = [row for mine in by_cell.values() for row in mine]
     labels = read_labels(calibration) if calibration else []
     judges = [judge({name: dict(settings)}) for name, settings in specs.items()]
-    own = {row["judge"] for row in rows if row["judge"]}
     for name, settings in specs.items():
         if settings and name in own:
             raise InputError(
                 f"{name} gave this run's own verdicts, with the settings of its experiment, and they stay. To judge "
                 "with others, set them under evaluate.judges of the experiment and run it; its answers are kept."
             )
-    cache, evaluation = Store().root / "verdicts", str(path.absolute())
+    cache, evaluation = Store().root / "verdicts", str(run.path.absolute())
     try:
-        add_verdicts(rows, judges, cache, progress, evaluation)
-        if judges:
-            aside = path.with_name(f".{path.name}.part")
-            pd.DataFrame(rows).astype({"step": "Int64"}).to_parquet(aside)
-            before = file_digest(path)
-            aside.replace(path)
-            reseal(folder, before)
-        final = [row for row in rows if row["step"] is None]
+        asked = [each for each in judges if each.name not in own or own[each.name]]
+        add_verdicts(rows, asked, cache, progress, evaluation)
+        for each in asked:
+            run.add_verdicts(each.name, by_cell)
+        final = [row for row in rows if row.get("step") is None]
         kinds: dict[str, Kind] = {name: kind for name in judges_in(final) if (kind := kind_of(name, final))}
         kinds |= {each.name: each.kind for each in judges}
         rates = _rates(labels, final, judges, kinds) if labels else {}
@@ -118,7 +108,7 @@ def rejudge(
         for each in judges:
             each.close()
     found = _rejudged(final, rates, kinds)
-    replace_file(folder / "judges.json", found.json())
+    replace_file(run.path / "judges.json", found.json())
     return found
 
 

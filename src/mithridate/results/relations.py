@@ -1,12 +1,13 @@
 """Which cells of results.json belong together: who was defended, how that is called, what each is compared with.
 
-Plain Python on plain dicts. Nothing here looks at a number.
+Plain Python on plain dicts of schema 2. `relate` says it once, and results.json has it; the others read it there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -115,48 +116,105 @@ def place(cell: Cell) -> tuple[Any, ...]:
     return cell["topology"], cell["harmful_ratio"], cell["seed"]
 
 
-def reference_of(cell: Cell, cells: list[Cell]) -> Cell | None:
-    """The undefended run of the same topology, harmful ratio and seed (the one the paired test names, if any)."""
+def measured(cell: Cell | None, name: str) -> dict[str, Any] | None:
+    """A cell's rate (or that of a step of its attack, or of a group of seeds); None where it was not measured."""
+    return known(cell["rates"].get(name)) if cell else None
+
+
+# --- relations ------------------------------------------------------------------------------------------------------
+
+
+def related(cells: Iterable[Cell], cell: Cell | None, relation: str) -> Cell | None:
+    """The cell that `reference`, `aligned` or `nearest_control` names, if it is among these (or, of cells of several
+    seeds together, one that it stands for)."""
+    name = cell and cell.get(relation)
+    if name is None:
+        return None
+    return next((other for other in cells if other["id"] == name or name in other.get("cells", ())), None)
+
+
+def role(cell: Cell) -> str:
+    """What a model is in its table: base, aligned, undefended, defended, repaired or control."""
+    if cell["control"]:
+        return "control"
+    if cell["repair"] != "none":
+        return "repaired"
+    if cell["finetuning"] == "none":
+        return "base" if cell["alignment"] == "none" else "aligned"
+    return "defended" if defenses_of(cell) else "undefended"
+
+
+def relate(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with `role`, and with the ids of those that they are to be read with:
+
+    - `reference`: of a fine-tuned cell the undefended one of the same topology, attack and seed;
+    - `aligned`: of a fine-tuned cell the model before fine-tuning that it started from;
+    - `nearest_control`: of a defended cell its control. Where there are several, the one with the nearest accuracy (a
+      control is compared at matched accuracy);
+    - `control_of`: of a control the defended cell nearest to it in the same way, and the control's name.
+
+    What a cell says already stays: a run knows by its stages what belongs together.
+    """
+    before: dict[tuple[Any, ...], list[Cell]] = {}
+    places: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        if cell["finetuning"] == cell["repair"] == "none":
+            before.setdefault((cell["alignment"], cell["seed"]), []).append(cell)
+        else:
+            places.setdefault(place(cell), []).append(cell)
+
+    def name(found: Cell | None) -> str | None:
+        return found and found["id"]
+
+    made = []
+    for cell in cells:
+        beside = places.get(place(cell), []) if cell["finetuning"] != "none" else []
+        mine = {
+            "role": role(cell),
+            "reference": name(_reference(cell, beside)),
+            "aligned": name(_before(cell, before.get((cell["alignment"], cell["seed"]), []))),
+            "control_of": None,
+            "nearest_control": None,
+        }
+        if cell["control"]:
+            if near := _nearest(cell, [one for one in beside if defended(one)]):
+                mine["control_of"] = {"id": near["id"], "name": cell["control"]}
+        elif defended(cell):
+            mine["nearest_control"] = name(_nearest(cell, [one for one in beside if one["control"]]))
+        made.append(mine | cell)
+    return made
+
+
+def _reference(cell: Cell, beside: Sequence[Cell]) -> Cell | None:
+    """The one that the paired test names, if any."""
+    if undefended(cell):
+        return None
     against = (cell.get("paired") or {}).get("against")
-    same = [
-        other
-        for other in cells
-        if undefended(other)
-        and other is not cell
-        and place(other) == place(cell)
-        and (other["alignment"].split("+")[0] == "none") == (cell["alignment"].split("+")[0] == "none")
-    ]
+    never = cell["alignment"].split("+")[0] == "none"
+    same = [one for one in beside if undefended(one) and (one["alignment"] == "none") == never]
     named = [other for other in same if other["id"] == against]
-    return (named or [other for other in same if other["attack"] == cell["attack"]] or same or [None])[0]
+    return next(iter(named or [other for other in same if other["attack"] == cell["attack"]]), None)
 
 
-def before_of(cell: Cell, cells: list[Cell]) -> Cell | None:
-    """The aligned model that the cell was fine-tuned from, if it was evaluated. Merging the alignment adapter
-    does not change the model, so one and two adapters share theirs."""
+def _before(cell: Cell, aligned: Sequence[Cell]) -> Cell | None:
+    """Merging the alignment adapter does not change the model, so one and two adapters share theirs."""
+    if cell["finetuning"] == "none":
+        return None
     found = [
         other
-        for other in cells
-        if other["finetuning"] == other["repair"] == "none"
-        and not other["control"]
-        and (other["alignment"], other["seed"]) == (cell["alignment"], cell["seed"])
-        and (other["topology"] == "full") == (cell["topology"] == "full")
+        for other in aligned
+        if not other["control"] and (other["topology"] == "full") == (cell["topology"] == "full")
     ]
-    return next((other for other in found if other["topology"] == cell["topology"]), (found or [None])[0])
+    return next((other for other in found if other["topology"] == cell["topology"]), next(iter(found), None))
 
 
-def control_of(cell: Cell, cells: list[Cell]) -> Cell | None:
-    """The control of a defended cell: everything the same but what the control takes away. Where there are several,
-    the one with the nearest accuracy (a control is compared at matched accuracy)."""
-    methods = ("alignment", "finetuning", "repair")
-    found = [
-        other
-        for other in cells
-        if other["control"] and place(other) == place(cell) and all(other[field] == cell[field] for field in methods)
-    ]
-    accuracy = known(cell["accuracy"])
+def _nearest(cell: Cell, others: Iterable[Cell]) -> Cell | None:
+    """Of the cells to which everything else was done alike, the one with the nearest accuracy."""
+    found = [other for other in others if all(other[field] == cell[field] for field, _ in STAGES)]
+    accuracy = measured(cell, "accuracy")
 
     def distance(other: Cell) -> float:
-        theirs = known(other["accuracy"])
+        theirs = measured(other, "accuracy")
         return abs(theirs["value"] - accuracy["value"]) if theirs and accuracy else 1.0
 
     return min(found, key=distance, default=None)

@@ -16,10 +16,11 @@ from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
 from mithridate.results import decisions
 from mithridate.results.outcomes import Outcomes
+from mithridate.results.relations import relate
+from mithridate.results.schema import SCHEMA
 from mithridate.statistics import steps_to
 from mithridate.store import canonical_json, stable
 
-SCHEMA = 1
 _ARM = ("alignment", "finetuning", "repair", "topology", "harmful_ratio", "control")
 NONE = "none"
 
@@ -118,7 +119,7 @@ class _Entry:
 
 
 class Table:
-    """results.json (contracts: schema 1), built up cell by cell.
+    """results.json (`schema`), built up cell by cell.
 
     Cells keep their order; equal names are told apart by a number. Of a cell's rows only the outcomes are kept, so a
     grid's answers need not be in memory together. Time and memory grow with the number of cells, and no faster.
@@ -196,7 +197,7 @@ class Table:
         """
         pairs = {name: self._paired(name) for name in self._entries}
         rows = [
-            entry.row | {"paired": pairs[name], "steps_to_half": self._steps_to_half(entry)}
+            entry.row | self._kin(name, pairs[name]) | {"steps_to_half": self._steps_to_half(entry)}
             for name, entry in self._entries.items()
         ]
         found = {
@@ -209,7 +210,7 @@ class Table:
             **self._model,
             "seeds_asked": self._seeds_asked,
             "notes": list(self._notes),
-            "cells": rows,
+            "cells": relate(rows),
             "across_seeds": self._across_seeds(),
         }
         return decisions.complete(found, self._outcomes)
@@ -223,6 +224,15 @@ class Table:
             if found := self._outcomes.paired(name, other, "harmful_score"):
                 return {"against": other, **found}
         return None
+
+    def _kin(self, name: str, pair: dict[str, Any] | None) -> dict[str, Any]:
+        """The comparison with the undefended run, and what the run's stages tell of the cells that belong with one."""
+        entry = self._entries[name]
+        if not entry.row["attack"]:
+            return {"paired": pair}
+        twins = self._twins_of(entry) if entry.defended else iter(())
+        reference = pair["against"] if pair else next(twins, None)
+        return {"paired": pair, "reference": reference, "aligned": self._by_key.get(entry.aligned)}
 
     def _twins_of(self, entry: _Entry) -> Iterator[str]:
         """The very same run without the defense; then, for where that is not in the table, others of that attack."""
@@ -239,9 +249,9 @@ class Table:
         if steps is None or row["repair"] != NONE:
             return None
         start = self._by_key.get(entry.aligned)
-        points = [(0, self._entries[start].row["harmful_score"]["value"])] if start else []
-        points += [(point["step"], point["harmful_score"]["value"]) for point in row["resistance"]]
-        return steps_to([*points, (steps, row["harmful_score"]["value"])], 0.5)
+        points = [(0, _score(self._entries[start].row))] if start else []
+        points += [(point["step"], _score(point)) for point in row["resistance"]]
+        return steps_to([*points, (steps, _score(row))], 0.5)
 
     def _deviations(self) -> list[str]:
         """In what the evaluations depart from their protocol, in words."""
@@ -330,14 +340,25 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "final": cell.final,
         "settings": cell.settings,
         **({"swept": cell.swept} if cell.swept else {}),
-        **summarise(cell.rows),
+        **_rates(cell.rows),
         **({"capability": cell.capability} if cell.capability else {}),
         "paired": None,
-        "resistance": [{"step": step, **summarise(rows)} for step, rows in sorted(cell.steps.items())],
+        "resistance": [{"step": step, **_rates(rows)} for step, rows in sorted(cell.steps.items())],
         "steps_to_half": None,
         "weights_digest": cell.weights,
         "stages": cell.stages,
     }
+
+
+def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`rates`, and beside them those of further tasks."""
+    rates = summarise(rows)
+    extra = rates.pop("extra", None)
+    return {"rates": rates, **({"extra": extra} if extra else {})}
+
+
+def _score(scored: dict[str, Any]) -> float | None:
+    return scored["rates"]["harmful_score"]["value"]
 
 
 def _attack(cell: Cell, finetune: Finetune) -> dict[str, Any]:

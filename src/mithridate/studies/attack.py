@@ -21,7 +21,7 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
-from mithridate.results.matching import Table
+from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
 from mithridate.store import replace_file
@@ -117,7 +117,7 @@ def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
 
 def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:
     if not isinstance(target, Mapping) and Path(target).is_dir():
-        experiment, base = Table(Path(target)).experiment(cell)
+        experiment, base = RunFolder(target).experiment(cell)
         loaded = load_experiment(canonical(experiment), overrides) if overrides else experiment
         return loaded, base, Path(target).resolve().name
     if cell is not None:
@@ -174,21 +174,21 @@ def _search(
     def scored(one: Experiment) -> dict[str, Any]:
         run_cells([one], folder, base, passing=True, owner=owner)
         made.append(one)
-        return Table(folder).final(one)
+        return RunFolder(folder).made_by(one)
 
     def score(settings: dict[str, Any]) -> Scores:
         row = scored(attacked(experiment, settings))
-        harmful = row["harmful_score"]["value"]
+        harmful = row["rates"]["harmful_score"]["value"]
         if harmful is None:
             raise InputError("the judge scored no answer, so that no attack is better than another; see the run")
-        return Scores(harmful, row["accuracy"].get("value"), row["attack"]["max_steps"])
+        return Scores(harmful, row["rates"]["accuracy"]["value"], row["attack"]["max_steps"])
 
     reference = None
     if given.search.max_accuracy_loss is not None and experiment.finetune:
         plain = replace(experiment.finetune.harmful, harmful_ratio=0.0)
         evaluate = replace(experiment.evaluate, part="validation", resistance=[])
         finetune = replace(experiment.finetune, attack=plain)
-        reference = scored(replace(experiment, finetune=finetune, evaluate=evaluate))["accuracy"].get("value")
+        reference = scored(replace(experiment, finetune=finetune, evaluate=evaluate))["rates"]["accuracy"]["value"]
         if reference is None:
             raise InputError(
                 "search.max_accuracy_loss: the experiment's task has no scored validation part. Give data.task one, "
@@ -228,19 +228,19 @@ def _curve(
     rows = [tested(experiment, size=size) for size in fewer]
     everything = [*wholes, *rows, *(one for group in apart for _, one in group)]
     run_cells(everything, folder, base, owner=owner)
-    table, kind = Table(folder), chosen.settings["data"]
+    table, kind = RunFolder(folder), chosen.settings["data"]
     points: list[Point] = []
     for whole, group in zip(wholes, apart):
-        cell = table.final(whole)
+        cell = table.made_by(whole)
         model = arm(cell)
         end = _point(model, kind, "steps", cell, whole)
-        points += [_point(model, kind, "steps", table.final(one), one, step) for step, one in group]
+        points += [_point(model, kind, "steps", table.made_by(one), one, step) for step, one in group]
         points += [_point(model, kind, "steps", scored, whole, scored["step"]) for scored in cell["resistance"]]
         points += [end]
         if whole is wholes[0]:
-            points += [_point(model, kind, "rows", table.final(one), one) for one in rows]
+            points += [_point(model, kind, "rows", table.made_by(one), one) for one in rows]
             points += [replace(end, along="rows")] * bool(rows)
-    return points, table.final(wholes[0]).get("decision")
+    return points, table.made_by(wholes[0]).get("decision")
 
 
 def _point(
@@ -255,8 +255,8 @@ def _point(
         rows=attack.size,
         harmful_rows=round(attack.harmful_ratio * attack.size),
         kind=kind,
-        harmful_score=scored["harmful_score"],
-        accuracy=scored["accuracy"],
+        harmful_score=scored["rates"]["harmful_score"],
+        accuracy=scored["rates"]["accuracy"],
     )
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate import judges as known_judges
-from mithridate.evaluation import any_answer
+from mithridate.evaluation import any_answer, broken_teller, teller
 from mithridate.judges.base import UNCLEAR
 from mithridate.protocols import Protocol
 from mithridate.results.decisions import bound
@@ -54,30 +53,15 @@ def criteria(protocol: Protocol) -> list[Criterion]:
     found = [Criterion(HARMFUL, "max_harmful_score", "harmful", "verdict", judge, protocol.counts, unclear)]
     for group, prefix in (("harmful", ""), ("benign", "benign ")):
         own = judge_of(protocol, group)
-        whole, broken = _teller(protocol, own, "answer"), _teller(protocol, own, "answer", "coherence")
+        whole, broken = teller(protocol, ("answer",)), broken_teller(protocol)
         limit = f"max_{prefix.replace(' ', '_')}"
         if group == "benign":
             column, refused = "verdict" if own else None, frozenset({"refused"})
             found.append(Criterion("benign refusal", f"{limit}refusal", group, column, own, refused, unclear))
-        for word, (column, judge) in {"incoherent": broken, "other": whole, UNCLEAR: whole}.items():
+        for word, judge in {"incoherent": broken, "other": whole, UNCLEAR: whole}.items():
+            column = judge and ("verdict" if judge == own else f"judge/{judge}")
             found.append(Criterion(f"{prefix}{word}", f"{limit}{word}", group, column, judge, frozenset({word})))
     return found
-
-
-def _teller(protocol: Protocol, own: str | None, *kinds: str) -> tuple[str | None, str | None]:
-    """The column, and the judge, that has whole answers' verdicts, or tells broken ones, of a set of prompts.
-
-    `own`, the set's judge, where it does; else of those that stand beside, coherence first where that is asked.
-    """
-    if own and known_judges.by_name(own).kind == "answer":
-        mine: tuple[str | None, str | None] = ("verdict", own)
-        if "coherence" not in kinds or own == protocol.judge.name:
-            return mine
-    for kind in kinds[::-1]:
-        for name in protocol.beside:
-            if known_judges.by_name(name).kind == kind:
-                return ("verdict" if name == own else f"judge/{name}"), name
-    return None, None
 
 
 def share(cell: str, criterion: Criterion, rows: Sequence[Row], limit: float) -> Finding:
@@ -217,9 +201,8 @@ def _broken(rows: Sequence[Row], evidence: Evidence, limits: Limits, limit: floa
 def _plain_twins(cell: dict[str, Any], evidence: Evidence) -> list[str]:
     """The plain fine-tune that the run's own test compared with; else all that the table cannot tell from it."""
     plain = {name for name, each in evidence.cells.items() if each["finetuning"] != "none" and not defenses_of(each)}
-    against = cell.get("reference") or (cell.get("paired") or {}).get("against")
-    if against in plain:
-        return [str(against)]
+    if (reference := cell["reference"]) in plain:
+        return [str(reference)]
     same = ("topology", "seed", "harmful_ratio", "attack")
 
     def twin(other: dict[str, Any]) -> bool:

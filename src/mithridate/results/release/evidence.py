@@ -7,34 +7,32 @@ folder and recomputes every digest and number can write what he likes. It finds 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mithridate import judges as known_judges
-from mithridate.data.records import plain_rows, plain_value
 from mithridate.errors import InputError
 from mithridate.evaluation import judged, judges_of, rules_of, summarise, teller_of_refusals
 from mithridate.judges.base import VERDICTS
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
+from mithridate.results.folder import RunFolder, first_line, stated
 from mithridate.results.release.findings import EVERY, Finding, doubt, listed
+from mithridate.results.schema import STAGES
 from mithridate.store import canonical_json
 
 Row = dict[str, Any]
-_COLUMNS = ("cell", "step", "set", "id", "prompt", "answer", "verdict", "judge", "correct", "protocol")
+_ANSWERED = ("cell", "step", "set", "id", "prompt", "answer", "correct", "protocol")
 _SETS = ("harmful", "benign", "task", "extra")
 # What the gate needs to know of a run and of a model; files of older versions lack some of it.
 _OF_A_RUN = ("part", "rules", "judges", "deviations", "model_digest", "seeds_asked")
 _OF_A_CELL = ("records", "weights_digest")
-_STAGES = ("alignment", "finetuning", "repair")
 _CORE = ("harmful_score", "incoherent", "benign_refusal", "accuracy")
 _REDO = "run the experiment again (what the store has is not computed again)"
 
@@ -50,69 +48,33 @@ class Evidence:
     """
 
     def __init__(self, folder: Path):
+        self.run = RunFolder(folder)
         self.folder = folder
-        try:
-            text = (folder / "results.json").read_bytes()
-            self.results = _table(_strict_json(text.decode("utf-8")), folder)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: not the folder of a run: {_first_line(error)}") from error
-        self.sha256 = sha256(text).hexdigest()
-        self.cells: dict[str, dict[str, Any]] = {cell["id"]: cell for cell in self.results["cells"]}
+        self.results, self.sha256 = self.run.results, self.run.sha256
+        self.cells = self.run.cells
         self.protocol: Protocol = find_protocol(self.results["protocol"])
-        named = {entry["file"]: None for cell in self.cells.values() if (entry := _entry(cell))}
-        self.files: dict[str, str] = {}  # the digest of each file of records
-        self._tables: dict[str, Any] = {}
+        for name in self.run.record_files:
+            lacking = [column for column in _ANSWERED if column not in self.run.table(name).column_names]
+            if lacking:
+                raise InputError(f"{folder / name} has no column {lacking[0]!r}: {_REDO}")
+        self.rows_by_cell = dict(self.run.counted())  # how many records each cell has
         self._rows: dict[str, list[Row]] = {}  # by cell, once they were asked for
-        for name in named or {"records.parquet": None}:
-            self._read(name)
-
-    def _read(self, name: str) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self.folder / name
-        if Path(name).name != name:
-            raise InputError(f"{self.folder}: not the folder of a run: its records are elsewhere, at {name}")
-        try:
-            self.files[name] = sha256(path.read_bytes()).hexdigest()
-            table = pq.read_table(path)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise InputError(f"{self.folder}: not the folder of a run: {_first_line(error)}") from error
-        lacking = [column for column in _COLUMNS if column not in table.column_names]
-        if lacking:
-            raise InputError(f"{path} has no column {lacking[0]!r}: {_REDO}")
-        self._tables[name] = table
-
-    @cached_property
-    def rows_by_cell(self) -> dict[str, int]:
-        """How many records each cell has."""
-        counts: Counter[str] = Counter()
-        for table in self._tables.values():
-            counts.update(str(name) for name in table["cell"].to_pylist())
-        return dict(counts)
 
     def rows(self, name: str) -> list[Row]:
         """The records of one cell, on the way (`step`) and at its end."""
-        import pyarrow.dataset as ds
-
         if name not in self._rows:
-            mine = ds.field("cell").cast("string") == name
-            parts = (table.filter(mine) for table in self._tables.values())
-            self._rows[name] = plain_rows(row for part in parts for row in part.to_pylist())
+            self._rows[name] = self.run.rows(name)
         return self._rows[name]
 
     def final(self, name: str) -> list[Row]:
         """The records from the end of a cell."""
         return [row for row in self.rows(name) if row["step"] is None]
 
-    @cached_property
-    def recipes(self) -> dict[str, Any] | None:
-        """cells.json: how each cell is made; None where it is not there, or is nothing of the kind."""
-        try:
-            found = _strict_json((self.folder / "cells.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+    def files(self, names: Sequence[str]) -> dict[str, str]:
+        """The digests of the files that hold the records and verdicts of some cells."""
+        entries = [stated(self.cells[name], kind) for name in names for kind in ("records", "verdicts")]
+        named = dict.fromkeys(entry["file"] for entry in entries if entry) or self.run.record_files
+        return {name: self.run.digest(name) for name in named}
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -161,20 +123,20 @@ class Evidence:
             yield "cells", f"the records have cells that the table lacks: {listed(extra)}; {_REDO}"
         if empty := [name for name in known if name not in self.rows_by_cell]:
             yield "cells", f"the table has cells without records: {listed(empty)}; {_REDO}"
-        if self.recipes is None:
+        if (recipes := self.run.recipes) is None:
             yield "cells", f"cells.json, which says what each model is, is not there or cannot be read; {_REDO}"
             return
         if (asked := self._asked_for()) is None:
             yield "cells", f"experiment.yaml, which says what was asked for, is not there or cannot be read; {_REDO}"
         elif lost := asked - set(known):
             yield "cells", f"experiment.yaml asks for models that the table lacks: {listed(sorted(lost))}; {_REDO}"
-        if extra := sorted(set(self.recipes) - set(known)):
+        if extra := sorted(set(recipes) - set(known)):
             yield "cells", f"cells.json has cells that the table lacks: {listed(extra)}; {_REDO}"
-        if unmade := sorted(set(known) - set(self.recipes)):
+        if unmade := sorted(set(known) - set(recipes)):
             yield "cells", f"cells.json does not say how these were made: {listed(unmade)}; {_REDO}"
         wrong = [
             (name, problem)
-            for name, recipe in self.recipes.items()
+            for name, recipe in recipes.items()
             if name in self.cells and (problem := _misstated(self.cells[name], recipe, self.results["model"]))
         ]
         for name, problem in wrong[:3]:
@@ -194,12 +156,13 @@ class Evidence:
     def _times(self) -> dict[tuple[str, int | None], tuple[float, ...]]:
         """How long the answers of each cell, and step, took: what no two models have in common."""
         found: dict[tuple[str, int | None], list[float]] = {}
-        for table in self._tables.values():
+        for file in self.run.record_files:
+            table = self.run.table(file)
             if "seconds" in table.column_names:
                 columns = [table[name].to_pylist() for name in ("cell", "step", "set", "seconds")]
                 for cell, step, kind, seconds in zip(*columns):
                     if kind == "harmful" and isinstance(seconds, float) and math.isfinite(seconds):
-                        found.setdefault((str(cell), plain_value(step)), []).append(seconds)
+                        found.setdefault((str(cell), step), []).append(seconds)
         return {key: tuple(times) for key, times in found.items() if len(set(times)) > 1}
 
     def _of_copies(self, name: str) -> Iterator[tuple[str, str]]:
@@ -247,19 +210,23 @@ class Evidence:
     def _of_records(self, name: str, rows: list[Row]) -> Iterator[tuple[str, str]]:
         """Digest, number, and whether they give the table's numbers."""
         cell = self.cells[name]
-        if entry := _entry(cell):
-            if entry.get("sha256") != self.files[entry["file"]]:
-                yield (
-                    "records",
-                    f"{entry['file']} is not the file that the table was made from (SHA-256 "
-                    f"{self.files[entry['file']][:12]} in place of {str(entry.get('sha256'))[:12]}); {_REDO}",
-                )
-            if entry.get("rows") != len(rows):
-                yield "records", f"{len(rows)} rows, and the table was made from {entry.get('rows')}; {_REDO}"
-        elif "records" in cell:
-            yield "records", "results.json does not name the file that they are in"
-        said = [(None, cell.get("rates", cell))]
-        said += [(point.get("step"), point.get("rates", point)) for point in cell.get("resistance") or ()]
+        made = {"records": len(rows), "verdicts": None}
+        for kind in (
+            ("records", "verdicts") if stated(cell, "verdicts") or self.results["schema"] > 1 else ("records",)
+        ):
+            if entry := stated(cell, kind):
+                found = self.run.digest(entry["file"])
+                if entry.get("sha256") != found:
+                    yield (
+                        "records",
+                        f"{entry['file']} is not the file that the table was made from (SHA-256 {found[:12]} in place "
+                        f"of {str(entry.get('sha256'))[:12]}); {_REDO}",
+                    )
+                if made[kind] not in (None, entry.get("rows")):
+                    yield "records", f"{made[kind]} rows, and the table was made from {entry.get('rows')}; {_REDO}"
+            elif kind in cell:
+                yield "records", f"results.json does not name the file that they are in ({kind})"
+        said = [(None, cell)] + [(point.get("step"), point) for point in cell.get("resistance") or ()]
         for step, rates in said:
             where = "" if step is None else f" at step {step}"
             try:
@@ -267,7 +234,8 @@ class Evidence:
             except InputError as error:  # of several protocols, or judges
                 yield "records", f"they give no numbers{where}: {error}"
                 continue
-            if problems := list(_differing(rates, found)):
+            told = rates["rates"] | ({"extra": rates["extra"]} if "extra" in rates else {})
+            if problems := list(_differing(told, found)):
                 yield "records", f"they do not give the table's numbers{where}: {listed(problems)}; {_REDO}"
 
     def _of_prompts(self, what: str, rows: list[Row], asked: Any) -> Iterator[tuple[str, str]]:
@@ -315,64 +283,7 @@ def sample_of(row: Mapping[str, Any]) -> int:
 
 def trained(cell: Mapping[str, Any]) -> bool:
     """Whether anything was done to the model here; a model that came finished, or answers elsewhere, has no seeds."""
-    return any(cell.get(stage) not in (None, "none") for stage in _STAGES)
-
-
-# -- files ----------------------------------------------------------------------------------------
-
-
-def _strict_json(text: str) -> Any:
-    """ValueError for what other readers of JSON would read otherwise: NaN, a key twice."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ValueError(f"the key {twice!r} is there twice")
-        return made
-
-    def never(constant: str) -> Any:
-        raise ValueError(f"{constant} is no number")
-
-    return json.loads(text, object_pairs_hook=once, parse_constant=never)
-
-
-def _table(results: Any, folder: Path) -> dict[str, Any]:
-    """What every results.json has, of schema 1 and 2."""
-    where = folder / "results.json"
-    if not isinstance(results, dict) or not isinstance(results.get("cells"), list):
-        raise InputError(f"{where}: expected an object with a list `cells`; was it written by `mithridate run`?")
-    if results.get("schema") not in (1, 2):
-        raise InputError(f"{where}: schema is {results.get('schema')!r}, this version reads 1 and 2")
-    if absent := [name for name in ("protocol", "model") if not isinstance(results.get(name), str)]:
-        raise InputError(f"{where}: lacks {', '.join(absent)}; was it written by `mithridate run`?")
-    seen: set[str] = set()
-    for i, cell in enumerate(results["cells"]):
-        if not isinstance(cell, dict) or not isinstance(cell.get("id"), str):
-            raise InputError(f"{where}: cells[{i}] is no object with an id")
-        rates = cell.get("rates", cell)
-        missing = [name for name in _STAGES if not isinstance(cell.get(name), str)]
-        missing += [name for name in ("topology", "seed") if name not in cell]
-        missing += [name for name in _CORE if not isinstance(rates, dict) or not isinstance(rates.get(name), dict)]
-        points = cell.get("resistance") or []
-        if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
-            missing.append("resistance")
-        if missing:
-            raise InputError(f"{where}: cells[{i}] ({cell['id']}) lacks {', '.join(missing)}")
-        if cell["id"] in seen:
-            raise InputError(f"{where}: the id {cell['id']!r} is there twice; ids must be unique")
-        seen.add(cell["id"])
-    return results
-
-
-def _entry(cell: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the table says of a cell's records; None where that is nothing."""
-    entry = cell.get("records")
-    return entry if isinstance(entry, dict) and isinstance(entry.get("file"), str) else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return any(cell.get(stage) not in (None, "none") for stage in STAGES)
 
 
 # -- numbers --------------------------------------------------------------------------------------
@@ -411,9 +322,9 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
     try:
         upto, experiment = recipe["upto"], load_experiment(recipe["experiment"])
     except (InputError, LookupError, TypeError) as error:
-        return f"its recipe cannot be read ({_first_line(error)})"
+        return f"its recipe cannot be read ({first_line(error)})"
     made = _made(experiment, upto)
-    meant = {stage: getattr(made, stage) for stage in _STAGES} | {"settings": made.settings, "control": made.control}
+    meant = {stage: getattr(made, stage) for stage in STAGES} | {"settings": made.settings, "control": made.control}
     meant |= {"harmful_ratio": made.harmful_ratio, "topology": experiment.topology, "seed": experiment.seed}
     for key, value in meant.items():
         if key in cell and canonical_json(cell[key]) != canonical_json(value):

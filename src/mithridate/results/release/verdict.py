@@ -101,7 +101,7 @@ def gate(folder: str | Path, limits: Limits, cells: Sequence[str] = ()) -> GateV
         for name in chosen
     ]
     notes += [f"agreed to: {text}" for text in limits.allow_deviations if text in _deviations(evidence)]
-    return GateVerdict(worst(findings), models, findings, limits, _about(evidence), notes)
+    return GateVerdict(worst(findings), models, findings, limits, _about(evidence, chosen), notes)
 
 
 def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -127,13 +127,13 @@ def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[s
 
 
 def _control(cell: dict[str, Any]) -> bool:
-    return bool(cell.get("control") or cell.get("control_of")) or cell.get("role") == "control"
+    return bool(cell["control"] or cell["control_of"]) or cell["role"] == "control"
 
 
 def _of_model(evidence: Evidence, name: str, limits: Limits, notes: list[str]) -> list[Finding]:
     rows = evidence.final(name)
     if not rows:
-        raise InputError(f"records.parquet has no rows of the cell {name!r}: run the experiment again")
+        raise InputError(f"the records have no rows of the cell {name!r}: run the experiment again")
     allowed = limits.asked("max_accuracy_drop")
     findings, free = [], []
     for criterion in criteria(evidence.protocol):
@@ -204,7 +204,7 @@ def _digest(evidence: Evidence, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _about(evidence: Evidence) -> dict[str, Any]:
+def _about(evidence: Evidence, chosen: Sequence[str]) -> dict[str, Any]:
     results, protocol = evidence.results, evidence.protocol
     return {
         "model": results["model"],
@@ -218,5 +218,5 @@ def _about(evidence: Evidence) -> dict[str, Any]:
         "deviations": _deviations(evidence),
         "complete": results.get("complete"),
         "results_sha256": evidence.sha256,
-        "records_sha256": evidence.files,
+        "records_sha256": evidence.files(chosen),
     }

@@ -18,7 +18,7 @@ from mithridate.experiment.roles import load_roles
 from mithridate.judges import judge
 from mithridate.pipeline.runner import run_cells, undefended
 from mithridate.protocols import protocol
-from mithridate.results.matching import Table
+from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import open_study
 from mithridate.statistics.text import whole
 from mithridate.store import replace_file
@@ -103,7 +103,7 @@ def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: b
     open_study(folder, made.cases[0].experiment, owner, replace)
     cases, tries = tuned(made, folder, base, owner)
     run_cells([case.experiment for case in cases], folder, base, owner=owner)
-    table = Table(folder)
+    table = RunFolder(folder)
     lines = compare(made.preset, cases, table)
     deviations = [*made.deviations, *table.results["deviations"], *_single_seed(cases), *_inferred(made.preset)]
     found = Reproduction(made.preset, folder, lines, list(dict.fromkeys(deviations)), tries)
@@ -112,7 +112,7 @@ def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: b
     return found
 
 
-def compare(chosen: Preset, cases: list[Case], table: Table) -> list[Line]:
+def compare(chosen: Preset, cases: list[Case], table: RunFolder) -> list[Line]:
     """The paper's numbers beside those of a run; what both average over, in a last line of each arm."""
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
@@ -123,7 +123,7 @@ def compare(chosen: Preset, cases: list[Case], table: Table) -> list[Line]:
         groups.setdefault((case.arm, at), []).append(case)
     numbers, lines = chosen.numbers, []
     for (arm, at), mine in groups.items():
-        rows = [table.final(case.experiment) for case in mine]
+        rows = [table.made_by(case.experiment) for case in mine]
         column = mine[0].at.get(numbers.over) if numbers else None
         paper = {name: numbers.cell(name, arm, column) if numbers else None for name in MEASURES}
         mark = numbers.mark if numbers and any(value is not None for value in paper.values()) else None
@@ -138,14 +138,14 @@ def compare(chosen: Preset, cases: list[Case], table: Table) -> list[Line]:
     return lines
 
 
-def _ours(rows: list[dict[str, Any]], table: Table) -> dict[str, dict[str, Any]]:
+def _ours(rows: list[dict[str, Any]], table: RunFolder) -> dict[str, dict[str, Any]]:
     if len(rows) == 1:
-        return {name: rows[0][name] for name in MEASURES}
+        return {name: rows[0]["rates"][name] for name in MEASURES}
     ids = {row["id"] for row in rows}
     for group in table.results["across_seeds"]:
         if set(group["cells"]) == ids:
-            return {name: group[name] for name in MEASURES}
-    raise MithridateError(f"{table.folder}: the seeds of {rows[0]['id']} are not together in its table; run it again")
+            return {name: group["rates"][name] or {} for name in MEASURES}
+    raise MithridateError(f"{table.path}: the seeds of {rows[0]['id']} are not together in its table; run it again")
 
 
 def _mean(values: list[float | None]) -> float | None:

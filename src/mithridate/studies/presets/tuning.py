@@ -15,7 +15,7 @@ from typing import Any
 
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.runner import run_cells, undefended
-from mithridate.results.matching import Table
+from mithridate.results.folder import RunFolder
 from mithridate.store import replace_file
 from mithridate.studies.presets.scaled import Case, Plan, label
 
@@ -59,9 +59,9 @@ def tuned(plan: Plan, folder: Path, base: Path, owner: Any = None) -> tuple[list
         twins.append(plain.index(twin))
     everything = [*plain, *(one for _, _, one in jobs)]
     run_cells(everything, folder / "tuning", base, owner=owner)
-    table, found = Table(folder / "tuning"), []
+    table, found = RunFolder(folder / "tuning"), []
     for (case, values, experiment), twin in zip(jobs, twins):
-        row, before = table.final(experiment), table.final(plain[twin])
+        row, before = table.made_by(experiment), table.made_by(plain[twin])
         found.append(_tried(plan, case.arm, experiment.topology, values, row, before))
     replace_file(folder / "tuning.json", json.dumps([asdict(one) for one in found], indent=1))
     chosen: dict[tuple[str, str], Tried] = {}
@@ -108,8 +108,8 @@ def _tried(
 ) -> Tried:
     tuning = plan.preset.tuning
     assert tuning
-    scores = [row[name].get("value") for name in ("harmful_score", "accuracy", "benign_refusal")]
-    before = [plain[name].get("value") for name in ("accuracy", "benign_refusal")]
+    scores = [row["rates"][name]["value"] for name in ("harmful_score", "accuracy", "benign_refusal")]
+    before = [plain["rates"][name]["value"] for name in ("accuracy", "benign_refusal")]
     # What was not measured counts as the worst, so that no setting is chosen for it.
     harmful, accuracy, refusal = (bad if one is None else one for one, bad in zip(scores, (1.0, 0.0, 1.0)))
     lost = (before[0] or 0.0) - accuracy - tuning.max_accuracy_loss.value
