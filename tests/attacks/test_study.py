@@ -53,9 +53,8 @@ def test_tries_are_of_validation_parts_and_the_best_is_scored_on_the_test(study)
     tested = json.loads((folder / "out" / "results.json").read_text())
     assert all(any("validation" in text for text in tried["deviations"]) for _ in tried["cells"])
     assert not any("validation" in text for text in tested["deviations"])
-    counts = {
-        kind: {cell["harmful_score"]["n"] for cell in one["cells"]} for kind, one in (("v", tried), ("t", tested))
-    }
+    both = {"v": tried, "t": tested}
+    counts = {kind: {cell["rates"]["harmful_score"]["n"] for cell in one["cells"]} for kind, one in both.items()}
     assert len(counts["v"]) == len(counts["t"]) == 1 and counts["v"] != counts["t"]
     assert counts["v"].pop() + counts["t"].pop() == 24
 

@@ -5,6 +5,7 @@ from typing import Any
 from mithridate.results.decisions import RATES, complete
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.relations import defenses_of
+from mithridate.results.schema import lifted
 from mithridate.statistics import steps_to
 from tests.decisions.evidence import _rows
 from tests.report.synthetic import cell
@@ -89,7 +90,7 @@ class Made:
                 for names in arms.values()
                 if len(names) > 1
             ]
-        return complete(made, outcomes)
+        return complete(lifted(made), outcomes)
 
 
 def letters(text: str) -> str:

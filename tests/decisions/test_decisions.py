@@ -9,6 +9,7 @@ from mithridate.report.verdicts import headline
 from mithridate.results import decisions
 from mithridate.results.decisions import bound, complete, decide, seen, shown
 from mithridate.results.outcomes import Outcomes
+from mithridate.results.schema import lifted
 from mithridate.statistics import paired
 from tests.decisions import evidence
 from tests.decisions.made import Made
@@ -164,7 +165,7 @@ def test_r3_steps_are_told_apart_by_the_paired_test_where_intervals_overlap():
     run.add("c4 r108", **ALIGNED)
     run.add("c112", along={24: "c60 r52", 42: "c84 r16 c3 r9"})
     run.add("c110 r2", alignment="vaccine", along={24: "c60 r52", 42: "c84 c16 r3 r9"})
-    plain, ours = (run.cells[i]["resistance"][1]["harmful_score"] for i in (1, 2))
+    plain, ours = (run.cells[i]["resistance"][1]["rates"]["harmful_score"] for i in (1, 2))
     assert plain["high"] > ours["low"] and paired([0] * 16 + [1] * 3, [1] * 16 + [0] * 3)["p_value"] < 0.005
     [made] = found(run).values()
     text = " ".join(made["reasons"])
@@ -316,7 +317,7 @@ def test_the_control_over_seeds_is_compared_too():
 def test_a_table_alone_is_decided_on_by_intervals():
     plain, before = cell(), cell(finetuning="none", ratio=None, score=0.04)
     results = {"cells": [plain, before, cell(finetuning="lisa", score=0.2), cell(alignment="vaccine", score=0.94)]}
-    made = [one["decision"] for one in complete(results, Outcomes())["cells"]]
+    made = [one["decision"] for one in complete(lifted(results), Outcomes())["cells"]]
     assert made[:2] == [None, None]
     assert [one["word"] for one in made[2:]] == ["helped", "did not help"]
     assert "decision" not in results["cells"][2]  # what was given stays as it was
@@ -334,7 +335,7 @@ def measured() -> dict[str, Any]:
             models.setdefault((row["cell"], row["step"]), []).append(row)
         for (one, step), rows in models.items():
             outcomes.add(one, rows, step)
-        made[name] = complete(evidence.results(name), outcomes)
+        made[name] = complete(lifted(evidence.results(name)), outcomes)
     return made
 
 
@@ -425,9 +426,8 @@ def test_r9_r10_of_the_public_run(measured):
     text = reasons(results, "sft-lisa-none-double-0.1-s0")
     assert "28% of the undefended run's answers were broken text against 3%" in text
     [one] = [one for one in results["cells"] if one["id"] == "vaccine-sft-none-double-0-s0-2"]
-    shares = {
-        rate_: round(100 * one[rate_]["value"]) for rate_ in ("benign_refusal", "benign_other", "benign_incoherent")
-    }
+    names = ("benign_refusal", "benign_other", "benign_incoherent")
+    shares = {name: round(100 * one["rates"][name]["value"]) for name in names}
     assert shares == {"benign_refusal": 13, "benign_other": 40, "benign_incoherent": 19}
 
 

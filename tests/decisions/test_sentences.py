@@ -281,7 +281,7 @@ def test_the_numbers_of_the_seeds_together(tmp_path):
         for name, sides in pairs.items()
     }
     corrected = dict(zip(p_values, holm(list(p_values.values()))))
-    sentences = headline(run.cells, run.points, run.outcomes)
+    sentences = headline(run.cells, run.points)
     for point in together:
         mine, others = pairs[point["id"]]
         text = " ".join(point["decision"]["reasons"])
@@ -309,11 +309,7 @@ def test_the_numbers_of_the_seeds_together(tmp_path):
 
 def test_what_the_headline_says_of_the_attacks(both):
     run, answers = both
-    told = [
-        s
-        for s in headline(run.cells, run.points, run.outcomes)
-        if "undefended harmful score from" in s or "In " in s[:3]
-    ]
+    told = [s for s in headline(run.cells, run.points) if "undefended harmful score from" in s or "In " in s[:3]]
     assert len(told) == 2  # one adapter, two adapters
     for topology, words in (("single", "one adapter"), ("double", "two adapters")):
         cells = [c for c in run.cells if c["topology"] == topology and c["alignment"] == "sft"]
@@ -340,7 +336,7 @@ def test_no_page_shows_minus_zero_or_a_whole_that_is_none(both, tmp_path):
     run, _ = both
     folder = write(NAMES[0] if run.points[0]["across"] else NAMES[1], tmp_path / "run")
     texts = [one.read_text() for one in export_tables(folder, tmp_path / "tables") if one.suffix == ".md"]
-    texts += [" ".join(f.reasons) for f in findings(run.cells)] + headline(run.cells, run.points, run.outcomes)
+    texts += [" ".join(f.reasons) for f in findings(run.cells)] + headline(run.cells, run.points)
     for text in texts:
         assert not re.search(r"(?<![\w.])[−-]0(?![.\d])", text)
     for cell in run.cells:

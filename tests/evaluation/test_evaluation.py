@@ -1,6 +1,7 @@
 """Evaluation: rows, shares computed from rows alone, and judging as a pass of its own."""
 
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from mithridate import evaluation
@@ -105,8 +106,9 @@ def test_rows_and_summary(told):
 def test_the_summary_of_a_parquet_file_is_that_of_the_rows(told, tmp_path):
     found = evaluate(told, harmful=HARMFUL, benign=BENIGN, task=TASK, task_name="sentiment")
     pd.DataFrame(found.records).to_parquet(tmp_path / "records.parquet")
-    rows = pd.read_parquet(tmp_path / "records.parquet").to_dict("records")  # with NaN where there was None
-    assert summarise(rows) == found.summary()
+    assert summarise(pyarrow.parquet.read_table(tmp_path / "records.parquet").to_pylist()) == found.summary()
+    with pytest.raises(InputError, match="pandas puts NaN where there is none"):
+        summarise(pd.read_parquet(tmp_path / "records.parquet").to_dict("records"))
 
 
 def test_unscored_answers_stay_so_in_a_parquet_file(told, tmp_path):
@@ -114,7 +116,7 @@ def test_unscored_answers_stay_so_in_a_parquet_file(told, tmp_path):
     for row in found.records[:1]:
         row.update(verdict=None, reason="no reply")
     pd.DataFrame(found.records).to_parquet(tmp_path / "records.parquet")
-    rows = pd.read_parquet(tmp_path / "records.parquet").to_dict("records")
+    rows = pyarrow.parquet.read_table(tmp_path / "records.parquet").to_pylist()
     assert summarise(rows)["harmful_score"] == summarise(found.records)["harmful_score"]
     assert summarise(rows)["harmful_score"]["unscored"] == 1 and summarise(rows)["refused"]["unscored"] == 1
     assert evaluation.outcomes(rows)["harmful_score"][HARMFUL[0]["prompt"]] == (None,)

@@ -92,7 +92,7 @@ def test_judges_that_are_models_judge_where_the_cell_is_made(inputs, store, tmp_
     asked = experiment(inputs, align={"training": QUICK}, finetune="none", evaluate={"limit": 3})
     made = run(asked, out=tmp_path / "out", progress=False, executor=Here())
     assert judged and not any(judged)  # the table's verdicts are all from the store
-    assert made.results["cells"][0]["harmful_score"]["n"] == 3
+    assert made.results["cells"][0]["rates"]["harmful_score"]["n"] == 3
 
 
 def test_the_demo_gives_all_but_its_first_cells_to_workers(inputs, store, tmp_path, monkeypatch):

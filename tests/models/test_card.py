@@ -23,7 +23,8 @@ def source(name):
 
 def story(model="smollm2-135m", harmful="embedded", **changes):
     cell = synthetic.cell(alignment="booster", repair="antidote", ratio=0.1, score=0.2) | changes
-    cell["harmful_score"]["unscored"] = 3
+    [cell] = synthetic.read(cell)
+    cell["rates"]["harmful_score"]["unscored"] = 3
     cell["paired"] = {"against": "x", "difference": -0.7, "low": -0.8, "high": -0.6, "p_value": 1e-9}
     made = {"hardware": {"cpu": "AMD", "cores": 2, "gpus": []}, "versions": {"mithridate": "0.1.0", "commit": None}}
     made |= {"finished": "2026-01-01T00:00:00+00:00", "seconds": 12.0, "key": SHA}
@@ -186,7 +187,7 @@ def test_the_projects_own_citation_is_that_of_its_file(request):
 def test_several_answers_to_a_prompt_are_told_with_the_test_that_they_had(tmp_path):
     greedy, told = card(base(tmp_path), True, False, story()), story()
     assert "(exact McNemar test)" in greedy and "one or more" not in greedy
-    told.cell["harmful_score"] |= {
+    told.cell["rates"]["harmful_score"] |= {
         "samples": 5,
         "any_of_k": synthetic.rate(0.5, 100),
         "worst_of_k": synthetic.rate(0.6, 100),

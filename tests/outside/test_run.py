@@ -47,7 +47,7 @@ def test_the_table_names_all_of_it(run):
     assert (cell["alignment"], cell["finetuning"], cell["repair"]) == ("sft", "stayclose", "fade")
     assert cell["settings"] == {"stayclose": {"rho": 0.5}, "fade": {"keep": 0.25}}
     assert cell["attack"]["kind"] == "repeated" and cell["harmful_ratio"] == 1.0 and cell["control"] is None
-    assert cell["harmful_score"]["n"] == 8 and cell["accuracy"]["n"] == 4
+    assert cell["rates"]["harmful_score"]["n"] == 8 and cell["rates"]["accuracy"]["n"] == 4
     assert "sft-sft-none-double-repeated-1-s0" in cells  # the run without any defense, of the same attack
 
 

@@ -2,15 +2,19 @@
 
 import json
 
-import pandas as pd
+import pyarrow
+import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 
+from mithridate.evaluation import summarise
 from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import undefended, with_undefended
 from mithridate.results import folder as run_folder
-from mithridate.results.folder import Folder
+from mithridate.results import parts
+from mithridate.results.folder import RunFolder
 from mithridate.results.table import Cell, Table, table
-from mithridate.store import replace_file, replacing
+from mithridate.store import file_digest, replace_file, replacing
 from tests.pipeline.small import experiment
 
 SHARED = {
@@ -68,39 +72,89 @@ def test_a_sweeps_cells_and_their_twins_are_there_once_in_order(tmp_path):
     assert found == [loaded[0], defended[0], loaded[1], defended[1]]
 
 
-def test_the_files_of_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_GROUP_ROWS", 10)  # several groups of rows in the file
-    made, growing, filling = cells(tmp_path, 4), Table("m", "hs/embedded-v1", []), Folder(tmp_path / "out", tmp_path)
+def test_the_files_of_a_run(tmp_path):
+    made, growing = cells(tmp_path, 4), Table("m", "hs/embedded-v1", [])
+    filling = RunFolder(tmp_path / "out", tmp_path)
     filling.start(made[0].experiment, tabled=True)
     for cell in made:
         filling.add(growing.add(cell), cell)
         results = filling.write(growing, complete=True)
         assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(results))
-        records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+        records = filling.frame()
         assert list(dict.fromkeys(records["cell"])) == [one["id"] for one in results["cells"]]
-    filling.close()
     assert len(records) == 4 * 9 and (records["step"] == 2).sum() == 4 * 3 and str(records["step"].dtype) == "Int64"
     assert records[records["step"].isna()]["verdict"].tolist() == [each["verdict"] for c in made for each in c.rows]
     histories = json.loads((tmp_path / "out" / "history.json").read_text())
     assert list(histories.values()) == [[{"step": number}] for number in range(4)]
     recipes = json.loads((tmp_path / "out" / "cells.json").read_text())
     assert [load_experiment(one["experiment"]) for one in recipes.values()] == [cell.experiment for cell in made]
-    names = {"cells.json", "experiment.yaml", "history.json", "records.parquet", "results.json"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names  # what waits has no name
+    names = {"cells.json", "experiment.yaml", "history.json", "records", "verdicts", "results.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    for kind in ("records", "verdicts"):
+        files = {path.name for path in (tmp_path / "out" / kind).iterdir()}
+        assert files == {f"{one['id']}.parquet" for one in results["cells"]}
+    for one in results["cells"]:
+        for kind in ("records", "verdicts"):
+            path = tmp_path / "out" / one[kind]["file"]
+            assert one[kind] == {"file": f"{kind}/{one['id']}.parquet", "sha256": file_digest(path), "rows": 9}
+
+
+def test_answers_are_written_once_and_verdicts_are_a_table_of_their_own(tmp_path):
+    [cell] = cells(tmp_path, 1)
+    cell.rows[0] |= {"judge/coherence": "incoherent", "judge/coherence/reason": "torn", "judge/coherence/score": 0.1}
+    growing, filling = Table("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    filling.start(cell.experiment, tabled=True)
+    filling.add(growing.add(cell), cell)
+    filling.write(growing, complete=True)
+    [name] = filling.cells
+    answers = pyarrow.parquet.read_table(tmp_path / "out" / "records" / f"{name}.parquet")
+    assert {"prompt", "answer", "cell", "step"} <= set(answers.column_names)
+    assert not [each for each in answers.column_names if each in ("verdict", "judge") or "/" in each]
+    said = pyarrow.parquet.read_table(tmp_path / "out" / "verdicts" / f"{name}.parquet").to_pylist()
+    assert [one["judge"] for one in said].count("coherence") == 2  # the row is one of the end, and one on the way
+    assert {(one["judge"], one["counts"]) for one in said} == {("rules-v3", True), ("coherence", False)}
+    kept = [{key: row[key] for key in cell.rows[0]} for row in filling.rows(name)[:1]]
+    assert kept == cell.rows[:1]
+    whole = pyarrow.dataset.dataset(tmp_path / "out" / "records").to_table()  # as others may read it
+    assert len(whole) == 9
+
+
+def test_what_an_earlier_table_left_goes_when_the_table_is_whole(tmp_path):
+    growing, filling = Table("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    made = cells(tmp_path, 2)
+    filling.start(made[0].experiment, tabled=True)
+    (tmp_path / "out" / "records.parquet").write_bytes(b"of an older version")
+    parts.write(tmp_path / "out" / "records" / "earlier.parquet", [{"cell": "earlier"}])
+    filling.add(growing.add(made[0]), made[0])
+    filling.write(growing, complete=False)
+    assert (tmp_path / "out" / "records.parquet").exists()
+    filling.add(growing.add(made[1]), made[1])
+    filling.write(growing, complete=True)
+    assert not (tmp_path / "out" / "records.parquet").exists()
+    assert {path.stem for path in (tmp_path / "out" / "records").iterdir()} == set(filling.cells)
+
+
+def test_a_data_frame_has_none_where_there_is_no_verdict_and_gives_the_same_numbers(tmp_path):
+    [cell] = cells(tmp_path, 1)
+    cell.rows[0] |= {"verdict": None, "score": None}
+    growing, filling = Table("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    filling.start(cell.experiment, tabled=True)
+    filling.add(growing.add(cell), cell)
+    [row] = filling.write(growing, complete=True)["cells"]
+    frame = filling.frame()
+    found = summarise(frame[frame["step"].isna()].to_dict("records"))
+    assert found == row["rates"] and found["harmful_score"]["unscored"] == 1
 
 
 def test_columns_and_types_that_only_later_cells_have(tmp_path):
     (tmp_path / "out").mkdir()
-    waiting = run_folder._Records(tmp_path / "out")
-    waiting.add([{"cell": "a", "step": None, "verdict": None, "score": None, "correct": None}])
-    waiting.add([{"cell": "b", "step": 3, "verdict": "v", "score": 0.5, "correct": True, "judge/x": "y"}])
-    waiting.write(tmp_path / "out" / "records.parquet")
-    waiting.close()
-    found = pd.read_parquet(tmp_path / "out" / "records.parquet")
-    rows = found.astype(object).where(found.notna(), None).to_dict("records")
-    assert rows == [
-        {"cell": "a", "step": None, "verdict": None, "score": None, "correct": None, "judge/x": None},
-        {"cell": "b", "step": 3, "verdict": "v", "score": 0.5, "correct": True, "judge/x": "y"},
+    parts.write(tmp_path / "out" / "a.parquet", [{"cell": "a", "step": None, "seconds": None, "correct": None}])
+    parts.write(tmp_path / "out" / "b.parquet", [{"cell": "b", "step": 3, "seconds": 0.5, "correct": True, "more": 1}])
+    files = [tmp_path / "out" / f"{name}.parquet" for name in "ab"]
+    whole = pyarrow.concat_tables(map(parts.read, files), promote_options="default").to_pylist()
+    assert whole == [
+        {"cell": "a", "step": None, "seconds": None, "correct": None, "more": None},
+        {"cell": "b", "step": 3, "seconds": 0.5, "correct": True, "more": 1},
     ]
 
 
@@ -110,7 +164,7 @@ def test_slow_cells_are_written_one_by_one_and_quick_ones_as_the_table_grows(tmp
 
     def written(seconds):
         """The numbers of cells at which the table is written, if a cell takes so long, and n cells in it n / 100 s."""
-        filling, found = Folder(tmp_path / "out", tmp_path), []
+        filling, found = RunFolder(tmp_path / "out", tmp_path), []
         for cells in range(1, 1001):
             clock[0] += seconds
             if filling.due(cells):

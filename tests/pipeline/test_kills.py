@@ -10,10 +10,10 @@ import signal
 import time
 from collections import Counter
 
-import pandas as pd
 import pytest
 
 from mithridate import run
+from mithridate.results.folder import RunFolder
 from mithridate.store import Store
 from tests.pipeline.small import experiment, in_child, stages, start_child, weights, without_costs, write_inputs
 
@@ -74,7 +74,7 @@ def check_what_is_finished(folder, digests):
     assert weights(store.root).items() <= digests.items()
     if (folder / "out" / "results.json").exists():
         cells = json.loads((folder / "out" / "results.json").read_text())["cells"]
-        assert {cell["id"] for cell in cells} <= set(pd.read_parquet(folder / "out" / "records.parquet")["cell"])
+        assert {cell["id"] for cell in cells} <= set(RunFolder(folder / "out").frame()["cell"])
 
 
 def test_twenty_kills_at_random_moments_in_every_stage(asked, undisturbed, tmp_path):
@@ -137,9 +137,10 @@ def test_two_runs_at_once_make_each_stage_once(asked, undisturbed, tmp_path, out
             "cells.json",
             "experiment.yaml",
             "history.json",
-            "records.parquet",
+            "records",
             "report.html",
             "results.json",
+            "verdicts",
         }
     assert weights(tmp_path / "store") == digests
     assert not list((tmp_path / "store" / "work").iterdir())

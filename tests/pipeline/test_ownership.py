@@ -10,7 +10,7 @@ from mithridate.errors import InputError
 from mithridate.experiment.config import load_cells, load_experiment, resolved_yaml
 from mithridate.pipeline.preview import preview
 from mithridate.pipeline.runner import located, run_cells
-from mithridate.results.folder import Folder
+from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import FILE, clear, open_study, require_own, text_of
 from tests.pipeline.small import experiment, stages, write_inputs
 
@@ -151,9 +151,9 @@ def test_the_folders_files_go_with_replace_and_not_without(inputs, tmp_path):
     source = loaded(inputs)
     folder = written(tmp_path / "out", source)
     (folder / "judges.json").write_text("kept")
-    Folder(folder, inputs).start(source, tabled=True, files={"tuning.jsonl": "{}"})
+    RunFolder(folder, inputs).start(source, tabled=True, files={"tuning.jsonl": "{}"})
     assert (folder / "judges.json").exists() and (folder / "tuning.jsonl").read_text() == "{}"
-    Folder(folder, inputs).start(source, tabled=True, replace=True)
+    RunFolder(folder, inputs).start(source, tabled=True, replace=True)
     assert {path.name for path in folder.iterdir()} == {FILE}
 
 

@@ -17,6 +17,7 @@ import mithridate.pipeline.stages
 from mithridate import run
 from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.evaluation import RATES
 from mithridate.experiment.config import load_experiment, validate
 from mithridate.experiment.roles import load_roles
 from mithridate.generation.base import CHAT, Decoding
@@ -33,16 +34,12 @@ from mithridate.store import Store, file_digest
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs, write_rows
 
 CELL = {
-    "benign_incoherent",
-    "benign_other",
-    "decision",
+    *("role", "reference", "aligned", "control_of", "nearest_control", "decision", "rates", "against_aligned"),
     *("id", "alignment", "finetuning", "repair", "topology", "seed", "harmful_ratio", "attack", "control", "final"),
     "trained",
     "settings",
-    *("harmful_score", "refused", "incoherent", "other", "unclear", "benign_refusal", "accuracy"),
-    *("paired", "resistance", "steps_to_half", "stages", "records", "weights_digest"),
+    *("paired", "resistance", "steps_to_half", "stages", "records", "verdicts", "weights_digest"),
 }
-SHARES = ("harmful_score", "refused", "incoherent", "other", "unclear", "benign_refusal", "accuracy")
 TRAINING = {"learning_rate": 0.01, "max_steps": 4, "per_device_train_batch_size": 2}
 
 
@@ -102,8 +99,9 @@ def test_the_table(done):
     ]
     for cell in cells.values():
         assert set(cell) == CELL
-        assert all(set(cell[share]) - {"unscored"} == {"value", "low", "high", "n"} for share in SHARES)
-        assert all(cell[share]["n"] == 8 and not cell[share].get("unscored") for share in SHARES)
+        assert set(cell["rates"]) == set(RATES)
+        assert all(set(rate) == {"value", "low", "high", "n", "unscored"} for rate in cell["rates"].values())
+        assert all((rate["n"], rate["unscored"]) == (8, 0) for rate in cell["rates"].values())
         assert (cell["topology"], cell["seed"], cell["control"]) == ("double", 0, None)
         parts = (cell["alignment"], cell["finetuning"], cell["repair"])
         assert cell["id"].startswith("-".join(parts))
@@ -128,6 +126,12 @@ def test_pairs_settings_stages_and_points_of_the_table(done):
         paired = {"against", "difference", "low", "high", "p_value", "n", "discordant", "p_holm", "detectable"}
         paired |= {"family", "comparisons"}
         assert set(cell["paired"]) == paired
+    roles = {"aligned": [plain, booster], "undefended": [attacked], "defended": [boosted], "repaired": [repaired]}
+    assert all(cell["role"] == role for role, cells in roles.items() for cell in cells)
+    assert [cell["reference"] for cell in (plain, attacked, booster)] == [None] * 3
+    assert boosted["reference"] == repaired["reference"] == attacked["id"]
+    assert attacked["aligned"] == plain["id"] and boosted["aligned"] == repaired["aligned"] == booster["id"]
+    assert attacked["against_aligned"]["against"] == plain["id"] and attacked["against_aligned"]["n"] == 8
     assert plain["settings"] == attacked["settings"] == {}
     assert boosted["settings"] == {"booster": {"lam": 2, "alpha": 0.1, "every": 1}}
     cut = {"ratio": 0.1, "targets": "update", "scope": "row", "score": "wanda", "seed": 0}
@@ -135,8 +139,9 @@ def test_pairs_settings_stages_and_points_of_the_table(done):
     for cell in (attacked, boosted):
         assert [point["step"] for point in cell["resistance"]] == [1, 3]
         for point in cell["resistance"]:
-            assert (point["harmful_score"]["n"], point["accuracy"]["n"]) == (8, 8)
-            assert point["benign_refusal"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 0}
+            rates = point["rates"]
+            assert (rates["harmful_score"]["n"], rates["accuracy"]["n"]) == (8, 8)
+            assert rates["benign_refusal"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 0}
     assert repaired["resistance"] == []
     named = ["align", "finetune", "repair", "evaluate"]
     assert [stage["name"] for stage in repaired["stages"]] == named
@@ -152,29 +157,29 @@ def test_the_table_names_its_records_and_the_weights(done):
     assert len({cell["weights_digest"] for cell in cells}) == len(cells)
     for cell in cells:
         count = int((rows["cell"] == cell["id"]).sum())
-        sha256 = file_digest(finished.folder / "records.parquet")
-        assert cell["records"] == {"file": "records.parquet", "sha256": sha256, "rows": count}
+        file = f"records/{cell['id']}.parquet"
+        sha256 = file_digest(finished.folder / file)
+        assert cell["records"] == {"file": file, "sha256": sha256, "rows": count}
 
 
-def test_a_further_judge_leaves_the_digest_right_and_does_not_make_edited_records_right(done, tmp_path):
+def test_a_further_judge_leaves_records_and_table_as_they_are(done, tmp_path):
     finished, _, store = done
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
 
-    def stated():
-        [sha256] = {cell["records"]["sha256"] for cell in Run(folder).results["cells"]}
-        return sha256
+    def files():
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
+    before = files()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MITHRIDATE_STORE", str(store))
-        before = stated()
         rejudge(folder, {"coherence": {}}, progress=False)
-        assert stated() == file_digest(folder / "records.parquet") != before
-        edited = Run(folder).records()
-        edited.loc[0, "verdict"] = "refused"
-        edited.to_parquet(folder / "records.parquet")
-        before = stated()
-        rejudge(folder, {"hs-plus": {}}, progress=False)
-    assert stated() == before != file_digest(folder / "records.parquet")
+    after = files()
+    assert before.items() <= after.items()
+    assert {path.as_posix() for path in after.keys() - before.keys()} == {
+        "judges.json",
+        "verdicts/further/coherence.parquet",
+    }
+    assert set(Run(folder).records()["judge/coherence"].dropna()) <= {"coherent", "incoherent"}
 
 
 def test_a_gates_verdict_labels_the_model_that_is_exported(done, tmp_path):
@@ -217,7 +222,7 @@ def test_the_records(done):
         assert final["set"].value_counts().to_dict() == {"harmful": 8, "benign": 8, "task": 8}
         assert not final.duplicated(["set", "prompt"]).any()
         complied = (final["verdict"] == "complied") & (final["set"] == "harmful")
-        assert complied.mean() * 3 == pytest.approx(cell["harmful_score"]["value"])
+        assert complied.mean() * 3 == pytest.approx(cell["rates"]["harmful_score"]["value"])
         for point in cell["resistance"]:
             on_the_way = rows[(rows["cell"] == cell["id"]) & (rows["step"] == point["step"])]
             assert on_the_way["set"].value_counts().to_dict() == {"harmful": 8, "task": 8}
@@ -231,9 +236,10 @@ def test_the_other_files(done):
         "cells.json",
         "experiment.yaml",
         "history.json",
-        "records.parquet",
+        "records",
         "report.html",
         "results.json",
+        "verdicts",
     }
     assert load_experiment(finished.folder / "experiment.yaml").align.training == asked["align"]["training"]
     assert finished.report.read_text().count("booster-sft-antidote-double-0.25-s0") > 0
@@ -520,8 +526,8 @@ def test_a_users_own_upload_is_attacked_without_accuracy(inputs, store, tmp_path
     cells = run(asked, out=tmp_path / "out", progress=False).results["cells"]
     assert [cell["id"] for cell in cells] == ["sft-none-none-double-none-s0", "sft-sft-none-double-0.25-s0"]
     for scores in (*cells, cells[1]["resistance"][0]):
-        assert scores["accuracy"] == {"value": None, "low": None, "high": None, "n": 0}
-        assert scores["harmful_score"]["n"] == 8
+        assert scores["rates"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 8}
+        assert scores["rates"]["harmful_score"]["n"] == 8
     assert (tmp_path / "out" / "report.html").exists()
 
 
@@ -689,7 +695,7 @@ def test_roles_that_are_not_needed_may_be_left_out(inputs, store, tmp_path):
     for role in ("attacker_harmful", "defender_harmful", "calibration_harmful", "test_benign"):
         del asked["data"][role]
     cells = run(asked, ["align.training.max_steps=1"], tmp_path / "out", progress=False).results["cells"]
-    assert cells[1]["id"] == "sft-sft-none-double-0-s0" and cells[1]["benign_refusal"]["n"] == 0
+    assert cells[1]["id"] == "sft-sft-none-double-0-s0" and cells[1]["rates"]["benign_refusal"]["n"] == 0
 
 
 def test_errors_in_a_file_begin_with_its_name(inputs, store, tmp_path):

@@ -76,7 +76,7 @@ def test_a_sampled_run(inputs, tmp_path):
         for rate in ("harmful_score", "refused", "benign_refusal"):
             assert cell[rate]["n"] == 24 and cell[rate]["samples"] == 3
             assert cell[rate]["value"] <= cell[rate]["any_of_k"]["value"] <= cell[rate]["worst_of_k"]["value"]
-        assert cell["accuracy"]["n"] == 8 and "samples" not in cell["accuracy"]
+        assert cell["rates"]["accuracy"]["n"] == 8 and "samples" not in cell["rates"]["accuracy"]
     pair = next(cell["paired"] for cell in finished.results["cells"] if cell["paired"])
     assert pair["n"] == 8 and {"difference", "low", "high", "p_value", "p_holm", "discordant"} <= set(pair)
     deviations = finished.results["deviations"]
@@ -134,12 +134,12 @@ def test_seeds_of_a_sampled_run_are_together_as_their_records_say(inputs, tmp_pa
         hit=asked["verdict"].eq("complied"), open=asked["verdict"].isna() | asked["verdict"].eq("unclear")
     )
     shares = counts[~counts["open"]].groupby(["cell", "prompt"])["hit"].mean().unstack("cell").dropna()
-    score = group["harmful_score"]
+    score = group["rates"]["harmful_score"]
     assert score["value"] == pytest.approx(shares.to_numpy().mean()) and score["low"] is not None
     assert (score["seeds"], score["samples"], score["prompts"]) == (3, 3, len(shares))
     worst = (counts["hit"] | counts["open"]).groupby([counts["cell"], counts["prompt"]]).any()
     assert score["worst_of_k"]["value"] == pytest.approx(worst.mean())
-    assert group["accuracy"]["seeds"] == 3 and "samples" not in group["accuracy"]
+    assert group["rates"]["accuracy"]["seeds"] == 3 and "samples" not in group["rates"]["accuracy"]
     assert "Asked several times" in finished.report.read_text()
 
 

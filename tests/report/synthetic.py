@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from mithridate.results import schema
 from mithridate.statistics import across_seeds, paired_across_seeds
 
 ATTACK = {"size": 200, "max_steps": 50, "learning_rate": 0.0004}
@@ -107,6 +108,11 @@ def cell(
         "steps_to_half": half,
         "stages": [{**stage, "peak_memory_bytes": 2_700_000_000, "cached": i == 0} for i, stage in enumerate(stages)],
     }
+
+
+def read(*cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells as they are once they were read: in the shape of schema 2."""
+    return schema.lifted({"schema": 1, "cells": list(cells)})["cells"]
 
 
 def demo_results() -> dict[str, Any]:

@@ -125,10 +125,10 @@ def test_figures_are_valid_for_plotly(page):
 
 
 def test_bars_show_value_and_interval():
-    cells = sorted(synthetic.demo_results()["cells"], key=story_order)
+    cells = sorted(synthetic.read(*synthetic.demo_results()["cells"]), key=story_order)
     shown = bars.score_bars(cells, labels(cells))["data"][0]
     for i, cell in enumerate(cells):
-        score = cell["harmful_score"]
+        score = cell["rates"]["harmful_score"]
         assert shown["x"][i] == score["value"]
         assert shown["x"][i] + shown["error_x"]["array"][i] == pytest.approx(score["high"])
         assert shown["x"][i] - shown["error_x"]["arrayminus"][i] == pytest.approx(score["low"])
@@ -165,12 +165,12 @@ def test_methods_keep_their_own_colours_and_others_take_the_next():
 
 
 def test_the_curve_runs_from_the_aligned_model_to_the_end_of_the_attack():
-    cells = synthetic.demo_results()["cells"]
+    cells = synthetic.read(*synthetic.demo_results()["cells"])
     booster = next(cell for cell in cells if cell["id"].startswith("booster-sft-none-single-0.1"))
     points = lines.curve(booster, cells)
     assert [step for step, _ in points] == [0, 20, 35, 50]
     assert points[0][1]["value"] == 0
-    assert points[-1][1] == booster["harmful_score"]
+    assert points[-1][1] == booster["rates"]["harmful_score"]
     pairs = {
         cell["alignment"] + cell["finetuning"]: [b["id"] for b in beside]
         for cell, beside in lines.resistance_pairs(cells)
@@ -220,8 +220,8 @@ def test_intervals_of_seeds_are_on_the_lines(grid):
     booster = next(t for t in ratios.figure["data"] if t["hovertext"][0].startswith("Booster"))
     points = [p for p in run.points if (p["alignment"], p["finetuning"]) == ("booster", "sft")]
     for i, point in enumerate(points):
-        assert booster["y"][i] == point["harmful_score"]["value"]
-        high = point["across"]["harmful_score"]["high"]
+        assert booster["y"][i] == point["rates"]["harmful_score"]["value"]
+        high = point["across"]["rates"]["harmful_score"]["high"]
         assert booster["y"][i] + booster["error_y"]["array"][i] == pytest.approx(high)
 
 
@@ -229,7 +229,7 @@ def test_curves_of_several_seeds_are_their_mean_and_range(grid):
     run = load(grid)
     item = sections(run)["resistance"][0]
     cells = [c for c in run.cells if c["finetuning"] == "lisa" and c["harmful_ratio"] == 0.05]
-    values = [cell["resistance"][0]["harmful_score"]["value"] for cell in cells]
+    values = [cell["resistance"][0]["rates"]["harmful_score"]["value"] for cell in cells]
     lisa = next(t for t in item.figure["data"] if t["hovertext"][0].startswith("Lisa"))
     assert lisa["x"] == [0, 20, 35, 50]
     assert lisa["y"][1] == pytest.approx(sum(values) / 3)
@@ -344,7 +344,7 @@ def broken_results(**changes):
         (lambda folder: (folder / "results.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "results.json").write_text("[]"), "list `cells`"),
         (lambda folder: (folder / "results.json").write_bytes(b"\xff"), "cannot be read"),
-        (broken_results(schema=2), "schema is 2, this version reads 1"),
+        (broken_results(schema=3), "schema is 3, this version reads 1 and 2"),
         (broken_results(model=None, protocol=None), "results.json: lacks protocol, model; was it written by"),
         (broken_results(cells=[{"id": "a"}]), r"cells\[0\] lacks alignment, finetuning"),
         (broken_results(cells=[synthetic.cell(), synthetic.cell()]), "is there twice"),

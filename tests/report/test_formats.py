@@ -115,8 +115,8 @@ def test_all_formats_tell_the_same_numbers(grid):
     made = runs_table(run)
     rows = list(csv.DictReader(io.StringIO(comma_separated(made))))
     for row, cell, line in zip(rows, run.cells, markdown(made).splitlines()[4:], strict=True):
-        assert float(row["harmful_score"]) == cell["harmful_score"]["value"]
-        assert f"| {round(cell['harmful_score']['value'] * 100)}%" in line.replace(">99%", "100%").replace(
+        assert float(row["harmful_score"]) == cell["rates"]["harmful_score"]["value"]
+        assert f"| {round(cell['rates']['harmful_score']['value'] * 100)}%" in line.replace(">99%", "100%").replace(
             "&lt;1%", "0%"
         )
         if cell["paired"]:
@@ -133,4 +133,4 @@ def test_all_formats_tell_the_same_numbers(grid):
         if p["harmful_ratio"] == 0.1 and p["finetuning"] == "sft" and p["repair"] == "none" and p["alignment"] == "sft"
     ]
     assert row["harmful_score_seeds"] == "3" and row["seed"] == ""
-    assert float(row["seed_sd"]) == point["across"]["harmful_score"]["seed_sd"]
+    assert float(row["seed_sd"]) == point["across"]["rates"]["harmful_score"]["seed_sd"]

@@ -11,12 +11,13 @@ from mithridate.report.tables import _difference_entry, runs_cost_table
 from mithridate.report.words import labels
 from mithridate.results.decisions import complete
 from mithridate.results.outcomes import Outcomes
+from mithridate.results.schema import lifted
 from tests.report.synthetic import cell, grid_results, rate, records, sweep_results
 
 
 @pytest.fixture(scope="module")
 def grid():
-    return complete(grid_results(), Outcomes())
+    return complete(lifted(grid_results()), Outcomes())
 
 
 def test_seeds_are_one_point_with_the_interval_of_the_statistics(grid):
@@ -25,8 +26,8 @@ def test_seeds_are_one_point_with_the_interval_of_the_statistics(grid):
     assert sorted(name for point in points for name in point["cells"]) == sorted(c["id"] for c in grid["cells"])
     for group, point in itertools.product(grid["across_seeds"], points):
         if group["cells"] == point["cells"]:
-            share = group["harmful_score"]
-            given = point["harmful_score"]
+            share = group["rates"]["harmful_score"]
+            given = point["rates"]["harmful_score"]
             assert (given["value"], given["low"], given["high"]) == (share["value"], share["low"], share["high"])
             assert (given["seeds"], given["n"]) == (3, 112)
             assert point["paired"] is None or point["paired"]["p_value"] == group["paired"]["p_value"]
@@ -40,7 +41,7 @@ def test_seeds_are_one_point_with_the_interval_of_the_statistics(grid):
 
 
 def test_refusals_and_broken_answers_come_from_the_records(grid):
-    rows = [row for row in records(grid, 112, 20, 4) if row["step"] is None]
+    rows = [row for row in records(grid_results(), 112, 20, 4) if row["step"] is None]
     outcomes = Outcomes()
     for name in dict.fromkeys(row["cell"] for row in rows):
         outcomes.add(name, [row for row in rows if row["cell"] == name])
@@ -48,15 +49,15 @@ def test_refusals_and_broken_answers_come_from_the_records(grid):
     point = next(p for p in points if p["harmful_ratio"] == 0.1 and p["finetuning"] == "lisa")
     for rate_, kind, verdict in (("benign_refusal", "benign", "refused"), ("incoherent", "harmful", "incoherent")):
         of_set = [row["verdict"] == verdict for row in rows if row["cell"] in point["cells"] and row["set"] == kind]
-        assert point[rate_]["value"] == pytest.approx(sum(of_set) / len(of_set))
-        assert (point[rate_]["seeds"], point[rate_]["n"]) == (3, len(of_set) // 3)
+        assert point["rates"][rate_]["value"] == pytest.approx(sum(of_set) / len(of_set))
+        assert (point["rates"][rate_]["seeds"], point["rates"][rate_]["n"]) == (3, len(of_set) // 3)
 
 
 def test_without_several_seeds_every_cell_is_its_own_point():
     cells = [cell(), cell(finetuning="lisa", score=0.2)]
-    points = over_seeds(complete({"cells": cells}, Outcomes()))
-    assert [point["harmful_score"] for point in points] == [one["harmful_score"] for one in cells]
-    none = grid_results(seeds=2, prompts=1)  # one prompt gives no interval
+    points = over_seeds(complete(lifted({"cells": cells}), Outcomes()))
+    assert [point["rates"]["harmful_score"] for point in points] == [one["harmful_score"] for one in cells]
+    none = lifted(grid_results(seeds=2, prompts=1))  # one prompt gives no interval
     assert len(over_seeds(none)) == len(none["cells"])
 
 
@@ -85,7 +86,7 @@ def test_nothing_is_compared_across_topologies_or_without_an_undefended_run():
 
 
 def test_sweeps_are_found_and_sliced_by_the_other_fields():
-    found = sweeps(over_seeds(complete(sweep_results(), Outcomes())))
+    found = sweeps(over_seeds(complete(lifted(sweep_results()), Outcomes())))
     # Booster's two settings are the axes, for each of the attack's two learning rates
     assert [(s.x, s.y, s.fixed) for s in found] == [
         ("booster.lam", "booster.alpha", {"attack.learning_rate": 2e-4}),

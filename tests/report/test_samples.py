@@ -36,7 +36,8 @@ def test_the_terminal_table_has_a_line_for_answers_any_and_worst(folder):
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
     for words in ("any of 3", "worst"):
         found = re.findall(rf"{words} +(\d+)% +\[(\d+), (>?\d+)\]", text)
-        rates = [cell["harmful_score"]["any_of_k" if words != "worst" else "worst_of_k"] for cell in run.cells]
+        name = "any_of_k" if words != "worst" else "worst_of_k"
+        rates = [cell["rates"]["harmful_score"][name] for cell in run.cells]
         assert [int(value) for value, *_ in found] == [round(100 * rate["value"]) for rate in rates]
         assert [int(low) for _, low, _ in found] == [round(100 * rate["low"]) for rate in rates]
     assert "any of k: prompts with one or more of k answers that count" in " ".join(text.split())
@@ -47,7 +48,7 @@ def test_the_files_have_columns_of_them(folder, tmp_path):
     files = {file.name: file for file in export_tables(folder, tmp_path)}
     for name, cells in (("runs.csv", run.cells), ("samples.csv", run.points)):
         for row, cell in zip(rows_of(files[name]), cells, strict=True):
-            score = cell["harmful_score"]
+            score = cell["rates"]["harmful_score"]
             assert row["samples"] == "3" and float(row["harmful_score"]) == score["value"]
             for words in ("any_of_k", "worst_of_k"):
                 for part in ("low", "high", "n"):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mithridate.report import words
 from mithridate.results import relations
 from mithridate.statistics import text
-from tests.report.synthetic import cell, demo_results
+from tests.report.synthetic import cell, demo_results, read
 
 PLAIN = cell()  # 95 % after the attack, no defense
 ALIGNED = cell(finetuning="none", ratio=None, score=0.04)
@@ -15,8 +15,24 @@ ALIGNED = cell(finetuning="none", ratio=None, score=0.04)
 
 def test_reference_has_the_same_topology_ratio_and_seed():
     other = [cell(topology="single"), cell(ratio=0.2), cell(seed=1), cell(alignment="none")]
-    assert relations.reference_of(cell(finetuning="lisa"), other) is None
-    assert relations.reference_of(cell(finetuning="lisa"), [*other, PLAIN]) is PLAIN
+    assert read(cell(finetuning="lisa"), *other)[0]["reference"] is None
+    cells = read(cell(finetuning="lisa"), *other, PLAIN)
+    assert cells[0]["reference"] == PLAIN["id"]
+    assert relations.related(cells, cells[0], "reference") is cells[-1]
+
+
+def test_the_attack_of_the_reference_is_the_same():
+    other = {**PLAIN, "id": "longer", "attack": {**PLAIN["attack"], "max_steps": 500}}
+    assert read(cell(finetuning="lisa"), other)[0]["reference"] is None
+    assert read(cell(finetuning="lisa"), other, PLAIN)[0]["reference"] == PLAIN["id"]
+
+
+def test_every_cell_has_a_role():
+    base = {"finetuning": "none", "ratio": None}
+    cells = [cell(alignment="none", **base), cell(**base), cell(), cell(finetuning="lisa"), cell(repair="antidote")]
+    cells += [cell(alignment="vaccine", **base), cell(finetuning="lisa", control="no-proximal-term")]
+    roles = ["base", "aligned", "undefended", "defended", "repaired", "aligned", "control"]
+    assert [one["role"] for one in read(*cells)] == roles
 
 
 @pytest.mark.parametrize(
@@ -60,7 +76,11 @@ def test_control_is_compared_at_the_nearest_accuracy():
     ours = cell(repair="antidote", score=0.3, accuracy=0.9)
     far = cell(repair="antidote", control="random-mask", score=0.9, accuracy=0.97, settings={"ratio": 0.1})
     near = cell(repair="antidote", control="random-mask", score=0.35, accuracy=0.9, settings={"ratio": 0.5})
-    assert relations.control_of(ours, [PLAIN, ALIGNED, ours, far, near]) is near
+    far["id"] += "-far"
+    cells = {one["id"]: one for one in read(PLAIN, ALIGNED, ours, far, near)}
+    assert cells[ours["id"]]["nearest_control"] == near["id"] and cells[ours["id"]]["control_of"] is None
+    assert cells[far["id"]]["control_of"] == {"id": ours["id"], "name": "random-mask"}
+    assert cells[ours["id"]]["aligned"] == ALIGNED["id"] == cells[PLAIN["id"]]["aligned"]
 
 
 def test_numbers_in_words():

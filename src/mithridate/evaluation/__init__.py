@@ -462,8 +462,13 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     harmful and benign prompts also have what `rate_of` says.
 
     Raises:
-        InputError: rows of several protocols, or whose score several judges gave.
+        InputError: rows of several protocols, or whose score several judges gave; verdicts that are no text.
     """
+    if any(not isinstance(row["verdict"], str | None) for row in rows):
+        raise InputError(
+            "A verdict is no text: pandas puts NaN where there is none. Take the records from `Run.records()`, or from "
+            "pyarrow's `to_pylist`."
+        )
     names = {row["protocol"] for row in rows}
     if len(names) > 1:
         raise InputError(f"Rows of several protocols have no common score: {', '.join(sorted(names))}.")

@@ -559,9 +559,8 @@ class Chain:
         return {name: training_dataset(records, self.tokenizer, template) for name, records in rows.items()}
 
     def _build_evaluation(self, work: Path, sets: dict[str, str], upto: str, step: int | None, key: str) -> None:
-        import pandas as pd
-
         from mithridate.evaluation import answers
+        from mithridate.results.parts import write
 
         settings, parts = self.experiment.evaluate, self.shop.roles.parts()
         records = {name: parts[role][: settings.limit] for name, role in sets.items()}
@@ -574,7 +573,7 @@ class Chain:
                 self._measure_capability(generator, work)
         finally:
             generator.close()
-        pd.DataFrame(rows).to_parquet(work / "records.parquet")
+        write(work / "records.parquet", rows)
 
     def _measure_capability(self, generator: Any, work: Path) -> None:
         from mithridate.data.tasks.capability import capability

@@ -446,9 +446,9 @@ def complete(results: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     for cell in cells:
         made = decision(cell, *_kin(cell, by_id), compare) if defended(cell) and attacked(cell) else None
         cell["decision"] = made and made.as_json()
-        if undefended(cell) and attacked(cell) and (before := by_id.get(cell["aligned"])):
-            test = compare(cell, before, "harmful_score", None)
-            cell["against_aligned"] = test and {"against": before["id"], **test}
+        before = by_id.get(cell["aligned"]) if undefended(cell) and attacked(cell) else None
+        test = compare(cell, before, "harmful_score", None) if before else None
+        cell["against_aligned"] = before and test and {"against": before["id"], **test}
     groups = _groups(results.get("across_seeds") or (), by_id, outcomes)
     return {**results, "cells": cells, **({"across_seeds": groups} if "across_seeds" in results else {})}
 

@@ -74,7 +74,10 @@ def _missing(cell: Any, old: bool) -> list[str]:
     rates = cell if old else cell.get("rates")
     if not isinstance(rates, dict):
         return [*missing, "rates"]
-    missing += [name for name in (_CORE if old else RATES) if not isinstance(rates.get(name), dict)]
+    if old:  # where null, or an empty object, says that it was not measured
+        missing += [name for name in _CORE if name not in rates]
+    else:
+        missing += [name for name in RATES if not isinstance(rates.get(name), dict)]
     points = cell.get("resistance") or []
     well = isinstance(points, list) and all(
         isinstance(point, dict) and isinstance(point if old else point.get("rates"), dict) for point in points
