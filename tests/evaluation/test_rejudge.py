@@ -3,11 +3,16 @@
 import json
 
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
+from mithridate.results import parts
+from mithridate.results.folder import RunFolder
 from mithridate.results.rejudge import rejudge
+from mithridate.results.release import Limits, gate
+from tests.gate.runs import DEFENDED, good, run_of
 from tests.judges.test_classifier import save_llama
 from tests.report.synthetic import cell, records, write
 
@@ -26,18 +31,58 @@ def folder(tmp_path):
     return write(tmp_path / "run", results, rows)
 
 
-def test_a_second_judge_adds_its_columns_and_changes_nothing_else(folder):
-    before = pd.read_parquet(folder / "records.parquet")
+@pytest.fixture(params=["schema 1", "schema 2"])
+def any_folder(request, folder, tmp_path):
+    """The same as an older version wrote it, and a run of this version."""
+    return folder if request.param == "schema 1" else run_of(tmp_path / "new", good())
+
+
+def test_a_second_judge_adds_its_verdicts_and_changes_nothing_else(any_folder):
+    folder = any_folder
+    before, files = RunFolder(folder).frame(), contents(folder)
     found = rejudge(folder, {"coherence": {}}, progress=False)
-    after = pd.read_parquet(folder / "records.parquet")
-    kept = [name for name in before.columns if name != "step"]  # whose empty cells are of another type
-    assert after[kept].equals(before[kept]) and list(after["step"].isna()) == list(before["step"].isna())
+    after, more = RunFolder(folder).frame(), contents(folder)
+    assert files.items() <= more.items()
+    assert {*more} - {*files} == {"judges.json", "verdicts/further/coherence.parquet"}
+    assert after[list(before.columns)].equals(before)
+    said = pyarrow.parquet.read_table(folder / "verdicts/further/coherence.parquet").to_pylist()
+    assert {(one["judge"], one["counts"]) for one in said} == {("coherence", False)}
+    assert len(said) == after["judge/coherence"].notna().sum()
     assert set(after.columns) - set(before.columns) == {f"judge/coherence{end}" for end in ("", "/reason", "/score")}
     asked = after[after["judge/coherence"].notna()]
     assert set(asked["set"]) == {"harmful", "benign"}
     broken = (asked["judge/coherence"] == "incoherent") & (asked["set"] == "harmful") & asked["step"].isna()
     of_first = next(s for s in found.scores if s.judge == "coherence" and s.cell == before["cell"][0])
     assert of_first.share["value"] == (broken & (asked["cell"] == before["cell"][0])).sum() / of_first.share["n"]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_judge_said_before_is_replaced_and_others_stay(any_folder):
+    rejudge(any_folder, {"coherence": {}, "hs-plus": {}}, progress=False)
+    first = contents(any_folder)
+    rejudge(any_folder, {"coherence": {}}, progress=False)
+    assert contents(any_folder) == first
+    names = RunFolder(any_folder).frame().columns
+    assert {"judge/coherence", "judge/hs-plus"} <= set(names)
+
+
+def test_verdicts_of_further_judges_do_not_count_for_the_gate(tmp_path):
+    folder = run_of(tmp_path / "run", good())
+    before = gate(folder, Limits(0.1))
+    rejudge(folder, {"coherence": {}}, progress=False)
+    assert gate(folder, Limits(0.1)) == before and before.outcome == "pass"
+
+
+def test_a_verdict_on_an_answer_that_is_not_there_is_refused(tmp_path):
+    folder = run_of(tmp_path / "run", good())
+    path = folder / f"verdicts/{DEFENDED}.parquet"
+    said = pyarrow.parquet.read_table(path).to_pylist()
+    parts.write(path, [one | {"row": one["row"] + 1} for one in said])
+    with pytest.raises(InputError, match="which is no answer to"):
+        RunFolder(folder).rows(DEFENDED)
 
 
 def test_judges_that_share_a_question_are_compared_and_the_differences_listed(folder):
@@ -94,7 +139,7 @@ def test_a_judge_that_cannot_be_corrected_leaves_the_others(folder, tmp_path):
     found = rejudge(folder, {"coherence": {}}, file, progress=False)
     first = next(score for score in found.scores if score.judge == "rules-v3")
     assert first.corrected is None and "no labelled harmful answer" in first.note
-    assert "judge/coherence" in pd.read_parquet(folder / "records.parquet").columns
+    assert "judge/coherence" in RunFolder(folder).frame().columns
     assert json.loads((folder / "judges.json").read_text())["scores"][0]["note"] == first.note
 
 

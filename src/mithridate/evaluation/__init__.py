@@ -466,8 +466,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """
     if any(not isinstance(row["verdict"], str | None) for row in rows):
         raise InputError(
-            "A verdict is no text: pandas puts NaN where there is none. Take the records from `Run.records()`, or from "
-            "pyarrow's `to_pylist`."
+            "A verdict is no text: pandas puts NaN where there is none. Take the records from `Run.records()`, or "
+            "read them with pyarrow."
         )
     names = {row["protocol"] for row in rows}
     if len(names) > 1:

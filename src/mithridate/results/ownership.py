@@ -24,7 +24,7 @@ from mithridate.store import digest, replace_file
 FILE = "experiment.yaml"
 # What the commands write into their folders.
 OWN = (
-    *(FILE, "results.json", "records.parquet", "records", "cells.json", "history.json", "report.html"),
+    *(FILE, "results.json", "records.parquet", "records", "verdicts", "cells.json", "history.json", "report.html"),
     *("judges.json", "tuning.jsonl", "tuning.json", "tuning", "search", "attack.json", "attack.csv", "attack.md"),
     *("reproduce.json", "reproduce.md", "slurm", "verdict.json"),
 )
