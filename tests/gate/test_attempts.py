@@ -318,6 +318,17 @@ def verdicts_alone_edited(folder):
     parts.write(path, [one | {"score": 1.0} for one in found])
 
 
+@attempt("undecided", "evidence", "does not say: verdicts")
+def no_digest_of_the_verdicts(folder):
+    edit_table(run_of(folder, good()), lambda r: [cell.pop("verdicts") for cell in r["cells"]] and None)
+
+
+@attempt("undecided", "records", "not the file that the table was made from")
+def the_digest_of_other_verdicts(folder):
+    run_of(folder, good())
+    edit_table(folder, lambda r: of_cell(folder)(r).update(verdicts=of_cell(folder, PLAIN)(r)["verdicts"]))
+
+
 @attempt("undecided", "records", "344 rows, and the table was made from 112")
 def rows_counted_otherwise(folder):
     edit_table(run_of(folder, good()), lambda r: of_cell(folder)(r)["records"].update(rows=112))

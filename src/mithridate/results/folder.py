@@ -111,14 +111,14 @@ class RunFolder:
 
     @cached_property
     def record_files(self) -> list[str]:
-        """The files with answers, by their paths in the folder: those that the table names, then any others."""
+        """The files with answers that are there, by their paths in the folder: those of the table, then any others."""
         named = dict.fromkeys(entry["file"] for cell in self.cells.values() if (entry := stated(cell, "records")))
         for name in named:
             if Path(name).name != name and Path(name) != Path(parts.RECORDS) / Path(name).name:
                 raise self._no_run(f"its records are elsewhere, at {name}")
         beside = sorted(self.path.glob(f"{parts.RECORDS}/*.parquet"))
         named |= dict.fromkeys(file.relative_to(self.path).as_posix() for file in beside)
-        return list(named) or [OLD_RECORDS]
+        return [name for name in named if (self.path / name).is_file()] or [OLD_RECORDS]
 
     def digest(self, file: str) -> str:
         """SHA-256 of one of the run's files."""
@@ -149,6 +149,13 @@ class RunFolder:
             self._tables[file] = found
         return self._tables[file]
 
+    def files_of(self, name: str) -> tuple[str, str | None]:
+        """The files with a cell's answers and with the verdicts on them, None where the first has both."""
+        entry = stated(self.cell(name), "records")
+        file = entry["file"] if entry else OLD_RECORDS if OLD_RECORDS in self.record_files else None
+        file = file or parts.part(parts.RECORDS, name)  # of a table that has lost its digests
+        return file, None if file == OLD_RECORDS else file.replace(parts.RECORDS, parts.VERDICTS, 1)
+
     def rows(self, name: str, further: bool = False) -> list[Row]:
         """The records of one cell, on the way (`step`) and at its end, as `evaluation.Row` has them.
 
@@ -161,17 +168,12 @@ class RunFolder:
             table = self.table(file)
             return parts.rows_of(table.filter(pc.equal(table["cell"].cast("string"), name)))
 
-        entry = stated(self.cell(name), "records") if name in self.cells else None
-        file = entry["file"] if entry else parts.part(parts.RECORDS, name)
-        if entry is None and file not in self.record_files:
-            file = OLD_RECORDS
-        rows, said = mine(file), []
-        if file != OLD_RECORDS:
-            said += mine(file.replace(parts.RECORDS, parts.VERDICTS, 1))
+        file, verdicts = self.files_of(name)
+        rows, said = mine(file), mine(verdicts) if verdicts else []
         if further:
             said += [one for other in self._further for one in mine(other)]
         try:
-            return parts.with_verdicts(rows, said) if said or file != OLD_RECORDS else rows
+            return parts.with_verdicts(rows, said) if said or verdicts else rows
         except ValueError as error:
             raise InputError(f"{self.path}: {error}. Run the experiment again") from None
 

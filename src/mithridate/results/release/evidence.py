@@ -63,7 +63,7 @@ class Evidence:
     def rows(self, name: str) -> list[Row]:
         """The records of one cell, on the way (`step`) and at its end."""
         if name not in self._rows:
-            self._rows[name] = self.run.rows(name)
+            self._rows[name] = self.run.rows(name) if name in self.rows_by_cell else []
         return self._rows[name]
 
     def final(self, name: str) -> list[Row]:
@@ -74,7 +74,7 @@ class Evidence:
         """The digests of the files that hold the records and verdicts of some cells."""
         entries = [stated(self.cells[name], kind) for name in names for kind in ("records", "verdicts")]
         named = dict.fromkeys(entry["file"] for entry in entries if entry) or self.run.record_files
-        return {name: self.run.digest(name) for name in named}
+        return {name: self.run.digest(name) for name in named if (self.folder / name).is_file()}
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -95,7 +95,8 @@ class Evidence:
                 words = f"the run has not finished: its table has {len(cells)} cells so far"
             yield "finished", f"{words}; run it again to go on"
         lacking = [name for name in _OF_A_RUN if name not in results]
-        lacking += sorted({name for cell in judged for name in _OF_A_CELL if name not in cells[cell]})
+        needed = _OF_A_CELL + (("verdicts",) if results["schema"] > 1 else ())
+        lacking += sorted({name for cell in judged for name in needed if name not in cells[cell]})
         if lacking:
             schema = f"schema {results['schema']}"
             yield "evidence", f"results.json ({schema}) does not say: {', '.join(lacking)}; {_REDO} with this version"
@@ -210,22 +211,23 @@ class Evidence:
     def _of_records(self, name: str, rows: list[Row]) -> Iterator[tuple[str, str]]:
         """Digest, number, and whether they give the table's numbers."""
         cell = self.cells[name]
-        made = {"records": len(rows), "verdicts": None}
-        for kind in (
-            ("records", "verdicts") if stated(cell, "verdicts") or self.results["schema"] > 1 else ("records",)
-        ):
-            if entry := stated(cell, kind):
-                found = self.run.digest(entry["file"])
-                if entry.get("sha256") != found:
-                    yield (
-                        "records",
-                        f"{entry['file']} is not the file that the table was made from (SHA-256 {found[:12]} in place "
-                        f"of {str(entry.get('sha256'))[:12]}); {_REDO}",
-                    )
-                if made[kind] not in (None, entry.get("rows")):
-                    yield "records", f"{made[kind]} rows, and the table was made from {entry.get('rows')}; {_REDO}"
-            elif kind in cell:
+        for kind, file in zip(("records", "verdicts"), self.run.files_of(name)):
+            entry = stated(cell, kind)
+            if file is None or kind not in cell:  # that a digest is lacking is said of the run
+                continue
+            if entry is None:
                 yield "records", f"results.json does not name the file that they are in ({kind})"
+            elif not (self.folder / file).is_file():
+                yield "records", f"{file} is not there; {_REDO}"
+            elif (found := self.run.digest(file)) != entry.get("sha256") or entry["file"] != file:
+                told = f"{entry['file']}, {str(entry.get('sha256'))[:12]}"
+                yield (
+                    "records",
+                    f"{file} is not the file that the table was made from (SHA-256 {found[:12]} in place of {told})"
+                    f"; {_REDO}",
+                )
+            if kind == "records" and entry and entry.get("rows") != len(rows):
+                yield "records", f"{len(rows)} rows, and the table was made from {entry.get('rows')}; {_REDO}"
         said = [(None, cell)] + [(point.get("step"), point) for point in cell.get("resistance") or ()]
         for step, rates in said:
             where = "" if step is None else f" at step {step}"
