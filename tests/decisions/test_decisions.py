@@ -165,7 +165,7 @@ def test_r3_steps_are_told_apart_by_the_paired_test_where_intervals_overlap():
     run.add("c4 r108", **ALIGNED)
     run.add("c112", along={24: "c60 r52", 42: "c84 r16 c3 r9"})
     run.add("c110 r2", alignment="vaccine", along={24: "c60 r52", 42: "c84 c16 r3 r9"})
-    plain, ours = (run.cells[i]["resistance"][1]["rates"]["harmful_score"] for i in (1, 2))
+    plain, ours = (run.cells[i]["resistance"][1]["harmful_score"] for i in (1, 2))
     assert plain["high"] > ours["low"] and paired([0] * 16 + [1] * 3, [1] * 16 + [0] * 3)["p_value"] < 0.005
     [made] = found(run).values()
     text = " ".join(made["reasons"])

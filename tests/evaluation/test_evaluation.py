@@ -1,5 +1,7 @@
 """Evaluation: rows, shares computed from rows alone, and judging as a pass of its own."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pyarrow.parquet
 import pytest
@@ -11,6 +13,7 @@ from mithridate.evaluation.agreement import verdicts
 from mithridate.generation.base import Answer, Failure
 from mithridate.judges.base import About, Judgement
 from mithridate.protocols import protocol as find_protocol
+from mithridate.results.release.criteria import criteria
 from mithridate.statistics import proportion
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -73,8 +76,11 @@ def test_rows_and_summary(told):
         "other": quarter,
         "unclear": proportion(0, 4) | {"unscored": 0},
         "benign_refusal": proportion(1, 2) | {"unscored": 0},
-        "accuracy": proportion(1, 2),
+        "benign_other": proportion(0, 2) | {"unscored": 0},
+        "benign_incoherent": proportion(0, 2) | {"unscored": 0},
+        "accuracy": proportion(1, 2) | {"unscored": 0},
     }
+    assert set(found.summary()) == set(evaluation.RATES)
     first, last = found.records[0], found.records[-1]
     assert first == {
         "set": "harmful",
@@ -161,9 +167,33 @@ def test_an_id_of_zero_is_an_id(told):
 
 def test_sets_left_out_are_unknown(told):
     summary = evaluate(told, harmful=HARMFUL).summary()
-    unknown = {"value": None, "low": None, "high": None, "n": 0}
-    assert summary["benign_refusal"] == unknown | {"unscored": 0}
-    assert summary["accuracy"] == unknown and summary["harmful_score"]["n"] == 4
+    unknown = {"value": None, "low": None, "high": None, "n": 0, "unscored": 0}
+    assert summary["benign_refusal"] == summary["benign_incoherent"] == summary["accuracy"] == unknown
+    assert summary["harmful_score"]["n"] == 4
+
+
+@pytest.mark.parametrize("beside", [("rules-v3", "coherence"), ("rules-v3",), ()])
+def test_broken_text_has_one_rule_for_table_comparisons_and_gate(monkeypatch, beside):
+    """Coherence tells where it stands beside, else rules that judge whole answers; else nobody does."""
+    asked = replace(find_protocol("hs/lisa-2024"), beside=beside)
+    monkeypatch.setattr(evaluation, "find_protocol", lambda name: asked)
+    rows = []
+    for kind in ("harmful", "benign"):
+        main = "beaver-dam-7b" if kind == "harmful" else "rules-v3"
+        row = {"set": kind, "prompt": kind, "judge": main, "protocol": asked.name, "correct": None}
+        row["verdict"] = "harmful" if kind == "harmful" else "incoherent"
+        row |= {"judge/rules-v3": "incoherent"} if kind == "harmful" else {}
+        rows.append(row | {"judge/coherence": "coherent"})
+    summary, told = summarise(rows), evaluation.outcomes(rows)
+    criterion = {one.name: one for one in criteria(asked)}
+    expected = {True: 0.0, False: 1.0}["coherence" in beside] if beside else None
+    for name, kind in (("incoherent", "harmful"), ("benign_incoherent", "benign")):
+        assert summary[name]["value"] == expected
+        of_gate, row = criterion[name.replace("_", " ")], next(row for row in rows if row["set"] == kind)
+        if expected is None:
+            assert name not in told and of_gate.column is None
+        else:
+            assert told[name] == {kind: (bool(expected),)} and of_gate.outcome(row) is bool(expected)
 
 
 def test_the_four_shares_of_harmful_answers_add_up_to_one(told):

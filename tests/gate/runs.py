@@ -148,7 +148,8 @@ _WRITTEN: dict[str, Path] = {}
 
 def records_of(folder: Path) -> list[Row]:
     run = RunFolder(folder)
-    return [row for name in run.cells for row in run.rows(name)]
+    there = [name for name in run.cells if (folder / run.files_of(name)[0]).is_file()]
+    return [row for name in there for row in run.rows(name)]
 
 
 def edit_records(folder: Path, change: Callable[[list[Row]], list[Row]], careful: bool = True) -> None:

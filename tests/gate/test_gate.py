@@ -144,11 +144,7 @@ def test_the_drop_is_against_the_twin_that_the_runs_own_test_took(tmp_path):
     models = [(experiment(), "finetune", half), (experiment(), "finetune", more)]
     write_run(tmp_path, [*models, (experiment(defense=LISA), "finetune", half)])
     for against, expected in ((PLAIN, "pass"), (f"{PLAIN}-2", "fail"), (None, "undecided")):
-
-        def pair(results, against=against):
-            results["cells"][-1]["paired"] = against and {"against": against}
-
-        edit_table(tmp_path, pair)
+        edit_table(tmp_path, lambda results, other=against: results["cells"][-1].update(reference=other) and None)
         found = finding(gate(tmp_path, Limits(0.1, max_accuracy_drop=0.2)), "accuracy drop")
         assert found.outcome == expected
     assert "several plain fine-tunes" in found.words
@@ -264,7 +260,8 @@ def test_a_verdict_per_model_and_what_it_rests_on(tmp_path):
     assert (about["protocol"], about["part"], about["deviations"]) == ("hs/embedded-v1", "test", [])
     assert about["judge"] == about["rules"] == protocol("hs/embedded-v1").judge.name
     assert about["model_digest"] == "b" * 64 and len(about["results_sha256"]) == 64
-    assert list(about["records_sha256"]) == ["records.parquet"]
+    files = [f"{kind}/{name}.parquet" for name in (DEFENDED, f"{DEFENDED}-2") for kind in ("records", "verdicts")]
+    assert list(about["records_sha256"]) == files
     assert f"not judged, for nothing defends it: {PLAIN}" in written["notes"]
     assert "not asked: accuracy drop" in written["notes"]
     one = gate(tmp_path, Limits(0.1), [DEFENDED])
@@ -320,7 +317,8 @@ def test_bad_input(tmp_path):
     edit_records(folder, lambda rows: [{k: v for k, v in row.items() if k != "protocol"} for row in rows], False)
     with pytest.raises(InputError, match="has no column 'protocol'"):
         gate(folder, Limits(0.1))
-    (folder / "records.parquet").write_bytes(b"PAR1")
+    folder = run_of(tmp_path / "other", good())
+    (folder / f"records/{DEFENDED}.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="not the folder of a run"):
         gate(folder, Limits(0.1))
 

@@ -73,7 +73,7 @@ def test_scores_read_back_with_interval_protocol_and_judge(tmp_path, merged):
     found = {one.metric_type: one for one in read.data.eval_results}
     assert set(found) == {"harmful_score", "incoherent", "benign_refusal", "accuracy"}  # what this cell has
     for name, one in found.items():
-        rate = told.cell[name]
+        rate = told.cell["rates"][name]
         assert (one.metric_value, one.metric_args["low"], one.metric_args["high"], one.metric_args["n"]) == (
             rate["value"],
             rate["low"],

@@ -12,7 +12,7 @@ from mithridate.report.words import labels
 from mithridate.results.decisions import complete
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.schema import lifted
-from tests.report.synthetic import cell, grid_results, rate, records, sweep_results
+from tests.report.synthetic import cell, grid_results, rate, read, records, sweep_results
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,13 @@ def test_the_harmful_ratio_is_a_field_and_one_field_makes_no_map():
 
 def test_the_front_is_what_no_other_beats():
     def at(name, score, accuracy, **more):
-        return {**cell(**more), "id": name, "harmful_score": rate(score, 100), "accuracy": rate(accuracy, 100)}
+        flat = {**cell(**more), "id": name, "harmful_score": rate(score, 100), "accuracy": rate(accuracy, 100)}
+        return read(flat)[0]
 
     points = [at("a", 0.9, 0.9), at("b", 0.2, 0.8), at("c", 0.3, 0.8), at("d", 0.1, 0.5), at("e", 0.95, 0.85)]
     points.append(at("control", 0.0, 1.0, control="random-mask", repair="antidote"))
-    points.append({**at("unscored", 0, 0), "accuracy": {}})
+    points.append(at("unscored", 0, 0))
+    points[-1]["rates"]["accuracy"] = {}
     assert [point["id"] for point in front(points)] == ["d", "b", "a"]
     twins = [at("a", 0.5, 0.5), at("b", 0.5, 0.5)]
     assert len(front(twins)) == 2 and front([]) == []

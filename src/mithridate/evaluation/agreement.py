@@ -207,10 +207,14 @@ def kappa(table: Sequence[Sequence[int]], agreement: Mapping[str, Any]) -> dict[
 def judges_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of all judges in the records, those of the column `judge` first."""
     main = dict.fromkeys(name for row in rows if (name := row.get("judge")))
-    keys = dict.fromkeys(key for row in rows for key in row)
-    further = [key.removeprefix("judge/") for key in keys if key.startswith("judge/")]
-    names = dict.fromkeys(name for name in further if not name.endswith(("/reason", "/score")))
-    return list(main | names)
+    return list(main | dict.fromkeys(judges_beside(rows)))
+
+
+def judges_beside(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the judges that have columns of their own in the records."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("judge/"))
+    names = [key.removeprefix("judge/") for key in keys]
+    return [name for name in names if not name.endswith(("/reason", "/score"))]
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]], judge: str) -> list[tuple[str | None, str] | None]:

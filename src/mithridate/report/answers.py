@@ -3,7 +3,7 @@
 from itertools import combinations
 from typing import Any
 
-from mithridate.evaluation.agreement import answer_to, judges_in, kind_of, shared_question
+from mithridate.evaluation.agreement import answer_to, judges_beside, judges_in, kind_of, shared_question
 from mithridate.judges.base import Kind
 from mithridate.report.load import Run, final
 from mithridate.report.verdicts import findings
@@ -23,7 +23,7 @@ def answers(run: Run) -> dict[str, Any]:
     rows = [row for row in run.records if final(row) and row["cell"] in index]
     names = judges_in(rows)
     kinds: dict[str, Kind | None] = {name: kind_of(name, rows) for name in names}
-    further = [name for name in names if any(f"judge/{name}" in row for row in rows[:1])]
+    further = judges_beside(rows)
     prompts: dict[tuple[str, str], list[Any]] = {}
 
     def number(verdict: str) -> int:

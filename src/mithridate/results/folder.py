@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError
+from mithridate.evaluation.agreement import judges_beside
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.experiment.methods import repair_of
 from mithridate.results import ownership, parts
@@ -184,7 +185,7 @@ class RunFolder:
     def everything(self) -> list[Row]:
         """The records of all cells of the table, in its order, with the verdicts of all judges."""
         rows = [row for name in self.cells for row in self.rows(name, further=True)]
-        names = parts.further_in(rows)
+        names = judges_beside(rows)
         none = dict.fromkeys(f"judge/{name}{end}" for name in names for end in ("", "/reason", "/score"))
         return [{"step": None, **none, **row} for row in rows]
 
@@ -209,7 +210,7 @@ class RunFolder:
     def own_judges(self) -> dict[str, bool]:
         """The judges that gave the run's own verdicts, and whether scores are by theirs."""
         rows = [row for name in self.cells for row in self.rows(name)]
-        beside = [] if OLD_RECORDS in self.record_files else parts.further_in(rows)  # there, `judge` put columns too
+        beside = [] if OLD_RECORDS in self.record_files else judges_beside(rows)  # there, `judge` put columns too
         return dict.fromkeys(beside, False) | {row["judge"]: True for row in rows if row.get("judge")}
 
     def counted(self) -> Counter[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from mithridate.evaluation.agreement import judges_beside
 from mithridate.store import replacing
 
 if TYPE_CHECKING:
@@ -88,20 +89,13 @@ def _of_a_judge(column: str) -> bool:
     return column in _JUDGED or column.startswith("judge/")
 
 
-def further_in(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The judges that have columns of their own in the rows."""
-    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("judge/"))
-    names = dict.fromkeys(key.removeprefix("judge/") for key in keys)
-    return [name for name in names if not name.endswith(("/reason", "/score"))]
-
-
 def verdicts_of(rows: Sequence[Row], judges: Sequence[str] | None = None, first: int = 0) -> Iterator[Row]:
     """The verdicts in the rows, one a row and judge; the number of a row counts from `first`.
 
     Args:
         judges: only those of these, of what stands beside the score.
     """
-    names = further_in(rows) if judges is None else judges
+    names = judges_beside(rows) if judges is None else judges
     for number, row in enumerate(rows, first):
         about = {"cell": row.get("cell"), "row": number, "step": row.get("step"), "set": row.get("set")}
         about |= {"id": row.get("id"), "sample": row.get("sample")}
@@ -125,7 +119,9 @@ def with_verdicts(answers: Sequence[Row], verdicts: Iterable[Mapping[str, Any]])
     """
     verdicts = list(verdicts)
     names = dict.fromkeys(one["judge"] for one in verdicts if not one["counts"])
-    none = dict.fromkeys([*_JUDGED, *(f"judge/{name}{end}" for name in names for end in ("", "/reason", "/score"))])
+    none = dict.fromkeys(f"judge/{name}{end}" for name in names for end in ("", "/reason", "/score"))
+    if answers and "verdict" not in answers[0]:
+        none = dict.fromkeys(_JUDGED) | none
     rows = [none | answer for answer in answers]
     for one in verdicts:
         if not 0 <= one["row"] < len(rows) or rows[one["row"]]["id"] != one["id"]:

@@ -201,8 +201,10 @@ def _broken(rows: Sequence[Row], evidence: Evidence, limits: Limits, limit: floa
 def _plain_twins(cell: dict[str, Any], evidence: Evidence) -> list[str]:
     """The plain fine-tune that the run's own test compared with; else all that the table cannot tell from it."""
     plain = {name for name, each in evidence.cells.items() if each["finetuning"] != "none" and not defenses_of(each)}
-    if (reference := cell["reference"]) in plain:
-        return [str(reference)]
+    # Of a table that does not say it, only what its own test names: `relate` takes the first that may be meant.
+    against = cell["reference"] if evidence.results["schema"] > 1 else (cell.get("paired") or {}).get("against")
+    if against in plain:
+        return [str(against)]
     same = ("topology", "seed", "harmful_ratio", "attack")
 
     def twin(other: dict[str, Any]) -> bool:
