@@ -34,7 +34,7 @@ def file(inputs, **changes):
         "experiment": plain(inputs),
         "methods": {"vaccine": {"rho": [0.05, 0.1]}, "antidote": {"ratio": {"low": 0.1, "high": 0.4}}},
         "as_given": {"lisa": {"align_steps": 1, "finetune_steps": 2}},
-        "attack": {"finetune.training.max_steps": [2, 4]},
+        "attack": {"finetune.training.max_steps": [3, 4]},
         "tries": 2,
         "bounds": {"accuracy": 1.0, "benign_refusal": 1.0, "incoherent": 1.0},
         "seeds": [0, 1],
@@ -84,7 +84,7 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
     for one in found.standings:
         assert [len(seed) for seed in one.entrant.cells] == [2, 2]
         mine = [cells[cell] for seed in one.entrant.cells for cell in seed]
-        assert {cell["attack"]["max_steps"] for cell in mine} == {2, 4}
+        assert {cell["attack"]["max_steps"] for cell in mine} == {3, 4}
         scores = [cell["harmful_score"] for cell in mine]
         if not any(score["unscored"] for score in scores):
             mean = sum(score["value"] for score in scores) / len(scores)
@@ -116,11 +116,18 @@ def test_a_store_limit_that_is_too_small_ends_it_before_anything_is_computed(inp
     assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
 
 
+def test_what_would_stop_the_final_runs_is_said_before_the_tries(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    with pytest.raises(InputError, match="one cycle is 2 alignment"):
+        benchmark(file(inputs, as_given={"lisa": {"align_steps": 2, "finetune_steps": 8}}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
+
+
 def test_a_dry_run_says_what_is_tried_and_computes_nothing(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     lines = list(planned(file(inputs)))
     text = "\n".join(lines)
-    assert "2 attacks: max_steps 2; max_steps 4" in text and "vaccine, double: rho 0.05; rho 0.1" in text
+    assert "2 attacks: max_steps 3; max_steps 4" in text and "vaccine, double: rho 0.05; rho 0.1" in text
     assert "antidote, double: ratio 0.1; ratio 0.4" in text and "(not tuned)" in text and "on disk" in text
     assert not stages(tmp_path / "store")
 
@@ -167,7 +174,7 @@ def test_a_bound_on_accuracy_needs_a_task(inputs):
     made = plain(inputs)
     del made["data"]["task"]
     made["finetune"]["attack"]["harmful_ratio"] = 1.0
-    with pytest.raises(InputError, match="no data.task whose accuracy could be held"):
+    with pytest.raises(InputError, match="whose accuracy could be held"):
         load_benchmark(file(inputs, experiment=made))
 
 

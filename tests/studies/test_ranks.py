@@ -37,7 +37,8 @@ def cells(shares, seeds, prompts, rng, rates=("harmful_score", "accuracy", "beni
     }
 
 
-def entrants(names, seeds, of={}):
+def entrants(names, seeds, of=None):
+    of = of or {}
     return [Entrant(name, "double", {}, [[f"{name}-{s}"] for s in range(seeds)], of.get(name)) for name in names]
 
 
@@ -46,7 +47,7 @@ def test_the_undefended_run_is_first_then_the_lowest_and_controls_have_no_rank()
     given = cells(shares, 3, 120, np.random.default_rng(0))
     found = standings(entrants(shares, 3, {"strong, control": "strong"}), Fixed(given))
     assert [one.entrant.name for one in found] == ["undefended", "strong", "strong, control", "weak"]
-    plain, strong, control, weak = found
+    plain, strong, control, _ = found
     assert strong.rank_here == (1, 1) and control.rank_here is None and control.rank is None
     assert plain.against == dict.fromkeys(plain.against) and strong.against["harmful_score"]["difference"] < -0.75
     assert control.control["difference"] == pytest.approx(

@@ -25,7 +25,8 @@ from mithridate.methods.registry import by_name
 from mithridate.pipeline.executors import Executor
 from mithridate.pipeline.forecast import Forecast
 from mithridate.pipeline.inventory import inventory
-from mithridate.pipeline.runner import chains_of, plans_of, run_cells
+from mithridate.pipeline.runner import chains_of, look_ahead, plans_of, quiet_libraries, run_cells
+from mithridate.problems import Findings
 from mithridate.report.groups import Cost, costs
 from mithridate.report.load import load
 from mithridate.results.matching import Table
@@ -101,6 +102,7 @@ def benchmark(
     given, experiment, base = load_benchmark(file)
     folder = Path(out) if out else Path("runs") / ("benchmark" if isinstance(file, Mapping) else Path(file).stem)
     arms, points = arms_of(given, experiment), given.points()
+    _checked(given, experiment, arms, points, base, executor)
     _within_limit(given, experiment, arms, points, base)
     owner = {"command": "benchmark", "file": asdict(given), "experiment": identity(experiment, {})}
     open_study(folder, experiment, owner, replace)
@@ -211,6 +213,25 @@ def final_runs(
             for name, place, method, own in _controls(arm.method, settings) if given.controls else ():
                 values = {place: {method: own}}
                 yield Final(f"{arm.method}, {name}", topology, own, runs(topology, values), of=arm.method)
+
+
+def _checked(
+    given: BenchmarkFile,
+    experiment: Experiment,
+    arms: Sequence[Arm],
+    points: Sequence[Mapping[str, Any]],
+    base: Path,
+    executor: Executor | None,
+) -> None:
+    """Raises InputError for what would stop the final runs after all tries were made; other seeds change nothing."""
+    finals = final_runs(given, experiment, arms, points, ())
+    findings = Findings()
+    chains = chains_of(
+        [one for final in finals for one in final.experiments[0]], base, "benchmark", False, findings=findings
+    )
+    with quiet_libraries():
+        look_ahead(chains, executor, None, findings)
+    findings.settle("benchmark")
 
 
 def _within_limit(

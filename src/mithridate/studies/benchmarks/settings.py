@@ -232,9 +232,8 @@ def _range_problems(name: str, spec: dict[str, Any] | list[dict[str, Any]], trie
     if isinstance(spec, list):
         found = [json.dumps(one, sort_keys=True) for one in spec]
         if len(found) != tries or len(set(found)) < len(found):
-            return [
-                f"{path}: expected {tries} different settings (tries: {tries}), got {len(set(found))} of {len(found)}"
-            ]
+            got = f"got {len(found)}, {len(set(found))} of them different"
+            return [f"{path}: expected {tries} different settings (tries: {tries}), {got}"]
         return []
     strength = _facts(name)["strength"]
     if strength is None:
