@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -212,3 +213,9 @@ def test_the_rule_takes_the_lowest_score_within_the_bounds_and_else_the_least_be
     assert chosen(Scores(0.1, None, 0.1, 0.0), strong, costly) == 2  # what was not measured is no gain
     assert excess(strong, undefended["double"], bounds) == 0 and excess(costly, undefended["double"], bounds) == 0.35
     assert excess(costly, undefended["double"], Bounds(accuracy=None)) == 0
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples/benchmarks").glob("*.yaml")), ids=str)
+def test_the_examples_can_be_planned(path):
+    given, made, _ = load_benchmark(path)
+    assert all(len(arm.settings) == given.tries for arm in arms_of(given, made) if arm.tuned)
