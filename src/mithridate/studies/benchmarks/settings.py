@@ -244,9 +244,9 @@ def _range_problems(name: str, spec: dict[str, Any] | list[dict[str, Any]], trie
     path = f"{path}.{strength}"
     given = spec.get(strength)
     if isinstance(given, dict):
-        low, high = given.get("low"), given.get("high")
-        numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (low, high))
-        if set(given) != {"low", "high"} or not numbers or not low < high:
+        ends = [given.get(end) for end in ("low", "high")]
+        numbers = [one for one in ends if isinstance(one, int | float) and not isinstance(one, bool)]
+        if set(given) != {"low", "high"} or len(numbers) < 2 or not numbers[0] < numbers[1]:
             return [f"{path}: expected {{low: ..., high: ...}} with low below high, got {json.dumps(given)}"]
         given = _values(given, tries)
     if not isinstance(given, list):

@@ -99,7 +99,7 @@ def standings(entrants: Sequence[Entrant], outcomes: Outcomes) -> list[Standing]
 
 def _corrected(tests: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
     """The tests, with their p-values as Holm corrects them for all of these."""
-    adjusted = holm([test and test["p_value"] for test in tests.values()])
+    adjusted = holm([test["p_value"] if test else None for test in tests.values()])
     return {name: test and test | {"p_holm": p} for (name, test), p in zip(tests.items(), adjusted, strict=True)}
 
 
