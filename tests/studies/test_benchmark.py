@@ -86,7 +86,7 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
         assert [len(seed) for seed in one.entrant.cells] == [2, 2]
         mine = [cells[cell] for seed in one.entrant.cells for cell in seed]
         assert {cell["attack"]["max_steps"] for cell in mine} == {3, 4}
-        scores = [cell["harmful_score"] for cell in mine]
+        scores = [cell["rates"]["harmful_score"] for cell in mine]
         if not any(score["unscored"] for score in scores):
             mean = sum(score["value"] for score in scores) / len(scores)
             assert one.rates["harmful_score"]["value"] == pytest.approx(mean)

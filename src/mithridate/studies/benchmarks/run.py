@@ -28,8 +28,7 @@ from mithridate.pipeline.inventory import inventory
 from mithridate.pipeline.runner import chains_of, look_ahead, plans_of, quiet_libraries, run_cells
 from mithridate.problems import Findings
 from mithridate.report.groups import Cost, costs
-from mithridate.report.load import load
-from mithridate.results.matching import Table
+from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm as arm_of
 from mithridate.statistics.text import between, interval, p_value
@@ -276,8 +275,8 @@ def _tried(
     if not jobs:
         return []
     run_cells([one for made in jobs.values() for one in made], folder, base, owner=owner, executor=executor)
-    table = Table(folder)
-    scores = {key: scores_of([table.final(one) for one in made]) for key, made in jobs.items()}
+    table = RunFolder(folder)
+    scores = {key: scores_of([table.made_by(one) for one in made]) for key, made in jobs.items()}
     plain = {topology: scores[UNDEFENDED, topology, 0] for name, topology, _ in jobs if name == UNDEFENDED}
     for topology, found in plain.items():
         if found.harmful_score is None:
@@ -295,18 +294,17 @@ def _measured(
     tries: list[Try],
     finals: Sequence[Final],
 ) -> Benchmark:
-    table, run = Table(folder), load(folder)
-    ids = {id(final): [[table.final(one)["id"] for one in seed] for seed in final.experiments] for final in finals}
+    table = RunFolder(folder)
+    ids = {id(final): [[table.made_by(one)["id"] for one in seed] for seed in final.experiments] for final in finals}
     found = []
     for topology in dict.fromkeys(final.topology for final in finals):
         mine = [final for final in finals if final.topology == topology]
         entrants = [Entrant(one.name, topology, one.settings, ids[id(one)], one.of) for one in mine]
-        found += standings(entrants, run.outcomes)
-    rows = {row["id"]: row for row in run.cells}
-    named = {(cost.cell["topology"], arm_of(cost.cell)): cost for cost in costs(run.cells)}
+        found += standings(entrants, table.outcomes)
+    named = {(cost.cell["topology"], arm_of(cost.cell)): cost for cost in costs(table.results["cells"])}
     spent = {}
     for final in finals:
-        first = rows[ids[id(final)][0][0]]
+        first = table.cells[ids[id(final)][0][0]]
         if cost := named.get((final.topology, arm_of(first))):
             spent[final.topology, final.name] = cost
     return Benchmark(folder, given, points, tries, found, spent)

@@ -60,7 +60,7 @@ def scores_of(rows: Sequence[Row]) -> Scores:
     """The scores of a model at all points of the grid, from its rows in results.json."""
 
     def mean(rate: str) -> float | None:
-        values = [row[rate].get("value") for row in rows]
+        values = [row["rates"][rate]["value"] for row in rows]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
