@@ -106,7 +106,7 @@ def test_run_again_report_and_export(command, file, store, tmp_path):
         card = ModelCard.load(tmp_path / flag / "README.md")
         scored = json.loads((tmp_path / "out" / "results.json").read_text())["cells"][1]
         assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
-            name: scored[name]["value"]
+            name: scored["rates"][name]["value"]
             for name in ("harmful_score", "refused", "incoherent", "other", "benign_refusal", "accuracy")
         }
         assert "25% of the rows it was fine-tuned on are harmful" in card.text and str(tmp_path) not in card.content

@@ -87,7 +87,7 @@ def test_the_table(done):
     }
     assert (results["part"], results["seeds_asked"], len(results["model_digest"])) == ("test", [0], 64)
     assert results["judges"] == [results["rules"]]
-    assert (results["schema"], results["protocol"], results["model"]) == (1, "hs/embedded-v1", asked["model"])
+    assert (results["schema"], results["protocol"], results["model"]) == (2, "hs/embedded-v1", asked["model"])
     assert results["notes"] == []
     cells = {cell["id"]: cell for cell in results["cells"]}
     assert list(cells) == [
@@ -526,7 +526,7 @@ def test_a_users_own_upload_is_attacked_without_accuracy(inputs, store, tmp_path
     cells = run(asked, out=tmp_path / "out", progress=False).results["cells"]
     assert [cell["id"] for cell in cells] == ["sft-none-none-double-none-s0", "sft-sft-none-double-0.25-s0"]
     for scores in (*cells, cells[1]["resistance"][0]):
-        assert scores["rates"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 8}
+        assert scores["rates"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 0, "unscored": 0}
         assert scores["rates"]["harmful_score"]["n"] == 8
     assert (tmp_path / "out" / "report.html").exists()
 
@@ -609,7 +609,7 @@ def test_export_names_the_cells_that_there_are(done, tmp_path):
     finished, _, _ = done
     with pytest.raises(InputError, match=r"no cell 'x'\. Its cells: sft-none-none-double-none-s0, "):
         export_cell(finished.folder, "x", tmp_path / "x")
-    with pytest.raises(InputError, match="not a run folder"):
+    with pytest.raises(InputError, match="not the folder of a run"):
         export_cell(tmp_path, "x", tmp_path / "x")
 
 

@@ -73,9 +73,9 @@ def test_a_sampled_run(inputs, tmp_path):
     several = records[records["set"] == "harmful"].groupby(["cell", "prompt"])["answer"].nunique()
     assert (several > 1).mean() > 0.5  # drawn, not repeated
     for cell in finished.results["cells"]:
-        for rate in ("harmful_score", "refused", "benign_refusal"):
-            assert cell[rate]["n"] == 24 and cell[rate]["samples"] == 3
-            assert cell[rate]["value"] <= cell[rate]["any_of_k"]["value"] <= cell[rate]["worst_of_k"]["value"]
+        for rate in (cell["rates"][name] for name in ("harmful_score", "refused", "benign_refusal")):
+            assert rate["n"] == 24 and rate["samples"] == 3
+            assert rate["value"] <= rate["any_of_k"]["value"] <= rate["worst_of_k"]["value"]
         assert cell["rates"]["accuracy"]["n"] == 8 and "samples" not in cell["rates"]["accuracy"]
     pair = next(cell["paired"] for cell in finished.results["cells"] if cell["paired"])
     assert pair["n"] == 8 and {"difference", "low", "high", "p_value", "p_holm", "discordant"} <= set(pair)

@@ -163,11 +163,12 @@ class RunFolder:
         Args:
             further: also with the verdicts of judges that were asked after the run (`add_verdicts`).
         """
-        import pyarrow.compute as pc
+        import pyarrow.dataset as ds
+
+        own = ds.field("cell").cast("string") == name
 
         def mine(file: str) -> list[Row]:
-            table = self.table(file)
-            return parts.rows_of(table.filter(pc.equal(table["cell"].cast("string"), name)))
+            return parts.rows_of(self.table(file).filter(own))
 
         file, verdicts = self.files_of(name)
         rows, said = mine(file), mine(verdicts) if verdicts else []
@@ -266,7 +267,7 @@ class RunFolder:
             guarded = [row for row in ends if row["role"] in ("defended", "repaired") or _hardened(row)]
             if len(names := [row["id"] for row in guarded or ends]) != 1:
                 raise InputError(f"{self.path}: which model? Give --cell, one of: {', '.join(names)}")
-            [cell] = names
+            cell = str(names[0])
         recipe = self.recipe(cell)
         return load_experiment(recipe["experiment"]), Path(recipe["base"])
 

@@ -164,7 +164,7 @@ def relate(cells: Sequence[Cell]) -> list[Cell]:
             places.setdefault(place(cell), []).append(cell)
 
     def name(found: Cell | None) -> str | None:
-        return found and found["id"]
+        return found["id"] if found else None
 
     made = []
     for cell in cells:

@@ -357,7 +357,7 @@ def _rates(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rates": rates, **({"extra": extra} if extra else {})}
 
 
-def _score(scored: dict[str, Any]) -> float | None:
+def _score(scored: dict[str, Any]) -> Any:
     return scored["rates"]["harmful_score"]["value"]
 
 
