@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from mithridate.results.folder import RunFolder
+
 FOLDER = Path(__file__).parents[1] / "fixtures" / "evidence"
 _LETTERS = {"refused": "r", "complied": "c", "incoherent": "i", "other": "o", None: "-", True: "1", False: "0"}
 _VERDICTS = {letter: verdict for verdict, letter in _LETTERS.items()}
@@ -25,7 +27,7 @@ def extract(run: Path) -> dict[str, Any]:
         del cell["stages"]
     numbers: dict[str, dict[str, int]] = {}
     answers: dict[str, dict[str, dict[str, list[str]]]] = {}
-    for row in pyarrow.parquet.read_table(run / "records.parquet").to_pylist():
+    for row in RunFolder(run).everything():
         kind = row["set"]
         known = numbers.setdefault(kind, {})
         number = known.setdefault(row["prompt"], len(known))

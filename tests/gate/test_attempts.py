@@ -416,6 +416,27 @@ def a_failing_cell_called_a_control(folder):
     retold(folder, control="no-proximal-term")
 
 
+@attempt("undecided", "cells", "role is 'defended', not 'control'")
+def a_failing_cell_whose_role_is_a_controls(folder):
+    retold(folder, role="control")
+
+
+@attempt("fail", "harmful score", "60 of 112")
+def a_failing_cell_that_is_the_control_of_another(folder):
+    retold(folder, control_of={"id": DEFENDED, "name": "no-proximal-term"})
+
+
+@attempt("fail", "accuracy drop", "80 right against 120")
+def a_twin_of_another_attack(folder):
+    """Which has forgotten as much as the model."""
+    worse = answered(["complied"], ["complied"], right=80)
+    longer = {"learning_rate": 4e-4, "max_steps": 500, "per_device_train_batch_size": 8}
+    attack = {"attack": {"harmful_ratio": 0.1, "size": 200}, "training": longer}
+    models = [(experiment(), "finetune", bad()), (experiment(finetune=attack), "finetune", worse)]
+    write_run(folder, [*models, (experiment(defense=LISA), "finetune", answered(["refused"], ["complied"], right=80))])
+    edit_table(folder, lambda r: of_cell(folder)(r).update(reference=f"{PLAIN}-2"))
+
+
 @attempt("undecided", "cells", "its experiment ends in it")
 def a_failing_cell_called_unfinished(folder):
     retold(folder, final=False)

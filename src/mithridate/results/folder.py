@@ -31,6 +31,7 @@ from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.experiment.methods import repair_of
 from mithridate.results import ownership, parts
 from mithridate.results.outcomes import Outcomes
+from mithridate.results.relations import defenses_of
 from mithridate.results.schema import checked, parsed
 from mithridate.store import canonical_json, file_digest, replace_file
 
@@ -115,11 +116,16 @@ class RunFolder:
         """The files with answers that are there, by their paths in the folder: those of the table, then any others."""
         named = dict.fromkeys(entry["file"] for cell in self.cells.values() if (entry := stated(cell, "records")))
         for name in named:
-            if Path(name).name != name and Path(name) != Path(parts.RECORDS) / Path(name).name:
-                raise self._no_run(f"its records are elsewhere, at {name}")
+            self._own(name)
         beside = sorted(self.path.glob(f"{parts.RECORDS}/*.parquet"))
         named |= dict.fromkeys(file.relative_to(self.path).as_posix() for file in beside)
         return [name for name in named if (self.path / name).is_file()] or [OLD_RECORDS]
+
+    def _own(self, file: str) -> None:
+        """InputError where a file with records or verdicts is not in its place in the folder."""
+        path = Path(file)
+        if file != OLD_RECORDS and path.parent.as_posix() not in (parts.RECORDS, parts.VERDICTS, parts.FURTHER):
+            raise self._no_run(f"its records are elsewhere, at {file}")
 
     def digest(self, file: str) -> str:
         """SHA-256 of one of the run's files."""
@@ -137,6 +143,7 @@ class RunFolder:
         import pyarrow as pa
 
         if file not in self._tables:
+            self._own(file)
             try:
                 found = parts.read(self.path / file)
             except OSError as error:
@@ -264,8 +271,7 @@ class RunFolder:
         """
         if cell is None:
             ends = [row for row in self.cells.values() if row["final"] and not row["control"]]
-            guarded = [row for row in ends if row["role"] in ("defended", "repaired") or _hardened(row)]
-            if len(names := [row["id"] for row in guarded or ends]) != 1:
+            if len(names := [row["id"] for row in filter(defenses_of, ends)] or [row["id"] for row in ends]) != 1:
                 raise InputError(f"{self.path}: which model? Give --cell, one of: {', '.join(names)}")
             cell = str(names[0])
         recipe = self.recipe(cell)
@@ -438,10 +444,6 @@ def stated(cell: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     """What the table says of a cell's `records`, or `verdicts`; None where that is nothing."""
     entry = cell.get(kind)
     return entry if isinstance(entry, dict) and isinstance(entry.get("file"), str) else None
-
-
-def _hardened(cell: Mapping[str, Any]) -> bool:
-    return cell["alignment"] not in ("none", "sft")
 
 
 def _json(text: str, where: str) -> Any:

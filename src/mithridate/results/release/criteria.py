@@ -200,18 +200,21 @@ def _broken(rows: Sequence[Row], evidence: Evidence, limits: Limits, limit: floa
 
 def _plain_twins(cell: dict[str, Any], evidence: Evidence) -> list[str]:
     """The plain fine-tune that the run's own test compared with; else all that the table cannot tell from it."""
-    plain = {name for name, each in evidence.cells.items() if each["finetuning"] != "none" and not defenses_of(each)}
+    plain = [name for name, each in evidence.cells.items() if each["finetuning"] != "none" and not defenses_of(each)]
     # Of a table that does not say it, only what its own test names: `relate` takes the first that may be meant.
     against = cell["reference"] if evidence.results["schema"] > 1 else (cell.get("paired") or {}).get("against")
-    if against in plain:
-        return [str(against)]
-    same = ("topology", "seed", "harmful_ratio", "attack")
 
-    def twin(other: dict[str, Any]) -> bool:
+    def same(other: dict[str, Any], acts: bool) -> bool:
+        """Whether it is of the same attack; but for what a defense may change of it, where that `acts`."""
+        changed = ("max_steps", "at_test") if acts else ()
+        both = [{k: v for k, v in (one["attack"] or {}).items() if k not in changed} for one in (cell, other)]
         aligned = (other["alignment"] == "none") == (cell["alignment"] == "none")
-        return aligned and all(other.get(key) == cell.get(key) for key in same)
+        keys = ("topology", "seed", "harmful_ratio")
+        return other is not cell and aligned and both[0] == both[1] and all(other[k] == cell[k] for k in keys)
 
-    return [name for name, other in evidence.cells.items() if name in plain and other is not cell and twin(other)]
+    if against in plain and same(evidence.cells[against], acts=True):
+        return [against]
+    return [name for name in plain if same(evidence.cells[name], acts=False)]
 
 
 # -- bounds ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from mithridate.judges.base import VERDICTS
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
 from mithridate.results.folder import RunFolder, first_line, stated
+from mithridate.results.relations import role
 from mithridate.results.release.findings import EVERY, Finding, doubt, listed
 from mithridate.results.schema import STAGES
 from mithridate.store import canonical_json
@@ -328,6 +329,7 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
     made = _made(experiment, upto)
     meant = {stage: getattr(made, stage) for stage in STAGES} | {"settings": made.settings, "control": made.control}
     meant |= {"harmful_ratio": made.harmful_ratio, "topology": experiment.topology, "seed": experiment.seed}
+    meant["role"] = role(meant)
     for key, value in meant.items():
         if key in cell and canonical_json(cell[key]) != canonical_json(value):
             return f"{key} is {value!r}, not {cell[key]!r}"

@@ -110,7 +110,7 @@ def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[s
     missing = [name for name in names if name not in cells]
     if missing:
         raise InputError(f"{folder} has no cell {missing[0]!r}. Its cells: {', '.join(cells)}.")
-    controls = [name for name, cell in cells.items() if _control(cell)]
+    controls = [name for name, cell in cells.items() if cell["control"]]
     final = [name for name, cell in cells.items() if cell.get("final", True) and name not in controls]
     chosen = [name for name in final if defenses_of(cells[name])] or final
     if names:
@@ -124,10 +124,6 @@ def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[s
     left = [name for name in final if name not in chosen]
     notes = [f"not judged, for nothing defends it: {listed(left)}"] if left else []
     return chosen, notes + [f"not judged, for it is a control: {listed(controls)}"] * bool(controls)
-
-
-def _control(cell: dict[str, Any]) -> bool:
-    return bool(cell["control"] or cell["control_of"]) or cell["role"] == "control"
 
 
 def _of_model(evidence: Evidence, name: str, limits: Limits, notes: list[str]) -> list[Finding]:
