@@ -508,7 +508,9 @@ def workshops(
             with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
                 chosen = protocol(settings.protocol)
                 select = chosen.select if chosen.rows.chooses else None
-            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks)
+            roles = load_roles(
+                experiment.data, base, select=select, extra=settings.tasks, system=experiment.system
+            )
         with found.noting():
             if "openai" in settings.generator:
                 files = _served(experiment)
@@ -529,7 +531,7 @@ def workshops(
 def shop_key(experiment: Experiment) -> str:
     settings = experiment.evaluate
     served = settings.generator.get("openai")
-    computed = (experiment.dtype, experiment.quantization)
+    computed = (experiment.dtype, experiment.quantization, experiment.system)
     return str((experiment.model, experiment.data, computed, settings.protocol, settings.tasks, served))
 
 
