@@ -51,7 +51,7 @@ def file_of(folder, name, rows):
         ({"finetune__defense": {"vaccine": {}}}, "finetune.defense.vaccine: .*under align.defense"),
         ({"evaluate__part": "validation"}, "data.test_harmful: has no validation part"),
         ({"system": "", "template": "alpaca"}, "system: the template alpaca is one text without turns"),
-        ({"system": "", "evaluate__protocol": "hs/vaccine-2024"}, "system: the protocol hs/vaccine-2024 asks in one text"),
+        ({"system": "", "evaluate__protocol": "hs/vaccine-2024"}, "system: the protocol hs/vaccine-2024 asks in one"),
     ],
 )
 def test_a_dry_run_finds_what_a_run_finds(inputs, store, tmp_path, change, message):

@@ -125,7 +125,10 @@ def test_harmless_acts_come_in_every_form_of_the_harmful_ones():
     everyday = Counter(row["form"] for row in DATA["alignment", "train"] if row["kind"] == "everyday")
     assert set(everyday) == {f"request-train-{i}" for i in range(len(requests_parts.FORMS["train"]))}
     assert max(everyday.values()) - min(everyday.values()) <= 1
-    acts = {part: {act if isinstance(act, str) else act[0] for act in acts} for part, acts in benign_parts.ACTS.items()}
+    acts = {
+        part: {act if isinstance(act, str) else act[0] for act in all_acts}
+        for part, all_acts in benign_parts.ACTS.items()
+    }
     asked = {part: [row["prompt"] for row in DATA["test_benign", part]] for part in ("validation", "test")}
     for part, prompts in asked.items():
         assert not acts["train"] & acts[part]

@@ -713,8 +713,8 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
         )
     elif experiment.system is not None and PROTOCOLS[settings.protocol].template != "chat":
         problems.append(
-            f"system: the protocol {settings.protocol} asks in one text without turns. Leave out `system`, or choose a "
-            "protocol that asks in the model's chat template"
+            f"system: the protocol {settings.protocol} asks in one text without turns. Leave out `system`, or choose "
+            "a protocol that asks in the model's chat template"
         )
     kinds = set()
     for name, values in settings.judges.items():
