@@ -353,8 +353,8 @@ def choose(log: Log, seeds: tuple[int, ...]) -> None:
     for name, (topology, _, _) in TRIES.items():
         complete = [s for s in made(name)[:equal] if len(log.of("defenses", name, s)) >= len(seeds)]
         if complete and {"single", "double"} <= {e["topology"] for e in log.of("defenses", "undefended")}:
-            settings = min(complete, key=lambda s: rank(log, name, s))
-            worth = [round(value, 4) for value in rank(log, name, settings)]
+            settings = min(complete, key=lambda s: rank(log, name, s, seeds))
+            worth = [round(value, 4) for value in rank(log, name, settings, seeds)]
             log.choose(name, settings, topology=topology, cost=worth[0], mean_harmful=worth[1], tries=equal)
 
 
@@ -364,7 +364,7 @@ def best(log: Log, name: str, count: int) -> list[dict[str, Any]]:
     return sorted(known, key=lambda settings: rank(log, name, settings, SEEDS[:1]))[:count]
 
 
-def rank(log: Log, name: str, settings: dict[str, Any], seeds: tuple[int, ...] = SEEDS) -> tuple[float, float]:
+def rank(log: Log, name: str, settings: dict[str, Any], seeds: tuple[int, ...]) -> tuple[float, float]:
     """By how much a defense exceeds the tolerated cost, then its harmful score; both on average over the seeds."""
     found = [entry for entry in log.of("defenses", name, settings) if entry["seed"] in seeds]
     plain = {e["seed"]: e for e in log.of("defenses", "undefended") if e["topology"] == TRIES[name][0]}
