@@ -48,11 +48,13 @@ def test_a_file_without_the_field_is_what_it_was(inputs):
 
 def test_a_run_with_a_system_turn(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
-    tokens = {}
+    tokens, notes = {}, {}
     for name, system in (("plain", None), ("given", "Be brief.")):
         asked_for = experiment(inputs, system=system, repair={"antidote": {"ratio": 0.1, "targets": "update"}})
         done = run(asked_for, out=tmp_path / name, progress=False)
+        notes[name] = [note for note in done.results["notes"] if "system turn" in note]
         tokens[name] = done.records().groupby(["cell", "prompt"])["prompt_tokens"].first()
     added = len(tiny_tokenizer()("<|im_start|>system\nBe brief.<|im_end|>\n")["input_ids"])
     assert len(tokens["given"]) > 8 and set(tokens["given"] - tokens["plain"]) == {added}
     assert "\nsystem: Be brief.\n" in (tmp_path / "given" / "experiment.yaml").read_text()
+    assert notes == {"plain": [], "given": ["The system turn is 'Be brief.', in training and at the test"]}

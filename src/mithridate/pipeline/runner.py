@@ -617,6 +617,9 @@ def _notes(chains: list[Chain]) -> list[str]:
         roles = chain.shop.roles
         shared = ["data.defender_harmful has prompts of data.alignment, as the file allows (paired: true)"]
         notes += roles.notes + shared * roles.paired
+        if (system := chain.experiment.system) is not None:
+            turn = f"is {system!r}" if system else "is empty, in place of the model's default"
+            notes.append(f"The system turn {turn}, in training and at the test")
         facts = {
             "topology": chain.experiment.topology,
             "aligned": bool(chain.align),
