@@ -155,8 +155,7 @@ def demo(
     """Show on a small language model what the attack does and what each defense does about it."""
     from mithridate.studies.demo import run_demo
 
-    more = {"replace": True} if replace else {}
-    _finish(run_demo(out=out, full=full, show=_print_table, **more))
+    _finish(run_demo(out=out, full=full, replace=replace, show=_print_table))
 
 
 def _print_table(finished: Any) -> None:

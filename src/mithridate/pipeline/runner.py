@@ -511,9 +511,7 @@ def workshops(
             with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
                 chosen = protocol(settings.protocol)
                 select = chosen.select if chosen.rows.chooses else None
-            roles = load_roles(
-                experiment.data, base, select=select, extra=settings.tasks, system=experiment.system
-            )
+            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks, system=experiment.system)
         with found.noting():
             if "openai" in settings.generator:
                 files = _served(experiment)
