@@ -141,14 +141,13 @@ class FakeTable:
         self.rows = {
             id(case.experiment): {
                 "id": str(i),
-                "harmful_score": {"value": i / 100, **share},
-                "accuracy": {"value": 0.9, **share},
+                "rates": {"harmful_score": {"value": i / 100, **share}, "accuracy": {"value": 0.9, **share}},
             }
             for i, case in enumerate(cases)
         }
         self.results = {"across_seeds": []}
 
-    def final(self, experiment):
+    def made_by(self, experiment):
         return self.rows[id(experiment)]
 
 
