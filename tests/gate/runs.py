@@ -191,3 +191,25 @@ def restamp(folder: Path) -> None:
 
 def of_cell(folder: Path, name: str = DEFENDED) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda results: next(cell for cell in results["cells"] if cell["id"] == name)
+
+
+def as_schema_1(folder: Path) -> None:
+    """The same run as the version before wrote it: one file of records, rates beside other fields, no relations."""
+    rows, new = records_of(folder), ("role", "reference", "aligned", "control_of", "nearest_control", "verdicts")
+    for kind in (parts.RECORDS, parts.VERDICTS):
+        shutil.rmtree(folder / kind)
+    parts.write(folder / "records.parquet", rows)
+    sha256 = file_digest(folder / "records.parquet")
+
+    def flat(one: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in one.items() if key not in (*new, "rates")} | one.get("rates", {})
+
+    def change(results: dict[str, Any]) -> dict[str, Any]:
+        cells = [flat(cell) for cell in results["cells"]]
+        for cell in cells:
+            cell["resistance"] = [flat(point) for point in cell["resistance"]]
+            cell["records"] |= {"file": "records.parquet", "sha256": sha256}
+        groups = [flat(group) for group in results["across_seeds"]]
+        return results | {"schema": 1, "cells": cells, "across_seeds": groups}
+
+    edit_table(folder, change)

@@ -20,6 +20,7 @@ from tests.gate.runs import (
     LISA,
     PLAIN,
     answered,
+    as_schema_1,
     bad,
     edit_records,
     edit_table,
@@ -148,6 +149,24 @@ def test_the_drop_is_against_the_twin_that_the_runs_own_test_took(tmp_path):
         found = finding(gate(tmp_path, Limits(0.1, max_accuracy_drop=0.2)), "accuracy drop")
         assert found.outcome == expected
     assert "several plain fine-tunes" in found.words
+
+
+def test_a_run_of_schema_1_is_judged_the_same(tmp_path):
+    """By what the version before wrote; of still older ones, what they do not say leaves it undecided."""
+    limits, verdicts = Limits(0.1, max_accuracy_drop=0.1), []
+    for rows in (good(), bad()):
+        folder = run_of(tmp_path / str(len(verdicts)), rows)
+        new = gate(folder, limits)
+        as_schema_1(folder)
+        old = gate(folder, limits)
+        assert (old.outcome, old.findings, old.notes) == (new.outcome, new.findings, new.notes)
+        verdicts.append(old.outcome)
+    assert verdicts == ["pass", "fail"]
+    folder = tmp_path / "0"
+    edit_table(folder, lambda results: {key: value for key, value in results.items() if key not in ("part", "rules")})
+    older = gate(folder, limits)
+    assert older.outcome == "undecided"
+    assert "results.json (schema 1) does not say: part, rules" in finding(older, "evidence").words
 
 
 def test_a_plain_fine_tune_is_not_its_own_twin(tmp_path):

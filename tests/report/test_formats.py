@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from mithridate.report.formats import FORMATS, comma_separated, escape_latex, la
 from mithridate.report.load import load
 from mithridate.report.tables import Column, Entry, Table, rate_column, rate_entry, runs_table, seeds_table
 from mithridate.statistics.text import p_value
+from tests.gate.runs import as_schema_1, good, run_of
 from tests.report import synthetic
 
 NASTY = "a|b *c* _d_ `e` [f](http://g) <b>h</b> $i$ {j} \\k % & # ~ ^ 100% × −1 –\nnext"
@@ -134,3 +136,11 @@ def test_all_formats_tell_the_same_numbers(grid):
     ]
     assert row["harmful_score_seeds"] == "3" and row["seed"] == ""
     assert float(row["seed_sd"]) == point["across"]["rates"]["harmful_score"]["seed_sd"]
+
+
+def test_a_run_of_schema_1_gives_the_same_tables(tmp_path):
+    folder = run_of(tmp_path / "run", good())
+    new = {path.name: path.read_text() for path in export_tables(folder, tmp_path / "new")}
+    as_schema_1(folder)
+    assert json.loads((folder / "results.json").read_text())["schema"] == 1
+    assert {path.name: path.read_text() for path in export_tables(folder, tmp_path / "old")} == new
