@@ -416,9 +416,14 @@ def a_failing_cell_called_a_control(folder):
     retold(folder, control="no-proximal-term")
 
 
-@attempt("undecided", "cells", "role is 'defended', not 'control'")
+@attempt("fail", "harmful score", "60 of 112")
 def a_failing_cell_whose_role_is_a_controls(folder):
     retold(folder, role="control")
+
+
+@attempt("undecided", "cells", "role is 'control', not 'undefended'")
+def another_role(folder):
+    edit_table(run_of(folder, good()), lambda r: of_cell(folder, PLAIN)(r).update(role="control"))
 
 
 @attempt("fail", "harmful score", "60 of 112")
