@@ -335,6 +335,6 @@ def _requirements() -> list[tuple[str, Any, str]]:
     for text in metadata.requires("mithridate") or []:
         requirement = Requirement(text)
         extra = str(requirement.marker).partition('extra == "')[2].rstrip('"') if requirement.marker else ""
-        if extra not in ("test", "lint"):
+        if extra not in ("test", "lint", "docs"):
             found.append((requirement.name, requirement.specifier, extra))
     return found
