@@ -1,4 +1,4 @@
-"""A run's cells over seeds, its stored answers judged again by today's rules: the table "Four seeds" of docs/benchmarks.md.
+"""A run over its seeds, its stored answers judged again by today's rules: "Four seeds" of docs/benchmarks.md.
 
     python benchmarks/seeds_rejudged.py RUN
 

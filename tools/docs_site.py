@@ -1,7 +1,8 @@
-"""MkDocs hook: the site also has README, CONTRIBUTING, SECURITY and CHANGELOG, and its links lead where they lead in the repository.
+"""MkDocs hook: README, CONTRIBUTING, SECURITY and CHANGELOG are on the site too, and relative links keep their meaning.
 
-The pages are written to be read in the repository, where docs/ is one folder of several. On the site, a link to another page leads to
-that page, a link to a file outside docs/ to a copy of it under files/, and of a link to a folder only its text is left.
+The pages are written to be read in the repository, where docs/ is one folder of several. On the site, a link to
+another page leads to that page, a link to a file outside docs/ to a copy of it under files/, and of a link to a folder
+only the text is left.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mithridate makes aligned language models withstand harmful fine-tuning, and proves it."""
+"""Defenses against harmful fine-tuning of language models: their exact update rules, the attack, the measurement."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,10 @@ def runner(monkeypatch, tmp_path):
 # -- verbs -------------------------------------------------------------------------------------------------
 
 
+def test_without_arguments_the_command_is_help(command):
+    assert command() == command("--help")
+
+
 def test_help_names_every_verb_and_each_has_its_own(command):
     code, out, err = command("--help")
     assert (code, err) == (0, "") and all(f" {verb} " in out for verb in VERBS)
@@ -157,6 +162,14 @@ def test_methods_tells_all_of_one(command):
     assert code == 3 and "no such method; did you mean `antidote`?" in err
 
 
+def test_every_method_can_be_cited(command):
+    from mithridate.methods.index import index
+
+    found = {one["name"]: command("cite", one["name"]) for one in index()}
+    assert len(found) >= 4 and {code for code, _, _ in found.values()} == {0}
+    assert all(re.match(r"@\w+\{[\w:-]+,\n(.*\n)+\}\n$", out) for _, out, _ in found.values())
+
+
 def test_cite(command):
     code, out, _ = command("cite", "lisa", "antidote", "lisa")
     assert code == 0 and out.count("@inproceedings{") == 2 and out.index("{lisa,") < out.index("{antidote,")
@@ -192,7 +205,6 @@ def test_doctor_finds_what_is_too_old(command, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Missing command"),
         (["rn"], "No such command 'rn'"),
         (["run"], "Missing argument"),
         (["run", "--ot", "x"], "No such option: --ot"),
@@ -243,8 +255,9 @@ def real(*arguments, code=None):
 
 def test_the_installed_command_and_the_module_are_one(tmp_path):
     script = Path(sys.executable).with_name("mithridate")
-    for result in (real("run", "x.yaml"), subprocess.run([script, "run", "x.yaml"], capture_output=True, text=True)):
-        assert result.returncode == 3 and result.stderr == "error: x.yaml: no such file\n" and result.stdout == ""
+    file = tmp_path / "x.yaml"  # in an empty folder, so that no other file is proposed
+    for result in (real("run", file), subprocess.run([script, "run", file], capture_output=True, text=True)):
+        assert result.returncode == 3 and result.stderr == f"error: {file}: no such file\n" and result.stdout == ""
 
 
 def test_help_and_bad_files_need_no_torch(file):
