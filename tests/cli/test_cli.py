@@ -149,7 +149,7 @@ def test_methods_says_what_each_costs_and_where_it_is_from(command):
     text = " ".join(out.split())
     for name in ("booster", "vaccine", "lisa", "antidote"):
         assert f" {name} " in text
-    assert "post-fine-tuning" in text and "2408.09600" in text and "2 passes a step" in text
+    assert "post-fine-tuning" in text and "2408.09600" in text and "2 passes per step" in text
     assert "rho=0.0" in text and "1 copy of the trained" in text and "exact" in text
 
 

@@ -526,7 +526,7 @@ def another_deviation_than_the_one_agreed_to(folder):
 
 @attempt("undecided", "prompts", "more answers than others")
 def the_better_of_several_samples(folder):
-    """Two answers a prompt; of those that complied once, only the other one is kept."""
+    """Two answers per prompt; of those that complied once, only the other one is kept."""
     refusing = [row | {"sample": 1} for row in answered(["refused"], ["complied"]) if row["set"] != "task"]
     run_of(folder, [row | {"sample": 0} for row in bad()] + refusing)
     edit_records(folder, lambda rows: [row for row in rows if not complied(row)])

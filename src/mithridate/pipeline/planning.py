@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 TITLES = (
-    *("stage", "method", "weights", "gradients", "optimizer", "method's", "activations", "logits", "GiB a process"),
-    *("passes a step", "x plain", "steps", "PFLOPs", "disk GiB"),
+    *("stage", "method", "weights", "gradients", "optimizer", "method's", "activations", "logits", "GiB per process"),
+    *("passes per step", "x plain", "steps", "PFLOPs", "disk GiB"),
 )
 
 

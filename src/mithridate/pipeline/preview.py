@@ -64,7 +64,7 @@ class Preview:
             waiting += [(depth + 1, child) for child in reversed(node.after)]
 
     def lines(self) -> Iterator[str]:
-        """The graph as text, one line a stage, and a summary."""
+        """The graph as text, one line per stage, and a summary."""
         for depth, node in self.nodes():
             many = f"  ({node.cells} cells)" if node.cells > 1 else ""
             guess = f", {node.guess}" if node.guess else ""

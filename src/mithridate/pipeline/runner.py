@@ -56,7 +56,7 @@ class Run:
         return json.loads((self.folder / "results.json").read_text())
 
     def records(self) -> pd.DataFrame:
-        """One row a prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
+        """One row per prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
         import pandas as pd
 
         return pd.read_parquet(self.folder / "records.parquet")

@@ -223,7 +223,7 @@ class Chain:
         return " ".join(filter(None, words))
 
     def rows(self, evaluation: Stage) -> list[dict[str, Any]]:
-        """The records of an evaluation, one row a prompt, with the verdicts of the judges as they are now.
+        """The records of an evaluation, one row per prompt, with the verdicts of the judges as they are now.
 
         The answers are what took long; verdicts are kept by content, so that no answer is judged twice alike.
         """

@@ -57,7 +57,7 @@ def paired_by_prompt(a: ByPrompt, b: ByPrompt) -> dict:
     Returns `difference` of the shares a - b with its 95 % interval (`low`, `high`), `p_value` (two-sided, of the test
     that swaps the runs prompt by prompt: all ways where that is at most 9999, else so many at random, the same at
     every call), `n` (prompts compared) and `left_out` (prompts of which one run has no scored answer). None, and p =
-    1, where n = 0. With one answer a prompt it is `paired`.
+    1, where n = 0. With one answer per prompt it is `paired`.
 
     Answers of several seeds: the comparison is of these seeds, see `seeds.paired_across_seeds` for others.
 
@@ -129,7 +129,7 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
 
 
 def _clustered(answers: ByPrompt, shares: np.ndarray) -> dict:
-    """The interval of `proportion_by_prompt`, with Student's t also where this run has one answer a prompt."""
+    """The interval of `proportion_by_prompt`, with Student's t also where this run has one answer per prompt."""
     if len(shares) == 1:
         return proportion_by_prompt(answers)
     value = float(shares.mean())
