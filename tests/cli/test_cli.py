@@ -140,7 +140,7 @@ def test_the_export(command, runner, tmp_path):
 @pytest.mark.parametrize("arguments", [["report"], ["export", "--cell", "a", "--out", "x"]])
 def test_what_is_not_a_run_is_refused(command, tmp_path, arguments):
     code, _, err = command(arguments[0], tmp_path, *arguments[1:])
-    assert code == 3 and "not the folder of a run" in err
+    assert code == 3 and "not a run folder" in err
 
 
 def test_methods_says_what_each_costs_and_where_it_is_from(command):
@@ -294,7 +294,7 @@ def test_signals_interrupt(file, sent):
     os.kill(process.pid, sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "error: interrupted; what was finished is kept, and the next run goes on from it\n"
+    assert err == "error: interrupted; finished stages are kept, and the next run continues from them\n"
 
 
 def test_export_pushes_where_that_is_asked_and_privately(command, runner, tmp_path, monkeypatch):

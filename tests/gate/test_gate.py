@@ -313,7 +313,7 @@ def test_bad_input(tmp_path):
     folder = run_of(tmp_path / "run", good())
     with pytest.raises(InputError, match="has no cell 'x'"):
         gate(folder, Limits(0.1), ["x"])
-    with pytest.raises(InputError, match="not the folder of a run"):
+    with pytest.raises(InputError, match="not a run folder"):
         gate(tmp_path, Limits(0.1))
     with pytest.raises(InputError, match="--max-harmful-score: expected a fraction"):
         Limits(10)
@@ -321,7 +321,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="has no column 'protocol'"):
         gate(folder, Limits(0.1))
     (folder / "records.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="not the folder of a run"):
+    with pytest.raises(InputError, match="not a run folder"):
         gate(folder, Limits(0.1))
 
 

@@ -682,7 +682,7 @@ def test_bad_rows_are_named_by_file_and_line(inputs, store, tmp_path, rows, mess
 def test_a_role_that_is_needed_is_named(inputs, store, tmp_path, role, change):
     asked = experiment(inputs, **change)
     del asked["data"][role]
-    with pytest.raises(InputError, match=f"^data.{role}: needed by this experiment and not given$"):
+    with pytest.raises(InputError, match=f"^data.{role}: required by this experiment, but missing$"):
         run(asked, out=tmp_path / "out", progress=False)
     assert nothing_computed(store)
 

@@ -201,7 +201,7 @@ def test_a_grid_is_shown_by_method(grid):
         assert len(item.legend) <= 10
         assert len(item.figure["data"]) <= 16
     page = build_report(grid).read_text(encoding="utf-8")
-    assert "Each seed for itself (69 runs)" in page
+    assert "Per-seed results (69 runs)" in page
     assert "20 figures" not in page
 
 
@@ -347,7 +347,7 @@ def broken_results(**changes):
         (broken_results(schema=2), "schema is 2, this version reads 1"),
         (broken_results(model=None, protocol=None), "results.json: lacks protocol, model; was it written by"),
         (broken_results(cells=[{"id": "a"}]), r"cells\[0\] lacks alignment, finetuning"),
-        (broken_results(cells=[synthetic.cell(), synthetic.cell()]), "is there twice"),
+        (broken_results(cells=[synthetic.cell(), synthetic.cell()]), "appears twice"),
         (lambda folder: (folder / "records.parquet").unlink(), "records.parquet: no such file"),
         (lambda folder: (folder / "records.parquet").write_bytes(b"PAR1"), "not a readable Parquet file"),
         (lambda folder: (folder / "tuning.jsonl").write_text("{}\n{"), "tuning.jsonl, line 2: not valid JSON"),

@@ -95,7 +95,7 @@ def _invoke(arguments: Sequence[str] | None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was finished is kept, and the next run goes on from it", INTERRUPTED, debug)
+        return _fail("interrupted; finished stages are kept, and the next run continues from them", INTERRUPTED, debug)
     except _USAGE_ERROR as error:
         help_for = context.command_path if (context := getattr(error, "ctx", None)) else "mithridate"
         return _fail(f"{error.format_message()} (see `{help_for} --help`)", BAD_INPUT, debug)

@@ -291,7 +291,7 @@ def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
     if len(given) < len(further):
         names = [judge.name for judge in further]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"judges: {twice} is there twice; records have room for one of a name.")
+        raise InputError(f"judges: {twice} appears twice; records have room for one of a name.")
     use = protocol.judge
     fields = {"threshold": use.threshold, "max_tokens": use.max_tokens}
     specs: dict[str, dict[str, Any]] = {use.name: {name: v for name, v in fields.items() if v is not None}}

@@ -68,7 +68,7 @@ class Cost:
 
     def __str__(self) -> str:
         """In words: "3 passes per step, 2 copies of the trained weights"."""
-        parts = [_counted(self.passes, "pass", "passes") + " a step"] if self.passes else []
+        parts = [_counted(self.passes, "pass", "passes") + " per step"] if self.passes else []
         if self.activations:
             parts[0] += f" ({self.activations:.3g} of {'it' if self.passes == 1 else 'them'} without weight gradients)"
         if self.forwards:

@@ -53,7 +53,7 @@ VERSIONS = {
 }
 _ROWS = "rows.json"  # of `attack-rows`
 
-_NOT_GIVEN = "needed by this experiment and not given"
+_NOT_GIVEN = "required by this experiment, but missing"
 # What of a generator's fields decides how fast it answers, and not what.
 _PACE = ("batch_size", "concurrency", "timeout", "retries", "api_key_env")
 

@@ -222,7 +222,7 @@ def markdown(found: Reproduction) -> str:
         lines += [f"The paper's numbers: {chosen.numbers.table} ({chosen.paper}). Percent.", ""]
     lines += [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
     lines += [f"| {' | '.join(line.cells())} |" for line in found.lines]
-    lines += ["", "In what this run departs from it:", "", *(f"- {text}" for text in found.deviations or ["nothing"])]
+    lines += ["", "Deviations from the preset:", "", *(f"- {text}" for text in found.deviations or ["nothing"])]
     lines += ["", "What else differs, from what is known:", ""]
     lines += [f"- {note.text} [{note.mark}]" for note in chosen.differences]
     lines += ["", f"Marks: {'; '.join(f'[{mark}] {meaning}' for mark, meaning in MARKS.items())}."]
