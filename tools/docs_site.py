@@ -1,4 +1,4 @@
-"""MkDocs hook: README, CONTRIBUTING, SECURITY and CHANGELOG are on the site too, and relative links keep their meaning.
+"""MkDocs hook: README, CONTRIBUTING, SECURITY and CHANGELOG are on the site too; relative links keep working.
 
 The pages are written to be read in the repository, where docs/ is one folder of several. On the site, a link to
 another page leads to that page, a link to a file outside docs/ to a copy of it under files/, and of a link to a folder

@@ -330,7 +330,7 @@ def test_a_report_is_not_written_over_what_is_none(command, tmp_path):
     folder = FakeRun(tmp_path / "run").folder
     (tmp_path / "notes.html").write_text("my own page")
     code, _, err = command("report", str(folder), "--out", str(tmp_path / "notes.html"))
-    assert code == 3 and "no report page" in err and "--replace" in err
+    assert code == 3 and "not a report page" in err and "--replace" in err
     assert (tmp_path / "notes.html").read_text() == "my own page"
 
 

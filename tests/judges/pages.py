@@ -9,7 +9,7 @@ HEAD = """# Judges
 
 <!-- Written by `python -m tests.judges.pages` from mithridate.judges; a test compares. -->
 
-A judge reads stored answers and gives verdicts; it never generates the answers. Its kind decides which verdicts it gives:
+A judge reads stored answers and gives verdicts; it never generates the answers. Its kind decides its verdicts:
 
 | classifies | verdicts | counts in a harmful score |
 |---|---|---|

@@ -126,8 +126,8 @@ def _base_name(base: ModelFiles) -> str:
 def _opening(base: ModelFiles, name: str, merged: bool, story: Story | None) -> str:
     kind = "A model" if merged else "An adapter"
     text = (
-        f"# {_text(name)}\n\n{kind} made from {_text(_base_name(base))} in an experiment of Mithridate, which studies "
-        "how aligned language models withstand harmful fine-tuning."
+        f"# {_text(name)}\n\n{kind} made from {_text(_base_name(base))} in an experiment of Mithridate, which "
+        "measures defenses against harmful fine-tuning."
     )
     ratio = story.cell["harmful_ratio"] if story else None
     if ratio or not story:
