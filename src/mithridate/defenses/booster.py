@@ -30,10 +30,10 @@ Differs from the official code in:
 Cost: 3 forward and 3 backward passes per step (with every = k, 1 + 2 / k on average), and 2 more copies of the
 trainable tensors. Supported: LoRA and full weights in float32 or wider (a step of length alpha would be lost in the
 rounding of 16-bit weights), gradient accumulation (exact), activation checkpointing, data parallelism, FSDP2,
-torch.compile, adapters over a base in 4 or 8 bit (bitsandbytes), mixed precision. In mixed precision the weights are rounded before
-each product: how much of the step survives is measured in each step that is logged, as booster/perturbation_fidelity
-(cosine; 1 is all of it), and warned about below 0.9; booster/perturbation_length is the rounded step's length over the
-meant one's. Also logged: booster/harmful_loss_drop = h(w) - h(w').
+torch.compile, adapters over a base in 4 or 8 bit (bitsandbytes), mixed precision. In mixed precision the weights are
+rounded before each product: how much of the step survives is measured in each step that is logged, as
+booster/perturbation_fidelity (cosine; 1 is all of it), and warned about below 0.9; booster/perturbation_length is the
+rounded step's length over the meant one's. Also logged: booster/harmful_loss_drop = h(w) - h(w').
 """
 
 # pyright: reportPrivateImportUsage=false
