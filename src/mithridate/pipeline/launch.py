@@ -276,7 +276,7 @@ def _failure(folder: Path, said: str, processes: int, code: int) -> MithridateEr
             short = " (often: the machine has run out of memory)" if int(number) == signal.SIGKILL else ""
             return MithridateError(
                 f"process {rank} of {processes} was killed by {name}{short}. The last checkpoint is kept, and the "
-                "next run goes on from it."
+                "next run continues from it."
             )
     errors = sorted(
         (json.loads(file.read_text()) for file in folder.glob("error-*.json")),

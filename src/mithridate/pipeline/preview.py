@@ -110,7 +110,7 @@ def preview(
         files = local_model(name, allowed.remote_code)
         if files is None:
             require_on_hub(name)
-            notes.append(f"{name} is not on this machine yet: whether the store has stages of it cannot be told")
+            notes.append(f"{name} is not on this machine yet: whether the store has stages of it is unknown")
         return files or ModelFiles(name, Path(), "not here yet")
 
     chains = chains_of(with_undefended(experiments), base, where, False, find, allowed, findings)

@@ -343,7 +343,7 @@ def _run_chains(
     if len(table) > PAGE_CELLS:
         (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
         logger.info(
-            "%d cells are too many for a page, so there is none: results.json and records.parquet in %s have them",
+            "%d cells are too many for a page, so none is written: results.json and records.parquet in %s have them",
             len(table),
             folder,
         )

@@ -87,7 +87,7 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
 
 def _no_tokenizer(what: str) -> UnsupportedSetup:
     return UnsupportedSetup(
-        f"The calibration set has to be {what}, and there is no tokenizer that can.",
+        f"The calibration set has to be {what}, and there is no tokenizer to do it.",
         "pass tokenizer=..., with a chat template.",
     )
 

@@ -174,7 +174,7 @@ def _at_hand(made: PresetPlan, base: Path) -> None:
             one.identity()
     except MithridateError as error:
         raise InputError(
-            f"{made.preset.name}: the protocol {chosen.name} has a judge that is not at hand: {error} A judge's "
+            f"{made.preset.name}: the protocol {chosen.name} has a judge that is not available: {error} A judge's "
             "fields are set by -o evaluate.judges='{NAME: {model: FOLDER}}', another protocol by "
             "-o evaluate.protocol=NAME"
         ) from error
