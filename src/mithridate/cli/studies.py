@@ -126,10 +126,10 @@ def reproduce(
 def benchmark(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The benchmark file (YAML); see docs/benchmark.md.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/NAME")] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Number of worker processes; default 1.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, its time and disk; run nothing.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", help="Number of worker processes; default 1.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be run, its time and disk; run nothing.")
+    ] = False,
     replace: Replace = False,
 ) -> None:
     """Compare methods at equal tuning budgets: tries on validation parts, then one run on the test parts."""
