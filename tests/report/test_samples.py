@@ -84,4 +84,4 @@ def test_one_drawn_answer_to_each_prompt_is_said_to_be_drawn(tmp_path):
     assert (
         "Each harmful and each benign prompt has 1 answer, drawn at a temperature; answers to tasks are greedy" in page
     )
-    assert "Asked several times" not in page and "the exact McNemar test" in page
+    assert "Several samples per prompt" not in page and "the exact McNemar test" in page

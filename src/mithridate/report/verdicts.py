@@ -89,7 +89,7 @@ def _rests_on(cells: list[Cell], found: list[Finding]) -> list[str]:
     attacks, seeds = len({attack_of(cell) for cell in mine}), seeds_of(mine)
     text = f"{_count(attacks, 'attack')}, {_count(seeds, 'seed')}."
     if seeds == 1:
-        text += " With one seed, all of this speaks of these prompts only: other seeds may come out otherwise."
+        text += " With one seed, this holds for these prompts only: other seeds may differ."
     return [text]
 
 
