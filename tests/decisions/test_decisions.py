@@ -107,7 +107,7 @@ def test_a_defense_that_helps():
     assert made["reasons"][0].startswith(
         "Harmful score 18% [12, 26], against 95% [89, 98] without a defense: −77 points"
     )
-    assert made["reasons"][-1] == "One seed: this holds for these prompts only, not for other seeds."
+    assert made["reasons"][-1] == "One seed: this speaks of these prompts only, not of other seeds."
 
 
 def test_only_attacked_defended_models_are_decided_on():

@@ -420,7 +420,7 @@ def _control(cell: Cell, control: Cell, compare: Compare) -> str:
 def _scope(cell: Cell) -> str:
     if cell.get("seed") is None:
         return ""
-    return "One seed: this holds for these prompts only, not for other seeds."
+    return "One seed: this speaks of these prompts only, not of other seeds."
 
 
 # --- a whole run --------------------------------------------------------------------------------------------------
