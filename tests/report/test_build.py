@@ -276,7 +276,7 @@ def test_only_what_is_there_is_shown(small):
     (small / "tuning.jsonl").unlink()
     (small / "history.json").unlink()
     page = build_report(small).read_text(encoding="utf-8")
-    assert "Log of tries" not in page
+    assert "Tuning log" not in page
     assert "Training curves" not in page
     assert 'id="resistance"' not in page
 
