@@ -328,7 +328,7 @@ def test_cells_of_a_sweep_are_named_by_what_was_swept(small):
 def test_no_cells(small):
     results = {"schema": 1, "protocol": "p", "model": "m", "cells": []}
     synthetic.write(small, results, [{"cell": "", "set": "", "id": "", "prompt": "", "answer": "", "verdict": ""}])
-    assert "nothing is decided on one" in build_report(small).read_text(encoding="utf-8")
+    assert "no defense can be judged" in build_report(small).read_text(encoding="utf-8")
 
 
 def broken_results(**changes):
