@@ -17,6 +17,7 @@ from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
+from mithridate.progress import time_left
 from mithridate.results.folder import PAGE_CELLS, Folder
 from mithridate.results.ownership import require_own
 from mithridate.store import canonical_json
@@ -94,7 +95,7 @@ def run(
         out: the run's folder; `runs/<name of the file>` by default.
         until: stop after this stage: `align`, `finetune` or `repair` (nothing is evaluated then), or `evaluate` (the
             undefended run is not added).
-        progress: show progress bars.
+        progress: show how far the run is: its stages, and bars on a terminal or lines in a log file.
         executor: what makes the cells at the same time: `Local(workers=8)`, `Ray(...)` or `Slurm(...)` of
             `mithridate.pipeline.executors`. By default this process makes one after the other.
         replace: whether a folder that another experiment, or the user, has filled is written to all the same: what
@@ -109,6 +110,8 @@ def run(
             has been computed then, and every problem that was found is named.
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
     """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: expected a list of texts, got one; give [{overrides!r}]")
     if until not in (None, *_UNTIL):
         raise InputError(f"until: no such stage `{until}`{nearest(until, _UNTIL)}")
     loaded, cells = load_cells(experiment, list(overrides))
@@ -203,7 +206,7 @@ def run_cells(
     if not replace:
         with findings.noting():
             require_own(folder, source, owner)
-    with quiet_libraries(), contextlib.ExitStack() as ending:
+    with quiet_libraries(), stages_told(progress), contextlib.ExitStack() as ending:
         for chain in chains:
             ending.callback(chain.shop.close)
         look_ahead(chains, executor, until, findings)
@@ -466,7 +469,7 @@ class _Maker:
         if not all(self.made[name] for name in left):
             return ""
         seconds = sum(count * self.spent[name] / self.made[name] for name, count in left.items())
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+        return f", {time_left(seconds)}"
 
 
 def _peak(record: dict[str, Any]) -> int:
@@ -642,6 +645,24 @@ def quiet_libraries() -> Iterator[None]:
             bars.enable_progress_bar()
         if data_shown:
             datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def stages_told(shown: bool) -> Iterator[None]:
+    """Inside, the lines of a run's stages go to stderr where nobody listens to the log, as in a script or notebook."""
+    ours = logging.getLogger("mithridate")
+    if not shown or ours.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), ours.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
 
 
 def _report(folder: Path) -> None:
