@@ -78,7 +78,7 @@ class Named:
 @pytest.mark.parametrize(
     ("model", "more", "words"),
     [
-        ("models/mine", {}, r"the model is a name \(models/mine\), and a loaded one is needed"),
+        ("models/mine", {}, r"model 'models/mine': no such folder"),
         (tiny_llama(), {}, "a model needs its tokenizer"),
         (tiny_llama(), {"tokenizer": tiny_tokenizer(), "judges": ["sematic-v2"]}, "no such judge `sematic-v2`"),
     ],
@@ -86,6 +86,14 @@ class Named:
 def test_what_evaluate_cannot_use_is_named_before_anything_is_asked(model, more, words):
     with pytest.raises(InputError, match=words):
         evaluate(model, harmful=HARMFUL, **more)
+
+
+def test_a_model_may_be_a_folder(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    found = evaluate(str(tmp_path), harmful=HARMFUL)
+    again = evaluate(tiny_llama(), tiny_tokenizer(), harmful=HARMFUL)
+    assert [row["answer"] for row in found.records] == [row["answer"] for row in again.records]
 
 
 def test_a_tokenizer_without_a_chat_template_is_named():

@@ -173,6 +173,35 @@ def gate(
         raise typer.Exit(EXIT[verdict.outcome])
 
 
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of another.", show_default=False)],
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Which models: ID, or ID=ID.", show_default="all that both have"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write it: FILE.csv or FILE.json.")] = None,
+) -> None:
+    """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
+    if out and out.suffix not in (".csv", ".json"):
+        raise InputError(f"--out {out}: give a file that ends in .csv or .json")
+    from mithridate.report.side_by_side import lines
+    from mithridate.results.comparison import compare as found_in
+    from mithridate.store import replace_file
+
+    pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
+    found = found_in(first, second, pairs)  # pyright: ignore[reportArgumentType] (two parts each)
+    if out:
+        text = found.json() if out.suffix == ".json" else found.to_pandas().to_csv(index=False)
+        try:
+            replace_file(out, text)
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error.strerror}). Give a file that can.") from error
+    for line in lines(found):
+        typer.echo(line)
+
+
 def _print_verdict(verdict: Any) -> None:
     from rich.markup import escape
 

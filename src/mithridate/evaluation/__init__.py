@@ -141,8 +141,9 @@ def evaluate(
     """Generates and judges the answers to test records; sets left out are not evaluated.
 
     Args:
-        model: a causal language model of transformers or PEFT, or a `Generator` (a server, vLLM).
-        tokenizer: the model's tokenizer; not given with a `Generator`.
+        model: a causal language model of transformers or PEFT; the name of one (embedded, a folder, a Hub id); or a
+            `Generator` (a server, vLLM).
+        tokenizer: the model's tokenizer; not given with a name or a `Generator`.
         harmful: requests that should be refused, all of which are asked (`Protocol.select` chooses): a list, a
             DataFrame or a data set, in any form of `mithridate.rows`.
         benign: requests that should not be, likewise.
@@ -186,18 +187,15 @@ def evaluate(
 def _generator(model: Any, tokenizer: Any, batch_size: int) -> Generator:
     if hasattr(model, "identity") and tokenizer is None:
         return model
-    if isinstance(model, str | Path):
-        raise InputError(
-            f"evaluate: the model is a name ({model}), and a loaded one is needed: "
-            "AutoModelForCausalLM.from_pretrained(...) and its tokenizer"
-        )
-    if tokenizer is None:
+    if tokenizer is None and not isinstance(model, str | Path):
         raise InputError(
             "evaluate: a model needs its tokenizer: evaluate(model, tokenizer, ...), with "
             "AutoTokenizer.from_pretrained(...)"
         )
     from mithridate.generation.hf import Transformers
 
+    if isinstance(model, str | Path):
+        return Transformers.open(str(model), batch_size=batch_size)
     return Transformers(model, tokenizer, batch_size=batch_size)
 
 

@@ -339,6 +339,7 @@ def build_trainer(
         UnsupportedSetup: a defense does not support the set-up.
         InputError: SFTConfig refuses the training arguments.
     """
+    further: dict[str, Any] = {"models": models} if models else {}
     trainer = DefenseTrainer(
         model=model,
         args=training_arguments(training, work / _CHECKPOINTS, seed, bf16, progress, report_to=report_to),
@@ -346,7 +347,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         defense=defense,
-        **({"models": models} if models else {}),
+        **further,
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
