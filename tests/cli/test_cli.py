@@ -25,6 +25,7 @@ VERBS = [
     "demo",
     "report",
     "export",
+    "compare",
     "doctor",
     "methods",
     "schema",

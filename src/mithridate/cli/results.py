@@ -72,9 +72,15 @@ def export(
         Path | None,
         typer.Option("--verdict", help="A gate's verdict, for the model's card.", show_default="RUN/verdict.json"),
     ] = None,
+    check: Annotated[
+        int, typer.Option("--check", metavar="K", help="Ask K prompts of each set again: the same text; 0: none.")
+    ] = 4,
+    redact: Annotated[bool, typer.Option("--redact", help="With --inspect: without what models said.")] = False,
 ) -> None:
     """Write a finished model as a folder that plain transformers (merged) or PEFT (adapter) loads."""
     check_run(folder)
+    if redact and not inspect:
+        raise InputError("--redact: is about an Inspect log (--inspect); a model holds no answers")
     if push is None and (public or replace):
         raise InputError(f"--{'public' if public else 'replace'}: is about --push REPO; give that too")
     if out is None and (inspect or push is None):
@@ -87,7 +93,7 @@ def export(
             raise InputError(f"--out {out}: is there already, and no Inspect log; give another file")
         from mithridate.pipeline.runner import export_log
 
-        typer.echo(f"log: {export_log(folder, cell, out)}")
+        typer.echo(f"log: {export_log(folder, cell, out, redact=redact)}")
         return
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already and not an empty folder; give another one")
@@ -99,6 +105,7 @@ def export(
 
     more: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     more |= {"verdict": verdict} if verdict else {}
+    more |= {"check": check} if check != 4 else {}
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext() as aside:
         where = out or Path(aside or "") / "model"
         exported = export_cell(folder, cell, where, merged, **more)

@@ -678,16 +678,20 @@ def export_cell(
     merged: bool = True,
     trust_remote_code: bool = False,
     verdict: str | Path | None = None,
+    check: int = 4,
 ) -> Path:
     """Writes the model of one cell of a run as a folder that plain transformers (merged) or PEFT (adapter) loads.
 
     Args:
         trust_remote_code: as of `run`, which was called with it.
         verdict: file of a gate's verdict, for the model's card; by default verdict.json in the run's folder, if there.
+        check: how many harmful and how many benign prompts of the run the written model is asked again: the answers
+            must be those that were measured. 0 asks none.
 
     Raises:
         InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
-            this model.
+            this model; or `check` is below 0.
+        MithridateError: it cannot be written, or answers otherwise than the model that was measured.
     """
     from mithridate.pipeline.export import export
     from mithridate.pipeline.stages import Chain
@@ -695,6 +699,8 @@ def export_cell(
     from mithridate.results.release.label import VERDICT_FILE, label_of
     from mithridate.store import MANIFEST, file_digest
 
+    if check < 0:
+        raise InputError(f"check: expected a number of prompts from 0 on, got {check}")
     run_folder = Path(run_folder)
     try:
         results = Run(run_folder).results
@@ -719,11 +725,32 @@ def export_cell(
             raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
     story = Story(results, row, recipe["experiment"], stages, label)
     layers = chain.layers(recipe["upto"])
-    return export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+    made = export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+    if check:
+        from mithridate.pipeline.export_check import check_export
+
+        with quiet_libraries():
+            logger.info("%s", check_export(chain, recipe["upto"], made, _final_rows(run_folder, cell), check))
+    return made
 
 
-def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
+def _final_rows(run_folder: Path, cell: str) -> list[dict[str, Any]]:
+    """The records of a cell from its end."""
+    frame: Any = Run(run_folder).records()
+    return frame[(frame["cell"] == cell) & frame["step"].isna()].drop(columns="step").to_dict("records")
+
+
+def redacted(row: dict[str, Any]) -> dict[str, Any]:
+    """A record without what the model said: its answer, and the reasons of verdicts."""
+    said = {name for name in row if name == "reason" or name.endswith("/reason")}
+    return {**row, **dict.fromkeys(said, "redacted"), "answer": f"[redacted: {len(row['answer'])} characters]"}
+
+
+def export_log(run_folder: str | Path, cell: str, out: str | Path, redact: bool = False) -> Path:
     """Writes the records of one cell of a run as an Inspect log (a .json file).
+
+    Args:
+        redact: leaves out what models said: answers, and the reasons of verdicts, which quote them. Verdicts stay.
 
     Raises:
         InputError: no such run or cell, or a file name or folder that cannot be.
@@ -732,11 +759,10 @@ def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
     from mithridate.results.inspect_log import write_log
 
     run = Run(Path(run_folder))
-    frame: Any = run.records()
-    frame = frame[(frame["cell"] == cell) & frame["step"].isna()]
+    rows = _final_rows(run.folder, cell)
     found = next((row for row in run.results["cells"] if row["id"] == cell), None)
-    if found is None or frame.empty:
+    if found is None or not rows:
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(run.cells)}.")
-    rows = frame.drop(columns="step").to_dict("records")
+    rows = [redacted(row) for row in rows] if redact else rows
     shares = {name: value for name, value in found.items() if isinstance(value, dict) and "value" in value}
     return write_log(out, rows, run.results["model"], shares, {"cell": cell, "settings": found["settings"]})
