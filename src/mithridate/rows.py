@@ -6,6 +6,7 @@
                 messages, or prompt as turns      TRL's conversational form, and that of OpenAI's files
                 conversations (from, value)       ShareGPT
                 instruction, input, output        Alpaca; the input stands after the instruction and an empty line
+                system                            beside any of these: the system turn
 
 `records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), `trainable` what
 a trainer of TRL takes. A turn's content may be a list of text parts. Further columns stay as they are.
@@ -207,4 +208,6 @@ def _for_trl(row: Row, where: str) -> Row:
             f"the columns there are: {', '.join(row) or 'none'}"
         )
     before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    if isinstance(system := row.get("system"), str):
+        before = [{"role": "system", "content": system}, *before]
     return {"prompt": before, "completion": _answered(row["response"])}

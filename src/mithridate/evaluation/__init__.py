@@ -134,7 +134,7 @@ def evaluate(
     protocol: str = "hs/embedded-v1",
     judges: Sequence[Judge | str | Mapping[str, Any]] | str = (),
     cache: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     sampling: Sampling | None = None,
 ) -> Evaluation:
@@ -154,7 +154,7 @@ def evaluate(
             file, or a judge, which the caller closes. One with the name of a judge of the protocol's takes its place
             (another model folder, a threshold).
         cache: folder in which answers and verdicts are kept by content; None keeps nothing.
-        batch_size: prompts in one batch.
+        batch_size: prompts in one batch; None for what suits the device.
         progress: whether to show how far it is: a bar on a terminal, lines in a log file.
         sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
 
@@ -184,7 +184,7 @@ def evaluate(
                 judge.close()
 
 
-def _generator(model: Any, tokenizer: Any, batch_size: int) -> Generator:
+def _generator(model: Any, tokenizer: Any, batch_size: int | None) -> Generator:
     if hasattr(model, "identity") and tokenizer is None:
         return model
     if tokenizer is None and not isinstance(model, str | Path):
