@@ -26,7 +26,7 @@ def executed(parameters: str | None = None) -> dict:
 
 def shown_right(names: dict) -> None:
     assert len(names["upload"]) == 4 * names["STEPS"]
-    assert names["upload"]["poisoned"].sum() == round(0.4 * names["STEPS"])
+    assert names["upload"]["poisoned"].sum() == names["STEPS"] // 2
     assert len(names["before"].to_pandas()) == len(names["after"].records) == 16
     assert names["delta"].report and "harmful_score" in names["before"]._repr_html_()
 
