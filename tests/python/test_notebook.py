@@ -28,7 +28,7 @@ def shown_right(names: dict) -> None:
     assert len(names["upload"]) == 4 * names["STEPS"]
     assert names["upload"]["poisoned"].sum() == names["STEPS"] // 2
     assert len(names["before"].to_pandas()) == len(names["after"].records) == 16
-    assert names["delta"].report and "harmful_score" in names["before"]._repr_html_()
+    assert names["delta"].digest and "harmful_score" in names["before"]._repr_html_()
 
 
 def test_on_a_tiny_model(tmp_path):
