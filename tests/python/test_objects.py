@@ -78,7 +78,7 @@ class Named:
 @pytest.mark.parametrize(
     ("model", "more", "words"),
     [
-        ("models/mine", {}, r"model 'models/mine': no such folder"),
+        ("./models/mine", {}, r"model './models/mine': no such folder"),
         (tiny_llama(), {}, "a model needs its tokenizer"),
         (tiny_llama(), {"tokenizer": tiny_tokenizer(), "judges": ["sematic-v2"]}, "no such judge `sematic-v2`"),
     ],
