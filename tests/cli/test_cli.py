@@ -26,6 +26,7 @@ VERBS = [
     "demo",
     "report",
     "export",
+    "compare",
     "doctor",
     "methods",
     "schema",

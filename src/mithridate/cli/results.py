@@ -84,9 +84,15 @@ def export(
             "--verdict", help="Verdict of the gate to put on the model card.", show_default="RUN/verdict.json"
         ),
     ] = None,
+    check: Annotated[
+        int, typer.Option("--check", metavar="K", help="Ask K prompts of each set again: the same text; 0: none.")
+    ] = 4,
+    redact: Annotated[bool, typer.Option("--redact", help="With --inspect: without what models said.")] = False,
 ) -> None:
     """Write a finished model as a folder that plain transformers (merged) or PEFT (adapter) loads."""
     check_run(folder)
+    if redact and not inspect:
+        raise InputError("--redact: is about an Inspect log (--inspect); a model holds no answers")
     if push is None and (public or replace):
         raise InputError(f"--{'public' if public else 'replace'}: is about --push REPO; give that too")
     if out is None and (inspect or push is None):
@@ -99,7 +105,7 @@ def export(
             raise InputError(f"--out {out}: already exists and is not an Inspect log; give another file")
         from mithridate.pipeline.runner import export_log
 
-        typer.echo(f"log: {export_log(folder, cell, out)}")
+        typer.echo(f"log: {export_log(folder, cell, out, redact=redact)}")
         return
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: already exists and is not an empty folder; give another one")
@@ -111,6 +117,7 @@ def export(
 
     more: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     more |= {"verdict": verdict} if verdict else {}
+    more |= {"check": check} if check != 4 else {}
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext() as aside:
         where = out or Path(aside or "") / "model"
         exported = export_cell(folder, cell, where, merged, **more)
@@ -197,6 +204,35 @@ def gate(
             _print_verdict(verdict)
     if verdict.outcome != "pass":
         raise typer.Exit(EXIT[verdict.outcome])
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of another.", show_default=False)],
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Which models: ID, or ID=ID.", show_default="all that both have"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write it: FILE.csv or FILE.json.")] = None,
+) -> None:
+    """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
+    if out and out.suffix not in (".csv", ".json"):
+        raise InputError(f"--out {out}: give a file that ends in .csv or .json")
+    from mithridate.report.side_by_side import lines
+    from mithridate.results.comparison import compare as found_in
+    from mithridate.store import replace_file
+
+    pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
+    found = found_in(first, second, pairs)  # pyright: ignore[reportArgumentType] (two parts each)
+    if out:
+        text = found.json() if out.suffix == ".json" else found.to_pandas().to_csv(index=False)
+        try:
+            replace_file(out, text)
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error.strerror}). Give a file that can.") from error
+    for line in lines(found):
+        typer.echo(line)
 
 
 def _print_verdict(verdict: Any) -> None:

@@ -67,9 +67,18 @@ def run(
     replace: Replace = False,
     report_to: _ReportTo = None,
     trust_remote_code: RemoteCode = False,
+    upload: Annotated[
+        Path | None,
+        typer.Option("--upload", metavar="FILE", help="Fine-tune on these rows, with none added; to runs/NAME-FILE."),
+    ] = None,
 ) -> None:
     """Run an experiment file: all stages and all cells of its sweep, then the table and the report page."""
     options, asked = _options(executor_option), _asked(replace, report_to, trust_remote_code)
+    if upload:
+        from mithridate.experiment.uploads import of_upload
+
+        override = [*of_upload(upload), *(override or [])]
+        out = out or Path("runs") / f"{file.stem}-{upload.name.partition('.')[0]}"
     if not dry_run:
         return _run(file, override, out, dtype, accelerate, None, asked, (executor, workers, options))
     from mithridate.experiment.config import load_experiment

@@ -52,8 +52,7 @@ from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
+    from mithridate.rows import Rows
     from mithridate.training.side_data import SideData
     from mithridate.training.trainer import DefenseMixin
 
@@ -68,7 +67,7 @@ class Booster(Defense):
     """Trains so that a simulated harmful step lowers the harmful loss little; see this module's docstring.
 
     Args:
-        harmful_dataset: harmful prompts with harmful answers, in any format the trainer takes.
+        harmful_dataset: harmful prompts with harmful answers, in any form of `mithridate.rows`.
         alpha: length of the simulated harmful step, over all trainable tensors.
         lam: weight of the regulariser; 0 is plain training, without the harmful passes.
         every: add the regulariser every so many optimizer steps, that many times as strong; 1 is every step.
@@ -89,7 +88,7 @@ class Booster(Defense):
     off: ClassVar[dict[str, Any] | None] = {"lam": 0.0}
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful"}
 
-    harmful_dataset: Dataset
+    harmful_dataset: Rows
     alpha: float = 0.1
     lam: float = 5.0
     every: int = 1
