@@ -77,7 +77,7 @@ class RunFolder:
             raise self._no_run(f"results.json: cannot be read ({error.strerror})") from None
 
     def _no_run(self, why: str) -> InputError:
-        return InputError(f"{self.path}: not the folder of a run: {why}")
+        return InputError(f"{self.path}: not a run folder: {why}")
 
     @cached_property
     def sha256(self) -> str:
@@ -436,7 +436,7 @@ class RunFolder:
         except OSError as error:
             raise MithridateError(
                 f"{self.path}: cannot be written ({error.strerror or error}). Make room there, or give another --out. "
-                "What was computed is in the store, and the next run goes on from it."
+                "What was computed is in the store, and the next run continues from it."
             ) from error
 
 

@@ -32,7 +32,7 @@ def parsed(text: str) -> Any:
         made = dict(pairs)
         if len(made) < len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ValueError(f"the key {twice!r} is there twice")
+            raise ValueError(f"the key {twice!r} appears twice")
         return made
 
     def never(constant: str) -> Any:
@@ -61,7 +61,7 @@ def checked(results: Any, where: str = "results.json") -> dict[str, Any]:
         if missing := _missing(cell, old=results["schema"] == 1):
             raise InputError(f"{where}: cells[{i}] lacks {', '.join(missing)}.")
         if cell["id"] in seen:
-            raise InputError(f"{where}: cells[{i}]: the id {cell['id']!r} is there twice; ids must be unique.")
+            raise InputError(f"{where}: cells[{i}]: the id {cell['id']!r} appears twice; ids must be unique.")
         seen.add(cell["id"])
     return lifted(results) if results["schema"] == 1 else results
 

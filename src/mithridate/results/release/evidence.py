@@ -45,7 +45,7 @@ class Evidence:
         folder: what `run` wrote: results.json, the records and cells.json.
 
     Raises:
-        InputError: it is not the folder of a run.
+        InputError: it is not a run folder.
     """
 
     def __init__(self, folder: Path):
