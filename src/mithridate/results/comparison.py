@@ -112,7 +112,8 @@ def compare(a: str | Path, b: str | Path, cells: Sequence[str | tuple[str, str]]
     pairs = [(cell, cell) if isinstance(cell, str) else cell for cell in cells]
     one, other = RunFolder(a), RunFolder(b)
     for x, y in pairs:  # of which each run must have its own
-        one.cell(x), other.cell(y)
+        one.cell(x)
+        other.cell(y)
     notes = []
     if not pairs:
         pairs = [(name, name) for name in one.cells if name in other.cells]
