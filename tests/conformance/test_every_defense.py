@@ -195,7 +195,7 @@ def test_nothing_grows_over_fifty_steps(name, tmp_path):
     class Counting(by_name("defenses")[name]):
         def on_step_end(self, t):
             super().on_step_end(t)
-            if t.state.global_step in (20, 50):
+            if t.state.global_step in (20, t.state.max_steps):  # which a defense may make fewer
                 gc.collect()
                 alive = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
                 seen[t.state.global_step] = len(alive), sum(o.numel() for o in alive)
@@ -203,7 +203,7 @@ def test_nothing_grows_over_fifty_steps(name, tmp_path):
     made = example("defenses", name)
     made.__class__ = Counting
     run(tmp_path, made, max_steps=50, logging_steps=10)
-    assert seen[50] == seen[20]
+    assert len(seen) == 2 and len(set(seen.values())) == 1
 
 
 SETUPS = {"is_deepspeed_enabled": True, "args.ddp_static_graph": True, "args.auto_find_batch_size": True}
@@ -225,7 +225,7 @@ def test_an_untested_set_up_is_refused_before_a_step(name, path, tmp_path):
 
 # -- together --------------------------------------------------------------------------------------------------------
 
-PLACES = ("rows", "batches", "on_step_begin", "training_step", "loss", "on_gradients", "on_step_end")
+PLACES = ("arguments", "rows", "batches", "on_step_begin", "training_step", "loss", "on_gradients", "on_step_end")
 
 
 def places_of(name):
