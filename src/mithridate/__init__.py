@@ -9,12 +9,23 @@ if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
+    from mithridate.defenses.ewc import EWC
+    from mithridate.defenses.fewersteps import FewerSteps
+    from mithridate.defenses.kl import KL
+    from mithridate.defenses.ldifs import LDIFS
     from mithridate.defenses.lisa import Lisa
+    from mithridate.defenses.lowerlr import LowerLR
+    from mithridate.defenses.ptst import PTST
+    from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import evaluate
     from mithridate.pipeline.runner import Run, run
     from mithridate.repairs.antidote import Antidote
+    from mithridate.repairs.lox import LoX
+    from mithridate.repairs.randommask import RandomMask
+    from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.release import gate
     from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 
@@ -29,12 +40,23 @@ _PUBLIC = {
     "Defense": "mithridate.defenses.base",
     "DefenseMixin": "mithridate.training.trainer",
     "DefenseTrainer": "mithridate.training.trainer",
+    "EWC": "mithridate.defenses.ewc",
+    "FewerSteps": "mithridate.defenses.fewersteps",
     "InputError": "mithridate.errors",
+    "KL": "mithridate.defenses.kl",
+    "LDIFS": "mithridate.defenses.ldifs",
     "Lisa": "mithridate.defenses.lisa",
+    "LoX": "mithridate.repairs.lox",
+    "LowerLR": "mithridate.defenses.lowerlr",
     "MithridateError": "mithridate.errors",
+    "PTST": "mithridate.defenses.ptst",
+    "RandomMask": "mithridate.repairs.randommask",
+    "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
+    "WiSEFT": "mithridate.repairs.wiseft",
     "evaluate": "mithridate.evaluation",
     "gate": "mithridate.results.release",
     "poison": "mithridate.attacks.poisoning",
@@ -42,17 +64,28 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "EWC",
+    "KL",
+    "LDIFS",
+    "PTST",
     "Antidote",
     "Booster",
     "Defense",
     "DefenseMixin",
     "DefenseTrainer",
+    "FewerSteps",
     "InputError",
     "Lisa",
+    "LoX",
+    "LowerLR",
     "MithridateError",
+    "RandomMask",
+    "RandomNoise",
     "Run",
+    "SafetyMix",
     "UnsupportedSetup",
     "Vaccine",
+    "WiSEFT",
     "evaluate",
     "gate",
     "poison",

@@ -188,9 +188,7 @@ def test_safety_mix_is_training_on_all_rows_of_the_mixture(kind, split, batches,
     """A fifth of the mixture: 2 safe rows beside 8; which 2 is drawn, so exactly one pair of them must fit."""
     net = model(kind)
     user, safe = (of_each_row(net, batches[name]) for name in ("user", "safe"))
-    got = moved(
-        net, tmp_path, SafetyMix(alignment_dataset=SAFE, share=0.2), split, max_steps=1, learning_rate=1.0
-    )
+    got = moved(net, tmp_path, SafetyMix(alignment_dataset=SAFE, share=0.2), split, max_steps=1, learning_rate=1.0)
     errors = []
     for pair in itertools.combinations(range(8), 2):
         parts = [*user, *(safe[i] for i in pair)]
@@ -301,7 +299,9 @@ def test_ewc_pulls_by_the_fisher_of_single_rows(kind, split, batches, tmp_path):
     got = moved(clone(net), tmp_path, EWC(alignment_dataset=SAFE, lam=lam, fisher_rows=8), split)
     assert error(got, want) < 1e-12
     tokens = sum(n for _, n in of_each_row(net, batches["safe"]))
-    of_the_mean = [(g * tokens / 8) ** 2 for g in gradient(net, batches["safe"])]  # the ports': a batch's mean gradient
+    of_the_mean = [
+        (g * tokens / 8) ** 2 for g in gradient(net, batches["safe"])
+    ]  # the ports': a batch's mean gradient
     assert error(wanted(net, ewc_directions(start, of_the_mean, user, lam)), want) > 1e-3
     assert error(wanted(net, lambda n: gradient(n, user)), want) > 1e-3
 
