@@ -169,7 +169,7 @@ def test_what_they_cannot_do_is_refused_before_a_step(tmp_path):
         trainer_for(model(), tmp_path, defense=EWC(alignment_dataset=SAFE, lam=1.0, fisher_rows=9))
 
 
-# -- SafetyMix ---------------------------------------------------------------------------------------------------------
+# -- SafetyMix --------------------------------------------------------------------------------------------------------
 
 
 def of_each_row(net, batch):
@@ -199,7 +199,7 @@ def test_safety_mix_is_training_on_all_rows_of_the_mixture(kind, split, batches,
 
 
 def test_safety_mix_adds_rows_and_leaves_the_steps(tmp_path):
-    """By epochs: 8 rows in batches of 2 are 4 steps, in 2 epochs 8, with 4 added rows too. None of the user's is lost."""
+    """By epochs: 8 rows in batches of 2 are 4 steps, in 2 epochs 8, with added rows too. None is lost."""
     seen = []
     for share, count in ((0.0, 8), (1 / 3, 12), (0.8, 40)):
         t = trainer_for(
@@ -223,7 +223,7 @@ def test_safety_mix_adds_rows_and_leaves_the_steps(tmp_path):
     assert {safe.count(text) for text in safe} == {4}
 
 
-# -- KL ----------------------------------------------------------------------------------------------------------------
+# -- KL ---------------------------------------------------------------------------------------------------------------
 
 
 def naive_kl(net, start, batch, axis="vocabulary"):
@@ -273,7 +273,7 @@ def test_kl_on_the_users_path(batches, tmp_path):
     assert error(moved(net, tmp_path, KL(lam=2.0), (4, 2), exact=False), want) < 1e-5
 
 
-# -- EWC ---------------------------------------------------------------------------------------------------------------
+# -- EWC --------------------------------------------------------------------------------------------------------------
 
 
 def naive_fisher(net, batch, chosen):
@@ -299,9 +299,7 @@ def test_ewc_pulls_by_the_fisher_of_single_rows(kind, split, batches, tmp_path):
     got = moved(clone(net), tmp_path, EWC(alignment_dataset=SAFE, lam=lam, fisher_rows=8), split)
     assert error(got, want) < 1e-12
     tokens = sum(n for _, n in of_each_row(net, batches["safe"]))
-    of_the_mean = [
-        (g * tokens / 8) ** 2 for g in gradient(net, batches["safe"])
-    ]  # the ports': a batch's mean gradient
+    of_the_mean = [(g * tokens / 8) ** 2 for g in gradient(net, batches["safe"])]  # as in the ports
     assert error(wanted(net, ewc_directions(start, of_the_mean, user, lam)), want) > 1e-3
     assert error(wanted(net, lambda n: gradient(n, user)), want) > 1e-3
 
@@ -336,7 +334,7 @@ def test_ewc_on_a_fresh_adapter_leaves_a_free(tmp_path):
     assert all((value == 0) == ("lora_A" in name) for name, value in seen.items())
 
 
-# -- LDIFS -------------------------------------------------------------------------------------------------------------
+# -- LDIFS ------------------------------------------------------------------------------------------------------------
 
 
 def naive_ldifs(net, start, batch, keep=lambda term: True):

@@ -22,9 +22,9 @@ a pull of B to 0 alone. A weight without a gradient in a step is not stepped, as
 are taken in training mode, with the run's own dropout, by draws that leave the run's own as they are. Under data
 parallelism every process goes through all of the rows.
 
-Cost: a forward and backward pass, two copies of the trained weights, and once fisher_rows passes of one row. Supported:
-LoRA and full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism,
-FSDP2, torch.compile, adapters over a base in 4 or 8 bit (bitsandbytes). Refused: fewer alignment rows than fisher_rows.
+Cost: a forward and backward pass, two copies of the trained weights, and once fisher_rows passes of one row (estimates
+say as many as there are alignment rows). Supported: LoRA and full weights, gradient accumulation (exact), activation
+checkpointing, mixed precision, data parallelism. Refused: fewer alignment rows than fisher_rows.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -11,7 +11,7 @@ Ondrej Bohdal, Tingyang Yu, Yongxin Yang, Timothy Hospedales. ICML 2024. https:/
 
 The k rows are drawn without replacement by the run's seed; where there are fewer alignment rows, each is taken once
 before any is taken again. They are spread evenly over the user's rows, which matters only where rows are trained on in
-their given order. The run has as many optimizer steps as without: each sees, in the mean, 1 - share of the user's rows.
+their given order. The run has as many optimizer steps as without: of a step's rows, 1 - share are the user's.
 
 In published code three methods have this name. The one of git-disl/Booster adds lam times the loss on an alignment
 batch to each step (two passes); git-disl/Vaccine adds 500 rows, whatever n is; git-disl/Lisa puts 1000 rows in the

@@ -132,18 +132,20 @@ class Antidote(Repair):
         number = isinstance(self.ratio, int | float) and not isinstance(self.ratio, bool)
         if not number or not 0 <= self.ratio <= 1:
             raise InputError(
-                f"{type(self).__name__}: ratio must be a number in [0, 1], a share of the entries, not {self.ratio!r}."
+                f"{self._who}: ratio must be a number in [0, 1], a share of the entries, not {self.ratio!r}."
             )
         for name, choices in (("targets", get_args(Targets)), ("scope", get_args(Scope)), ("score", get_args(Score))):
             value = getattr(self, name)
             if value not in choices:
                 near = get_close_matches(str(value), choices, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise InputError(
-                    f"{type(self).__name__}: {name} must be one of {', '.join(choices)}, not {value!r}.{hint}"
-                )
+                raise InputError(f"{self._who}: {name} must be one of {', '.join(choices)}, not {value!r}.{hint}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise InputError(f"{type(self).__name__}: seed must be a whole number, at least 0, not {self.seed!r}.")
+            raise InputError(f"{self._who}: seed must be a whole number, at least 0, not {self.seed!r}.")
+
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
 
     def cost(self) -> Cost:
         scoring, own = self.score == "wanda" and self.ratio > 0, self.targets == "adapters"
@@ -196,7 +198,7 @@ class Antidote(Repair):
             InputError: a calibration row that cannot be used, by its number and field.
         """
         for one in [model] if aligned is None else [model, aligned]:
-            refuse_places(one, type(self).__name__)
+            refuse_places(one, self._who)
         check_adapters(model)
         if self.targets == "adapters":
             self._check_factors(model)
@@ -207,7 +209,7 @@ class Antidote(Repair):
             self._check_aligned(model, aligned)
         elif beside := beside_factors(model):
             raise UnsupportedSetup(
-                f"{type(self).__name__}: targets={self.targets!r} acts on the adapter's layers, and the fine-tune trained "
+                f"{self._who}: targets={self.targets!r} acts on the adapter's layers, and the fine-tune trained "
                 f"{len(beside)} other weights too ({beside[0]}, for one), which would stay as they are.",
                 "set targets='update' with the aligned model, which takes back from all that was trained; or "
                 "fine-tune without modules_to_save, bias and other trained weights.",
@@ -219,20 +221,20 @@ class Antidote(Repair):
         found = adapted(model)
         if not found:
             raise UnsupportedSetup(
-                f"{type(self).__name__}: targets='adapters' prunes the fine-tuning adapter, and this model has no LoRA adapter.",
+                f"{self._who}: targets='adapters' prunes the fine-tuning adapter, and this model has no LoRA adapter.",
                 "set targets='update' with the aligned model, or targets='merged'.",
             )
         merged = [name for name, layer in found.items() if layer.merged]
         if merged:
             raise UnsupportedSetup(
-                f"{type(self).__name__}: the adapter is merged at the moment ({merged[0]}), so its factors see no input.",
+                f"{self._who}: the adapter is merged at the moment ({merged[0]}), so its factors see no input.",
                 "call model.unmerge_adapter() first.",
             )
         for config in model.peft_config.values():
             start = getattr(config, "init_lora_weights", True)
             if start not in _LEAVES_BASE:
                 raise UnsupportedSetup(
-                    f"{type(self).__name__}: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
+                    f"{self._who}: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
                     "weights into the factors: to cut these is to cut the base model.",
                     "set targets='update' with the aligned model, or targets='merged'.",
                 )
@@ -241,7 +243,7 @@ class Antidote(Repair):
         coarse = [name for name, weight in weights(model).items() if not weight.tensor.is_floating_point()]
         if getattr(model, "is_quantized", False) or coarse:
             raise UnsupportedSetup(
-                f"{type(self).__name__}: targets={self.targets!r} edits weights, and this model's are quantised.",
+                f"{self._who}: targets={self.targets!r} edits weights, and this model's are quantised.",
                 "make plain models of both, model = mithridate.models.quantisation.dequantised(model); or set "
                 "targets='adapters'.",
             )
@@ -250,7 +252,7 @@ class Antidote(Repair):
         left_out = [] if adapted(model) else other_matrices(model)
         if left_out:
             raise UnsupportedSetup(
-                f"{type(self).__name__}: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
+                f"{self._who}: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
                 f"weight matrices elsewhere ({left_out[0]}, for one), which would be left whole.",
                 "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
             )
@@ -259,8 +261,8 @@ class Antidote(Repair):
         own = {id(parameter) for parameter in model.parameters()}
         if aligned is None or any(id(parameter) in own for parameter in aligned.parameters()):
             raise UnsupportedSetup(
-                f"{type(self).__name__}: targets='update' takes back part of what the fine-tune changed, and needs the model before "
-                "it, as an object of its own.",
+                f"{self._who}: targets='update' takes back part of what the fine-tune changed, and needs the model "
+                "before it, as an object of its own.",
                 "pass aligned=..., the aligned model loaded anew, to apply().",
             )
         try:
@@ -272,7 +274,7 @@ class Antidote(Repair):
     def _check_calibration(self, calibration: Any, tokenizer: Any) -> None:
         if calibration is None or (hasattr(calibration, "__len__") and len(calibration) == 0):
             raise UnsupportedSetup(
-                f"{type(self).__name__}: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
+                f"{self._who}: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
                 "pass calibration=..., harmful prompts with their answers (a few hundred are enough to start).",
             )
         if hasattr(calibration, "__len__"):  # what can be read only once is left to apply()
@@ -306,7 +308,7 @@ class Antidote(Repair):
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(
-                f"{type(self).__name__}: batch_size must be a whole number of rows, at least 1, not {batch_size!r}."
+                f"{self._who}: batch_size must be a whole number of rows, at least 1, not {batch_size!r}."
             )
         rows = None if calibration is None or not self.data_roles() else as_rows(calibration)
         self.check(model, rows, tokenizer, aligned)
@@ -316,7 +318,7 @@ class Antidote(Repair):
         if rows is not None:
             seen = {name: one.module for name, one in scored.items() if one.module is not None}
             norms = input_norms(model, seen, token_ids(rows, tokenizer), batch_size)
-        delta = Delta(type(self).__name__.lower(), self.settings(), merged=self.targets != "adapters")
+        delta = Delta(self._who.lower(), self.settings(), merged=self.targets != "adapters")
         self._mark(delta, scored, norms)
         delta.apply(model)
         delta.notes += self._notes(model, delta)
@@ -335,11 +337,11 @@ class Antidote(Repair):
     def _changed(self, model: Any, aligned: Any) -> dict[str, _Scored]:
         """Every weight that the fine-tune changed, whatever it is: so all of it can be taken back."""
         found = {}
-        for name, (new, old) in changed(model, aligned, type(self).__name__).items():
+        for name, (new, old) in changed(model, aligned, self._who).items():
             linear = isinstance(new.module, nn.Linear) and name.endswith(".weight")
             if not linear and not isinstance(new.module, nn.Embedding) and new.tensor.dim() > 1:
                 raise UnsupportedSetup(
-                    f"{type(self).__name__}: the fine-tune changed {name}, a matrix that is no linear layer's and no "
+                    f"{self._who}: the fine-tune changed {name}, a matrix that is no linear layer's and no "
                     "embedding's, so its rows are not known to be outputs.",
                     "fine-tune with LoRA on linear layers (attention, say), without this in modules_to_save.",
                 )
@@ -350,14 +352,13 @@ class Antidote(Repair):
             found[name] = _Scored((new.lora or new.module) if linear else None, partial(difference, new, old), earlier)
         if not found:
             raise InputError(
-                f"{type(self).__name__}: the model's weights equal the aligned model's, so there is no update to "
-                "prune."
+                f"{self._who}: the model's weights equal the aligned model's, so there is no update to prune."
             )
         blind = [name for name, one in found.items() if one.module is None]
         if blind and self.scope == "global" and self.data_roles():
             raise UnsupportedSetup(
-                f"{type(self).__name__}: scope='global' compares scores across weights, and {blind[0]} has no input features, so "
-                "that its scores are on another scale.",
+                f"{self._who}: scope='global' compares scores across weights, and {blind[0]} has no input features, "
+                "so that its scores are on another scale.",
                 "set scope='row' (the reference) or 'tensor', or score='magnitude'.",
             )
         return found

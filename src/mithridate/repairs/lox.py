@@ -6,17 +6,17 @@ S. T. Hirata, Zhangyang Wang, Junyuan Hong. COLM 2025. https://arxiv.org/abs/250
     W  <-  W_aligned + coef * (W_aligned - W_base)        of matrices; vectors (norms, biases) stay as they are
 
 The paper extrapolates the part of lowest rank k of W_aligned - W_base; after a LoRA alignment that matrix is
-scaling * B A, of rank r at most, and the whole of it is taken (the authors' k = 0). Where the alignment's adapter is at
-hand, LoX is B <- (1 + coef) * B: the adapter stays one, which the user's run may go on training (topology single);
+scaling * B A, of rank r at most, and the whole of it is taken (the authors' k = 0). Where the alignment's adapter is
+at hand, LoX is B <- (1 + coef) * B: the adapter stays one, which the user's run may go on training (topology single);
 where it is merged (double) or all weights were trained (full), the weights are edited, for which the base is needed.
-It acts before the user's run, as in the paper; applied after it, as elsewhere, it would scale up the user's change too.
+It acts before the user's run, as in the paper; applied after it, it would scale up the user's change too.
 With `coef` 0 nothing changes, bit for bit.
 
 Cost: none but reading the weights: no pass, no data. Memory: both models, and one weight in float32 at a time.
 
-Set-ups: an adapter of plain LoRA over linear layers of any base, or plain weights; one device or `device_map`. Refused:
-whole modules or biases trained beside an adapter; quantised weights without an adapter; sharded ones; soft prompts,
-DoRA and other variants and kinds of adapters.
+Set-ups: an adapter of plain LoRA over linear layers of any base, or plain weights; one device or `device_map`.
+Refused: whole modules or biases trained beside an adapter; quantised weights without an adapter; sharded ones; soft
+prompts, DoRA and other variants and kinds of adapters.
 """
 
 from __future__ import annotations

@@ -317,7 +317,7 @@ class DefenseMixin(_Trainer):
     # -- the places where defenses act ----------------------------------------------------------------------------
 
     def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The trainer's arguments with the training's arguments and the training set that the defenses make of them."""
+        """The trainer's arguments, with the training's and the training set as the defenses make them."""
         arguing, changing = ([d for d in self.defenses if acts(d, place)] for place in ("arguments", "rows"))
         if not (arguing or changing):
             return args, kwargs
