@@ -9,12 +9,23 @@ if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
+    from mithridate.defenses.ewc import EWC
+    from mithridate.defenses.fewersteps import FewerSteps
+    from mithridate.defenses.kl import KL
+    from mithridate.defenses.ldifs import LDIFS
     from mithridate.defenses.lisa import Lisa
+    from mithridate.defenses.lowerlr import LowerLR
+    from mithridate.defenses.ptst import PTST
+    from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import Evaluation, evaluate
     from mithridate.pipeline.runner import Run, run
     from mithridate.repairs.antidote import Antidote
+    from mithridate.repairs.lox import LoX
+    from mithridate.repairs.randommask import RandomMask
+    from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.comparison import Comparison, compare
     from mithridate.results.release import GateVerdict, Limits, gate
     from mithridate.training.trainer import DefenseMixin, DefenseTrainer
@@ -35,12 +46,23 @@ _PUBLIC = {
     "GateVerdict": "mithridate.results.release",
     "InputError": "mithridate.errors",
     "Limits": "mithridate.results.release",
+    "EWC": "mithridate.defenses.ewc",
+    "FewerSteps": "mithridate.defenses.fewersteps",
+    "KL": "mithridate.defenses.kl",
+    "LDIFS": "mithridate.defenses.ldifs",
     "Lisa": "mithridate.defenses.lisa",
+    "LoX": "mithridate.repairs.lox",
+    "LowerLR": "mithridate.defenses.lowerlr",
     "MithridateError": "mithridate.errors",
+    "PTST": "mithridate.defenses.ptst",
+    "RandomMask": "mithridate.repairs.randommask",
+    "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
     "compare": "mithridate.results.comparison",
+    "WiSEFT": "mithridate.repairs.wiseft",
     "evaluate": "mithridate.evaluation",
     "gate": "mithridate.results.release",
     "poison": "mithridate.attacks.poisoning",
@@ -48,6 +70,10 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "EWC",
+    "KL",
+    "LDIFS",
+    "PTST",
     "Antidote",
     "Booster",
     "Comparison",
@@ -55,14 +81,21 @@ __all__ = [
     "DefenseMixin",
     "DefenseTrainer",
     "Evaluation",
+    "FewerSteps",
     "GateVerdict",
     "InputError",
     "Limits",
     "Lisa",
+    "LoX",
+    "LowerLR",
     "MithridateError",
+    "RandomMask",
+    "RandomNoise",
     "Run",
+    "SafetyMix",
     "UnsupportedSetup",
     "Vaccine",
+    "WiSEFT",
     "compare",
     "evaluate",
     "gate",

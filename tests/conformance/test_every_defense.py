@@ -68,7 +68,7 @@ def test_it_says_what_it_is(name):
         assert "plain training (`off`)" in text, "why there are no settings that are plain training"
     for control, method in made.controls().items():
         assert control_name(method) == control and control_name(made) != control
-    assert not set(cls.differences) - {"accumulation", "processes", "lr 0"}
+    assert not set(cls.differences) - {"accumulation", "processes", "lr 0", "training"}
 
 
 @defenses
@@ -97,7 +97,10 @@ def test_nothing_of_the_run_is_kept_after_it(name, tmp_path):
 @defenses
 @kinds
 def test_it_acts(name, kind, tmp_path):
-    assert not same(run(tmp_path, example("defenses", name), kind), run(tmp_path, None, kind))
+    at_test = "training" in by_name("defenses")[name].differences
+    assert same(run(tmp_path, example("defenses", name), kind), run(tmp_path, None, kind)) == at_test
+    if at_test:
+        assert example("defenses", name).at_test()
 
 
 @pytest.mark.parametrize("name", [p for p in every("defenses") if by_name("defenses")[p.values[0]].off is not None])
@@ -112,6 +115,7 @@ def test_off_is_plain_training_bit_for_bit(name, kind, tmp_path):
 def test_a_learning_rate_of_zero_moves_nothing_and_leaves_nothing(name, kind, tmp_path):
     net = model(kind, torch.float32, dropout=0.3)
     before = {n: t.clone() for n, t in net.state_dict().items()}
+    net(input_ids=torch.ones(1, 2, dtype=torch.long), output_hidden_states=True)  # transformers' own hooks stay
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
     t = trainer_for(net, tmp_path, defense=example("defenses", name), **(USUAL | {"learning_rate": 0.0}))
     t.train()
@@ -195,15 +199,15 @@ def test_nothing_grows_over_fifty_steps(name, tmp_path):
     class Counting(by_name("defenses")[name]):
         def on_step_end(self, t):
             super().on_step_end(t)
-            if t.state.global_step in (20, 50):
+            if t.state.global_step in (20, 40):
                 gc.collect()
                 alive = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
                 seen[t.state.global_step] = len(alive), sum(o.numel() for o in alive)
 
     made = example("defenses", name)
     made.__class__ = Counting
-    run(tmp_path, made, max_steps=50, logging_steps=10)
-    assert seen[50] == seen[20]
+    run(tmp_path, made, max_steps=54, logging_steps=10)  # of which a defense may make fewer
+    assert seen[40] == seen[20]
 
 
 SETUPS = {"is_deepspeed_enabled": True, "args.ddp_static_graph": True, "args.auto_find_batch_size": True}
@@ -225,7 +229,7 @@ def test_an_untested_set_up_is_refused_before_a_step(name, path, tmp_path):
 
 # -- together --------------------------------------------------------------------------------------------------------
 
-PLACES = ("rows", "batches", "on_step_begin", "training_step", "loss", "on_gradients", "on_step_end")
+PLACES = ("arguments", "rows", "batches", "on_step_begin", "training_step", "loss", "on_gradients", "on_step_end")
 
 
 def places_of(name):
@@ -252,7 +256,8 @@ def test_two_act_together(a, b, tmp_path):
     for order in ((a, b), (b, a)):
         both = run(tmp_path, [example("defenses", name) for name in order])
         assert all(bool(torch.isfinite(w).all()) for w in both.values())
-        assert not same(both, alone[a]) and not same(both, alone[b])
+        for one, other in ((a, b), (b, a)):  # what is left where the other does nothing in training
+            assert same(both, alone[one]) == ("training" in by_name("defenses")[other].differences)
         for acting, silent in (order, order[::-1]):
             off = by_name("defenses")[silent].off
             if off is not None:

@@ -24,7 +24,7 @@ def declare(patch: pytest.MonkeyPatch) -> None:
     """Declares the methods of this file as entry points."""
     groups = {
         "mithridate.defenses": {"watcher": "Watcher", "early": "Early"},
-        "mithridate.repairs": {"halve": "Halve", "wise": "Wise", "lox": "Harden", "asks": "Asks", "picky": "Picky"},
+        "mithridate.repairs": {"halve": "Halve", "wise": "Wise", "harden": "Harden", "asks": "Asks", "picky": "Picky"},
         "mithridate.attacks": {"staged": "Staged", "backdoor": "Backdoor", "hardest": "Hardest"},
     }
     found = [
@@ -85,7 +85,7 @@ class Harden(Repair):
 
     def apply(self, model: Any, base: Any, tokenizer: Any) -> Delta:
         here, there = _effective(model), _effective(base)
-        delta = Delta(repair="lox", settings=self.settings())
+        delta = Delta(repair="harden", settings=self.settings())
         for name, value in here.items():
             delta.replace(name, value + self.coef * (value - there[name]))
         return delta.apply(model)

@@ -98,18 +98,18 @@ def _plain(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("topology", ["double", slow("single"), slow("full")])
 def test_a_repair_before_the_users_run(inputs, store, tmp_path, topology):
-    asked = experiment(inputs, **SHORT, topology=topology, repair={"lox": {}, "wise": {}})
+    asked = experiment(inputs, **SHORT, topology=topology, repair={"harden": {}, "wise": {}})
     finished = run(asked, out=tmp_path / "out", progress=False)
     cells = {cell["id"]: cell for cell in finished.results["cells"]}
     assert list(cells)[2:] == [
-        f"sft+lox-none-none-{topology}-none-s0",
-        f"sft+lox-sft-none-{topology}-0.25-s0",
-        f"sft+lox-sft-wise-{topology}-0.25-s0",
+        f"sft+harden-none-none-{topology}-none-s0",
+        f"sft+harden-sft-none-{topology}-0.25-s0",
+        f"sft+harden-sft-wise-{topology}-0.25-s0",
     ]
     hardened, attacked, last = list(cells.values())[2:]
     assert [stage["name"] for stage in last["stages"]] == ["align", "harden", "finetune", "repair", "evaluate"]
-    assert hardened["settings"] == {"lox": {"coef": 0.5}}
-    assert last["settings"] == {"lox": {"coef": 0.5}, "wise": {"a": 0.5}}
+    assert hardened["settings"] == {"harden": {"coef": 0.5}}
+    assert last["settings"] == {"harden": {"coef": 0.5}, "wise": {"a": 0.5}}
     for cell, undefended in ((hardened, "sft-none-none"), (attacked, "sft-sft-none"), (last, "sft-sft-none")):
         assert cell["paired"]["against"].startswith(undefended)
     # What later stages start from is the hardened model: base + 1.5 (aligned - base).
@@ -118,7 +118,7 @@ def test_a_repair_before_the_users_run(inputs, store, tmp_path, topology):
     key = "model.layers.0.self_attn.q_proj.weight"
     torch.testing.assert_close(hard[key], base[key] + 1.5 * (plain[key] - base[key]), atol=1e-5, rtol=1e-4)
     assert list(json.loads((files(store, "harden") / "stage.json").read_text())["parents"]) == ["align"]
-    assert (tmp_path / "out" / "report.html").read_text().count("sft+lox") > 0
+    assert (tmp_path / "out" / "report.html").read_text().count("sft+harden") > 0
 
 
 def test_a_repair_gets_each_kind_of_model_and_the_rows_of_its_roles(inputs, store, tmp_path):
@@ -598,7 +598,7 @@ def test_an_executor_makes_the_stages_beside_the_chain(inputs, store, tmp_path, 
     from mithridate.pipeline.executors.cells import make_cell, tasks_of
     from mithridate.pipeline.runner import chains_of, plans_of
 
-    asked = experiment(inputs, **SHORT, finetune__attack={"kind": "hardest"}, repair={"lox": {}, "asks": {}})
+    asked = experiment(inputs, **SHORT, finetune__attack={"kind": "hardest"}, repair={"harden": {}, "asks": {}})
     asked["data"]["helpful"] = {"source": str(inputs / "helpful.jsonl")}
     chains = chains_of([load_experiment(asked)], Path.cwd(), "experiment", False)
     made = [(plan.chain, stage) for plan in plans_of(chains) for stage in plan.stages()]

@@ -141,7 +141,8 @@ class Method:
     are none, with the reason in the docstring."""
     differences: ClassVar[dict[str, str]] = {}
     """In what it departs from what the conformance suite asks of every method, in words: "accumulation" (as many rows
-    in more micro-batches are another step), "processes" (the same of processes), "lr 0" (what moves all the same)."""
+    in more micro-batches are another step), "processes" (the same of processes), "lr 0" (what moves all the same),
+    "training" (none: it acts when the model is tested)."""
 
     @classmethod
     def without_data(cls, **fields: Any) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Defense(Method):
     """Base of all training-time defenses. Override the places where yours acts; each may use the trainer's verbs.
 
+        arguments          before the trainer exists: the training's arguments
         rows               before the trainer exists: the training set
         batches            the micro-batches of the coming optimizer step (of several defenses, one may choose them)
         on_step_begin      no gradient is there yet: t.gradient, t.seed
@@ -49,6 +51,15 @@ class Defense(Method):
     def least_steps(self) -> int:
         """Optimizer steps below which a run with it is refused."""
         return 1
+
+    def arguments(self, args: Any, rows: int | None) -> Any:
+        """The training's arguments, before the trainer exists.
+
+        Args:
+            args: TrainingArguments; a copy, which may be changed and returned.
+            rows: of the training set as it was given; None: a stream.
+        """
+        return args
 
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         """The training set, before the trainer exists (which tokenises it); tokenised rows may be returned too."""
@@ -120,3 +131,11 @@ class Defense(Method):
 def acts(defense: Defense, place: str) -> bool:
     """Whether a defense overrides one of the places."""
     return getattr(type(defense), place) is not getattr(Defense, place)
+
+
+def arguments_of(defenses: Sequence[Defense], args: Any, rows: int | None) -> Any:
+    """The training's arguments as the defenses make them, in their order; `args` is left as it is."""
+    for defense in defenses:
+        if acts(defense, "arguments"):
+            args = defense.arguments(copy.copy(args), rows)
+    return args

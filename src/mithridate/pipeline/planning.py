@@ -12,6 +12,7 @@ from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, Repair, estim
 from mithridate.estimate.trace import Setup, build, config_of, counts_of, fake_tensors
 from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.methods.attack import Phase
+from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
 from mithridate.problems import nearest
 
@@ -207,7 +208,7 @@ def of_stage(
         lengths = _lengths(rows, tokenizer, template)
         training = settings.training | dict(phase.training)
         trained = replace(common, full=full, adapter=adapter)
-        setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name)
+        setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name, list(acting.values()))
         snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
         lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own))
     return lines
@@ -260,7 +261,13 @@ def _sharded(experiment: Experiment, base: Path) -> bool:
 
 
 def _set_up(
-    common: Setup, training: dict[str, Any], lengths: list[tuple[int, int]], seed: int, gpu: bool, stage: str
+    common: Setup,
+    training: dict[str, Any],
+    lengths: list[tuple[int, int]],
+    seed: int,
+    gpu: bool,
+    stage: str,
+    defenses: Sequence[Defense] = (),
 ) -> tuple[Setup, int]:
     """The set-up of a stage, and the tokens of a row on average; `lengths` as `_lengths` gives them."""
     from mithridate.pipeline.training import planned_steps, training_arguments
@@ -268,7 +275,7 @@ def _set_up(
     try:
         # fp32 here: whether this machine could compute otherwise is not what is asked
         args = training_arguments(training, Path("unused"), seed, bf16=False, progress=False)
-        steps = planned_steps(args, len(lengths), common.processes)
+        steps = planned_steps(arguments_of(defenses, args, len(lengths)), len(lengths), common.processes)
     except InputError as error:
         raise InputError(f"{stage}.{error}") from error
     most = args.max_length or max(total for total, _ in lengths)

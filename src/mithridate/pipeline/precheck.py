@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.experiment.methods import around_prompts, repair_of
+from mithridate.experiment.methods import around_prompts, defenses_of, repair_of
+from mithridate.methods.defense import arguments_of
 from mithridate.pipeline import rowcheck
 from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
@@ -98,11 +99,12 @@ def steps(chain: Chain, name: str, parts: Sequence[Part]) -> list[int]:
     return planned
 
 
-def _planned(chain: Chain, part: Part, sequences: int) -> int:
+def _planned(chain: Chain, part: Part, sequences: int, *, defended: bool = True) -> int:
     from mithridate.pipeline.training import planned_steps
 
+    defenses = defenses_of(part.job.defense) if defended else []  # which may make the run a shorter one
     try:
-        return planned_steps(part.args, sequences, _processes(chain))
+        return planned_steps(arguments_of(defenses, part.args, sequences), sequences, _processes(chain))
     except InputError as error:
         raise InputError(f"{part.path}.{error}") from error
 
@@ -203,12 +205,9 @@ def _own_role(chain: Chain, name: str, part: Part) -> str:
 # -- set-ups ----------------------------------------------------------------------------------------------------------
 
 
-def try_out(chain: Chain, name: str, parts: Sequence[Part], steps: Sequence[int], folder: Path) -> None:
+def try_out(chain: Chain, name: str, parts: Sequence[Part], folder: Path) -> None:
     """Builds the trainers of a stage over one random layer of the model, on a few of the rows; so the libraries and
     the defenses have been asked.
-
-    Args:
-        steps: of each training.
 
     Raises:
         UnsupportedSetup: a defense refuses the set-up.
@@ -216,11 +215,11 @@ def try_out(chain: Chain, name: str, parts: Sequence[Part], steps: Sequence[int]
     """
     if chain.experiment.template == "chat":
         _ = chain.tokenizer  # with a chat template, or refused
-    for part, planned in zip(parts, steps, strict=True):
-        _try_part(chain, name, part, planned, folder)
+    for part in parts:
+        _try_part(chain, name, part, folder)
 
 
-def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> None:
+def _try_part(chain: Chain, name: str, part: Part, folder: Path) -> None:
     from mithridate.pipeline.training import LIBRARY_ERRORS, first_line
 
     # The rows that are left out must not make fewer steps, nor several processes more.
@@ -228,7 +227,8 @@ def _try_part(chain: Chain, name: str, part: Part, steps: int, folder: Path) -> 
         part.job,
         rows=part.job.rows[:_FEW],
         side_rows={role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()},
-        training=part.job.training | {"max_steps": steps},
+        # of which the defenses, which are asked too, may make fewer
+        training=part.job.training | {"max_steps": _planned(chain, part, len(part.job.rows), defended=False)},
         progress=False,
         report_to=[],
     )

@@ -650,7 +650,7 @@ class Chain:
         if setup not in self.shop.checked:
             self.shop.checked.add(setup)
             with tempfile.TemporaryDirectory() as folder:
-                precheck.try_out(self, stage.name, parts, steps, Path(folder))
+                precheck.try_out(self, stage.name, parts, Path(folder))
         if stage.name != "finetune" or not self._attack.needs_model:  # whose rows are counted once they are there
             precheck.rows(self, stage.name, parts, steps, findings)
 

@@ -1,5 +1,6 @@
 """Repairs of aligned or fine-tuned models, one per file."""
 
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,12 @@ from mithridate.methods.repair import Repair
 
 if TYPE_CHECKING:
     from mithridate.repairs.antidote import Antidote
+    from mithridate.repairs.lox import LoX
+    from mithridate.repairs.randommask import RandomMask
+    from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.wiseft import WiSEFT
 
-__all__ = ["Antidote", "by_name"]
+__all__ = ["Antidote", "LoX", "RandomMask", "RandomNoise", "WiSEFT", "by_name"]
 
 
 def by_name() -> Mapping[str, type[Repair]]:
@@ -18,8 +23,6 @@ def by_name() -> Mapping[str, type[Repair]]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Antidote":
-        from mithridate.repairs.antidote import Antidote
-
-        return Antidote
+    if name in __all__:
+        return getattr(importlib.import_module(f"mithridate.repairs.{name.lower()}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,6 +44,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -52,6 +53,7 @@ from torch import Tensor, nn
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.repair import Repair
+from mithridate.repairs.before import changed, difference, refuse_places
 from mithridate.repairs.delta import Delta
 from mithridate.repairs.input_norms import as_rows, input_norms, token_ids
 from mithridate.repairs.linears import (
@@ -130,16 +132,20 @@ class Antidote(Repair):
         number = isinstance(self.ratio, int | float) and not isinstance(self.ratio, bool)
         if not number or not 0 <= self.ratio <= 1:
             raise InputError(
-                f"Antidote: ratio must be a number in [0, 1], a share of the entries, not {self.ratio!r}."
+                f"{self._who}: ratio must be a number in [0, 1], a share of the entries, not {self.ratio!r}."
             )
         for name, choices in (("targets", get_args(Targets)), ("scope", get_args(Scope)), ("score", get_args(Score))):
             value = getattr(self, name)
             if value not in choices:
                 near = get_close_matches(str(value), choices, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"Antidote: {name} must be one of {', '.join(choices)}, not {value!r}.{hint}")
+                raise InputError(f"{self._who}: {name} must be one of {', '.join(choices)}, not {value!r}.{hint}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise InputError(f"Antidote: seed must be a whole number, at least 0, not {self.seed!r}.")
+            raise InputError(f"{self._who}: seed must be a whole number, at least 0, not {self.seed!r}.")
+
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
 
     def cost(self) -> Cost:
         scoring, own = self.score == "wanda" and self.ratio > 0, self.targets == "adapters"
@@ -192,12 +198,7 @@ class Antidote(Repair):
             InputError: a calibration row that cannot be used, by its number and field.
         """
         for one in [model] if aligned is None else [model, aligned]:
-            kinds = {p.device.type for p in one.parameters()} - {"cpu", "cuda"}
-            if kinds or any(hasattr(p, "placements") for p in one.parameters()):
-                raise UnsupportedSetup(
-                    f"Antidote: weights that are {f'on {kinds.pop()}' if kinds else 'sharded'} are not tested.",
-                    "load the model on cpu or cuda, whole (device_map may place its layers).",
-                )
+            refuse_places(one, self._who)
         check_adapters(model)
         if self.targets == "adapters":
             self._check_factors(model)
@@ -208,7 +209,7 @@ class Antidote(Repair):
             self._check_aligned(model, aligned)
         elif beside := beside_factors(model):
             raise UnsupportedSetup(
-                f"Antidote: targets={self.targets!r} acts on the adapter's layers, and the fine-tune trained "
+                f"{self._who}: targets={self.targets!r} acts on the adapter's layers, and the fine-tune trained "
                 f"{len(beside)} other weights too ({beside[0]}, for one), which would stay as they are.",
                 "set targets='update' with the aligned model, which takes back from all that was trained; or "
                 "fine-tune without modules_to_save, bias and other trained weights.",
@@ -220,20 +221,20 @@ class Antidote(Repair):
         found = adapted(model)
         if not found:
             raise UnsupportedSetup(
-                "Antidote: targets='adapters' prunes the fine-tuning adapter, and this model has no LoRA adapter.",
+                f"{self._who}: targets='adapters' prunes the fine-tuning adapter, and this model has no LoRA adapter.",
                 "set targets='update' with the aligned model, or targets='merged'.",
             )
         merged = [name for name, layer in found.items() if layer.merged]
         if merged:
             raise UnsupportedSetup(
-                f"Antidote: the adapter is merged at the moment ({merged[0]}), so its factors see no input.",
+                f"{self._who}: the adapter is merged at the moment ({merged[0]}), so its factors see no input.",
                 "call model.unmerge_adapter() first.",
             )
         for config in model.peft_config.values():
             start = getattr(config, "init_lora_weights", True)
             if start not in _LEAVES_BASE:
                 raise UnsupportedSetup(
-                    f"Antidote: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
+                    f"{self._who}: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
                     "weights into the factors: to cut these is to cut the base model.",
                     "set targets='update' with the aligned model, or targets='merged'.",
                 )
@@ -242,7 +243,7 @@ class Antidote(Repair):
         coarse = [name for name, weight in weights(model).items() if not weight.tensor.is_floating_point()]
         if getattr(model, "is_quantized", False) or coarse:
             raise UnsupportedSetup(
-                f"Antidote: targets={self.targets!r} edits weights, and this model's are quantised.",
+                f"{self._who}: targets={self.targets!r} edits weights, and this model's are quantised.",
                 "make plain models of both, model = mithridate.models.quantisation.dequantised(model); or set "
                 "targets='adapters'.",
             )
@@ -251,7 +252,7 @@ class Antidote(Repair):
         left_out = [] if adapted(model) else other_matrices(model)
         if left_out:
             raise UnsupportedSetup(
-                f"Antidote: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
+                f"{self._who}: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
                 f"weight matrices elsewhere ({left_out[0]}, for one), which would be left whole.",
                 "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
             )
@@ -260,8 +261,8 @@ class Antidote(Repair):
         own = {id(parameter) for parameter in model.parameters()}
         if aligned is None or any(id(parameter) in own for parameter in aligned.parameters()):
             raise UnsupportedSetup(
-                "Antidote: targets='update' takes back part of what the fine-tune changed, and needs the model before "
-                "it, as an object of its own.",
+                f"{self._who}: targets='update' takes back part of what the fine-tune changed, and needs the model "
+                "before it, as an object of its own.",
                 "pass aligned=..., the aligned model loaded anew, to apply().",
             )
         try:
@@ -273,7 +274,7 @@ class Antidote(Repair):
     def _check_calibration(self, calibration: Any, tokenizer: Any) -> None:
         if calibration is None or (hasattr(calibration, "__len__") and len(calibration) == 0):
             raise UnsupportedSetup(
-                "Antidote: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
+                f"{self._who}: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
                 "pass calibration=..., harmful prompts with their answers (a few hundred are enough to start).",
             )
         if hasattr(calibration, "__len__"):  # what can be read only once is left to apply()
@@ -306,7 +307,9 @@ class Antidote(Repair):
             MithridateError: activations are not finite.
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise InputError(f"Antidote: batch_size must be a whole number of rows, at least 1, not {batch_size!r}.")
+            raise InputError(
+                f"{self._who}: batch_size must be a whole number of rows, at least 1, not {batch_size!r}."
+            )
         rows = None if calibration is None or not self.data_roles() else as_rows(calibration)
         self.check(model, rows, tokenizer, aligned)
         with torch.no_grad():
@@ -315,7 +318,7 @@ class Antidote(Repair):
         if rows is not None:
             seen = {name: one.module for name, one in scored.items() if one.module is not None}
             norms = input_norms(model, seen, token_ids(rows, tokenizer), batch_size)
-        delta = Delta("antidote", self.settings(), merged=self.targets != "adapters")
+        delta = Delta(self._who.lower(), self.settings(), merged=self.targets != "adapters")
         self._mark(delta, scored, norms)
         delta.apply(model)
         delta.notes += self._notes(model, delta)
@@ -329,52 +332,36 @@ class Antidote(Repair):
         if self.targets == "merged":
             names = {f"{name}.weight": layer for name, layer in layers(model).items()}
             return {n: _Scored(layer, found[n].effective) for n, layer in names.items()}
-        return self._changed(model, weights(aligned))
+        return self._changed(model, aligned)
 
-    def _changed(self, model: Any, before: dict[str, Any]) -> dict[str, _Scored]:
+    def _changed(self, model: Any, aligned: Any) -> dict[str, _Scored]:
         """Every weight that the fine-tune changed, whatever it is: so all of it can be taken back."""
-        found, seen, changed = weights(model), set(), {}
-        for name in [*found, *(name for name in before if name not in found)]:
-            new, old = found.get(name), before.get(name)
-            if new is None or old is None or new.tensor.shape != old.tensor.shape:
-                layer, _, own = name.rpartition(".")
-                raise InputError(
-                    f"Antidote: model and aligned model have no layer {layer} with a {own} of the same shape. Pass "
-                    "the model that the fine-tune started from."
+        found = {}
+        for name, (new, old) in changed(model, aligned, self._who).items():
+            linear = isinstance(new.module, nn.Linear) and name.endswith(".weight")
+            if not linear and not isinstance(new.module, nn.Embedding) and new.tensor.dim() > 1:
+                raise UnsupportedSetup(
+                    f"{self._who}: the fine-tune changed {name}, a matrix that is no linear layer's and no "
+                    "embedding's, so its rows are not known to be outputs.",
+                    "fine-tune with LoRA on linear layers (attention, say), without this in modules_to_save.",
                 )
-            if id(new.tensor) in seen:  # tied: under its first name
-                continue
-            seen.add(id(new.tensor))
 
             def earlier(new: Any = new, old: Any = old) -> Tensor:
                 return old.effective().to(new.tensor.device)
 
-            def update(new: Any = new, earlier: Any = earlier) -> Tensor:
-                return new.effective() - earlier()
-
-            # Weights that the fine-tune left alone have nothing to take back.
-            if not bool(update().any()):
-                continue
-            linear = isinstance(new.module, nn.Linear) and name.endswith(".weight")
-            if not linear and not isinstance(new.module, nn.Embedding) and new.tensor.dim() > 1:
-                raise UnsupportedSetup(
-                    f"Antidote: the fine-tune changed {name}, a matrix that is no linear layer's and no embedding's, "
-                    "so its rows are not known to be outputs.",
-                    "fine-tune with LoRA on linear layers (attention, say), without this in modules_to_save.",
-                )
-            changed[name] = _Scored((new.lora or new.module) if linear else None, update, earlier)
-        if not changed:
+            found[name] = _Scored((new.lora or new.module) if linear else None, partial(difference, new, old), earlier)
+        if not found:
             raise InputError(
-                "Antidote: the model's weights equal the aligned model's, so there is no update to prune."
+                f"{self._who}: the model's weights equal the aligned model's, so there is no update to prune."
             )
-        blind = [name for name, one in changed.items() if one.module is None]
+        blind = [name for name, one in found.items() if one.module is None]
         if blind and self.scope == "global" and self.data_roles():
             raise UnsupportedSetup(
-                f"Antidote: scope='global' compares scores across weights, and {blind[0]} has no input features, so "
-                "that its scores are on another scale.",
+                f"{self._who}: scope='global' compares scores across weights, and {blind[0]} has no input features, "
+                "so that its scores are on another scale.",
                 "set scope='row' (the reference) or 'tensor', or score='magnitude'.",
             )
-        return changed
+        return found
 
     @torch.no_grad()
     def _mark(self, delta: Delta, scored: dict[str, _Scored], norms: dict[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.methods.defense import Defense, acts
+from mithridate.methods.defense import Defense, acts, arguments_of
 from mithridate.rows import trainable
 from mithridate.training.activations import ActivationShifts, adapters_off, find_sites
 from mithridate.training.cpu_head import without_metrics
@@ -111,7 +111,7 @@ class DefenseMixin(_Trainer):
                 "tokens.",
                 "put DefenseTrainer in its place: class T(DefenseTrainer, YourSFTTrainer).",
             )
-        args, kwargs = self._with_rows(*self._arguments(args, kwargs))
+        args, kwargs = self._before(*self._arguments(args, kwargs))
         with adapters_kept(type(self), kwargs.get("model", args[0] if args else None)):
             super().__init__(*args, **kwargs)
         refuse_wrong_training(self)
@@ -333,13 +333,21 @@ class DefenseMixin(_Trainer):
         """The trainer's arguments with data sets that it can read."""
         return args, kwargs
 
-    def _with_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The trainer's arguments with the training set that the defenses make of it."""
-        changing = [d for d in self.defenses if acts(d, "rows")]
-        if not changing:
+    def _before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The trainer's arguments, with the training's and the training set as the defenses make them."""
+        arguing, changing = ([d for d in self.defenses if acts(d, place)] for place in ("arguments", "rows"))
+        if not (arguing or changing):
             return args, kwargs
         given = inspect.signature(super().__init__).bind(*args, **kwargs)
         dataset, arguments = given.arguments.get("train_dataset"), given.arguments.get("args")
+        if arguing:
+            if arguments is None:
+                raise UnsupportedSetup(
+                    f"{type(arguing[0]).__name__}: changes the training's arguments, and none are given.",
+                    "pass args=SFTConfig(...).",
+                )
+            rows = len(dataset) if hasattr(dataset, "__len__") else None
+            given.arguments["args"] = arguments_of(arguing, arguments, rows)
         for d in changing:
             if not isinstance(dataset, Dataset):
                 raise UnsupportedSetup(

@@ -1,0 +1,33 @@
+"""How many optimizer steps a run takes, before a Trainer has computed it (which it does when training starts)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mithridate.errors import UnsupportedSetup
+
+
+def steps_of(args: Any, rows: int | None) -> int:
+    """The optimizer steps of a run over `rows` prepared examples (None: a stream, which has max_steps), by its
+    TrainingArguments."""
+    if args.max_steps > 0 or rows is None:
+        return args.max_steps
+    batch = args.per_device_train_batch_size * args.world_size
+    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
+
+
+def steps_ahead(args: Any, rows: int | None, who: str) -> int:
+    """The same of rows that are not prepared yet; `who` asks, for the error.
+
+    Raises:
+        UnsupportedSetup: it is not known before they are (a stream, packing).
+    """
+    if args.max_steps <= 0 and (rows is None or getattr(args, "packing", False)):
+        raise UnsupportedSetup(
+            f"{who}: the training set is {'a stream' if rows is None else 'packed'}, so how many steps the run takes "
+            "is not known before it.",
+            "set max_steps.",
+        )
+    return steps_of(args, rows)
