@@ -567,7 +567,7 @@ def train(
     if resume[0]:
         logger.info("resuming from step %s", resume[0].rsplit("-", 1)[1])
     try:
-        with scoring_labels_only():
+        with scoring_labels_only(trainer.model):
             trainer.train(resume_from_checkpoint=resume[0])
     except BaseException:
         for callback in trainer.callback_handler.callbacks:
