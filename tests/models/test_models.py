@@ -135,7 +135,7 @@ def test_files_are_hashed_once(folder, monkeypatch):
     monkeypatch.setattr(models.time, "time_ns", lambda: settled)
     first = resolve_model(str(folder)).digest
     read = []
-    monkeypatch.setattr(models, "_sha256", lambda path: read.append(path.name) or "0")
+    monkeypatch.setattr(models, "file_digest", lambda path: read.append(path.name) or "0")
     assert resolve_model(str(folder)).digest == first and not read
     (folder / "config.json").touch()
     resolve_model(str(folder))
@@ -145,7 +145,7 @@ def test_files_are_hashed_once(folder, monkeypatch):
 def test_names_that_are_nothing_say_what_there_is(folder, monkeypatch):
     with pytest.raises(InputError, match=r"is a file\. Give the folder"):
         resolve_model(str(folder / "model.safetensors"))
-    with pytest.raises(InputError, match="Did you mean the embedded model 'smollm2-135m'"):
+    with pytest.raises(InputError, match="did you mean `smollm2-135m`"):
         resolve_model("smollm-135m")
     with pytest.raises(InputError, match="no such folder"):
         resolve_model("./no/such/folder")

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 
 from mithridate.experiment.config import load_experiment
+from mithridate.files import replace_file, replacing
 from mithridate.pipeline.runner import undefended, with_undefended
 from mithridate.results import folder as run_folder
 from mithridate.results.folder import Folder
 from mithridate.results.table import Cell, Table, table
-from mithridate.store import replace_file, replacing
 from tests.pipeline.small import experiment
 
 SHARED = {

@@ -151,10 +151,10 @@ def gate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and nothing else.")] = False,
 ) -> None:
     """Decide on interval bounds whether a run's models may ship: exit code 0 pass, 1 fail, 2 cannot tell."""
+    from mithridate.files import replace_file
     from mithridate.results.release import EXIT, read_policy
     from mithridate.results.release import gate as decide
     from mithridate.results.release.limits import SHARES, limits_of
-    from mithridate.store import replace_file
 
     given = {name: value for name, value in locals().items() if name in SHARES}
     limits = limits_of(read_policy(policy) if policy else {}, {**given, "allow_deviations": allow_deviation})

@@ -8,11 +8,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 
 Rows = list[tuple[str, dict[str, Any]]]
 """Each row with its place, as in "train.jsonl, line 3"."""
@@ -53,8 +52,8 @@ def no_file(path: Path) -> InputError:
         return InputError(f"{path}: is a folder; name one file in it{inside}")
     if not path.parent.is_dir():
         return InputError(f"{path}: no such file; there is no folder {path.parent}")
-    near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return InputError(f"{path}: no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
+    near = nearest(path.name, (p.name for p in path.parent.iterdir()), listed=False)
+    return InputError(f"{path}: no such file{near}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

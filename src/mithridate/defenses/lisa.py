@@ -36,7 +36,6 @@ lisa/drift (distance from the anchor in the step that is logged).
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,6 +46,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
+from mithridate.methods.steps import optimizer_steps
 from mithridate.training.gradients import blocks, global_norm, local
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Lisa(Defense):
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
         require_rows(self, "alignment_dataset")
-        self._require_a_cycle(_planned_steps(t))
+        self._require_a_cycle(optimizer_steps(vars(t.args), len(t.train_dataset), t.args.world_size))
         t.side_data(self.alignment_dataset, "alignment_dataset")
 
     def on_train_begin(self, t: DefenseMixin) -> None:
@@ -211,13 +211,3 @@ class Lisa(Defense):
             f"choose align_steps + finetune_steps <= {max_steps}, for example align_steps={align}, "
             f"finetune_steps={max_steps - align}; or train for at least {self.cycle} steps.",
         )
-
-
-def _planned_steps(t: DefenseMixin) -> int:
-    """The optimizer steps of the run, before the Trainer has computed them (which it does when training starts)."""
-    args = t.args
-    if args.max_steps > 0:
-        return args.max_steps
-    rows = args.per_device_train_batch_size * args.world_size
-    batches = len(t.train_dataset) // rows if args.dataloader_drop_last else math.ceil(len(t.train_dataset) / rows)
-    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
+from mithridate.files import canonical_json
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
 from mithridate.results.folder import PAGE_CELLS, Folder
 from mithridate.results.ownership import require_own
-from mithridate.store import canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -552,8 +552,8 @@ def _quantised(experiment: Experiment, files: Any) -> Any:
 
 def _served(experiment: Experiment) -> Any:
     """A model behind a server: no files here, and what is stated of it in place of their digest."""
+    from mithridate.files import digest
     from mithridate.models import ModelFiles
-    from mithridate.store import digest
 
     fields = experiment.evaluate.generator["openai"]
     return ModelFiles(
@@ -668,11 +668,12 @@ def export_cell(
         InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
             this model.
     """
+    from mithridate.files import file_digest
     from mithridate.pipeline.export import export
     from mithridate.pipeline.stages import Chain
     from mithridate.report.card import Story
     from mithridate.results.release.label import VERDICT_FILE, label_of
-    from mithridate.store import MANIFEST, file_digest
+    from mithridate.store import MANIFEST
 
     run_folder = Path(run_folder)
     try:

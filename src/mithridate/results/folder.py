@@ -18,8 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.experiment.config import Experiment, canonical
+from mithridate.files import file_digest, replace_file, replacing
 from mithridate.results import ownership
-from mithridate.store import file_digest, replace_file, replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa

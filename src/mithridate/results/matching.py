@@ -9,7 +9,7 @@ from typing import Any
 from mithridate.errors import InputError, MithridateError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.experiment.methods import repair_of
-from mithridate.store import canonical_json
+from mithridate.files import canonical_json
 
 
 class Table:

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.data.records import plain_rows
-from mithridate.errors import InputError
+from mithridate.errors import InputError, first_line
 from mithridate.evaluation import add_verdicts
 from mithridate.evaluation.agreement import Agreement, answer_to, compare_all, judges_in, kind_of, verdicts
 from mithridate.evaluation.calibration import corrected_score, error_rates, labelled_items, read_labels
+from mithridate.files import file_digest, replace_file, replacing
 from mithridate.judges import by_name, judge
 from mithridate.judges.base import Judge, Kind
 from mithridate.results.folder import reseal
 from mithridate.statistics import proportion_of
-from mithridate.store import Store, file_digest, replace_file
+from mithridate.store import Store
 
 if TYPE_CHECKING:
     from mithridate.evaluation.calibration import Label
@@ -90,7 +91,7 @@ def rejudge(
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not the folder of a run: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{folder}: not the folder of a run: {first_line(error)}") from error
     rows = plain_rows(frame.to_dict("records"))
     labels = read_labels(calibration) if calibration else []
     judges = [judge({name: dict(settings)}) for name, settings in specs.items()]
@@ -105,10 +106,9 @@ def rejudge(
     try:
         add_verdicts(rows, judges, cache, progress, evaluation)
         if judges:
-            aside = path.with_name(f".{path.name}.part")
-            pd.DataFrame(rows).astype({"step": "Int64"}).to_parquet(aside)
             before = file_digest(path)
-            aside.replace(path)
+            with replacing(path) as aside:
+                pd.DataFrame(rows).astype({"step": "Int64"}).to_parquet(aside)
             reseal(folder, before)
         final = [row for row in rows if row["step"] is None]
         kinds: dict[str, Kind] = {name: kind for name in judges_in(final) if (kind := kind_of(name, final))}

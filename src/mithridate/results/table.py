@@ -11,13 +11,13 @@ from mithridate.evaluation import rules_of, summarise
 from mithridate.evaluation.agreement import judges_in
 from mithridate.experiment.config import HARMFUL, Experiment, Finetune, in_order
 from mithridate.experiment.methods import acting, around_prompts, attack_config, attack_fields, attack_of, repair_of
+from mithridate.files import canonical_json, stable
 from mithridate.methods.base import control_name
 from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
 from mithridate.results import decisions
 from mithridate.results.outcomes import Outcomes
 from mithridate.statistics import steps_to
-from mithridate.store import canonical_json, stable
 
 SCHEMA = 1
 _ARM = ("alignment", "finetuning", "repair", "topology", "harmful_ratio", "control")

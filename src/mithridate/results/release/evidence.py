@@ -20,13 +20,13 @@ from typing import Any
 
 from mithridate import judges as known_judges
 from mithridate.data.records import plain_rows, plain_value
-from mithridate.errors import InputError
+from mithridate.errors import InputError, first_line
 from mithridate.evaluation import judged, judges_of, rules_of, summarise, teller_of_refusals
+from mithridate.files import canonical_json
 from mithridate.judges.base import VERDICTS
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
 from mithridate.results.release.findings import EVERY, Finding, doubt, listed
-from mithridate.store import canonical_json
 
 Row = dict[str, Any]
 _COLUMNS = ("cell", "step", "set", "id", "prompt", "answer", "verdict", "judge", "correct", "protocol")
@@ -55,7 +55,7 @@ class Evidence:
             text = (folder / "results.json").read_bytes()
             self.results = _table(_strict_json(text.decode("utf-8")), folder)
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: not the folder of a run: {_first_line(error)}") from error
+            raise InputError(f"{folder}: not the folder of a run: {first_line(error)}") from error
         self.sha256 = sha256(text).hexdigest()
         self.cells: dict[str, dict[str, Any]] = {cell["id"]: cell for cell in self.results["cells"]}
         self.protocol: Protocol = find_protocol(self.results["protocol"])
@@ -77,7 +77,7 @@ class Evidence:
             self.files[name] = sha256(path.read_bytes()).hexdigest()
             table = pq.read_table(path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise InputError(f"{self.folder}: not the folder of a run: {_first_line(error)}") from error
+            raise InputError(f"{self.folder}: not the folder of a run: {first_line(error)}") from error
         lacking = [column for column in _COLUMNS if column not in table.column_names]
         if lacking:
             raise InputError(f"{path} has no column {lacking[0]!r}: {_REDO}")
@@ -371,10 +371,6 @@ def _entry(cell: Mapping[str, Any]) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) and isinstance(entry.get("file"), str) else None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # -- numbers --------------------------------------------------------------------------------------
 
 
@@ -411,7 +407,7 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
     try:
         upto, experiment = recipe["upto"], load_experiment(recipe["experiment"])
     except (InputError, LookupError, TypeError) as error:
-        return f"its recipe cannot be read ({_first_line(error)})"
+        return f"its recipe cannot be read ({first_line(error)})"
     made = _made(experiment, upto)
     meant = {stage: getattr(made, stage) for stage in _STAGES} | {"settings": made.settings, "control": made.control}
     meant |= {"harmful_ratio": made.harmful_ratio, "topology": experiment.topology, "seed": experiment.seed}
