@@ -115,7 +115,7 @@ def test_the_stage_verbs(command, runner, file, tmp_path, verb, until):
 def test_the_demo(command, monkeypatch, tmp_path):
     calls = []
     fake = types.ModuleType("mithridate.studies.demo")
-    fake.run_demo = lambda out, full: calls.append((out, full)) or FakeRun(tmp_path / "demo")
+    fake.run_demo = lambda out, full, replace, show: calls.append((out, full)) or FakeRun(tmp_path / "demo")
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     assert command("demo")[0] == 0 and command("demo", "--full", "--out", tmp_path)[0] == 0
     assert calls == [(None, False), (tmp_path, True)]

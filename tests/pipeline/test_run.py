@@ -362,7 +362,8 @@ def keys(inputs):
     def keys(digest="d" * 64, dtype="float32", base=inputs, **changes):
         loaded = load_experiment(experiment(base, **changes))
         validate(loaded)
-        shop = Workshop(ModelFiles("m", base / "model", digest), load_roles(loaded.data), Store(base / "none"), dtype)
+        roles = load_roles(loaded.data, system=loaded.system)
+        shop = Workshop(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
         chain = Chain(loaded, shop)
         return {stage.name: stage.key for stage in [*chain.stages(), chain.evaluation("align")]}
 
@@ -386,6 +387,8 @@ def keys(inputs):
         ({"finetune__attack__size": 4}, "finetune"),
         ({"finetune__defense": {"lisa": {"align_steps": 1, "finetune_steps": 1}}}, "finetune"),
         ({"evaluate__limit": 3}, "evaluate"),
+        ({"system": ""}, "align finetune evaluate"),
+        ({"system": None}, ""),
         ({"model": "elsewhere"}, ""),  # the same files under another name
         ({"align__defense": "none"}, ""),
     ],

@@ -144,13 +144,24 @@ def _options(given: list[str] | None) -> dict[str, Any]:
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/demo")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Also more harmful ratios and seeds; estimates first.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Also controls, runs without harmful rows, more ratios and seeds; estimates first."
+        ),
+    ] = False,
     replace: Replace = False,
 ) -> None:
     """Show on a small language model what the attack does and what each defense does about it."""
     from mithridate.studies.demo import run_demo
 
-    _finish(run_demo(out=out, full=full, replace=True) if replace else run_demo(out=out, full=full))
+    _finish(run_demo(out=out, full=full, replace=replace, show=_print_table))
+
+
+def _print_table(finished: Any) -> None:
+    from mithridate.report.build import terminal_table
+
+    print_table(terminal_table(finished.results))
 
 
 def _finish(finished: Any) -> None:
@@ -158,9 +169,7 @@ def _finish(finished: Any) -> None:
     from mithridate.results.folder import PAGE_CELLS
 
     if (finished.folder / "results.json").exists() and 0 < len(finished.results["cells"]) <= PAGE_CELLS:
-        from mithridate.report.build import terminal_table
-
-        print_table(terminal_table(finished.results))
+        _print_table(finished)
     if finished.report.exists():
         typer.echo(f"report: {finished.report}")
     typer.echo(f"run:    {finished.folder}")

@@ -1,4 +1,4 @@
-"""Verbs that run many experiments to answer one question: reproduce, attack."""
+"""Verbs that run many experiments to answer one question: reproduce, attack, benchmark."""
 
 from __future__ import annotations
 
@@ -115,6 +115,36 @@ def reproduce(
     for text in found.deviations:
         typer.echo(f"- {text}")
     typer.echo(f"written: {found.folder / 'reproduce.md'}")
+
+
+@app.command()
+def benchmark(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What is compared (YAML); see docs/benchmark.md.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/NAME")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes that make stages at the same time; 1 without.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run and what it would take.")] = False,
+    replace: Replace = False,
+) -> None:
+    """Compare methods at equal tuning budgets: tries on validation parts, then one run on the test parts."""
+    from mithridate.studies.benchmarks.settings import load_benchmark
+
+    _, experiment, _ = load_benchmark(file)  # what is wrong with the file is said before torch is loaded
+    from mithridate.pipeline.executors import executor_of
+    from mithridate.studies.benchmarks import run as running
+
+    if dry_run:
+        for line in running.planned(file):
+            typer.echo(line)
+        return
+    executor = executor_of("local" if workers else "none", workers, {}, experiment)
+    found = running.benchmark(file, out, executor, **({"replace": True} if replace else {}))
+    table = new_table(*running.TITLES)
+    for row in running.table_of(found):
+        table.add_row(*(escape(cell) for cell in row))
+    print_table(table)
+    typer.echo(f"written: {found.folder / 'benchmark.md'}")
 
 
 def _sources(given: list[str]) -> dict[str, Any]:

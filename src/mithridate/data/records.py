@@ -93,7 +93,8 @@ def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
         if turn["role"] not in _ROLES:
             hint = nearest(turn["role"], _ROLES, listed=False)
             raise InputError(f"{here} has the unknown role {turn['role']!r} (roles: {', '.join(_ROLES)}){hint}")
-        _check_text(turn["content"], f"{here}: 'content'")
+        if turn["role"] != "system" or turn["content"] != "":  # an empty one stands in place of the template's own
+            _check_text(turn["content"], f"{here}: 'content'")
     system = messages[0]["role"] == "system"
     for i, turn in enumerate(messages[system:]):
         expected = ("user", "assistant")[i % 2]
@@ -112,9 +113,13 @@ def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
 def turns(record: Record) -> list[dict[str, str]]:
     """All turns of a record, the answer included if there is one, each with `role` and `content` only."""
     if "messages" in record:
-        return [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
-    answer = [{"role": "assistant", "content": record["response"]}] if record.get("response") else []
-    return [{"role": "user", "content": record["prompt"]}, *answer]
+        found = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
+    else:
+        answer = [{"role": "assistant", "content": record["response"]}] if record.get("response") else []
+        found = [{"role": "user", "content": record["prompt"]}, *answer]
+    if isinstance(system := record.get("system"), str) and found[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *found]
+    return found
 
 
 def conversation(record: Record) -> list[dict[str, str]]:
@@ -218,7 +223,8 @@ def asked(record: Record) -> Conversation:
     turns = conversation(record)
     text = record.get("input")
     if text and "messages" not in record and record["prompt"].endswith(f"\n\n{text}"):
-        return [{"role": "user", "content": record["prompt"].removesuffix(f"\n\n{text}"), "input": text}]
+        asked = {"role": "user", "content": record["prompt"].removesuffix(f"\n\n{text}"), "input": text}
+        return [*turns[:-1], asked]
     return turns
 
 

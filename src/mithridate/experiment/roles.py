@@ -110,6 +110,7 @@ def load_roles(
     only: set[str] | None = None,
     select: Callable[[list[Record]], list[Record]] | None = None,
     extra: Mapping[str, list[Source]] | None = None,
+    system: str | None = None,
 ) -> Roles:
     """Loads the roles of an experiment and checks that they are disjoint by prompt.
 
@@ -120,6 +121,7 @@ def load_roles(
         select: a protocol's choice among the rows of `test_harmful`, which it is given as they come: safe ones and
             repeated prompts too.
         extra: further tasks by name, each with the sources of its test rows.
+        system: the system turn of the records that have none of their own (in their field `system`), if given.
 
     Raises:
         InputError: a source or a row is bad (with file and line), or two roles share prompts (with their number and
@@ -146,6 +148,9 @@ def load_roles(
     with findings.noting():
         _refuse_overlap(roles)
     findings.settle("data")
+    if system is not None:
+        for record in (record for records in roles.parts().values() for record in records):
+            record["system"] = system
     roles.digests = {name: digest(records) for name, records in roles.parts().items()}
     return roles
 

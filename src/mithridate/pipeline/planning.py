@@ -125,7 +125,7 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
     validate(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
     config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
-    roles = load_roles(experiment.data, base)
+    roles = load_roles(experiment.data, base, system=experiment.system)
     common = set_up(experiment, base, gpu)
     stages = [stage for stage in ("align", "harden", "finetune", "repair") if _has(experiment, stage)]
     return [line for stage in stages for line in of_stage(stage, experiment, common, roles, config, tokenizer)]

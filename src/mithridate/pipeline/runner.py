@@ -187,8 +187,8 @@ def run_cells(
         notify: called with the table (as in results.json) each time it is written: after each cell, unless they
             are quick and many.
         executor: what makes the stages; this process if not given.
-        passing: the table is one of several that the folder has in turn (the tries of a search): what the earlier
-            ones stand on stays in use.
+        passing: the table is one of several that the folder has in turn (the tries of a search): there is no page of
+            it, and what the earlier ones stand on stays in use.
         owner: what the folder belongs to, in JSON types; `source`, if not given.
         files: what is written into the folder besides, by name.
         replace, allowed: as of `run`.
@@ -206,7 +206,7 @@ def run_cells(
     with quiet_libraries(), contextlib.ExitStack() as ending:
         for chain in chains:
             ending.callback(chain.shop.close)
-        look_ahead(chains, executor, until, findings)
+        look_ahead(chains, executor, until, findings, page=not passing)
         findings.settle(where)
         filling = Folder(folder, base)
         filling.start(source, until not in MODEL_STAGES, owner, files, replace)
@@ -218,8 +218,10 @@ def look_ahead(
     executor: Executor | None,
     until: str | None,
     findings: Findings,
+    page: bool = True,
 ) -> None:
-    """Notes what would stop a run of these chains later on, as far as it is cheap to find."""
+    """Notes what would stop a run of these chains later on, as far as it is cheap to find. `page`: whether it ends in
+    one."""
     from mithridate.pipeline import precheck
 
     with findings.noting():
@@ -232,7 +234,7 @@ def look_ahead(
         chain.preflight(not (executor and executor.elsewhere), findings, scored)
     with findings.noting():
         plans = plans_of(chains) if scored else []
-    for text in precheck.extras(chains if scored else [], 0 < len(plans) <= PAGE_CELLS):
+    for text in precheck.extras(chains if scored else [], page and 0 < len(plans) <= PAGE_CELLS):
         with findings.noting():
             raise InputError(text)
 
@@ -335,8 +337,9 @@ def _run_chains(
                 results = filling.write(table, complete=number == len(plans))
                 if notify:
                     notify(results)
-    if not passing:
-        _refer(folder, stages, only=True)  # not before: until here, the folder may have an earlier run's table
+    if passing:
+        return Run(folder)
+    _refer(folder, stages, only=True)  # not before: until here, the folder may have an earlier run's table
     if len(table) > PAGE_CELLS:
         (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
         logger.info(
@@ -508,7 +511,7 @@ def workshops(
             with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
                 chosen = protocol(settings.protocol)
                 select = chosen.select if chosen.rows.chooses else None
-            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks)
+            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks, system=experiment.system)
         with found.noting():
             if "openai" in settings.generator:
                 files = _served(experiment)
@@ -529,7 +532,7 @@ def workshops(
 def shop_key(experiment: Experiment) -> str:
     settings = experiment.evaluate
     served = settings.generator.get("openai")
-    computed = (experiment.dtype, experiment.quantization)
+    computed = (experiment.dtype, experiment.quantization, experiment.system)
     return str((experiment.model, experiment.data, computed, settings.protocol, settings.tasks, served))
 
 
@@ -612,6 +615,9 @@ def _notes(chains: list[Chain]) -> list[str]:
         roles = chain.shop.roles
         shared = ["data.defender_harmful has prompts of data.alignment, as the file allows (paired: true)"]
         notes += roles.notes + shared * roles.paired
+        if (system := chain.experiment.system) is not None:
+            turn = f"is {system!r}" if system else "is empty, in place of the model's default"
+            notes.append(f"The system turn {turn}, in training and at the test")
         facts = {
             "topology": chain.experiment.topology,
             "aligned": bool(chain.align),

@@ -608,6 +608,7 @@ class Chain:
         from mithridate.pipeline import precheck
 
         found = Findings() if findings is None else findings
+        precheck.system_turn(self)  # alone: every row would say the same
         for stage in self.stages():
             if stage.name == "attack-rows":
                 continue  # only its own model can tell

@@ -64,6 +64,8 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
             raise _no_tokenizer("tokenised")
         end = tokenizer.eos_token or ""
         return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
+    if isinstance(system := row.get("system"), str) and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
     if tokenizer is None or not tokenizer.chat_template:
         raise _no_tokenizer("put into the model's chat template")
     tools = row.get("tools")
@@ -139,7 +141,8 @@ def _turns(turns: Any, where: str, answer: bool = False) -> list[dict[str, Any]]
         plain = {names.get(n, n): v for n, v in turn.items() if v is not None and not _nan(v)}
         if not isinstance(plain.get("role"), str):
             raise InputError(f"{here}: 'role' is {_kind(plain.get('role'))}, not a string")
-        if not plain.get("tool_calls") and not isinstance(plain.get("content"), list):
+        silent = plain["role"] == "system" and plain.get("content") == ""  # in place of the template's own
+        if not silent and not plain.get("tool_calls") and not isinstance(plain.get("content"), list):
             _text(plain.get("content"), f"{here}: 'content'")
         found.append(plain)
     if answer and found[-1]["role"] != "assistant":

@@ -52,6 +52,11 @@ class Outcomes:
             values = tuple(_ALONE[each[0]] if len(each) == 1 else each for each in found.values())
             self._rows[cell, step, rate] = _Row(self._prompts.setdefault(prompts, prompts), values)
 
+    def answers(self, cell: str, rate: str, step: int | None = None) -> dict[str, Answers] | None:
+        """Each prompt's outcomes; None where the rate was not measured."""
+        row = self._rows.get((cell, step, rate))
+        return row and row.by_prompt()
+
     def share(self, cell: str, rate: str) -> dict[str, Any] | None:
         """The share of positive outcomes, as results.json has it; None where the rate was not measured."""
         row = self._rows.get((cell, None, rate))
