@@ -295,7 +295,7 @@ def _path(name: str, base: Path, role: str) -> Path:
     path = base / Path(name).expanduser()
     if path.suffix.lower() not in ENDINGS and not path.exists():
         near = [known for known in HUB if name.casefold() in known.casefold()]
-        hint = nearest(*(near or [name])[:1], near or ["embedded", *HUB], listed=False)
+        hint = nearest(near[0] if near else name, near or ["embedded", *HUB], listed=False)
         raise InputError(
             f"data.{role}: unknown source {name!r}{hint}; a source is embedded, a file that ends in "
             f"{', '.join(ENDINGS)}, or one of these Hub data sets: {', '.join(HUB)}"
