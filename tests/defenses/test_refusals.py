@@ -143,9 +143,11 @@ def test_booster_refuses_16_bit_storage_of_trainable_weights(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (IterableDataset.from_generator(lambda: iter([])), "must be a datasets.Dataset, not IterableDataset"),
-        ([{"prompt": "a", "completion": "b"}], "must be a datasets.Dataset, not list"),
-        (None, "must be a datasets.Dataset, not NoneType"),
+        (IterableDataset.from_generator(lambda: iter([])), "must be a datasets.Dataset, .* not IterableDataset"),
+        ((row for row in [{"prompt": "a", "completion": "b"}]), "a list of rows or a DataFrame, not generator"),
+        (None, "a list of rows or a DataFrame, not NoneType"),
+        ("rows.jsonl", "a list of rows or a DataFrame, not str"),
+        ([], "has no rows"),
         (Dataset.from_list([]), "has no rows"),
     ],
 )

@@ -226,7 +226,7 @@ def test_estimate_takes_or_refuses_each_option(inputs, capfd, arguments, said):
 
 def test_estimate_of_a_model_in_several_processes(capfd):
     assert cli.main(["estimate", "1b", "--accelerate", "fsdp2"]) == 3
-    assert "--accelerate fsdp2: in how many processes? Give --processes N" in capfd.readouterr().err
+    assert "--accelerate fsdp2: give the number of processes as well: --processes N" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [["store", "ls"], ["methods"]])

@@ -94,7 +94,7 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
     assert tuple(rows[0]) == TITLES and len(rows) == 1 + len(found.standings)
     assert json.loads((folder / "out/benchmark.json").read_text())["points"] == found.points
     page = (folder / "out/report.html").read_text()
-    assert "Every try" in page or "tries" in page
+    assert "All tuning tries" in page or "tries" in page
 
 
 @pytest.mark.slow

@@ -12,7 +12,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.columns import require_nothing_dropped
 from mithridate.errors import InputError, UnsupportedSetup, closest, nearest
+from mithridate.rows import as_list
+from mithridate.rows import record as as_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +32,29 @@ _OTHER_NAMES = {
     "response": ("output", "answer", "completion", "target", "reply"),
     "messages": ("conversation", "conversations", "chat", "turns"),
 }
+
+
+def records_of(rows: Any, name: str) -> list[Record]:
+    """Rows in any form that `mithridate.rows` knows (lists, DataFrames, data sets) as records, not yet checked.
+
+    Args:
+        rows: a list or another iterable of mappings, a DataFrame, a `datasets.Dataset`.
+        name: what they are, for errors, which count from 1: "harmful, record 3".
+
+    Raises:
+        InputError: what is given is no set of rows, a row calls tools or holds something else than text, or a column
+            that is a part of the prompt would be left out.
+    """
+    found = []
+    for number, row in enumerate(as_list(rows, name), start=1):
+        where = f"{name}, record {number}"
+        made = as_record(row, where)
+        try:
+            require_nothing_dropped(row, made, {"system": "system"})  # which `turns` puts first
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        found.append(made)
+    return found
 
 
 def missing_columns(missing: list[str], present: list[str], where: str) -> InputError:

@@ -422,7 +422,7 @@ def _methods(spec: Any) -> tuple[dict[str, Any], list[str]]:
         methods, problems = _Listed(), []
         for item in spec:
             more, found = _methods(item)
-            problems += found + [f"{name} is there twice" for name in more if name in methods]
+            problems += found + [f"{name} appears twice" for name in more if name in methods]
             methods |= more
         return methods, problems
     return {}, [f"expected none, a name, {{name: {{field: value}}}} or a list of these, got {kind(spec)}"]
@@ -432,7 +432,7 @@ def methods_of(words: Sequence[str], where: str) -> dict[str, dict[str, Any]]:
     """Methods as an experiment file writes them, from the command line: {name: {field: value}}.
 
     Raises:
-        InputError: a word is not of that form, or a name is there twice.
+        InputError: a word is not of that form, or a name appears twice.
     """
     found, problems = _methods([parse_yaml(word, where, lines=False) for word in words])
     if problems:
@@ -505,7 +505,7 @@ def _sweep_problems(sweep: dict[str, Any]) -> list[str]:
         if not isinstance(values, list) or not values:
             problems.append(f"sweep.{path}: expected a list of values, got {kind(values) if values else 'none'}")
         elif len({json.dumps(stable(value)) for value in values}) < len(values):
-            problems.append(f"sweep.{path}: a value is there twice")
+            problems.append(f"sweep.{path}: a value appears twice")
         if path.split(".")[0] == "sweep":
             problems.append(f"sweep.{path}: a sweep cannot vary itself")
         if path == VARIANTS and isinstance(values, list) and not all(isinstance(v, dict) for v in values):

@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 TITLES = (
-    *("stage", "method", "weights", "gradients", "optimizer", "method's", "activations", "logits", "GiB a process"),
-    *("passes a step", "x plain", "steps", "PFLOPs", "disk GiB"),
+    *(
+        "stage",
+        "method",
+        "weights",
+        "gradients",
+        "optimizer",
+        "defense state",
+        "activations",
+        "logits",
+        "GiB / process",
+    ),
+    *("passes / step", "x SFT", "steps", "PFLOPs", "disk GiB"),
 )
 
 

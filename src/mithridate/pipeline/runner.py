@@ -18,6 +18,7 @@ from mithridate.experiment.config import Experiment, load_cells, load_experiment
 from mithridate.files import canonical_json
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
+from mithridate.progress import time_left
 from mithridate.results.folder import PAGE_CELLS, Folder
 from mithridate.results.ownership import require_own
 
@@ -56,7 +57,7 @@ class Run:
         return json.loads((self.folder / "results.json").read_text())
 
     def records(self) -> pd.DataFrame:
-        """One row a prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
+        """One row per prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
         import pandas as pd
 
         return pd.read_parquet(self.folder / "records.parquet")
@@ -94,7 +95,7 @@ def run(
         out: the run's folder; `runs/<name of the file>` by default.
         until: stop after this stage: `align`, `finetune` or `repair` (nothing is evaluated then), or `evaluate` (the
             undefended run is not added).
-        progress: show progress bars.
+        progress: show how far the run is: its stages, and bars on a terminal or lines in a log file.
         executor: what makes the cells at the same time: `Local(workers=8)`, `Ray(...)` or `Slurm(...)` of
             `mithridate.pipeline.executors`. By default this process makes one after the other.
         replace: whether a folder that another experiment, or the user, has filled is written to all the same: what
@@ -109,6 +110,8 @@ def run(
             has been computed then, and every problem that was found is named.
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
     """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: expected a list of texts, got one; give [{overrides!r}]")
     if until not in (None, *_UNTIL):
         raise InputError(f"until: no such stage `{until}`{nearest(until, _UNTIL)}")
     loaded, cells = load_cells(experiment, list(overrides))
@@ -203,7 +206,7 @@ def run_cells(
     if not replace:
         with findings.noting():
             require_own(folder, source, owner)
-    with quiet_libraries(), contextlib.ExitStack() as ending:
+    with quiet_libraries(), stages_told(progress), contextlib.ExitStack() as ending:
         for chain in chains:
             ending.callback(chain.shop.close)
         look_ahead(chains, executor, until, findings, page=not passing)
@@ -343,7 +346,7 @@ def _run_chains(
     if len(table) > PAGE_CELLS:
         (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
         logger.info(
-            "%d cells are too many for a page, so there is none: results.json and records.parquet in %s have them",
+            "%d cells are too many for a page, so none is written: results.json and records.parquet in %s have them",
             len(table),
             folder,
         )
@@ -469,7 +472,7 @@ class _Maker:
         if not all(self.made[name] for name in left):
             return ""
         seconds = sum(count * self.spent[name] / self.made[name] for name, count in left.items())
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+        return f", {time_left(seconds)}"
 
 
 def _peak(record: dict[str, Any]) -> int:
@@ -650,6 +653,24 @@ def quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+@contextlib.contextmanager
+def stages_told(shown: bool) -> Iterator[None]:
+    """Inside, the lines of a run's stages go to stderr where nobody listens to the log, as in a script or notebook."""
+    ours = logging.getLogger("mithridate")
+    if not shown or ours.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), ours.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+
+
 def _report(folder: Path) -> None:
     from mithridate.report.build import build_report
 
@@ -663,16 +684,20 @@ def export_cell(
     merged: bool = True,
     trust_remote_code: bool = False,
     verdict: str | Path | None = None,
+    check: int = 4,
 ) -> Path:
     """Writes the model of one cell of a run as a folder that plain transformers (merged) or PEFT (adapter) loads.
 
     Args:
         trust_remote_code: as of `run`, which was called with it.
         verdict: file of a gate's verdict, for the model's card; by default verdict.json in the run's folder, if there.
+        check: how many harmful and how many benign prompts of the run the written model is asked again: the answers
+            must be those that were measured. 0 asks none.
 
     Raises:
         InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
-            this model.
+            this model; or `check` is below 0.
+        MithridateError: it cannot be written, or answers otherwise than the model that was measured.
     """
     from mithridate.files import file_digest
     from mithridate.pipeline.export import export
@@ -681,6 +706,8 @@ def export_cell(
     from mithridate.results.release.label import VERDICT_FILE, label_of
     from mithridate.store import MANIFEST
 
+    if check < 0:
+        raise InputError(f"check: expected a number of prompts from 0 on, got {check}")
     run_folder = Path(run_folder)
     try:
         results = Run(run_folder).results
@@ -705,11 +732,32 @@ def export_cell(
             raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
     story = Story(results, row, recipe["experiment"], stages, label)
     layers = chain.layers(recipe["upto"])
-    return export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+    made = export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+    if check:
+        from mithridate.pipeline.export_check import check_export
+
+        with quiet_libraries():
+            logger.info("%s", check_export(chain, recipe["upto"], made, _final_rows(run_folder, cell), check))
+    return made
 
 
-def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
+def _final_rows(run_folder: Path, cell: str) -> list[dict[str, Any]]:
+    """The records of a cell from its end."""
+    frame: Any = Run(run_folder).records()
+    return frame[(frame["cell"] == cell) & frame["step"].isna()].drop(columns="step").to_dict("records")
+
+
+def redacted(row: dict[str, Any]) -> dict[str, Any]:
+    """A record without what the model said: its answer, and the reasons of verdicts."""
+    said = {name for name in row if name == "reason" or name.endswith("/reason")}
+    return {**row, **dict.fromkeys(said, "redacted"), "answer": f"[redacted: {len(row['answer'])} characters]"}
+
+
+def export_log(run_folder: str | Path, cell: str, out: str | Path, redact: bool = False) -> Path:
     """Writes the records of one cell of a run as an Inspect log (a .json file).
+
+    Args:
+        redact: leaves out what models said: answers, and the reasons of verdicts, which quote them. Verdicts stay.
 
     Raises:
         InputError: no such run or cell, or a file name or folder that cannot be.
@@ -718,11 +766,10 @@ def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
     from mithridate.results.inspect_log import write_log
 
     run = Run(Path(run_folder))
-    frame: Any = run.records()
-    frame = frame[(frame["cell"] == cell) & frame["step"].isna()]
+    rows = _final_rows(run.folder, cell)
     found = next((row for row in run.results["cells"] if row["id"] == cell), None)
-    if found is None or frame.empty:
+    if found is None or not rows:
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(run.cells)}.")
-    rows = frame.drop(columns="step").to_dict("records")
+    rows = [redacted(row) for row in rows] if redact else rows
     shares = {name: value for name, value in found.items() if isinstance(value, dict) and "value" in value}
     return write_log(out, rows, run.results["model"], shares, {"cell": cell, "settings": found["settings"]})

@@ -79,7 +79,7 @@ class Outcomes:
         return self._compared[key]
 
     def over_seeds(self, cells: Sequence[str], rate: str) -> dict[str, Any] | None:
-        """`statistics.across_seeds` of the prompts that all were asked, a cell a seed.
+        """`statistics.across_seeds` of the prompts that all were asked, one cell per seed.
 
         Where prompts have several answers, in each cell as many, also `samples`, `worst_of_k` of `evaluation.rate_of`
         over seeds, and `any_of_k`: the mean over seeds of the share that each has by itself, with an interval that
@@ -164,7 +164,7 @@ def _both(mine: _Row, theirs: _Row) -> Iterator[tuple[Answers, Answers]]:
 
 
 def _square(rows: Sequence[_Row], of: Callable[[Answers], Any]) -> list[list[Any]]:
-    """One row a run, one column a prompt that all runs were asked, of what `of` makes of the prompt's answers."""
+    """One row per run, one column per prompt that all runs were asked, of what `of` makes of the prompt's answers."""
     if all(row.prompts is rows[0].prompts for row in rows):
         return [[of(answers) for answers in row.values] for row in rows]
     found = [row.by_prompt() for row in rows]

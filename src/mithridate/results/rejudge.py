@@ -91,7 +91,7 @@ def rejudge(
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not the folder of a run: {first_line(error)}") from error
+        raise InputError(f"{folder}: not a run folder: {first_line(error)}") from error
     rows = plain_rows(frame.to_dict("records"))
     labels = read_labels(calibration) if calibration else []
     judges = [judge({name: dict(settings)}) for name, settings in specs.items()]
