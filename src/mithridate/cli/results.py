@@ -219,9 +219,9 @@ def compare(
     """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
     if out and out.suffix not in (".csv", ".json"):
         raise InputError(f"--out {out}: give a file that ends in .csv or .json")
+    from mithridate.files import replace_file
     from mithridate.report.side_by_side import lines
     from mithridate.results.comparison import compare as found_in
-    from mithridate.files import replace_file
 
     pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
     found = found_in(first, second, pairs)  # pyright: ignore[reportArgumentType] (two parts each)
