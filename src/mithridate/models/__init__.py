@@ -305,7 +305,7 @@ def check_safetensors(path: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Fetch or save it again.") from error
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}). Fetch or save it again.") from error
+        raise InputError(f"{path}: damaged or cut off ({first_line(error)}). Fetch or save it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
