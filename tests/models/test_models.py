@@ -52,7 +52,7 @@ def test_shards_are_all_needed_and_all_read(folder):
     assert torch.equal(load_model(files, torch.float32).lm_head.weight, tiny_llama().lm_head.weight)
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(InputError, match=f"{shard.name}: damaged or cut off .*file not fully covered"):
+    with pytest.raises(InputError, match=rf"{shard.name}: damaged or cut off .*file not fully covered"):
         resolve_model(str(folder))
     shard.unlink()
     with pytest.raises(InputError, match=f"{shard.name}: this shard"):
