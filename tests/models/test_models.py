@@ -52,7 +52,7 @@ def test_shards_are_all_needed_and_all_read(folder):
     assert torch.equal(load_model(files, torch.float32).lm_head.weight, tiny_llama().lm_head.weight)
     shard = sorted(folder.glob("model-*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(InputError, match=rf"{shard.name}: damaged or cut off .*file not fully covered"):
+    with pytest.raises(InputError, match=f"{shard.name}: damaged or cut off .*file not fully covered"):
         resolve_model(str(folder))
     shard.unlink()
     with pytest.raises(InputError, match=f"{shard.name}: this shard"):
@@ -86,8 +86,8 @@ def test_each_broken_folder_is_one_error_that_names_the_file(folder):
     broken("model.safetensors: damaged or cut off .*file not fully covered", model__safetensors=weights + b"x")
     broken("model.safetensors: damaged or cut off .*invalid header length", model__safetensors=weights[:100])
     broken("model.safetensors: damaged or cut off .*header too small", model__safetensors=b"")
-    broken("damaged or cut off .*invalid UTF-8 in header", model__safetensors=(4).to_bytes(8, "little") + b"\xff\xff\xff\xff")
-    broken("damaged or cut off .*invalid JSON in header", model__safetensors=(2).to_bytes(8, "little") + b"[]")
+    broken("damaged.*invalid UTF-8 in header", model__safetensors=(4).to_bytes(8, "little") + b"\xff\xff\xff\xff")
+    broken("damaged.*invalid JSON in header", model__safetensors=(2).to_bytes(8, "little") + b"[]")
     resolve_model(str(folder))  # and whole again
 
 
