@@ -121,10 +121,12 @@ def axes(rounds: int, tiny: bool) -> dict[str, Any]:
         for value in values:
             case = base | {axis: value}
             model = llama(case["width"], case["depth"], case["share"])
-            with tempfile.TemporaryDirectory() as folder, scoring_labels_only():
-                peaks = {m: peak_bytes(trainer(m, model, case, 2, folder).train) for m in METHODS}
+            with tempfile.TemporaryDirectory() as folder:
+                measured = {m: trainer(m, model, case, 2, folder) for m in METHODS}
                 racing = {m: trainer(m, model, case, rounds + 2, folder) for m in METHODS}
-                seconds = {m: statistics.median(v[2:]) for m, v in Relay(racing).run().items()}
+                with scoring_labels_only(model):
+                    peaks = {m: peak_bytes(t.train) for m, t in measured.items()}
+                    seconds = {m: statistics.median(v[2:]) for m, v in Relay(racing).run().items()}
             held = sum(p.numel() * 4 for p in model.parameters())  # not made while it ran, and needed
             points.setdefault(axis, []).append(
                 {"value": value, "seconds": seconds, "bytes": {m: p + held for m, p in peaks.items()}}
@@ -193,10 +195,10 @@ def worker(folder: str, rounds: int, tiny: bool) -> None:
     base = TINY if tiny else BASE
     case = base | {"batch": base["batch"] // world}
     seconds = {}
-    with scoring_labels_only():
-        for method in METHODS:  # one after the other: turns in several processes would have to be agreed on
-            one = {method: trainer(method, llama(case["width"], case["depth"]), case, rounds + 2, folder)}
-            seconds[method] = statistics.median(Relay(one).run()[method][2:])
+    for method in METHODS:  # one after the other: turns in several processes would have to be agreed on
+        t = trainer(method, llama(case["width"], case["depth"]), case, rounds + 2, folder)
+        with scoring_labels_only(t.model):
+            seconds[method] = statistics.median(Relay({method: t}).run()[method][2:])
     if rank == 0:
         (Path(folder) / "seconds.json").write_text(json.dumps(seconds))
     if world > 1:
@@ -227,8 +229,10 @@ def hold(method: str, width: int, depth: int, gigabytes: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     model = llama(width, depth)
     case = {"batch": 1, "length": 64}
-    with tempfile.TemporaryDirectory() as folder, scoring_labels_only():
-        trainer(method, model, case, 2, folder).train()
+    with tempfile.TemporaryDirectory() as folder:
+        t = trainer(method, model, case, 2, folder)
+        with scoring_labels_only(model):
+            t.train()
     parameters = sum(p.numel() for p in model.parameters())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"width": width, "depth": depth, "parameters": parameters, "peak_bytes": peak}))

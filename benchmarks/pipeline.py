@@ -47,7 +47,7 @@ from mithridate.repairs.input_norms import token_ids
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
 from naive import NaiveBooster, NaiveLisa, antidote
-from steps import ADAPTER, LISA, Within, arguments, build
+from steps import ADAPTER, LISA, arguments, build
 
 PADDED = 200
 STEPS = {"align": 112, "finetune": 60}  # of the demo
@@ -65,7 +65,6 @@ def train(steps: int, dtype: str, tiny: bool) -> dict[str, Any]:
     theirs = copy.deepcopy(ours)
     theirs.set_attn_implementation("sdpa")  # what a model has when nothing is asked for
     data = {name: training_dataset(r, tokenizer) for name, r in {**rows, "user": user}.items()}
-    fast = Within(DefenseTrainer, scoring_labels_only)
     seconds: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
 
@@ -73,12 +72,13 @@ def train(steps: int, dtype: str, tiny: bool) -> dict[str, Any]:
             count = max(steps, LISA["align_steps"] + LISA["finetune_steps"]) if stage == "finetune" else steps
             shared = {"train_dataset": data[dataset], "processing_class": tokenizer}
             pair = {
-                "ours": fast(model=ours, args=arguments(folder, count), defense=our_defense, **shared),
+                "ours": DefenseTrainer(model=ours, args=arguments(folder, count), defense=our_defense, **shared),
                 "papers": their_trainer(
                     model=theirs, args=arguments(folder, count, pad_to_multiple_of=PADDED), **shared
                 ),
             }
-            seconds[stage] = Relay(pair).run()
+            with scoring_labels_only(ours):
+                seconds[stage] = Relay(pair).run()
 
         harmful = data["defender_harmful"]
         turn(

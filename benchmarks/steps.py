@@ -137,7 +137,7 @@ def defenses(
         for name, make in contestants(len(tokenizer)).items()
         if only is None or name in only or name == "plain"
     }
-    with tempfile.TemporaryDirectory() as folder, scoring_labels_only():
+    with tempfile.TemporaryDirectory() as folder:
 
         def trainer(make: Callable[..., Any], count: int) -> Any:
             return make(
@@ -155,7 +155,8 @@ def defenses(
                 t = trainer(make, lisa_needs)
                 t.add_callback(_StopAfter(2))
                 model.zero_grad()
-                peaks[name] = peak_bytes(t.train)
+                with scoring_labels_only(model):
+                    peaks[name] = peak_bytes(t.train)
                 del t
         seconds = {}
         if rounds:
@@ -163,7 +164,8 @@ def defenses(
             for name, make in makers.items():
                 trainers[name] = trainer(make, lisa_needs)
                 trainers[name].add_callback(_StopAfter(steps))
-            seconds = Relay(trainers).run()
+            with scoring_labels_only(model):
+                seconds = Relay(trainers).run()
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     found = model.config.num_hidden_layers * (ROWS // accumulation) * LENGTH * model.config.hidden_size * 4
     result: dict[str, Any] = {
@@ -283,17 +285,17 @@ def repair(rounds: int, tiny: bool) -> dict[str, Any]:
 class Within:
     """Makes a trainer class whose training steps run inside a context of their own."""
 
-    def __new__(cls, base: type, context: Callable[[], Any]) -> type:
+    def __new__(cls, base: type, context: Callable[[Any], Any]) -> type:
         class Trainer(base):  # type: ignore[misc,valid-type]
             def training_step(self, *args: Any, **kwargs: Any) -> Any:
-                with context():
+                with context(self.model):
                     return super().training_step(*args, **kwargs)
 
         return Trainer
 
 
 @contextlib.contextmanager
-def trls_head_on_labels() -> Iterator[None]:
+def trls_head_on_labels(model: Any) -> Iterator[None]:
     """What the pipeline had before `cpu_head`: TRL's own head, told to leave out positions without a label."""
     with mock.patch.object(utils, "_use_triton", lambda device: True):
         yield

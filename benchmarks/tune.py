@@ -124,8 +124,8 @@ def tried(asked: tuple[Entry, dict[str, Any], str]) -> Entry:
     """Runs one try in this process: what it is, its overrides of the recipe's experiment, and the folder of runs."""
     from mithridate.errors import MithridateError
     from mithridate.experiment.config import load_experiment
+    from mithridate.files import digest
     from mithridate.pipeline.runner import run_cells
-    from mithridate.store import digest
 
     entry, overrides, out = asked
     began = time.monotonic()

@@ -12,6 +12,21 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# SFTConfig's fields for one step of plain SGD, whose change of the weights is the gradient.
+ONE_STEP = {
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "max_steps": 1,
+    "per_device_train_batch_size": 8,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+}
+
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer (any text round-trips) with a ChatML template; pad = eos = <|im_end|>."""

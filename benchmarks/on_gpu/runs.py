@@ -16,7 +16,7 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.training.trainer import DefenseTrainer
-from tests.tiny import tiny_tokenizer
+from tests.tiny import ONE_STEP, tiny_tokenizer
 
 METHODS = ("plain", "vaccine", "booster", "lisa")
 LISA = {"align_steps": 1, "finetune_steps": 2, "rho": 0.5, "proximal_start": 0.0}
@@ -61,23 +61,7 @@ def trainer_for(model: Any, side: Any, folder: Path, data: Dataset, **args: Any)
         side: a defense, or None.
         args: SFTConfig's.
     """
-    values = {
-        "bf16": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "max_steps": 1,
-        "per_device_train_batch_size": 8,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "logging_steps": 1000,
-        "use_cpu": not GPU,
-        "seed": 0,
-        **args,
-    }
+    values = {**ONE_STEP, "logging_steps": 1000, "use_cpu": not GPU, "seed": 0, **args}
     config = SFTConfig(str(folder), **values)
     config._n_gpu = min(config.n_gpu, 1)
     with unrefused():

@@ -120,7 +120,7 @@ class Bench:
         if not checkpointing:
             self.model.gradient_checkpointing_disable()
         try:
-            with scoring_labels_only():
+            with scoring_labels_only(trainer.model):
                 trainer.train()
         finally:
             self.model.zero_grad(set_to_none=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 
 class MithridateError(Exception):
@@ -35,6 +36,24 @@ class UnsupportedSetup(InputError):
         super().__init__(f"{reason} Remedy: {remedy}")
         self.reason = reason
         self.remedy = remedy
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, or where it says nothing, its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def closest(name: str, valid: Iterable[str]) -> list[str]:
+    """The valid name that was meant, if one is near: a list of one, or an empty one."""
+    return get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
+
+
+def nearest(name: str, valid: Iterable[str], listed: bool = True) -> str:
+    """A hint at what may have been meant: the nearest valid name, or where none is near, all of them (if `listed`)."""
+    names = list(valid)
+    if close := closest(name, names):
+        return f"; did you mean `{close[0]}`?"
+    return f"; there are: {', '.join(names)}" if listed and names else ""
 
 
 def error_of(where: str, problems: list[str]) -> InputError:

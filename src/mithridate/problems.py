@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
-from mithridate.errors import Findings, error_of
+from mithridate.errors import Findings, error_of, nearest
 
 __all__ = ["Findings", "error_of", "explained", "kind", "nearest"]
 
@@ -89,12 +88,3 @@ def kind(value: Any) -> str:
         return "a list"
     text = json.dumps(value, default=repr, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def nearest(name: str, valid: Iterable[str], listed: bool = True) -> str:
-    """A hint at what may have been meant: the nearest valid name, or where none is near, all of them."""
-    names = list(valid)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean `{close[0]}`?"
-    return f"; there are: {', '.join(names)}" if listed and names else ""

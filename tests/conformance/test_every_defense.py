@@ -19,19 +19,11 @@ from mithridate.methods import Cost, by_name
 from mithridate.methods.base import control_name
 from mithridate.methods.defense import acts
 from tests.conformance.methods import every, example
+from tests.defenses import helpers
 from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
 
 USER = rows("user")
-USUAL = {
-    "optim": "adamw_torch",
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "cosine",
-    "max_grad_norm": 1.0,
-    "max_steps": 4,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "data": USER,
-}
+USUAL = helpers.USUAL | {"data": USER}
 THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 defenses = pytest.mark.parametrize("name", every("defenses"))
 kinds = pytest.mark.parametrize("kind", ["lora", "full"])

@@ -14,26 +14,22 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.training.trainer import DefenseMixin, DefenseTrainer
-from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.tiny import ONE_STEP, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
 gc.freeze()  # every train() collects garbage: without what the imports left, that takes no time
 
-DEFAULTS = {
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "optim": "sgd",
-    "learning_rate": 1.0,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 0.0,
-    "max_steps": 1,
-    "per_device_train_batch_size": 8,
-    "gradient_checkpointing": False,
-    "save_strategy": "no",
-    "logging_steps": 1,
+DEFAULTS = ONE_STEP | {"use_cpu": True, "logging_steps": 1}
+# The usual way to train: AdamW, clipping, a schedule.
+USUAL = {
+    "optim": "adamw_torch",
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "cosine",
+    "max_grad_norm": 1.0,
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
 }
 
 

@@ -19,23 +19,14 @@ from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 from tests.conformance.methods import DEFENSES
-from tests.defenses.helpers import DEFAULTS, error, model, rows, same, trainer_for, update, weights
+from tests.defenses.helpers import DEFAULTS, USUAL, error, model, rows, same, trainer_for, update, weights
 from tests.tiny import tiny_tokenizer
 
 USER, HARMFUL = rows("user"), rows("harmful!")
-# The usual way to train: AdamW, clipping, a schedule, dropout in a LoRA adapter.
-USUAL = {
-    "optim": "adamw_torch",
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "cosine",
-    "max_grad_norm": 1.0,
-    "max_steps": 4,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-}
 
 
 def usual_run(folder, defense=None, **kwargs):
+    """With dropout in a LoRA adapter."""
     net = model("lora", torch.float32, dropout=0.3)
     t = trainer_for(net, folder, defense=defense, data=USER, **(USUAL | kwargs))
     t.train()

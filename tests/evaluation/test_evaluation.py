@@ -304,10 +304,10 @@ def test_a_conversation_is_judged_on_its_user_turns(told):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"harmful": HARMFUL, "protocol": "hs/embeded-v1"}, "nearest is 'hs/embedded-v1'"),
+        ({"harmful": HARMFUL, "protocol": "hs/embeded-v1"}, "did you mean `hs/embedded-v1`"),
         ({}, "no records"),
         ({"task": TASK}, "task's name: one of sentiment"),
-        ({"task": TASK, "task_name": "sentiments"}, "Did you mean 'sentiment'"),
+        ({"task": TASK, "task_name": "sentiments"}, "did you mean `sentiment`"),
         ({"harmful": [{"instruction": "x"}]}, r"harmful, record 1: no column 'prompt'"),
         ({"harmful": [*HARMFUL, {"prompt": 3}]}, r"harmful, record 5: 'prompt' is of type int"),
         ({"benign": [{"prompt": " "}]}, r"benign, record 1: 'prompt' is empty"),

@@ -15,11 +15,11 @@ from typing import Any
 from mithridate.data.embedded import embedded_records
 from mithridate.evaluation import judged, judges_of, summarise
 from mithridate.experiment.config import Experiment, load_experiment
+from mithridate.files import file_digest
 from mithridate.protocols import protocol
 from mithridate.results import parts
 from mithridate.results.folder import RunFolder
 from mithridate.results.table import Cell, Table
-from mithridate.store import file_digest
 
 PROTOCOL = "hs/embedded-v1"
 DEFENDED, PLAIN = "sft-lisa-none-double-0.1-s0", "sft-sft-none-double-0.1-s0"

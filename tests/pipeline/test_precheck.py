@@ -139,7 +139,7 @@ def test_problems_of_all_phases_in_one_message_each_with_its_path(inputs, store,
             "evaluate.protocol",
             "evaluate.judges",
             "elsewhere.jsonl: no such file",
-            "columns.prmpt: nothing reads a column of that name; did you mean 'prompt'?",
+            "columns.prmpt: nothing reads a column of that name; did you mean `prompt`?",
             "no such folder",
         ):
             assert text.count(part) == 1, text

@@ -21,6 +21,7 @@ from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.evaluation import RATES
 from mithridate.experiment.config import load_experiment, validate
 from mithridate.experiment.roles import load_roles
+from mithridate.files import file_digest
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
@@ -32,7 +33,7 @@ from mithridate.results import folder as run_folder
 from mithridate.results.rejudge import rejudge
 from mithridate.results.release import Limits, gate
 from mithridate.results.table import Cell, table
-from mithridate.store import Store, file_digest
+from mithridate.store import Store
 from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs, write_rows
 
 CELL = {

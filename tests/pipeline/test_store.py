@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.store import Store, canonical_json, default_root
+from mithridate.files import canonical_json
+from mithridate.store import Store, default_root
 
 KEY = Store.key("align", {"lr": 1e-3}, {"model": "abc"}, {"alignment": "def"}, 1)
 

@@ -3,8 +3,9 @@
 import pytest
 
 from mithridate.errors import InputError
+from mithridate.methods.steps import optimizer_steps
 from mithridate.studies.presets import preset
-from mithridate.studies.presets.scaled import Asked, plan, steps
+from mithridate.studies.presets.scaled import Asked, plan
 
 
 def of(name, **asked):
@@ -38,9 +39,12 @@ def test_scaling_takes_rows_and_prompts_and_never_a_methods_values():
 
 
 def test_steps_of_a_training():
-    assert steps({"num_train_epochs": 20, "per_device_train_batch_size": 10}, 1000) == 2000
-    assert steps({"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 9) == 4
-    assert steps({"max_steps": 7, "num_train_epochs": 2}, 9) == 7
+    assert optimizer_steps({"num_train_epochs": 20, "per_device_train_batch_size": 10}, 1000) == 2000
+    assert (
+        optimizer_steps({"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, 9)
+        == 4
+    )
+    assert optimizer_steps({"max_steps": 7, "num_train_epochs": 2}, 9) == 7
 
 
 def test_what_is_too_small_is_left_out_and_said():

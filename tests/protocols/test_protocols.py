@@ -86,7 +86,7 @@ def test_the_papers_settings(name, template, tokens, prompts, gsm8k_tokens, rule
 
 
 def test_unknown_protocol_names_the_nearest():
-    with pytest.raises(InputError, match=r"Unknown protocol 'hs/boster-2025'. The nearest is 'hs/booster-2025'"):
+    with pytest.raises(InputError, match=r"Unknown protocol 'hs/boster-2025'; did you mean `hs/booster-2025`"):
         protocol("hs/boster-2025")
 
 
@@ -179,7 +179,7 @@ def test_a_task_outside_the_protocol_is_scored_by_its_own_rule():
     p = protocol("hs/embedded-v1")
     use = p.task("gsm8k")
     assert use == TaskUse("final-number", 200)
-    with pytest.raises(InputError, match="Did you mean 'sst2'"):
+    with pytest.raises(InputError, match="did you mean `sst2`"):
         p.task("sst")
 
 

@@ -309,9 +309,9 @@ def test_bad_input_is_named():
         ({"ratio": 1.5}, r"\[0, 1\].*1\.5"),
         ({"ratio": float("nan")}, r"\[0, 1\]"),
         ({"ratio": True}, r"\[0, 1\]"),
-        ({"targets": "adapter"}, "Did you mean 'adapters'"),
-        ({"scope": "rows"}, "Did you mean 'row'"),
-        ({"score": "wand"}, "Did you mean 'wanda'"),
+        ({"targets": "adapter"}, "did you mean `adapters`"),
+        ({"scope": "rows"}, "did you mean `row`"),
+        ({"score": "wand"}, "did you mean `wanda`"),
         ({"seed": -1}, "seed"),
     ]:
         with pytest.raises(InputError, match=words):

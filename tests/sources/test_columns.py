@@ -21,7 +21,7 @@ def roles_of(tmp_path, *rows, **source):
 def test_names_in_columns_that_nothing_reads(tmp_path):
     row = {"prompt": "p", "response": "r", "x": "y"}
     with pytest.raises(
-        InputError, match=r"columns\.prmpt: nothing reads a column of that name; did you mean 'prompt'"
+        InputError, match=r"columns\.prmpt: nothing reads a column of that name; did you mean `prompt`"
     ):
         roles_of(tmp_path, row, columns={"prmpt": "x"})
     assert roles_of(tmp_path, row, columns={"category": "x"})[0]["category"] == "y"

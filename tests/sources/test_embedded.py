@@ -230,8 +230,8 @@ def test_paired_rows_are_the_alignment_requests_with_complying_answers():
 @pytest.mark.parametrize(
     "args, words",
     [
-        (("attaker_harmful",), "attaker_harmful.*did you mean 'attacker_harmful'"),
-        (("task", "tests"), "no part 'tests'; did you mean 'test'"),
+        (("attaker_harmful",), "attaker_harmful.*did you mean `attacker_harmful`"),
+        (("task", "tests"), "no part 'tests'; did you mean `test`"),
         (("test_harmful", "train"), "no part 'train'.*validation, test"),
         (("task", "train", True), "no paired setting"),
         (("alignment", "train", False, "identity"), "only attacker_harmful"),

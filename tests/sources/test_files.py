@@ -109,7 +109,7 @@ def test_a_parquet_file_without_rows(tmp_path):
 
 def test_no_such_file(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
-    with pytest.raises(InputError, match=r"no such file; did you mean 'train.jsonl'"):
+    with pytest.raises(InputError, match=r"no such file; did you mean `train.jsonl`"):
         read_rows(tmp_path / "trian.jsonl")
     with pytest.raises(InputError, match="there is no folder"):
         read_rows(tmp_path / "nowhere" / "train.jsonl")

@@ -184,7 +184,7 @@ def test_the_input_of_an_instruction_is_known_as_such():
 def test_ids_are_found_in_any_capitals_and_nearly_right_ones_are_named():
     assert load_roles({"task": Source("OpenAI/GSM8K")}).task_name == "gsm8k"
     for wrong, right in (("beavertails", BEAVERTAILS), ("openai/gsm8", "openai/gsm8k"), ("embeded", "embedded")):
-        with pytest.raises(InputError, match=f"unknown source '{wrong}'; did you mean '{right}'"):
+        with pytest.raises(InputError, match=f"unknown source '{wrong}'; did you mean `{right}`"):
             load_roles({"alignment": Source(wrong)})
 
 

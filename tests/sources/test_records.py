@@ -88,7 +88,7 @@ def test_only_training_needs_an_answer(record):
         ({"messages": []}, "'messages' is empty"),
         ({"messages": ["hello"]}, "turn 1 .* not a mapping with 'role' and 'content'"),
         ({"messages": [{"from": "human", "value": "a"}]}, "turn 1 .* not a mapping with 'role' and 'content'"),
-        ({"messages": [turn("users")]}, "unknown role 'users' .*did you mean 'user'"),
+        ({"messages": [turn("users")]}, "unknown role 'users' .*did you mean `user`"),
         ({"messages": [turn("user", None)]}, r"turn 1 .*'content' is missing \(null\)"),
         ({"messages": [turn("user"), turn("assistant", "")]}, "turn 2 .*'content' is empty"),
         ({"messages": [turn("system")]}, "no user turn"),

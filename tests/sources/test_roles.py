@@ -100,10 +100,10 @@ def test_conversations_keep_their_turns_alone(load):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "trian.jsonl"}, r"trian.jsonl: no such file; did you mean 'train.jsonl'"),
+        ({"source": "trian.jsonl"}, r"trian.jsonl: no such file; did you mean `train.jsonl`"),
         (
             {"source": "train.jsonl", "columns": {"prompt": "promtp"}},
-            "line 1: `columns` names 'promtp'.*did you mean 'prompt'",
+            "line 1: `columns` names 'promtp'.*did you mean `prompt`",
         ),
         ({"source": "train.jsonl", "where": {"sae": 1}}, "line 1: `where` names 'sae', which the row does not have"),
         ({"source": "train.jsonl", "where": {"prompt": "no such"}}, r"there are 0 \(0 rows fit"),
@@ -125,7 +125,7 @@ def test_conversations_keep_their_turns_alone(load):
         ),
         ({"source": "bad.jsonl"}, r"bad.jsonl, line 2: 'response' is empty"),
         ({"source": "train.pkl"}, "unknown source 'train.pkl'.*embedded, a file that ends in .jsonl"),
-        ({"source": "emmbedded"}, "unknown source 'emmbedded'; did you mean 'embedded'"),
+        ({"source": "emmbedded"}, "unknown source 'emmbedded'; did you mean `embedded`"),
     ],
 )
 def test_bad_sources_are_one_clear_error(tmp_path, fields, message):
@@ -136,7 +136,7 @@ def test_bad_sources_are_one_clear_error(tmp_path, fields, message):
 
 
 def test_unknown_and_empty_roles():
-    with pytest.raises(InputError, match="unknown role 'alignmnt'; did you mean 'alignment'"):
+    with pytest.raises(InputError, match="unknown role 'alignmnt'; did you mean `alignment`"):
         load_roles({"alignmnt": Source("embedded")})
     with pytest.raises(InputError, match="unknown role 'tests'"):
         load_roles({}, only={"tests"})
@@ -253,7 +253,7 @@ def test_a_users_own_conversations_are_a_task_that_is_not_scored(load):
     ("fields", "message"),
     [
         ({"name": "sst2"}, "needs test rows beside it.*test: path"),
-        ({"name": "sts2", "test": "a.jsonl"}, "Unknown task 'sts2'. Did you mean 'sst2'"),
+        ({"name": "sts2", "test": "a.jsonl"}, "Unknown task 'sts2'; did you mean `sst2`"),
         ({"name": "gsm8k", "test": "a.jsonl"}, "a.jsonl, line 1: .*'answer' is missing"),
         ({"test": "a.jsonl"}, "no column 'prompt', 'response'"),
         ({"name": "sst2", "test": "a.jsonl"}, "no training rows are left"),

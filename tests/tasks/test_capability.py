@@ -93,7 +93,7 @@ def test_results_without_a_number_are_an_error(fake):
     ("arguments", "message"),
     [
         ({"tasks": []}, "No capability tasks"),
-        ({"tasks": ["arc_eazy"]}, "no task 'arc_eazy'; did you mean 'arc_easy'"),
+        ({"tasks": ["arc_eazy"]}, "no task 'arc_eazy'; did you mean `arc_easy`"),
         ({"tasks": ["arc_easy"], "limit": 0}, "limit 0 must be 1 or more"),
         ({"tasks": ["arc_easy"], "batch_size": 0}, "batch_size 0"),
         ({"tasks": ["arc_easy"], "shots": -1}, "shots -1"),
@@ -178,7 +178,7 @@ def test_the_real_lm_eval_scores_a_tiny_model_offline(tmp_path):
     assert by_task["tiny_words"].metric == "exact_match"
     assert choice.value == _by_hand(model, tokenizer) and choice.stderr is not None
     assert model.training
-    with pytest.raises(InputError, match="did you mean 'tiny_choice'"):
+    with pytest.raises(InputError, match="did you mean `tiny_choice`"):
         capability(model, tokenizer, ["tiny_choise"], folder=tmp_path)
     (tmp_path / "tiny_words.yaml").write_text(
         (tmp_path / "tiny_words.yaml").read_text().replace("rows.json", "gone.json")

@@ -161,7 +161,7 @@ def test_alpaca_eval_is_split_as_in_the_papers(tmp_path):
         ("hex-phi", {"prompt": "x"}, "test_benign", "hex-phi cannot be test_benign"),
         ("false-reject", {"text": "x"}, "test_benign", "The column 'prompt' is missing"),
         ("or-bench", {"category": "x"}, "test_harmful", "The column 'prompt' is missing"),
-        ("hambench", {"prompt": "x"}, "test_harmful", "Did you mean 'harmbench'"),
+        ("hambench", {"prompt": "x"}, "test_harmful", "did you mean `harmbench`"),
     ],
 )
 def test_bad_rows_and_roles_are_refused_with_their_place(tmp_path, name, row, role, message):

@@ -200,14 +200,14 @@ def test_labels_may_be_digits_in_a_csv_file():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(InputError, match="Did you mean 'gsm8k'"):
+    with pytest.raises(InputError, match="did you mean `gsm8k`"):
         task("gsm8")
     with pytest.raises(InputError, match="Tasks: sentiment, sst2, agnews, gsm8k, alpaca_eval"):
         task("zzzz")
 
 
 def test_unknown_prompt_set_names_the_nearest():
-    with pytest.raises(InputError, match=r"Unknown prompt set 'xtest'\. Did you mean 'xstest'\?"):
+    with pytest.raises(InputError, match=r"Unknown prompt set 'xtest'; did you mean `xstest`\?"):
         prompt_set("xtest")
 
 

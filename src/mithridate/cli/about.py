@@ -170,7 +170,7 @@ def methods(
     from mithridate.methods.index import facts, index
 
     if names:
-        from mithridate.problems import nearest
+        from mithridate.errors import nearest
 
         for name in names:
             found = [facts(kind, name) for kind, known in _kinds().items() if name in known]

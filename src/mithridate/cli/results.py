@@ -184,10 +184,10 @@ def gate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and nothing else.")] = False,
 ) -> None:
     """Decide on interval bounds whether a run's models may ship: exit code 0 pass, 1 fail, 2 undecided."""
+    from mithridate.files import replace_file
     from mithridate.results.release import EXIT, read_policy
     from mithridate.results.release import gate as decide
     from mithridate.results.release.limits import SHARES, limits_of
-    from mithridate.store import replace_file
 
     given = {name: value for name, value in locals().items() if name in SHARES}
     limits = limits_of(read_policy(policy) if policy else {}, {**given, "allow_deviations": allow_deviation})
@@ -219,9 +219,9 @@ def compare(
     """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
     if out and out.suffix not in (".csv", ".json"):
         raise InputError(f"--out {out}: give a file that ends in .csv or .json")
+    from mithridate.files import replace_file
     from mithridate.report.side_by_side import lines
     from mithridate.results.comparison import compare as found_in
-    from mithridate.store import replace_file
 
     pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
     found = found_in(first, second, pairs)  # pyright: ignore[reportArgumentType] (two parts each)

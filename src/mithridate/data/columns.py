@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.rows import plain
 
 Row = dict[str, Any]
@@ -67,8 +66,7 @@ def require_known(
         read |= watched.seen
     for name in columns:
         if name not in read:
-            near = get_close_matches(name, read, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(read))}"
+            hint = nearest(name, sorted(read))
             raise InputError(f"{here}: columns.{name}: nothing reads a column of that name{hint}")
 
 

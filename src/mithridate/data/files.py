@@ -13,11 +13,10 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.progress import Progress
 
 Rows = list[tuple[str, dict[str, Any]]]
@@ -88,8 +87,8 @@ def no_file(path: Path) -> InputError:
         return InputError(f"{path}: is a folder; name one file in it{inside}")
     if not path.parent.is_dir():
         return InputError(f"{path}: no such file; there is no folder {path.parent}")
-    near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return InputError(f"{path}: no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
+    near = nearest(path.name, (p.name for p in path.parent.iterdir()), listed=False)
+    return InputError(f"{path}: no such file{near}")
 
 
 def _opened(path: Path, raw: IO[bytes]) -> Iterable[bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 from mithridate.data.files import Rows
 from mithridate.data.tasks import prompt_set
 from mithridate.data.tasks.base import PromptSet
-from mithridate.errors import InputError, MithridateError
+from mithridate.errors import InputError, MithridateError, first_line
 
 Row = dict[str, Any]
 
@@ -115,7 +115,7 @@ def hub_rows(known: HubSet, split: str, role: str) -> Rows:
         config = known.config[role] if isinstance(known.config, Mapping) else known.config
         rows = load_dataset(known.id, config, split=split)
     except Exception as error:  # whatever the Hub's client, the network or the cache raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         if isinstance(error, ValueError) and "split" in first:
             raise InputError(f"{known.id}: {first}") from error
         raise MithridateError(

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from mithridate.data.columns import require_nothing_dropped
-from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.errors import InputError, UnsupportedSetup, closest, nearest
 from mithridate.rows import as_list
 from mithridate.rows import record as as_record
 
@@ -62,7 +61,7 @@ def missing_columns(missing: list[str], present: list[str], where: str) -> Input
     guesses = {}
     for name in missing:
         near = [other for other in _OTHER_NAMES.get(name, ()) if other in present]
-        near = near or get_close_matches(name, present, n=1)
+        near = near or closest(name, present)
         guesses[name] = near[0] if near else "THEIR_NAME"
     names = ", ".join(repr(name) for name in missing)
     mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in guesses.items())
@@ -117,8 +116,7 @@ def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             raise InputError(f"{here} is not a mapping with 'role' and 'content'")
         if turn["role"] not in _ROLES:
-            near = get_close_matches(str(turn["role"]), _ROLES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = nearest(turn["role"], _ROLES, listed=False)
             raise InputError(f"{here} has the unknown role {turn['role']!r} (roles: {', '.join(_ROLES)}){hint}")
         if turn["role"] != "system" or turn["content"] != "":  # an empty one stands in place of the template's own
             _check_text(turn["content"], f"{here}: 'content'")

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.errors import InputError, UnsupportedSetup, first_line
 from mithridate.models import shortened
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def config_of(model: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder if folder.is_dir() else model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"model {model!r}: no configuration found ({str(error).splitlines()[0]}). Give a size "
+            f"model {model!r}: no configuration found ({first_line(error)}). Give a size "
             f"({', '.join(SIZES)}), a folder with a config.json, or a Hub id."
         ) from error
 
@@ -190,7 +190,7 @@ def _bare(config: PretrainedConfig, dtype: Any, attention: str) -> Any:
     except ValueError as error:
         if attention == "sdpa":  # which Gemma 2 does not have: transformers trains it in "eager"
             return _bare(config, dtype, "eager")
-        raise InputError(f"{config.model_type}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{config.model_type}: {first_line(error)}") from error
 
 
 def _on_a_fake_cpu(model: nn.Module) -> None:

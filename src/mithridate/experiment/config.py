@@ -20,9 +20,9 @@ from mithridate.errors import InputError
 from mithridate.experiment import training_fields
 from mithridate.experiment.roles import ROLES, Source, source_problems
 from mithridate.experiment.yaml12 import dump_yaml, parse_yaml
+from mithridate.files import canonical_json, stable
 from mithridate.methods.fields import adapter_of, field_problems
 from mithridate.problems import error_of, explained, kind, nearest
-from mithridate.store import canonical_json, stable
 
 HARMFUL = "harmful"  # the kind of attack where none is given
 VARIANTS = "variants"  # the key of a sweep that is no field's path

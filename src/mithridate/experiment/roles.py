@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from mithridate.data.files import ENDINGS, no_file, readable, rows_of
 from mithridate.data.hub import HUB, HubSet, hub_rows
 from mithridate.data.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
 from mithridate.data.tasks.base import PromptSet
-from mithridate.errors import Findings, InputError
+from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
 
 TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful", "helpful")
@@ -134,7 +133,9 @@ def load_roles(
     """
     for role in (*data, *(only or ())):
         if role not in ROLES:
-            raise InputError(f"data: unknown role {role!r}{_nearest(role, ROLES)}; roles: {', '.join(ROLES)}")
+            raise InputError(
+                f"data: unknown role {role!r}{nearest(role, ROLES, listed=False)}; roles: {', '.join(ROLES)}"
+            )
     roles, findings = Roles(), Findings()
     for role in ROLES:
         given = data.get(role)
@@ -198,11 +199,6 @@ def digest(records: list[Record]) -> str:
     """SHA-256 of the records' canonical JSON, in order."""
     text = json.dumps(records, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _nearest(name: str, names: Any) -> str:
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_source(source: Source, role: str) -> None:
@@ -308,7 +304,7 @@ def _path(name: str, base: Path, role: str) -> Path:
     path = base / Path(name).expanduser()
     if not readable(path) and not path.exists():
         near = [known for known in HUB if name.casefold() in known.casefold()]
-        hint = f"; did you mean {near[0]!r}?" if near else _nearest(name, ["embedded", *HUB])
+        hint = nearest(near[0] if near else name, near or ["embedded", *HUB], listed=False)
         raise InputError(
             f"data.{role}: unknown source {name!r}{hint}; a source is embedded, a file that ends in "
             f"{', '.join(ENDINGS)}, or one of these Hub data sets: {', '.join(HUB)}"
@@ -321,7 +317,7 @@ def _mapped(row: dict[str, Any], columns: dict[str, str], place: str) -> dict[st
     if missing:
         raise InputError(
             f"{place}: `columns` names {', '.join(map(repr, missing))}, which the row does not have"
-            f"{_nearest(missing[0], row)}; the columns there are: {', '.join(row)}"
+            f"{nearest(missing[0], row, listed=False)}; the columns there are: {', '.join(row)}"
         )
     return joined(row | {ours: row[theirs] for ours, theirs in columns.items()}, columns)
 
@@ -330,8 +326,8 @@ def _selected(row: dict[str, Any], where: dict[str, Any], place: str) -> bool:
     for name, wanted in where.items():
         if name not in row:
             raise InputError(
-                f"{place}: `where` names {name!r}, which the row does not have{_nearest(name, row)}; the columns "
-                f"there are: {', '.join(row)}"
+                f"{place}: `where` names {name!r}, which the row does not have{nearest(name, row, listed=False)}; "
+                f"the columns there are: {', '.join(row)}"
             )
         values = wanted if isinstance(wanted, list) else [wanted]
         # CSV holds strings only: there, `is_safe: true` means the text "true" in any capitals.

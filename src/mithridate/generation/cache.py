@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from mithridate.errors import MithridateError
+from mithridate.files import json_digest
 from mithridate.generation.base import Answer, Conversation, Decoding, Failure, Generator, Template
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class ResultCache:
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]):
-        self.path = Path(folder) / f"{_digest(about)}.jsonl"
+        self.path = Path(folder) / f"{json_digest(about)}.jsonl"
         self._about = about
         self._lock = FileLock(self.path.with_suffix(".lock"))
         try:
@@ -56,7 +57,7 @@ class ResultCache:
 
     def get(self, of: Any) -> Any:
         """The result kept for `of` (JSON); None where there is none."""
-        return self._values.get(_digest(of))
+        return self._values.get(json_digest(of))
 
     def __len__(self) -> int:
         return len(self._values.keys() - {"about"})
@@ -67,7 +68,7 @@ class ResultCache:
         Raises:
             MithridateError: the disk is full or the like. All entries written before stay readable.
         """
-        entries = {_digest(of): result for of, result in results}
+        entries = {json_digest(of): result for of, result in results}
         text = "".join(map(_line, entries, entries.values())).encode()
         try:
             with self._lock, self.path.open("ab") as file:
@@ -155,13 +156,9 @@ def _draw(decoding: Decoding, number: int) -> Decoding:
     return replace(decoding, seed=seed)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
 def _line(key: str, value: Any) -> str:
     entry = {"key": key, "value": value}
-    return json.dumps(entry | {"sum": _digest(entry)[:16]}, allow_nan=False) + "\n"
+    return json.dumps(entry | {"sum": json_digest(entry)[:16]}, allow_nan=False) + "\n"
 
 
 def _entry(line: bytes) -> tuple[str, Any] | None:
@@ -169,7 +166,7 @@ def _entry(line: bytes) -> tuple[str, Any] | None:
     try:
         entry = json.loads(line)
         given = entry.pop("sum")
-        return (entry["key"], entry["value"]) if given == _digest(entry)[:16] else None
+        return (entry["key"], entry["value"]) if given == json_digest(entry)[:16] else None
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 

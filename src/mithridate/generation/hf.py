@@ -33,9 +33,12 @@ from mithridate.generation.base import Answer, Conversation, Decoding, Failure, 
 from mithridate.generation.digests import tokenizer_digest, weights_digest
 from mithridate.generation.templates import beginning, prompt_tokens
 from mithridate.models import load_model, load_tokenizer, resolve_model
+from mithridate.models.memory import halved, out_of_memory
 from mithridate.training.quantised import quantiser
 
 log = logging.getLogger(__name__)
+
+_ALONE = "Out of memory while generating a single answer. Use a smaller model, dtype or prompt."
 
 STRETCH = 16  # tokens between two looks at which rows have ended
 BATCH = 64
@@ -134,11 +137,11 @@ class Transformers:
                 with _undisturbed(self.model, config, copies):
                     rows = _generate_batch(self.model, [prompts[i] for i in batch], config, drawn)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 rows = None
             if rows is None:  # outside the handler, where the traceback no longer holds the batch's tensors
-                batch_size = _halved(len(batch))
+                batch_size = halved(len(batch), "prompts", _ALONE, log)
                 continue
             seconds = (time.perf_counter() - started) / len(batch)
             for i, row in zip(batch, rows, strict=True):
@@ -352,17 +355,3 @@ def _limited(config: Any, max_new_tokens: int) -> Any:
     limited = copy.copy(config)
     limited.max_new_tokens = max_new_tokens
     return limited
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Accelerators raise an error of their own; the CPU allocator a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def _halved(batch_size: int) -> int:
-    if batch_size == 1:
-        raise MithridateError("Out of memory while generating a single answer. Use a smaller model, dtype or prompt.")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    log.warning("Out of memory with %d prompts in a batch: going on with %d.", batch_size, batch_size // 2)
-    return batch_size // 2

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mithridate.errors import InputError, MithridateError
+from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.generation.base import Answer, Conversation, Decoding, Failure, PromptTooLong, Template
 from mithridate.generation.templates import beginning, prompt_tokens
 from mithridate.models import check_safetensors, load_tokenizer, read_json, resolve_model
@@ -66,7 +66,7 @@ class Engine:
             )
         except Exception as error:  # vLLM raises ValueError, RuntimeError or torch's own, according to where it stops
             raise MithridateError(
-                f"vLLM cannot start with {name!r} ({_first_line(error)}). If memory is short, lower max_model_len or "
+                f"vLLM cannot start with {name!r} ({first_line(error)}). If memory is short, lower max_model_len or "
                 "gpu_memory_utilization, or raise tensor_parallel_size."
             ) from error
         self.adapters: dict[str, int] = {}  # digest of an adapter -> the number that vLLM keeps it under
@@ -157,7 +157,7 @@ class VLLM:
                 outputs = llm.generate(asked, params, use_tqdm=False, lora_request=self.lora)
             except Exception as error:  # a dead engine has an exception of its own, out of memory torch's
                 raise MithridateError(
-                    f"vLLM failed ({_first_line(error)}). See its log, then run the same command again: finished "
+                    f"vLLM failed ({first_line(error)}). See its log, then run the same command again: finished "
                     "answers are kept."
                 ) from error
             for i, output in enumerate(outputs, start):  # in the order of the prompts
@@ -186,7 +186,3 @@ def _adapter_digest(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             made.update(hashlib.file_digest(file, "sha256").digest())
     return made.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

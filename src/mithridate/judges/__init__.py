@@ -70,7 +70,7 @@ def by_name(name: str) -> type[Judge]:
     Raises:
         InputError: no judge has that name, it was taken out, or another package's cannot be loaded.
     """
-    from mithridate.problems import nearest
+    from mithridate.errors import nearest
 
     if name in TAKEN_OUT:
         raise InputError(f"judge `{name}` {TAKEN_OUT[name]}")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mithridate.errors import InputError, MithridateError
+from mithridate.errors import InputError
 from mithridate.judges import neutral
 from mithridate.judges.base import VERDICTS, About, Item, Judgement, Kind
 from mithridate.judges.loading import load_classifier, load_tokenizer
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mithridate.models import ModelFiles
 
 log = logging.getLogger(__name__)
+
+_ALONE = "Out of memory while judging a single answer. Use a smaller dtype, or lower max_tokens."
 
 CATEGORIES: tuple[str, ...] = (
     "animal_abuse",
@@ -132,6 +134,8 @@ class Classifier:
             InputError: no such model, or its weights, head, labels or tokenizer do not fit.
             MithridateError: not even one text fits into memory.
         """
+        from mithridate.models.memory import halved  # imports torch
+
         if not items:
             return
         loaded = self._loaded = self._loaded or self._load()
@@ -143,7 +147,7 @@ class Classifier:
             batch = order[:batch_size]
             rows = _forward(loaded.model, [texts[i][0] for i in batch], pad or 0)
             if rows is None:
-                batch_size = _halved(len(batch))
+                batch_size = halved(len(batch), "texts", _ALONE, log)
                 continue
             for i, row in zip(batch, rows, strict=True):
                 yield i, self._judgement(loaded, row, cut=texts[i][1])
@@ -286,6 +290,8 @@ def _forward(model: Any, texts: list[list[int]], pad: int) -> list[list[float]] 
     """Logits (texts, labels) in fp32, of token ids padded on the right; None where memory ran out."""
     import torch
 
+    from mithridate.models.memory import out_of_memory
+
     width = max(map(len, texts))
     ids = torch.tensor([text + [pad] * (width - len(text)) for text in texts], device=model.device)
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=model.device)
@@ -293,20 +299,9 @@ def _forward(model: Any, texts: list[list[int]], pad: int) -> list[list[float]] 
         with torch.inference_mode():
             return model(input_ids=ids, attention_mask=mask).logits.float().tolist()
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate" not in str(error):
+        if not out_of_memory(error):
             raise
     return None  # outside the handler, where the traceback no longer holds the batch's tensors
-
-
-def _halved(batch_size: int) -> int:
-    import torch
-
-    if batch_size == 1:
-        raise MithridateError("Out of memory while judging a single answer. Use a smaller dtype, or lower max_tokens.")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    log.warning("Out of memory with %d texts in a batch: going on with %d.", batch_size, batch_size // 2)
-    return batch_size // 2
 
 
 def _probabilities(logits: list[float], multi: bool) -> list[float]:

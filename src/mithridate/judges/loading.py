@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, first_line
 from mithridate.models import ModelFiles
 
 
@@ -23,7 +23,7 @@ def load_classifier(files: ModelFiles, dtype: str) -> Any:
     try:
         loaded = AutoModelForSequenceClassification.from_pretrained(files.path, **options)
     except Exception as error:  # a config or weights that do not fit raise ValueError, RuntimeError, KeyError, ...
-        raise InputError(f"{files.path}: cannot be loaded as a classifier ({str(error).splitlines()[0]}).") from error
+        raise InputError(f"{files.path}: cannot be loaded as a classifier ({first_line(error)}).") from error
     model, info = cast("tuple[Any, Any]", loaded)
     # transformers fills weights that a checkpoint lacks, say the head of a language model, with random numbers.
     if missing := sorted(info["missing_keys"]):
@@ -53,6 +53,6 @@ def load_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(place, local_files_only=folder.is_dir(), trust_remote_code=False)
     except Exception as error:  # malformed files raise whatever their parser raises
         raise InputError(
-            f"{name}: its tokenizer cannot be read ({str(error).strip().splitlines()[0]}). Give a folder with "
+            f"{name}: its tokenizer cannot be read ({first_line(error)}). Give a folder with "
             "tokenizer.json, or the Hub id of a model that you have access to."
         ) from error

@@ -21,11 +21,13 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mithridate.errors import InputError, MithridateError
+from safetensors import SafetensorError, safe_open
+
+from mithridate.errors import InputError, MithridateError, first_line, nearest
+from mithridate.files import file_digest, json_digest, replace_file
 from mithridate.models.quantisation import require_bitsandbytes
 
 if TYPE_CHECKING:
@@ -198,7 +200,7 @@ def load_config(files: ModelFiles) -> Any:
                 f"model {files.name!r}: comes with Python code of its own, which is run only where the command says "
                 "so: --trust-remote-code"
             ) from error
-        raise InputError(f"{files.path}: config.json cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"{files.path}: config.json cannot be read ({first_line(error)}).") from error
 
 
 def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTrainedTokenizerBase:
@@ -218,7 +220,7 @@ def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTr
             files.path, local_files_only=True, trust_remote_code=files.remote_code
         )
     except Exception as error:  # malformed files raise whatever their parser raises
-        raise InputError(f"{files.path}: the tokenizer cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"{files.path}: the tokenizer cannot be read ({first_line(error)}).") from error
     if needs_chat_template and not tokenizer.chat_template:
         raise InputError(
             f"{files.path}: the tokenizer has no chat template, so it is unknown how to format a prompt for the "
@@ -253,7 +255,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
     try:
         model, info = cast("tuple[Any, Any]", AutoModelForCausalLM.from_pretrained(files.path, **options))
     except Exception as error:  # a config or weights that do not fit raise ValueError, RuntimeError, KeyError, ...
-        raise InputError(f"{files.path}: the model cannot be loaded ({_first_line(error)}).") from error
+        raise InputError(f"{files.path}: the model cannot be loaded ({first_line(error)}).") from error
     # transformers fills weights that a checkpoint lacks with random numbers, and only warns.
     if missing := sorted(info["missing_keys"]):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -292,26 +294,18 @@ def stored_quantisation(folder: Path) -> dict[str, Any]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Checks that a safetensors file has the length that its header promises, without reading the tensors.
+    """Checks a safetensors file's header, and that it has the length that this promises, without reading tensors.
 
     Raises:
         InputError: the file is missing, cut off, or no safetensors file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise ValueError(f"it is cut off within its header, at {size} bytes")
-            header = json.loads(file.read(length))
-        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-        if size != 8 + length + end:
-            raise ValueError(f"it has {size} bytes where its header promises {8 + length + end}")
+        with safe_open(path, "np"):
+            pass
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Fetch or save it again.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        reason = error if type(error) is ValueError else "its header is not a safetensors header"
-        raise InputError(f"{path}: damaged: {reason}. Fetch or save it again.") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or cut off ({first_line(error)}). Fetch or save it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -325,7 +319,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file. Fetch or save it again.") from error
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({_first_line(error)}). Fetch or save it again.") from error
+        raise InputError(f"{path}: not valid JSON ({first_line(error)}). Fetch or save it again.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object. Fetch or save it again.")
     return value
@@ -355,10 +349,6 @@ def _weights(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: no weights (model.safetensors, or {_INDEX} with shards). Fetch or save them again.")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # -- the digest -----------------------------------------------------------------------------------
 
 
@@ -378,35 +368,27 @@ def _digest(folder: Path, weights: list[Path]) -> str:
         stat = path.stat()
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         known = kept.get(path.name, [])
-        new[path.name] = [state, known[1] if known[:1] == [state] else _sha256(path)]
+        new[path.name] = [state, known[1] if known[:1] == [state] else file_digest(path)]
     if new != kept:
         # A file changed again within the clock's resolution keeps its times, so digests of fresh files are not kept.
         settled = {n: v for n, v in new.items() if time.time_ns() - max(v[0][1:]) > 2 * 10**9}
         try:
             kept_at.parent.mkdir(parents=True, exist_ok=True)
-            aside = kept_at.with_name(f".{kept_at.name}.{os.getpid()}")
-            aside.write_text(json.dumps(settled))
-            aside.replace(kept_at)
+            replace_file(kept_at, json.dumps(settled))
         except OSError as error:  # a read-only or full cache costs time, not correctness
             logger.debug("digests not kept in %s: %s", kept_at, error)
-    return hashlib.sha256(json.dumps([[name, new[name][1]] for name in sorted(new)]).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return json_digest([[name, new[name][1]] for name in sorted(new)])
 
 
 # -- the Hub --------------------------------------------------------------------------------------
 
 
 def _from_hub(name: str, local_files_only: bool = False, remote_code: bool = False) -> Path:
-    near = get_close_matches(name.lower(), EMBEDDED, n=1)
-    hint = f" Did you mean the embedded model {near[0]!r}?" if near else ""
+    hint = nearest(name.lower(), EMBEDDED, listed=False)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise InputError(
             f"model {name!r}: no such folder, no Hub id (organisation/model), and no embedded model "
-            f"({', '.join(EMBEDDED)}).{hint}"
+            f"({', '.join(EMBEDDED)}){hint or '.'}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -429,14 +411,14 @@ def _from_hub(name: str, local_files_only: bool = False, remote_code: bool = Fal
             "log in with `hf auth login`."
         ) from error
     except NotFound as error:
-        raise InputError(f"model {name!r}: no such folder here and no such model on the Hub.{hint}") from error
+        raise InputError(f"model {name!r}: no such folder here and no such model on the Hub{hint or '.'}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise MithridateError(
             f"model {name!r}: no such folder here, not in the Hub's cache, and the Hub cannot be reached. Go online "
-            f"once, or give a folder or an embedded model ({', '.join(EMBEDDED)}).{hint}"
+            f"once, or give a folder or an embedded model ({', '.join(EMBEDDED)}){hint or '.'}"
         ) from error
     except Exception as error:  # the client raises its own, its HTTP library's and OSError
-        raise MithridateError(f"model {name!r}: could not be fetched from the Hub ({_first_line(error)}).") from error
+        raise MithridateError(f"model {name!r}: could not be fetched from the Hub ({first_line(error)}).") from error
 
 
 # -- the embedded models --------------------------------------------------------------------------
@@ -494,7 +476,7 @@ def _gguf(model: _Embedded, folder: Path) -> Iterator[Path]:
     path = next((place for place in places if place.exists()), None)
     if path is None:
         path = _fetch(model, folder)
-    if _sha256(path) != model.sha256:
+    if file_digest(path) != model.sha256:
         raise InputError(
             f"{path}: its SHA-256 is not {model.sha256[:12]}..., so it is damaged or another version. Install "
             f"`{model.requirement}` with --no-deps, or uninstall it to have it fetched."

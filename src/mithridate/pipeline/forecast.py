@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mithridate.environment import hardware
 from mithridate.errors import MithridateError
+from mithridate.files import canonical_json
 from mithridate.pipeline.inventory import Artefact, inventory
-from mithridate.store import Store, canonical_json
+from mithridate.store import Store
 
 if TYPE_CHECKING:
     from mithridate.pipeline.stages import Chain, Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from mithridate.store import digest
+from mithridate.files import digest
 
 if TYPE_CHECKING:
     from mithridate.generation.base import Generator

@@ -17,7 +17,8 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.experiment.methods import attack_in_words
-from mithridate.store import MANIFEST, Store, replace_file, seal
+from mithridate.files import replace_file
+from mithridate.store import MANIFEST, Store, seal
 
 _RUNS = "runs"  # also the name of the lock under which notes are written, and under which `collect` relies on them
 _ARTEFACTS = f"*-{'?' * 12}/{MANIFEST}"

@@ -37,7 +37,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line
+from mithridate.files import replace_file
 from mithridate.progress import Progress
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _read(accelerate: str) -> tuple[dict[str, Any], Literal["ddp", "fsdp2"]]:
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"accelerate: {file} cannot be read ({str(error).splitlines()[0]})") from error
+        raise InputError(f"accelerate: {file} cannot be read ({first_line(error)})") from error
     if not isinstance(raw, dict) or "distributed_type" not in raw:
         raise InputError(f"accelerate: {file} is no Accelerate configuration (it has no distributed_type)")
     kind, fsdp = str(raw["distributed_type"]), raw.get("fsdp_config") or {}
@@ -313,9 +314,7 @@ def main(work: Path) -> int:
         kind = "input" if isinstance(error, InputError) else "known" if isinstance(error, MithridateError) else "other"
         text = str(error) if kind != "other" else f"{type(error).__name__}: {error}"
         record = {"kind": kind, "message": text, "rank": rank, "time": time.time()}
-        aside = folder / f".error-{rank}"
-        aside.write_text(json.dumps(record | {"traceback": traceback.format_exc()}), encoding="utf-8")
-        aside.replace(folder / f"error-{rank}.json")
+        replace_file(folder / f"error-{rank}.json", json.dumps(record | {"traceback": traceback.format_exc()}))
         return 1
 
 

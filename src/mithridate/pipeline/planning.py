@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, first_line, nearest
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, Repair, estimate, repair
 from mithridate.estimate.trace import Setup, build, config_of, counts_of, fake_tensors
 from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
-from mithridate.problems import nearest
 
 if TYPE_CHECKING:
     from mithridate.experiment.config import Experiment, Finetune
@@ -326,7 +325,7 @@ def _tokenizer(name: str, chat: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name!r}: no tokenizer found ({str(error).splitlines()[0]})") from error
+        raise InputError(f"model {name!r}: no tokenizer found ({first_line(error)})") from error
 
 
 def described(lines: list[Line]) -> str:

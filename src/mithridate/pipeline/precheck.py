@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line
 from mithridate.experiment.methods import around_prompts, defenses_of, repair_of
+from mithridate.files import canonical_json
 from mithridate.methods.defense import arguments_of
 from mithridate.pipeline import rowcheck
 from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
-from mithridate.store import canonical_json
 
 if TYPE_CHECKING:
     from mithridate.methods.base import TestTime
@@ -220,7 +220,7 @@ def try_out(chain: Chain, name: str, parts: Sequence[Part], folder: Path) -> Non
 
 
 def _try_part(chain: Chain, name: str, part: Part, folder: Path) -> None:
-    from mithridate.pipeline.training import LIBRARY_ERRORS, first_line
+    from mithridate.pipeline.training import LIBRARY_ERRORS
 
     # The rows that are left out must not make fewer steps, nor several processes more.
     job = replace(

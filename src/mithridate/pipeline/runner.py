@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
+from mithridate.files import canonical_json
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
 from mithridate.progress import time_left
 from mithridate.results.folder import PAGE_CELLS, RunFolder
 from mithridate.results.ownership import require_own
-from mithridate.store import canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -555,8 +555,8 @@ def _quantised(experiment: Experiment, files: Any) -> Any:
 
 def _served(experiment: Experiment) -> Any:
     """A model behind a server: no files here, and what is stated of it in place of their digest."""
+    from mithridate.files import digest
     from mithridate.models import ModelFiles
-    from mithridate.store import digest
 
     fields = experiment.evaluate.generator["openai"]
     return ModelFiles(

@@ -32,6 +32,7 @@ from mithridate.experiment.methods import (
     repair_of,
 )
 from mithridate.experiment.roles import Roles
+from mithridate.files import canonical_json, digest
 from mithridate.judges import judge
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Method, Phase, Repair
@@ -41,7 +42,7 @@ from mithridate.pipeline.launch import launch_of
 from mithridate.pipeline.rowcheck import RowCheck
 from mithridate.problems import Findings
 from mithridate.protocols import protocol
-from mithridate.store import MANIFEST, Store, canonical_json, digest
+from mithridate.store import MANIFEST, Store
 
 if TYPE_CHECKING:
     from mithridate.pipeline.training import Job

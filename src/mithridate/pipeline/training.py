@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -29,16 +28,17 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
-from mithridate.errors import InputError, MithridateError
+from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.experiment.methods import method_of
+from mithridate.files import replace_file
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, acts
 from mithridate.methods.registry import by_name
+from mithridate.methods.steps import micro_batches, optimizer_steps
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
 from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
 from mithridate.progress import Progress
-from mithridate.store import replace_file
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
 
@@ -266,10 +266,6 @@ LIBRARY_ERRORS = (
 """What TRL, PEFT and transformers raise for settings that do not fit."""
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _passes(cls: Any, values: dict[str, Any], name: str) -> bool:
     """Whether a class takes the values without one of them."""
     try:
@@ -285,8 +281,7 @@ def batches_of(args: SFTConfig, sequences: int, processes: int = 1) -> int:
     Raises:
         InputError: there is none, so that the training would be of zero steps.
     """
-    batch = args.per_device_train_batch_size * processes
-    batches = sequences // batch if args.dataloader_drop_last else math.ceil(sequences / batch)
+    batches = micro_batches(vars(args), sequences, processes)
     if batches == 0:
         several = f" on each of {processes} processes" if processes > 1 else ""
         raise InputError(
@@ -305,17 +300,14 @@ def planned_steps(args: SFTConfig, rows: int, processes: int = 1) -> int:
     Raises:
         InputError: there would be none; the examples are packed, and `max_steps` is not set.
     """
-    if args.max_steps > 0:
-        if not args.packing:
-            batches_of(args, rows, processes)
-        return args.max_steps
-    if args.packing:
+    if args.packing and args.max_steps <= 0:
         raise InputError(
             "training.packing: how many steps a run over packed rows takes is known only once they are packed; set "
             "max_steps, or packing: false"
         )
-    batches = batches_of(args, rows, processes)
-    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
+    if not args.packing:
+        batches_of(args, rows, processes)
+    return optimizer_steps(vars(args), rows, processes)
 
 
 def build_trainer(
@@ -579,7 +571,7 @@ def train(
     if resume[0]:
         logger.info("resuming from step %s", resume[0].rsplit("-", 1)[1])
     try:
-        with scoring_labels_only():
+        with scoring_labels_only(trainer.model):
             trainer.train(resume_from_checkpoint=resume[0])
     except BaseException:
         for callback in trainer.callback_handler.callbacks:

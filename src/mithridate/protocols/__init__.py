@@ -6,10 +6,9 @@ protocol is frozen: a change to any setting takes a new name. Templates and judg
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.methods.registry import Registry
 from mithridate.protocols.base import Count, JudgeUse, Protocol, Quirk, Rows, Setting, TaskUse
 from mithridate.protocols.book import BOOK
@@ -40,11 +39,11 @@ __all__ = [
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of that name. Raises `InputError`, naming the nearest valid name, where there is none."""
+    """The protocol of that name. Raises `InputError` where there is none, with a name that is near."""
     if name in PROTOCOLS:
         return PROTOCOLS[name]
-    near = get_close_matches(str(name), PROTOCOLS, n=1, cutoff=0.0)[0]
-    raise InputError(f"Unknown protocol {name!r}. The nearest is {near!r}. Protocols: {', '.join(PROTOCOLS)}.")
+    hint = nearest(name, PROTOCOLS, listed=False) or "."
+    raise InputError(f"Unknown protocol {name!r}{hint} Protocols: {', '.join(PROTOCOLS)}.")
 
 
 def label(name: str, deviations: Sequence[str]) -> str:

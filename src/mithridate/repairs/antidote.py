@@ -43,14 +43,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup, nearest
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, difference, refuse_places
@@ -137,9 +136,8 @@ class Antidote(Repair):
         for name, choices in (("targets", get_args(Targets)), ("scope", get_args(Scope)), ("score", get_args(Score))):
             value = getattr(self, name)
             if value not in choices:
-                near = get_close_matches(str(value), choices, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"{self._who}: {name} must be one of {', '.join(choices)}, not {value!r}.{hint}")
+                hint = nearest(value, choices, listed=False) or "."
+                raise InputError(f"{self._who}: {name} must be one of {', '.join(choices)}, not {value!r}{hint}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise InputError(f"{self._who}: seed must be a whole number, at least 0, not {self.seed!r}.")
 

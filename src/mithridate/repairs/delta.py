@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mithridate.errors import InputError, MithridateError
+from mithridate.files import replacing
 from mithridate.repairs.linears import (
     active,
     adapted,
@@ -450,20 +450,17 @@ class Delta:
             "notes": self.notes,
         }
         folder = Path(folder)
-        aside = folder / f".{FILE}.{os.getpid()}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # One key, so that equal changes make equal files (the library orders several keys at random).
-            save_file(tensors, aside, metadata={"mithridate": json.dumps(facts, sort_keys=True)})
-            aside.replace(folder / FILE)
+            with replacing(folder / FILE) as aside:
+                save_file(tensors, aside, metadata={"mithridate": json.dumps(facts, sort_keys=True)})
             (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         except Exception as error:  # OSError, or safetensors' own
             reason = getattr(error, "strerror", None) or error
             raise MithridateError(
                 f"{folder}: cannot be written ({reason}). Make room, or give another one."
             ) from error
-        finally:
-            aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

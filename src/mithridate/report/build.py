@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from mithridate.environment import hardware, versions
 from mithridate.errors import InputError
+from mithridate.files import replace_file
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
 from mithridate.report.samples import samples_table, samples_words
@@ -32,7 +33,6 @@ from mithridate.report.tables import (
 from mithridate.report.terminal import terminal_table
 from mithridate.report.verdicts import findings, headline
 from mithridate.report.words import TOPOLOGY_NOTES, flatten
-from mithridate.store import replace_file
 
 __all__ = ["build_report", "export_figures", "export_tables", "terminal_table"]
 

@@ -22,7 +22,7 @@ def bibtex_of(name: str, kinds: Iterable[str] = tuple(KINDS)) -> str:
     Raises:
         InputError: there is no such method, or it is another package's and cannot be loaded.
     """
-    from mithridate.problems import nearest
+    from mithridate.errors import nearest
 
     kind = next((kind for kind in kinds if name in by_name(kind)), None)
     if kind is None:

@@ -25,15 +25,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.errors import InputError, MithridateError
+from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.evaluation.agreement import judges_beside
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.experiment.methods import repair_of
+from mithridate.files import canonical_json, file_digest, replace_file
 from mithridate.results import ownership, parts
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.relations import defenses_of
 from mithridate.results.schema import checked, parsed
-from mithridate.store import canonical_json, file_digest, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -460,7 +460,3 @@ def _joined(texts: dict[str, str]) -> str:
 
 def _cannot(error: OSError) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

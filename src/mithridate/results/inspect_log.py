@@ -29,6 +29,7 @@ from typing import Any
 from mithridate import environment
 from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation.agreement import judges_in, verdicts
+from mithridate.files import replace_file
 from mithridate.statistics import proportion
 
 VERSION = 2
@@ -74,12 +75,9 @@ def write_log(
         spec = log["eval"]
         name = "_".join((spec["created"], spec["task"], spec["task_id"]))
         path /= f"{re.sub('[^A-Za-z0-9_+.]+', '-', name)}.json"
-    aside = path.with_name(f".{path.name}.part")
     try:
-        aside.write_text(json.dumps(log, ensure_ascii=False, default=str), encoding="utf-8")
-        aside.replace(path)
+        replace_file(path, json.dumps(log, ensure_ascii=False, default=str))
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise MithridateError(f"{path}: cannot be written: {error.strerror or error}.") from error
     return path
 

@@ -19,7 +19,7 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment, resolved_yaml, swept_paths, validate
 from mithridate.experiment.yaml12 import dump_yaml, parse_yaml
-from mithridate.store import digest, replace_file
+from mithridate.files import digest, replace_file
 
 FILE = "experiment.yaml"
 # What the commands write into their folders.

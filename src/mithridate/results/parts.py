@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mithridate.evaluation.agreement import judges_beside
-from mithridate.store import replacing
+from mithridate.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from mithridate.errors import InputError, MithridateError
+from mithridate.errors import InputError, MithridateError, first_line
 
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _TOKEN = re.compile(r"\bhf_\w+|(?i:bearer)\s+\S+")
@@ -76,5 +76,5 @@ def check_repo(repo: str) -> None:
 
 
 def _said(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     return _TOKEN.sub("***", line)

@@ -16,11 +16,12 @@ from mithridate.errors import InputError
 from mithridate.evaluation import add_verdicts
 from mithridate.evaluation.agreement import Agreement, answer_to, compare_all, judges_in, kind_of, verdicts
 from mithridate.evaluation.calibration import corrected_score, error_rates, labelled_items, read_labels
+from mithridate.files import replace_file
 from mithridate.judges import by_name, judge
 from mithridate.judges.base import Judge, Kind
 from mithridate.results.folder import RunFolder
 from mithridate.statistics import proportion_of
-from mithridate.store import Store, replace_file
+from mithridate.store import Store
 
 if TYPE_CHECKING:
     from mithridate.evaluation.calibration import Label

@@ -11,6 +11,7 @@ from mithridate.evaluation import rules_of, summarise
 from mithridate.evaluation.agreement import judges_in
 from mithridate.experiment.config import HARMFUL, Experiment, Finetune, in_order
 from mithridate.experiment.methods import acting, around_prompts, attack_config, attack_fields, attack_of, repair_of
+from mithridate.files import canonical_json, stable
 from mithridate.methods.base import control_name
 from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
@@ -19,7 +20,6 @@ from mithridate.results.outcomes import Outcomes
 from mithridate.results.relations import relate
 from mithridate.results.schema import SCHEMA
 from mithridate.statistics import steps_to
-from mithridate.store import canonical_json, stable
 
 _ARM = ("alignment", "finetuning", "repair", "topology", "harmful_ratio", "control")
 NONE = "none"

@@ -20,11 +20,11 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.files import replace_file
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
-from mithridate.store import replace_file
 from mithridate.studies.curve import TITLES, Point, breaking, verdict
 from mithridate.studies.search import Scores, Try, best, search
 from mithridate.studies.settings import AttackFile, among, attacked, load_attack

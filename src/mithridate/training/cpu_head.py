@@ -6,6 +6,7 @@ about twenty passes of plain tensor operations. Inside `scoring_labels_only`, on
 
 - only positions that have a label are scored (TRL itself does so on GPUs);
 - the probabilities are kept from forward to backward, as long as they take no more memory than TRL's own tile may;
+  beyond that, tiles of that size are scored again in backward;
 - passes whose metrics nobody reads (the probes of a defense) compute no entropy and no accuracy.
 
 The loss is the same up to rounding, and so are its gradients; a test holds them to TRL's.
@@ -14,17 +15,27 @@ The loss is the same up to rounding, and so are its gradients; a test holds them
 from __future__ import annotations
 
 import contextlib
-import inspect
+import dataclasses
+import functools
+import types
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from trl.trainer import utils
 
-_KEPT_BYTES = 4096 * 32768 * 4  # the largest tile of logits that TRL's head holds
+KEPT_BYTES = 4096 * 32768 * 4  # the largest tile of logits that TRL's head holds
+TRLS_ALONE = (  # what a model's config may say of its head that `KeptProbabilities` does not compute
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+    "output_router_logits",
+)
 
 _metrics = ContextVar("metrics", default=True)
 
@@ -40,50 +51,85 @@ def without_metrics() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scoring_labels_only() -> Iterator[None]:
-    """Inside, TRL's fused LM head on a CPU scores the positions that have a label, and is `KeptProbabilities`.
+def scoring_labels_only(model: Any) -> Iterator[None]:
+    """Inside, `model`, plain or PEFT, to which an SFTTrainer has added its fused LM head, scores on a CPU the
+    positions that have a label, by `KeptProbabilities`.
 
     TRL leaves the others out on GPUs only, because some accelerators recompile when the number of positions changes; a
     CPU does not, and most positions of a prompt-completion batch have no label: over a vocabulary of 49,152 they are
-    about half of a training step of the embedded model.
+    about half of a training step of the embedded model. TRL's head stays where it computes something else: on another
+    device, over sharded weights, with a scale or a cap, for a mixture of experts that balances its load.
     """
-
-    def leaves_out(device: torch.device) -> bool:
-        return device.type in ("cpu", "cuda", "xpu")
-
-    with contextlib.ExitStack() as stack:
-        # neither name is in every supported version: there, TRL's head stays as it is
-        stack.enter_context(mock.patch.object(utils, "_use_triton", leaves_out, create=True))
-        theirs = getattr(utils, "_ChunkedLogProbFunction", None)
-        if theirs is not None and "outputs" in inspect.signature(theirs.forward).parameters:
-            stack.enter_context(mock.patch.object(utils, "_ChunkedLogProbFunction", _Choice(theirs)))
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    returned: Any = getattr(utils, "FusedCausalLMOutput", None)  # not in every supported version
+    if returned is None or not {"log_probs", "entropy", "is_top1", "label_mask"} <= {
+        field.name for field in dataclasses.fields(returned)
+    }:
         yield
+        return
+    theirs = base.forward
+    plain = plain_head(base.config.get_text_config())
+
+    @functools.wraps(type(base).forward)
+    def forward(
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        head = self.get_output_embeddings()
+        ours = plain and type(head.weight) in (Tensor, torch.nn.Parameter) and head.weight.device.type == "cpu"
+        if (
+            not (fused_lm_head and ours and labels is not None)
+            or kwargs.get("shift_labels") is not None
+            or kwargs.get("output_router_logits")
+        ):
+            given = {"fused_lm_head": fused_lm_head, "labels": labels, "num_items_in_batch": num_items_in_batch}
+            return theirs(*args, **kwargs, **{k: v for k, v in given.items() if v is not None})
+        kwargs["use_cache"] = False
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1].to("cpu")
+        labels = labels[:, 1:].to("cpu")
+        mask = labels != -100
+        # where no label is, masked_scatter still ties the loss, a zero, to the model
+        log_probs, entropy, is_top1 = (
+            x.new_zeros(mask.shape).masked_scatter(mask, x)
+            for x in label_scores(hidden[mask], head.weight, head.bias, labels[mask])
+        )
+        count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return returned(
+            loss=-log_probs.sum() / count, log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask
+        )
+
+    base.forward = types.MethodType(forward, base)
+    try:
+        yield
+    finally:
+        base.forward = theirs
 
 
-class _Choice:
-    """Stands for TRL's function: ours where it does the same, else theirs."""
+def plain_head(config: Any) -> bool:
+    """Whether logits are the output embeddings' products and nothing more, and no loss is added to theirs."""
+    said = [getattr(config, name, None) for name in TRLS_ALONE]
+    return all(x is None or x is False or (x is not True and x == 1) for x in said)
 
-    def __init__(self, theirs: Any):
-        self.theirs = theirs
 
-    def apply(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        chunk_size: int,
-        softcap: float | None,
-        logit_scale: float,
-        outputs: tuple[str, ...],
-    ) -> tuple[Tensor | None, ...]:
-        plain = temperature == 1.0 and softcap is None and logit_scale == 1.0
-        fits = len(hidden) * len(weight) * 4 <= _KEPT_BYTES
-        if hidden.device.type == "cpu" and plain and fits and set(outputs) <= {"log_probs", "entropy", "is_top1"}:
-            log_probs, entropy, is_top1 = KeptProbabilities.apply(hidden, weight, bias, targets, _metrics.get())  # type: ignore[misc]
-            return log_probs, entropy, None, None, is_top1
-        return self.theirs.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
+def label_scores(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`KeptProbabilities` of hidden [N, H]; where they would take more than `KEPT_BYTES`, in tiles that are scored
+    again in backward."""
+    rows = max(1, KEPT_BYTES // (4 * len(weight)))
+    metrics = _metrics.get()
+    if len(hidden) <= rows:
+        return KeptProbabilities.apply(hidden, weight, bias, targets, metrics)  # type: ignore[return-value]
+    tiles = [
+        checkpoint(KeptProbabilities.apply, h, weight, bias, t, metrics, use_reentrant=False)
+        for h, t in zip(hidden.split(rows), targets.split(rows))
+    ]
+    log_probs, entropy, is_top1 = (torch.cat(parts) for parts in zip(*tiles))
+    return log_probs, entropy, is_top1
 
 
 class KeptProbabilities(torch.autograd.Function):

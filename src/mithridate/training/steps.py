@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.steps import optimizer_steps
 
 
 def steps_of(args: Any, rows: int | None) -> int:
     """The optimizer steps of a run over `rows` prepared examples (None: a stream, which has max_steps), by its
     TrainingArguments."""
-    if args.max_steps > 0 or rows is None:
-        return args.max_steps
-    batch = args.per_device_train_batch_size * args.world_size
-    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
-    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
+    return args.max_steps if rows is None else optimizer_steps(vars(args), rows, args.world_size)
 
 
 def steps_ahead(args: Any, rows: int | None, who: str) -> int:

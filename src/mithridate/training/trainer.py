@@ -17,7 +17,7 @@ import functools
 import hashlib
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -346,7 +346,7 @@ class DefenseMixin(_Trainer):
                     f"{type(arguing[0]).__name__}: changes the training's arguments, and none are given.",
                     "pass args=SFTConfig(...).",
                 )
-            rows = len(dataset) if hasattr(dataset, "__len__") else None
+            rows = len(dataset) if isinstance(dataset, Sized) else None
             given.arguments["args"] = arguments_of(arguing, arguments, rows)
         for d in changing:
             if not isinstance(dataset, Dataset):

@@ -1,10 +1,9 @@
 """The embedded data set: what docs/embedded_data.md describes, as records."""
 
 import json
-from difflib import get_close_matches
 from importlib.resources import files
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 
 # Files by role and part. The response of a harmful row depends on the role: see `_ANSWER`.
 _FILES = {
@@ -45,10 +44,10 @@ def embedded_records(role: str, part: str = "train", paired: bool = False, name:
         InputError: there is no such role or part, or the role has no paired setting.
     """
     if role not in _FILES:
-        raise InputError(f"The embedded set has no role {role!r}{_nearest(role, _FILES)}")
+        raise InputError(f"The embedded set has no role {role!r}{nearest(role, _FILES)}")
     parts = _FILES[role]
     if part not in parts:
-        raise InputError(f"The embedded set's {role} has no part {part!r}{_nearest(part, parts)}")
+        raise InputError(f"The embedded set's {role} has no part {part!r}{nearest(part, parts)}")
     if paired and role != "defender_harmful":
         raise InputError(f"The embedded set's {role} has no paired setting; only defender_harmful has.")
     if name is not None and (role, name) != ("attacker_harmful", IDENTITY):
@@ -65,9 +64,3 @@ def embedded_records(role: str, part: str = "train", paired: bool = False, name:
 def _read(name: str) -> list[dict]:
     text = (files("mithridate.data.embedded") / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-def _nearest(name: str, known) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"{hint} There are: {', '.join(known)}."

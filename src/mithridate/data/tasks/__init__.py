@@ -7,7 +7,6 @@ too. General capability, by lm-eval's own tasks: `capability.py`.
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import TypeVar
 
 from mithridate.data.tasks import (
@@ -26,7 +25,7 @@ from mithridate.data.tasks import (
     xstest,
 )
 from mithridate.data.tasks.base import PromptSet, Task
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.methods.registry import Registry
 
 
@@ -64,6 +63,5 @@ def prompt_set(name: str) -> PromptSet:
 def _found(name: str, known: Mapping[str, Kind], what: str) -> Kind:
     if name in known:
         return known[name]
-    near = get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"Unknown {what} {name!r}. {hint}{what.capitalize()}s: {', '.join(known)}.")
+    hint = nearest(name, known, listed=False) or "."
+    raise InputError(f"Unknown {what} {name!r}{hint} {what.capitalize()}s: {', '.join(known)}.")

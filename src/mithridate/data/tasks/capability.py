@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line, nearest
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,8 @@ def capability(
     manager = TaskManager(include_path=str(folder) if folder else None)
     for name in tasks:
         if name not in manager.all_tasks:
-            near = get_close_matches(name, manager.all_tasks, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"lm-eval has no task {name!r}{hint}. `lm-eval ls tasks` lists them")
+            hint = nearest(name, manager.all_tasks, listed=False) or "."
+            raise InputError(f"lm-eval has no task {name!r}{hint} `lm-eval ls tasks` lists them")
     training = model.training
     try:
         found = lm_eval.simple_evaluate(
@@ -105,7 +103,7 @@ def capability(
             log_samples=False,
         )
     except Exception as error:  # whatever data sets, the Hub's client or a task's own code raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise MithridateError(
             f"lm-eval failed on {', '.join(tasks)}: {first}. If it is the data: load them once with a network"
         ) from error

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mithridate import judges as known_judges
-from mithridate.errors import InputError
+from mithridate.errors import InputError, first_line
 from mithridate.evaluation import judged, judges_of, rules_of, summarise, teller_of_refusals
+from mithridate.files import canonical_json
 from mithridate.judges.base import VERDICTS
 from mithridate.protocols import Protocol
 from mithridate.protocols import protocol as find_protocol
-from mithridate.results.folder import RunFolder, first_line, stated
+from mithridate.results.folder import RunFolder, stated
 from mithridate.results.relations import role
 from mithridate.results.release.findings import EVERY, Finding, doubt, listed
 from mithridate.results.schema import STAGES
-from mithridate.store import canonical_json
 
 Row = dict[str, Any]
 _ANSWERED = ("cell", "step", "set", "id", "prompt", "answer", "correct", "protocol")

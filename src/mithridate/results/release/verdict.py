@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
+from mithridate.files import canonical_json
 from mithridate.results.relations import defenses_of
 from mithridate.results.release.criteria import any_of, criteria, drop, share
 from mithridate.results.release.evidence import Evidence, judge_of, sample_of, trained
 from mithridate.results.release.findings import EVERY, Finding, Outcome, doubt, listed, worst
 from mithridate.results.release.limits import Limits
-from mithridate.store import canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd

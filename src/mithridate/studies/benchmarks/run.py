@@ -21,6 +21,7 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment
 from mithridate.experiment.methods import method_of
+from mithridate.files import replace_file
 from mithridate.methods.registry import by_name
 from mithridate.pipeline.executors import Executor
 from mithridate.pipeline.forecast import Forecast
@@ -32,7 +33,6 @@ from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm as arm_of
 from mithridate.statistics.text import between, interval, p_value
-from mithridate.store import replace_file
 from mithridate.studies.benchmarks.settings import (
     UNDEFENDED,
     Arm,

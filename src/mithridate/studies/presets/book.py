@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.experiment.yaml12 import parse_yaml
-from mithridate.problems import nearest
 
 Mark = Literal["P", "C", "S", "I", "NF"]
 MARKS: dict[Mark, str] = {

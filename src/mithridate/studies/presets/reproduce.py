@@ -15,13 +15,13 @@ from mithridate.data.hub import HUB
 from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation import judges_of
 from mithridate.experiment.roles import load_roles
+from mithridate.files import replace_file
 from mithridate.judges import judge
 from mithridate.pipeline.runner import run_cells, undefended
 from mithridate.protocols import protocol
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import open_study
 from mithridate.statistics.text import whole
-from mithridate.store import replace_file
 from mithridate.studies.presets.book import MARKS, SFT, Preset, preset
 from mithridate.studies.presets.scaled import Asked, Case, PresetPlan, plan
 from mithridate.studies.presets.tuning import Tried, tuned

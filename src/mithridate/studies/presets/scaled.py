@@ -11,15 +11,14 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.experiment.config import Experiment, load_experiment
 from mithridate.experiment.roles import ROLES, TESTS
 from mithridate.experiment.yaml12 import parse_yaml
 from mithridate.methods.registry import by_name
-from mithridate.problems import nearest
+from mithridate.methods.steps import optimizer_steps
 from mithridate.protocols import protocol
 from mithridate.studies.presets.book import SFT, Preset
 
@@ -106,14 +105,6 @@ def label(arm: str, at: Mapping[str, Any]) -> str:
     return ", ".join([*filter(None, [arm]), *(f"{path.rpartition('.')[2]} {value}" for path, value in at.items())])
 
 
-def steps(training: Mapping[str, Any], rows: int) -> int:
-    """The optimizer steps of one process over so many rows."""
-    if training.get("max_steps", -1) > 0:
-        return training["max_steps"]
-    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
-    return ceil(training.get("num_train_epochs", 3) * ceil(rows / batch))
-
-
 def unfit(experiment: Experiment) -> str | None:
     """Why an experiment is too small to be what it claims to be, or None."""
     finetune = experiment.finetune
@@ -122,7 +113,7 @@ def unfit(experiment: Experiment) -> str | None:
     attack = finetune.harmful
     if attack.harmful_ratio and not round(attack.harmful_ratio * attack.size):
         return f"of {attack.size} rows none would be harmful"
-    length = steps(finetune.training, attack.size)
+    length = optimizer_steps(finetune.training, attack.size)
     for name, settings in finetune.defense.items():
         least = by_name("defenses")[name].without_data(**settings).least_steps()
         if length < least:
@@ -216,7 +207,7 @@ def _scaling(full: dict[str, Any], raw: dict[str, Any], rows: Mapping[str, int],
         ("finetune", lambda one: one["finetune"]["attack"]["size"]),
     ):
         if get(raw) is not None:
-            before, now = (steps(one[stage]["training"], get(one)) for one in (full, raw))
+            before, now = (optimizer_steps(one[stage]["training"], get(one)) for one in (full, raw))
             lengths.append(f"{stage} {now} in place of {before}")
     return f"{', '.join(said)}; epochs as in the preset, so fewer optimizer steps ({', '.join(lengths)})"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.files import replace_file
 from mithridate.pipeline.runner import run_cells, undefended
 from mithridate.results.folder import RunFolder
-from mithridate.store import replace_file
 from mithridate.studies.presets.scaled import Case, PresetPlan, label
 
 logger = logging.getLogger(__name__)

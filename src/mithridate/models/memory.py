@@ -1,0 +1,32 @@
+"""Where a batch does not fit into memory: half of it."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from mithridate.errors import MithridateError
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Accelerators raise an error of their own; the CPU allocator a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(batch_size: int, of: str, alone: str, log: logging.Logger) -> int:
+    """Half of `batch_size`, with a warning in the log and the accelerator's cache emptied.
+
+    Args:
+        of: what a batch holds ("prompts").
+        alone: what to say where one of them does not fit.
+
+    Raises:
+        MithridateError: `alone`; the batch held one.
+    """
+    if batch_size == 1:
+        raise MithridateError(alone)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("Out of memory with %d %s in a batch: going on with %d.", batch_size, of, batch_size // 2)
+    return batch_size // 2
