@@ -168,7 +168,7 @@ def test_two_tasks_have_no_common_accuracy(copies):
 
 
 def test_a_folder_that_is_no_run_is_named(runs, tmp_path):
-    with pytest.raises(InputError, match="not the folder of a run"):
+    with pytest.raises(InputError, match="not a run folder"):
         compare(runs[0], tmp_path)
 
 
