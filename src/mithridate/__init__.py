@@ -1,4 +1,4 @@
-"""Mithridate makes aligned language models withstand harmful fine-tuning, and proves it."""
+"""Defenses against harmful fine-tuning of language models: their exact update rules, the attack, the measurement."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-    from mithridate.evaluation import evaluate
+    from mithridate.evaluation import Evaluation, evaluate
     from mithridate.pipeline.runner import Run, run
     from mithridate.repairs.antidote import Antidote
     from mithridate.repairs.lox import LoX
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
     from mithridate.repairs.wiseft import WiSEFT
-    from mithridate.results.release import gate
+    from mithridate.results.comparison import Comparison, compare
+    from mithridate.results.release import GateVerdict, Limits, gate
     from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 
 __version__ = "0.1.0"
@@ -38,11 +39,15 @@ _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "Booster": "mithridate.defenses.booster",
     "Defense": "mithridate.defenses.base",
+    "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
     "DefenseTrainer": "mithridate.training.trainer",
+    "Evaluation": "mithridate.evaluation",
+    "GateVerdict": "mithridate.results.release",
+    "InputError": "mithridate.errors",
+    "Limits": "mithridate.results.release",
     "EWC": "mithridate.defenses.ewc",
     "FewerSteps": "mithridate.defenses.fewersteps",
-    "InputError": "mithridate.errors",
     "KL": "mithridate.defenses.kl",
     "LDIFS": "mithridate.defenses.ldifs",
     "Lisa": "mithridate.defenses.lisa",
@@ -56,6 +61,7 @@ _PUBLIC = {
     "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
+    "compare": "mithridate.results.comparison",
     "WiSEFT": "mithridate.repairs.wiseft",
     "evaluate": "mithridate.evaluation",
     "gate": "mithridate.results.release",
@@ -70,11 +76,15 @@ __all__ = [
     "PTST",
     "Antidote",
     "Booster",
+    "Comparison",
     "Defense",
     "DefenseMixin",
     "DefenseTrainer",
+    "Evaluation",
     "FewerSteps",
+    "GateVerdict",
     "InputError",
+    "Limits",
     "Lisa",
     "LoX",
     "LowerLR",
@@ -86,6 +96,7 @@ __all__ = [
     "UnsupportedSetup",
     "Vaccine",
     "WiSEFT",
+    "compare",
     "evaluate",
     "gate",
     "poison",

@@ -146,6 +146,8 @@ class Experiment:
     """One experiment file. A stage that is not run is None (`repair`: empty).
 
     `template`: what prompts are put into in training: the model's own `chat` template, or that of a paper's protocol.
+    `system`: the system turn before every conversation without one of its own, in training and at the test; empty for
+    an empty turn, none for what the model's template puts there by itself.
     `quantization`: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it is
     loaded; none for not at all. `accelerate`: how several processes train together: ddp, fsdp2, the path of an
     Accelerate configuration, or none. `processes`: how many; one per GPU, or as that file says, if not given. `sweep`:
@@ -162,6 +164,7 @@ class Experiment:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: dict[str, Any] = field(default_factory=dict)
     template: Literal["chat", "alpaca", "alpaca-newline"] = "chat"
+    system: str | None = None
     accelerate: str = "none"
     processes: int | None = None
     adapter: Adapter = field(default_factory=Adapter)
@@ -344,16 +347,17 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
 
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON types in one fixed form, every field present (`quantization` where there is any);
-    `load_experiment` reads it back."""
+    """The experiment as JSON types in one fixed form, every field present (`quantization` and `system` where they are
+    given); `load_experiment` reads it back."""
     return stable(_plain(experiment))
 
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
     """The experiment as mappings and lists; defenses that act in an order of their own are a list, which keeps it."""
     raw = asdict(experiment)
-    if not raw["quantization"]:  # as in files from before there was the field, whose digests stay theirs
-        del raw["quantization"]
+    for name, absent in (("quantization", {}), ("system", None)):
+        if raw[name] == absent:  # as in files from before there was the field, whose digests stay theirs
+            del raw[name]
     for stage in ("align", "finetune"):
         methods = raw[stage]["defense"] if raw[stage] else {}
         if list(methods) != in_order(methods):
@@ -418,7 +422,7 @@ def _methods(spec: Any) -> tuple[dict[str, Any], list[str]]:
         methods, problems = _Listed(), []
         for item in spec:
             more, found = _methods(item)
-            problems += found + [f"{name} is there twice" for name in more if name in methods]
+            problems += found + [f"{name} appears twice" for name in more if name in methods]
             methods |= more
         return methods, problems
     return {}, [f"expected none, a name, {{name: {{field: value}}}} or a list of these, got {kind(spec)}"]
@@ -428,7 +432,7 @@ def methods_of(words: Sequence[str], where: str) -> dict[str, dict[str, Any]]:
     """Methods as an experiment file writes them, from the command line: {name: {field: value}}.
 
     Raises:
-        InputError: a word is not of that form, or a name is there twice.
+        InputError: a word is not of that form, or a name appears twice.
     """
     found, problems = _methods([parse_yaml(word, where, lines=False) for word in words])
     if problems:
@@ -501,7 +505,7 @@ def _sweep_problems(sweep: dict[str, Any]) -> list[str]:
         if not isinstance(values, list) or not values:
             problems.append(f"sweep.{path}: expected a list of values, got {kind(values) if values else 'none'}")
         elif len({json.dumps(stable(value)) for value in values}) < len(values):
-            problems.append(f"sweep.{path}: a value is there twice")
+            problems.append(f"sweep.{path}: a value appears twice")
         if path.split(".")[0] == "sweep":
             problems.append(f"sweep.{path}: a sweep cannot vary itself")
         if path == VARIANTS and isinstance(values, list) and not all(isinstance(v, dict) for v in values):
@@ -582,6 +586,11 @@ def _value_problems(experiment: Experiment) -> list[str]:
     need(bool(experiment.model.strip()), "model", "a name, a folder or a Hub id")
     need(0 <= experiment.seed < 2**32, "seed", "an integer from 0 to 4294967295")
     need(bool(experiment.accelerate.strip()), "accelerate", "none, ddp, fsdp2 or a file")
+    if experiment.system is not None and experiment.template != "chat":
+        problems.append(
+            f"system: the template {experiment.template} is one text without turns. Leave out `system`, or set "
+            "template: chat"
+        )
     need(experiment.processes is None or experiment.processes >= 1, "processes", "at least 1")
     if experiment.accelerate == "none" and (experiment.processes or 1) > 1:
         problems.append("processes: several processes need accelerate: ddp (or fsdp2, or a file)")
@@ -701,6 +710,11 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
     if settings.protocol not in PROTOCOLS:
         problems.append(
             f"evaluate.protocol: no such protocol `{settings.protocol}`{nearest(settings.protocol, PROTOCOLS)}"
+        )
+    elif experiment.system is not None and PROTOCOLS[settings.protocol].template != "chat":
+        problems.append(
+            f"system: the protocol {settings.protocol} asks in one text without turns. Leave out `system`, or choose "
+            "a protocol that asks in the model's chat template"
         )
     kinds = set()
     for name, values in settings.judges.items():

@@ -1,4 +1,4 @@
-"""Repairs of aligned or fine-tuned models, one a file."""
+"""Repairs of aligned or fine-tuned models, one per file."""
 
 import importlib
 from collections.abc import Mapping
