@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from mithridate.defenses.lisa import Lisa
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.methods.steps import optimizer_steps
+from mithridate.training.steps import steps_of
 from tests.defenses.helpers import model, rows, same, trainer_for, weights
 
 USER, SAFE = rows("user", 12), rows("safe", 7)
@@ -193,7 +193,7 @@ def test_the_length_of_a_run_in_epochs_is_known_before_it_starts(batch, accumula
         "learning_rate": 0.0,
     }
     t = trainer_for(model("lora", torch.float32), tmp_path, data=USER, **args)
-    planned = optimizer_steps(vars(t.args), len(t.train_dataset), t.args.world_size)
+    planned = steps_of(t.args, len(t.train_dataset))
     t.train()
     assert planned == t.state.max_steps == t.state.global_step
 

@@ -10,9 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from mithridate.defenses.base import Defense
+from mithridate.methods.defense import acts
 from tests.conformance.methods import DEFENSES as EXAMPLES
 from tests.defenses.helpers import rows
-from tests.methods.own import KLToStart, Project
+from tests.methods.own import Project
 
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SEVERAL_STEPS = {"max_steps": 4, "learning_rate": 0.1}
@@ -30,7 +31,6 @@ DEFENSES: dict[str, Callable[[], Any]] = {
     "sft": lambda: None,
     "seed": Constant,
     **EXAMPLES,
-    "kl": lambda: KLToStart(lam=0.7),
     "project": lambda: Project(alignment_dataset=rows("resu")),
     "both": lambda: [EXAMPLES["vaccine"](), EXAMPLES["booster"]()],
 }
@@ -49,8 +49,11 @@ class Case:
 
 
 CASES = {
-    # every method, from its own example
-    **{f"every: {name}": Case(name, args=SEVERAL_STEPS | {"exact": True}) for name in EXAMPLES},
+    # every method, from its own example; terms of the loss are refused on sharded weights
+    **{
+        f"every: {name}": Case(name, sharded=not acts(made(), "loss"), args=SEVERAL_STEPS | {"exact": True})
+        for name, made in EXAMPLES.items()
+    },
     "sft": Case("sft"),
     "sft, several steps": Case("sft", args=SEVERAL_STEPS),
     "seed, accumulated": Case("seed", args=ACCUMULATED),

@@ -77,7 +77,7 @@ class SafetyMix(Defense):
 
     @classmethod
     def example(cls) -> SafetyMix:
-        return cls(alignment_dataset=rows_of("alignment", 7), share=0.4)
+        return cls(alignment_dataset=rows_of("alignment", 7), share=0.5)
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)

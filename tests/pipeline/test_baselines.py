@@ -1,0 +1,97 @@
+"""The baselines in whole runs: what they ask of the pipeline that other methods do not."""
+
+import json
+
+import pytest
+import torch
+
+from mithridate import run
+from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.pipeline.runner import export_cell
+from tests.pipeline.small import experiment, write_inputs
+
+KEY = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+
+
+def plain(run_folder, cell, out):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(export_cell(run_folder, cell["id"], out)).state_dict()[KEY]
+
+
+def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
+    """Epochs of 8 rows in batches of 2 are 4 steps: FewerSteps makes 2 of them, SafetyMix 4 with more rows."""
+    defenses = [
+        "none",
+        {"lowerlr": {"factor": 0.5}},
+        {"fewersteps": {"share": 0.5}},
+        {"safetymix": {"share": 0.5}},
+        {"kl": {"lam": 0.5}},
+        {"ewc": {"lam": 0.5, "fisher_rows": 4}},
+        {"ldifs": {"rho": 0.5}},
+        {"ptst": {"system": "Answer only what is safe."}},
+    ]
+    asked = experiment(
+        inputs,
+        finetune__training={"learning_rate": 0.01, "num_train_epochs": 1, "per_device_train_batch_size": 2},
+        sweep={"finetune.defense": defenses},
+    )
+    finished = run(asked, out=tmp_path / "out", progress=False)
+    cells = {cell["finetuning"]: cell for cell in finished.results["cells"] if cell["finetuning"] != "none"}
+    assert set(cells) == {"sft", "lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "ptst"}
+    assert {name: cell["trained"]["steps"] for name, cell in cells.items() if cell["trained"]["steps"] != 4} == {
+        "fewersteps": 2
+    }
+    made = {name: plain(tmp_path / "out", cell, tmp_path / name) for name, cell in cells.items()}
+    for name, weights in made.items():
+        assert torch.equal(weights, made["sft"]) == (name in ("sft", "ptst")), name
+    tested = json.dumps(cells["ptst"])
+    assert "Answer only what is safe." in tested and "Answer only" not in json.dumps(cells["sft"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(name in page for name in ("LowerLR", "FewerSteps", "SafetyMix", "LDIFS", "EWC", "PTST"))
+
+
+def test_a_step_that_is_no_longer_made_is_refused_before_anything_is_trained(inputs, tmp_path):
+    asked = experiment(inputs, finetune__defense={"fewersteps": {"share": 0.5}}, evaluate={"resistance": [3]})
+    with pytest.raises((InputError, UnsupportedSetup), match="resistance: expected steps below 2"):
+        run(asked, out=tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("topology", ["single", "double", pytest.param("full", marks=pytest.mark.slow)])
+def test_lox_before_the_users_run_and_wiseft_after_it(inputs, tmp_path, topology):
+    from transformers import AutoModelForCausalLM
+
+    asked = experiment(
+        inputs,
+        topology=topology,
+        align__training__max_steps=2,
+        finetune__training__max_steps=2,
+        repair={"lox": {"coef": 0.5}, "wiseft": {"a": 0.25}},
+    )
+    finished = run(asked, out=tmp_path / "out", progress=False)
+    cells = {cell["id"].rsplit(f"-{topology}", 1)[0]: cell for cell in finished.results["cells"]}
+    weights = {name: plain(tmp_path / "out", cell, tmp_path / name) for name, cell in cells.items()}
+    base = AutoModelForCausalLM.from_pretrained(inputs / "model").state_dict()[KEY]
+    aligned, hard = weights["sft-none-none"], weights["sft+lox-none-none"]
+    tuned, mean = weights["sft+lox-sft-none"], weights["sft+lox-sft-wiseft"]
+    torch.testing.assert_close(hard, base + 1.5 * (aligned - base), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(mean, 0.25 * hard + 0.75 * tuned, atol=1e-6, rtol=1e-4)
+    assert not torch.equal(tuned, hard) and not torch.equal(mean, tuned)
+
+
+@pytest.mark.parametrize("repair", [{"randommask": {"ratio": 0.3}}, {"randomnoise": {"scale": 0.5}}])
+def test_the_random_repairs_need_no_calibration(inputs, tmp_path, repair):
+    asked = experiment(inputs, align__training__max_steps=2, finetune__training__max_steps=2, repair=repair)
+    del asked["data"]["calibration_harmful"]
+    finished = run(asked, out=tmp_path / "out", until="evaluate", progress=False)
+    assert finished.results["cells"][-1]["repair"] == next(iter(repair))
