@@ -17,7 +17,7 @@ import mithridate.pipeline.stages
 from mithridate import run
 from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
@@ -359,8 +359,7 @@ def keys(inputs):
     """The keys of an experiment's stages; nothing is computed."""
 
     def keys(digest="d" * 64, dtype="float32", base=inputs, **changes):
-        loaded = load_experiment(experiment(base, **changes))
-        validate(loaded)
+        loaded = with_defaults(load_experiment(experiment(base, **changes)))
         shop = Workshop(ModelFiles("m", base / "model", digest), load_roles(loaded.data), Store(base / "none"), dtype)
         chain = Chain(loaded, shop)
         return {stage.name: stage.key for stage in [*chain.stages(), chain.evaluation("align")]}

@@ -10,7 +10,7 @@ import pytest
 from mithridate import cli
 from mithridate.errors import InputError
 from mithridate.experiment import schema as schema_module
-from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, with_defaults
 from mithridate.experiment.schema import experiment_schema
 from mithridate.experiment.yaml12 import parse_yaml
 from mithridate.studies.demo import demo_experiments, recipe
@@ -51,8 +51,7 @@ def test_every_example(path, problems):
 
 def test_the_demo_as_written_and_resolved(problems):
     assert problems(recipe()["experiment"]) == []
-    for each in demo_experiments():
-        validate(each)  # fills in the methods' fields
+    for each in map(with_defaults, demo_experiments()):
         assert problems(parse_yaml(resolved_yaml(each), "resolved")) == []
         assert problems(canonical(each)) == []
 
@@ -137,7 +136,7 @@ def test_what_is_misspelt_or_of_another_type(path, value, where, problems):
     assert found == [where]
     with pytest.raises(InputError):  # and `run` agrees
         for cell in expand(load_experiment(raw)):
-            validate(cell)
+            with_defaults(cell)
 
 
 def test_the_index_of_trainings_fields_is_sftconfigs():

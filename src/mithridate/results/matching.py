@@ -38,7 +38,7 @@ class Table:
         """The cell of the model that an experiment ends in, as in results.json.
 
         Args:
-            experiment: as `run_cells` was given it, and left it: with the fields that it fills in.
+            experiment: resolved.
 
         Raises:
             MithridateError: the run has none.

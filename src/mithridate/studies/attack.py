@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.experiment.config import Experiment, canonical, load_experiment, resolve
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.results.matching import Table
 from mithridate.results.ownership import identity, open_study
@@ -78,6 +78,8 @@ def attack(
     """
     given = load_attack(settings)
     experiment, base, name = _target(target, overrides, cell)
+    if experiment.variants:
+        raise InputError(f"{name}: has variants, and one model is attacked. Choose one of a run's: RUN --cell ID")
     if experiment.sweep:
         raise InputError(
             f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
@@ -112,7 +114,7 @@ def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
     """What makes an attack's folder its own: more tries and other points of the curve extend it."""
     file = asdict(given)
     del file["curve"], file["search"]["trials"]
-    return {"command": "attack", "file": file, "target": identity(experiment, {})}
+    return {"command": "attack", "file": file, "target": identity(experiment, ())}
 
 
 def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:
@@ -172,6 +174,7 @@ def _search(
     made: list[Experiment] = []
 
     def scored(one: Experiment) -> dict[str, Any]:
+        one = resolve(one, base)
         run_cells([one], folder, base, passing=True, owner=owner)
         made.append(one)
         return Table(folder).final(one)
@@ -210,7 +213,7 @@ def _curve(
 
     def tested(one: Experiment, **changes: Any) -> Experiment:
         made = attacked(one, chosen.settings | changes)
-        return replace(made, evaluate=replace(made.evaluate, part="test"))
+        return resolve(replace(made, evaluate=replace(made.evaluate, part="test")), base)
 
     plain = undefended(experiment)
     targets = [experiment] + [plain] * (plain != experiment)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
 from mithridate.data.hub import HUB
 from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation import judges_of
+from mithridate.experiment.config import resolve
 from mithridate.experiment.roles import load_roles
 from mithridate.judges import judge
 from mithridate.pipeline.runner import run_cells, undefended
@@ -102,6 +104,7 @@ def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: b
     del owner["arms"]  # more of them extend the same folder
     open_study(folder, made.cases[0].experiment, owner, replace)
     cases, tries = tuned(made, folder, base, owner)
+    cases = [replaced(case, experiment=resolve(case.experiment, base)) for case in cases]
     run_cells([case.experiment for case in cases], folder, base, owner=owner)
     table = Table(folder)
     lines = compare(made.preset, cases, table)
