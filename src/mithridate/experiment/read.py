@@ -1,4 +1,4 @@
-"""Reads an experiment file, or the same as a dict, and names every problem in it at once, by its path; without torch."""
+"""Reads an experiment file, or the same as a dict: every problem in it is named at once, by its path. No torch."""
 
 from __future__ import annotations
 
