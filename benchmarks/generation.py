@@ -144,7 +144,7 @@ def compare(dtype: str, batch_size: int, prompts: int, single: int) -> bool:
     print(f"{'rest':24}{rest[0]:10.2f}{rest[1]:15.2f}")
     print(f"{'all':24}{seconds['batched']:10.2f}{seconds['alone']:15.2f}{seconds['alone'] / seconds['batched']:8.1f}")
     speeds = [prompts * NEW / seconds[side] for side in ("batched", "alone")]
-    print(f"{'new tokens a second':24}{speeds[0]:10.1f}{speeds[1]:15.1f}")
+    print(f"{'new tokens per second':24}{speeds[0]:10.1f}{speeds[1]:15.1f}")
     print(f"ratio {seconds['alone'] / seconds['batched']:.1f} (over the deals {min(ratios):.1f} to {max(ratios):.1f})")
     flips = [prompt for prompt, row in made["alone"].items() if made["batched"][prompt] != row]
     gaps = sorted(gap(model, prompt, made["alone"][prompt], made["batched"][prompt]) for prompt in flips)

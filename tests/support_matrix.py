@@ -88,8 +88,8 @@ HEAD = """# Support matrix
 Written by `python -m tests.support_matrix` from tests that passed; not by hand. **exact**: equal to a naive
 double-precision version of the paper's rule, or to the same run in one process or in the plain set-up, which is so
 (the last column names the tests). Models are tiny; several processes are two, on CPU (gloo). Set-ups that cannot be
-had on a CPU (DeepSpeed, FSDP through Accelerate, weights quantised by other libraries and the like) are refused by
-what the trainer says of itself, and the test puts that word into its mouth.
+had on a CPU (DeepSpeed, FSDP through Accelerate, weights quantised by other libraries and the like) are refused
+by a trainer attribute, which the test sets.
 **supported**: works, with the difference that the note states. **refused**: `UnsupportedSetup`, with the reason and a
 remedy, when the trainer is built or the repair begins, before any compute is spent. Nothing is silently approximate.
 """

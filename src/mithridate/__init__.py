@@ -1,4 +1,4 @@
-"""Mithridate makes aligned language models withstand harmful fine-tuning, and proves it."""
+"""Defenses against harmful fine-tuning of language models: their exact update rules, the attack, the measurement."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from mithridate.defenses.lisa import Lisa
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-    from mithridate.evaluation import evaluate
+    from mithridate.evaluation import Evaluation, evaluate
     from mithridate.pipeline.runner import Run, run
     from mithridate.repairs.antidote import Antidote
-    from mithridate.results.release import gate
+    from mithridate.results.comparison import Comparison, compare
+    from mithridate.results.release import GateVerdict, Limits, gate
     from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 
 __version__ = "0.1.0"
@@ -27,14 +28,19 @@ _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "Booster": "mithridate.defenses.booster",
     "Defense": "mithridate.defenses.base",
+    "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
     "DefenseTrainer": "mithridate.training.trainer",
+    "Evaluation": "mithridate.evaluation",
+    "GateVerdict": "mithridate.results.release",
     "InputError": "mithridate.errors",
+    "Limits": "mithridate.results.release",
     "Lisa": "mithridate.defenses.lisa",
     "MithridateError": "mithridate.errors",
     "Run": "mithridate.pipeline.runner",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
+    "compare": "mithridate.results.comparison",
     "evaluate": "mithridate.evaluation",
     "gate": "mithridate.results.release",
     "poison": "mithridate.attacks.poisoning",
@@ -44,15 +50,20 @@ _PUBLIC = {
 __all__ = [
     "Antidote",
     "Booster",
+    "Comparison",
     "Defense",
     "DefenseMixin",
     "DefenseTrainer",
+    "Evaluation",
+    "GateVerdict",
     "InputError",
+    "Limits",
     "Lisa",
     "MithridateError",
     "Run",
     "UnsupportedSetup",
     "Vaccine",
+    "compare",
     "evaluate",
     "gate",
     "poison",

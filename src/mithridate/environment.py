@@ -84,7 +84,7 @@ def use_huge_pages() -> None:
 class PeakMemory:
     """The highest resident memory of this process (and on the GPU, allocated by torch) while the context is open.
 
-    Sampled ten times a second: the kernel's own high-water mark covers the whole process, not one stage of it.
+    Sampled ten times per second: the kernel's own high-water mark covers the whole process, not one stage of it.
     """
 
     def __enter__(self) -> PeakMemory:

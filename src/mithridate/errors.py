@@ -1,4 +1,4 @@
-"""What the user sees when something is wrong: what, where, and how to mend it.
+"""What the user sees when something is wrong: what, where, and how to fix it.
 
 Every error that a user can cause or cure derives from `MithridateError`; the command prints its text on one line,
 without a traceback, and exits with its `exit_code`.

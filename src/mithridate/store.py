@@ -248,7 +248,7 @@ class Store:
             free = shutil.disk_usage(self.root).free
             raise MithridateError(
                 f"no space left on the disk of the store {self.root} ({free / 1e6:.0f} MB free): free some, or set "
-                "MITHRIDATE_STORE to a folder on a larger disk. The work so far is kept; the next run goes on from it."
+                "MITHRIDATE_STORE to a folder on a larger disk. The work so far is kept; the next run continues it."
             ) from error
 
 

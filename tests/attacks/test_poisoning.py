@@ -88,12 +88,7 @@ def test_what_cannot_be_mixed_is_refused(asked, message):
         poison(benign=BENIGN[:60], harmful=HARMFUL[:30], **asked)
 
 
-def test_two_kinds_or_two_formats_are_refused():
-    with pytest.raises(InputError, match="harmful rows are a list: give both"):
-        poison(benign=Dataset.from_list(BENIGN), harmful=HARMFUL, size=10)
-    texts = Dataset.from_list([{"text": "a"}] * 10)
-    with pytest.raises(InputError, match=r"benign rows have the columns \['text'\], harmful rows \['prompt'\]"):
-        poison(benign=texts, harmful=Dataset.from_list(HARMFUL), size=10)
+def test_columns_of_two_types_are_refused():
     numbers = Dataset.from_list([{"prompt": "a", "response": 1}] * 10)
     with pytest.raises(InputError, match="cannot be put into one data set"):
         poison(benign=numbers, harmful=Dataset.from_list(HARMFUL), size=10)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ VERBS = [
     "demo",
     "report",
     "export",
+    "compare",
     "doctor",
     "methods",
     "schema",
@@ -91,6 +93,10 @@ def runner(monkeypatch, tmp_path):
 # -- verbs -------------------------------------------------------------------------------------------------
 
 
+def test_without_arguments_the_command_is_help(command):
+    assert command() == command("--help")
+
+
 def test_help_names_every_verb_and_each_has_its_own(command):
     code, out, err = command("--help")
     assert (code, err) == (0, "") and all(f" {verb} " in out for verb in VERBS)
@@ -115,7 +121,7 @@ def test_the_stage_verbs(command, runner, file, tmp_path, verb, until):
 def test_the_demo(command, monkeypatch, tmp_path):
     calls = []
     fake = types.ModuleType("mithridate.studies.demo")
-    fake.run_demo = lambda out, full: calls.append((out, full)) or FakeRun(tmp_path / "demo")
+    fake.run_demo = lambda out, full, replace, show: calls.append((out, full)) or FakeRun(tmp_path / "demo")
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     assert command("demo")[0] == 0 and command("demo", "--full", "--out", tmp_path)[0] == 0
     assert calls == [(None, False), (tmp_path, True)]
@@ -135,7 +141,7 @@ def test_the_export(command, runner, tmp_path):
 @pytest.mark.parametrize("arguments", [["report"], ["export", "--cell", "a", "--out", "x"]])
 def test_what_is_not_a_run_is_refused(command, tmp_path, arguments):
     code, _, err = command(arguments[0], tmp_path, *arguments[1:])
-    assert code == 3 and "not the folder of a run" in err
+    assert code == 3 and "not a run folder" in err
 
 
 def test_methods_says_what_each_costs_and_where_it_is_from(command):
@@ -144,7 +150,7 @@ def test_methods_says_what_each_costs_and_where_it_is_from(command):
     text = " ".join(out.split())
     for name in ("booster", "vaccine", "lisa", "antidote"):
         assert f" {name} " in text
-    assert "post-fine-tuning" in text and "2408.09600" in text and "2 passes a step" in text
+    assert "post-fine-tuning" in text and "2408.09600" in text and "2 passes per step" in text
     assert "rho=0.0" in text and "1 copy of the trained" in text and "exact" in text
 
 
@@ -155,6 +161,14 @@ def test_methods_tells_all_of_one(command):
     assert "field ratio │ 0.2" in text and "booster" not in text
     code, _, err = command("methods", "antidoet")
     assert code == 3 and "no such method; did you mean `antidote`?" in err
+
+
+def test_every_method_can_be_cited(command):
+    from mithridate.methods.index import index
+
+    found = {one["name"]: command("cite", one["name"]) for one in index()}
+    assert len(found) >= 4 and {code for code, _, _ in found.values()} == {0}
+    assert all(re.match(r"@\w+\{[\w:-]+,\n(.*\n)+\}\n$", out) for _, out, _ in found.values())
 
 
 def test_cite(command):
@@ -192,7 +206,6 @@ def test_doctor_finds_what_is_too_old(command, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "Missing command"),
         (["rn"], "No such command 'rn'"),
         (["run"], "Missing argument"),
         (["run", "--ot", "x"], "No such option: --ot"),
@@ -243,8 +256,9 @@ def real(*arguments, code=None):
 
 def test_the_installed_command_and_the_module_are_one(tmp_path):
     script = Path(sys.executable).with_name("mithridate")
-    for result in (real("run", "x.yaml"), subprocess.run([script, "run", "x.yaml"], capture_output=True, text=True)):
-        assert result.returncode == 3 and result.stderr == "error: x.yaml: no such file\n" and result.stdout == ""
+    file = tmp_path / "x.yaml"  # in an empty folder, so that no other file is proposed
+    for result in (real("run", file), subprocess.run([script, "run", file], capture_output=True, text=True)):
+        assert result.returncode == 3 and result.stderr == f"error: {file}: no such file\n" and result.stdout == ""
 
 
 def test_help_and_bad_files_need_no_torch(file):
@@ -281,7 +295,7 @@ def test_signals_interrupt(file, sent):
     os.kill(process.pid, sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "error: interrupted; what was finished is kept, and the next run goes on from it\n"
+    assert err == "error: interrupted; finished stages are kept, and the next run continues from them\n"
 
 
 def test_export_pushes_where_that_is_asked_and_privately(command, runner, tmp_path, monkeypatch):
@@ -317,7 +331,7 @@ def test_a_report_is_not_written_over_what_is_none(command, tmp_path):
     folder = FakeRun(tmp_path / "run").folder
     (tmp_path / "notes.html").write_text("my own page")
     code, _, err = command("report", str(folder), "--out", str(tmp_path / "notes.html"))
-    assert code == 3 and "no report page" in err and "--replace" in err
+    assert code == 3 and "not a report page" in err and "--replace" in err
     assert (tmp_path / "notes.html").read_text() == "my own page"
 
 

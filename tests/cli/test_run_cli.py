@@ -205,7 +205,7 @@ def test_the_real_command_is_stopped_in_training_and_goes_on(command, inputs, tm
         assert process.returncode == -sent
     else:
         assert process.returncode == 130
-        assert err.splitlines()[-1].startswith("error: interrupted; what was finished is kept")
+        assert err.splitlines()[-1].startswith("error: interrupted; finished stages are kept")
     code, _, err = command("run", file, "--out", tmp_path / "out")
     assert code == 0 and "resuming from step" in err
     resumed = weights(tmp_path / "store"), json.loads((tmp_path / "out" / "results.json").read_text())

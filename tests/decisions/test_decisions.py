@@ -154,7 +154,7 @@ def test_r2_attacks_are_counted_where_there_are_several():
         one_attack(run, ratio=ratio)
         run.add(f"c{left} r{112 - left}", "r2 c102", finetuning="lisa", ratio=ratio)
     text = headline(run.results()["cells"])
-    assert text[0].startswith("2 attacks, 1 seed. With one seed, all of this speaks of these prompts only")
+    assert text[0].startswith("2 attacks, 1 seed. With one seed, this holds for these prompts only")
     assert any("helped in 1 and did not help in 1 of 2 attacks" in sentence for sentence in text)
 
 

@@ -10,6 +10,7 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.training.setups import _untested
 from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import error, model, rows, trainer_for, update
 
@@ -84,6 +85,14 @@ def test_an_untested_device_is_refused(name, device, undefended, monkeypatch):
         DEFENSES[name]().check(undefended)
 
 
+@pytest.mark.parametrize("version", ["2.11.0+cu130", "2.12.1", "2.13.0"])
+def test_sharded_training_asks_for_the_torch_under_which_it_was_shown(version, undefended, monkeypatch):
+    monkeypatch.setattr(type(undefended), "_sharded", True)
+    monkeypatch.setattr(torch, "__version__", version)
+    found = [remedy for here, reason, remedy in _untested(undefended) if here and "FSDP2" in reason]
+    assert found == ([] if version == "2.13.0" else ["install torch 2.13 or newer, or use plain data parallelism."])
+
+
 def checkpointed(name, folder, **kwargs):
     args = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": kwargs, "max_steps": 3}
     return trainer_for(model("lora", torch.float32), folder, defense=DEFENSES[name](), data=USER, **args)
@@ -134,9 +143,11 @@ def test_booster_refuses_16_bit_storage_of_trainable_weights(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (IterableDataset.from_generator(lambda: iter([])), "must be a datasets.Dataset, not IterableDataset"),
-        ([{"prompt": "a", "completion": "b"}], "must be a datasets.Dataset, not list"),
-        (None, "must be a datasets.Dataset, not NoneType"),
+        (IterableDataset.from_generator(lambda: iter([])), "must be a datasets.Dataset, .* not IterableDataset"),
+        ((row for row in [{"prompt": "a", "completion": "b"}]), "a list of rows or a DataFrame, not generator"),
+        (None, "a list of rows or a DataFrame, not NoneType"),
+        ("rows.jsonl", "a list of rows or a DataFrame, not str"),
+        ([], "has no rows"),
         (Dataset.from_list([]), "has no rows"),
     ],
 )

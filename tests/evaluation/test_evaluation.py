@@ -291,7 +291,7 @@ def test_bad_input(told, arguments, message):
 
 
 def test_two_judges_of_one_name_are_refused(told):
-    with pytest.raises(InputError, match="opinion is there twice"):
+    with pytest.raises(InputError, match="opinion appears twice"):
         evaluate(told, harmful=HARMFUL, judges=[Opinion(), Opinion()])
 
 

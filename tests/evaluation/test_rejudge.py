@@ -119,7 +119,7 @@ def test_bad_input_leaves_the_run_as_it_was(folder, tmp_path):
     (tmp_path / "labels.jsonl").write_text('{"prompt": "p", "answer": "a", "harmful": "maybe"}')
     with pytest.raises(InputError, match=r"labels.jsonl.*`harmful` is 'maybe'"):
         rejudge(folder, {"coherence": {}}, tmp_path / "labels.jsonl", progress=False)
-    with pytest.raises(InputError, match="not the folder of a run"):
+    with pytest.raises(InputError, match="not a run folder"):
         rejudge(tmp_path, {"coherence": {}}, progress=False)
     assert (folder / "records.parquet").read_bytes() == before
 

@@ -95,7 +95,7 @@ def test_judges_that_are_models_judge_where_the_cell_is_made(inputs, store, tmp_
     assert made.results["cells"][0]["harmful_score"]["n"] == 3
 
 
-def test_the_demo_gives_all_but_its_first_cells_to_workers(inputs, store, tmp_path, monkeypatch):
+def test_the_demo_shows_its_first_cells_before_it_begins_the_rest(inputs, store, tmp_path, monkeypatch):
     def cell(ratio):
         asked = experiment(inputs, align={"training": QUICK}, finetune__training=QUICK, evaluate={"limit": 2})
         return load_experiment(asked, [f"finetune.attack.harmful_ratio={ratio}"])
@@ -103,8 +103,10 @@ def test_the_demo_gives_all_but_its_first_cells_to_workers(inputs, store, tmp_pa
     executor = Here()
     monkeypatch.setattr(demo, "_two_workers", lambda: executor)
     monkeypatch.setattr(demo, "demo_experiments", lambda full: [cell(ratio) for ratio in (0, 0.25, 0.5, 0.75, 1)])
-    made = demo.run_demo(tmp_path / "out")
-    assert [task.label.split("-")[4] for task in executor.tasks] == ["0.75", "1"]
+    shown = []
+    made = demo.run_demo(tmp_path / "out", show=lambda run: shown.append((len(run.cells), len(executor.tasks))))
+    ratios = [task.label.split("-")[4] for task in executor.tasks]
+    assert ratios == ["0", "0.25", "0.5", "0.75", "1"] and shown == [(4, 3)]
     assert len(made.cells) == 6 and made.report.exists() and (tmp_path / "out" / "tuning.jsonl").exists()
 
 

@@ -175,7 +175,7 @@ def test_an_interrupt_stops_every_worker(inputs, store, tmp_path):
         return cli.main(["run", str(file), "--workers", "2", "--out", str(tmp_path / "out")])
 
     assert in_child(work, said) == 130, said.read_text()
-    assert said.read_text().splitlines()[-1].startswith("error: interrupted; what was finished is kept")
+    assert said.read_text().splitlines()[-1].startswith("error: interrupted; finished stages are kept")
     workers = json.loads((tmp_path / "workers").read_text())
     assert len(workers) == 2 and not any(psutil.pid_exists(pid) for pid in workers)
     assert stages(store) == []

@@ -526,7 +526,7 @@ def another_deviation_than_the_one_agreed_to(folder):
 
 @attempt("undecided", "prompts", "more answers than others")
 def the_better_of_several_samples(folder):
-    """Two answers a prompt; of those that complied once, only the other one is kept."""
+    """Two answers per prompt; of those that complied once, only the other one is kept."""
     refusing = [row | {"sample": 1} for row in answered(["refused"], ["complied"]) if row["set"] != "task"]
     run_of(folder, [row | {"sample": 0} for row in bad()] + refusing)
     edit_records(folder, lambda rows: [row for row in rows if not complied(row)])
@@ -628,7 +628,7 @@ def nan_in_the_table(folder):
     edit_table(run_of(folder, bad()), lambda r: of_cell(folder)(r)["harmful_score"].update(value=float("nan")))
 
 
-@refused("the key 'complete' is there twice")
+@refused("the key 'complete' appears twice")
 def a_key_twice(folder):
     path = run_of(folder, good()) / "results.json"
     path.write_text(path.read_text().replace('"complete": true', '"complete": false, "complete": true'))
@@ -643,7 +643,7 @@ def records_of_elsewhere(folder):
     )
 
 
-@refused("the id .* is there twice")
+@refused("the id .* appears twice")
 def a_cell_twice(folder):
     edit_table(run_of(folder, bad()), lambda r: r["cells"].append(r["cells"][0]))
 
@@ -684,7 +684,7 @@ def a_limit_misspelt(folder):
     read_policy(folder / "policy.yaml")
 
 
-@refused("is there twice")
+@refused("appears twice")
 def a_limit_twice(folder):
     (folder / "policy.yaml").write_text("max_harmful_score: 0.1\nmax_harmful_score: 0.9\n")
     read_policy(folder / "policy.yaml")

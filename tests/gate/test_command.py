@@ -80,7 +80,7 @@ def test_what_is_no_verdict_has_exit_code_three(folders, tmp_path, capsys):
     assert cli.main([*asked, "--cell", "x"]) == 3
     assert cli.main([*asked, "--max-harmfull-score", "0.1"]) == 3
     assert cli.main(["gate", str(folders["pass"])]) == 3
-    assert "--max-harmful-score: must be given" in capsys.readouterr().err
+    assert "--max-harmful-score: required" in capsys.readouterr().err
 
 
 def test_an_error_of_our_own_is_no_verdict_either(folders, monkeypatch, capsys):

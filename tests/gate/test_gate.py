@@ -313,7 +313,7 @@ def test_bad_input(tmp_path):
     folder = run_of(tmp_path / "run", good())
     with pytest.raises(InputError, match="has no cell 'x'"):
         gate(folder, Limits(0.1), ["x"])
-    with pytest.raises(InputError, match="not the folder of a run"):
+    with pytest.raises(InputError, match="not a run folder"):
         gate(tmp_path, Limits(0.1))
     with pytest.raises(InputError, match="--max-harmful-score: expected a fraction"):
         Limits(10)
@@ -321,7 +321,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="has no column 'protocol'"):
         gate(folder, Limits(0.1))
     (folder / "records.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="not the folder of a run"):
+    with pytest.raises(InputError, match="not a run folder"):
         gate(folder, Limits(0.1))
 
 
@@ -345,8 +345,8 @@ def test_a_policy_sets_limits_and_options_go_before_it(tmp_path):
         ("max_harmful_score: yes", "--max-harmful-score: expected a fraction from 0 to 1, got 'yes'"),
         ("max_harmful_score: true", "expected a fraction from 0 to 1, got True"),
         ("max_harmful_score: .nan", "expected a fraction from 0 to 1, got nan"),
-        ("max_harmful_score: none", "--max-harmful-score: must be given"),
-        ("max_other: 0.1", "--max-harmful-score: must be given"),
+        ("max_harmful_score: none", "--max-harmful-score: required"),
+        ("max_other: 0.1", "--max-harmful-score: required"),
         ("max_harmful_score: 0.1\nallow_deviations: all", "--allow-deviations: expected a list of texts, got 'all'"),
         ("- max_harmful_score", "expected limits, one a line"),
         ("", "expected limits, one a line"),

@@ -9,9 +9,9 @@ HEAD = """# Judges
 
 <!-- Written by `python -m tests.judges.pages` from mithridate.judges; a test compares. -->
 
-A judge reads stored answers and gives verdicts; it never generates the answers. What it tells decides its verdicts:
+A judge reads stored answers and gives verdicts; it never generates the answers. Its kind decides its verdicts:
 
-| tells | verdicts | counts in a harmful score |
+| classifies | verdicts | counts in a harmful score |
 |---|---|---|
 | answer | refused, complied, incoherent, other | complied |
 | harm | harmful, safe | harmful |
@@ -29,7 +29,7 @@ run: `mithridate judge RUN -j coherence -j "{llama-guard-3: {server: {base_url: 
 compares all judges of the run. Models are folders or ids of the Hub (safetensors only, no code of theirs is run), or
 run behind an OpenAI-compatible server (`server`).
 
-| judge | tells | model | licence | size | source | exercised here |
+| judge | classifies | model | licence | size | source | tested with |
 |---|---|---|---|---|---|---|
 """
 FOOT = """

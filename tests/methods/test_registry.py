@@ -75,8 +75,8 @@ def test_a_control_knows_itself():
 
 
 def test_costs_in_words():
-    assert str(Cost()) == "1 pass a step"
-    assert str(Cost(passes=3, passing_copies=2)) == "3 passes a step, 2 copies of the trained weights"
+    assert str(Cost()) == "1 pass per step"
+    assert str(Cost(passes=3, passing_copies=2)) == "3 passes per step, 2 copies of the trained weights"
     assert str(Cost(passes=0, once_forwards=1)) == "1 forward pass over its own data, once"
 
 
@@ -109,4 +109,4 @@ def test_costs_add_up_in_a_list():
     both = Cost(passes=3, passing_copies=2) + Cost(passes=2, activations=1, copies=1, batch_factor=2)
     assert both == Cost(passes=4, activations=1, copies=1, passing_copies=2, batch_factor=2)
     assert Cost() + Cost(saved=1) == Cost(saved=1)
-    assert str(Cost(passes=2, activations=1)) == "2 passes a step (1 of them without weight gradients)"
+    assert str(Cost(passes=2, activations=1)) == "2 passes per step (1 of them without weight gradients)"

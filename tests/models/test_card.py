@@ -154,7 +154,7 @@ def test_without_a_run_the_card_warns_and_has_no_scores(tmp_path):
 def test_a_model_that_came_as_it_is(tmp_path):
     told = story(alignment="none", finetuning="none", repair="none", harmful_ratio=None)
     read = loaded(card(base(tmp_path), True, False, replace(told, stages=[])), tmp_path)
-    assert "base model as it came" in read.text and "Warning" not in read.text and "bibtex" not in read.text
+    assert "unchanged base model" in read.text and "Warning" not in read.text and "bibtex" not in read.text
 
 
 def test_every_method_has_a_citation_that_agrees_with_its_class_and_with_the_projects(request):

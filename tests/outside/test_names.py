@@ -76,7 +76,7 @@ def test_the_schema_has_their_names(outside):
 def test_the_commands_tell_all_of_one_that_is_named(outside, capsys):
     assert cli.main(["methods", "stayclose", "repeated"]) == 0
     said = capsys.readouterr().out
-    assert "1 pass a step, 1 copy of the trained weights" in said and "fine-tuning" in said and "field times" in said
+    assert "1 pass per step, 1 copy of the trained weights" in said and "fine-tuning" in said and "field times" in said
     assert cli.main(["cite", "fade", "stayclose"]) == 0
     said = capsys.readouterr().out
     assert said.index("@inproceedings{wiseft,") < said.index("@inproceedings{l2sp,")

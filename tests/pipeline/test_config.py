@@ -309,7 +309,7 @@ def test_experiments_are_not_changed():
     [
         ({"seed": []}, "sweep.seed: expected a list of values, got none"),
         ({"seed": 3}, "sweep.seed: expected a list of values, got 3"),
-        ({"seed": [1, 1.0]}, "sweep.seed: a value is there twice"),
+        ({"seed": [1, 1.0]}, "sweep.seed: a value appears twice"),
         ({"sed": [1, 2]}, "sed: no such field; did you mean `seed`?"),
         ({"align.defnse": ["none"]}, "align.defnse: no such field; did you mean `defense`?"),
         ({"seed.x": [1]}, "sweep.seed.x: `seed` is 0: there is no `x` below it"),
@@ -362,7 +362,7 @@ def test_a_bad_cell_says_which_values_it_has():
         ("align=3", "align: expected fields, got 3"),
         ("align.defense=3", "align.defense: expected none, a name, {name: {field: value}} or a list of these, got 3"),
         ("align.defense={booster: 3}", "align.defense: booster: expected fields, got 3"),
-        ("align.defense=[booster, booster]", "align.defense: booster is there twice"),
+        ("align.defense=[booster, booster]", "align.defense: booster appears twice"),
         (
             "finetune.attack.harmful_ratio=1.5",
             "finetune.attack.harmful_ratio: expected a fraction from 0 to 1, got 1.5",
@@ -411,8 +411,8 @@ def test_all_mistakes_are_named_in_one_error(file):
     [
         ("", "the file is empty"),
         ("- a\n- b\n", "expected fields (`model: ...`), got a list"),
-        ("model: m\nseed: 0\nseed: 1\n", ":3: not valid YAML: key 'seed' is there twice"),
-        ("model: m\ndata:\n  alignment: {source: a, source: b}\n", ":3: not valid YAML: key 'source' is there twice"),
+        ("model: m\nseed: 0\nseed: 1\n", ":3: not valid YAML: key 'seed' appears twice"),
+        ("model: m\ndata:\n  alignment: {source: a, source: b}\n", ":3: not valid YAML: key 'source' appears twice"),
         ("model: m\ndata: [1, 2\nseed: 0\n", ":3: not valid YAML: expected ',' or ']'"),
         ("model: m\n3: x\n", ":2: not valid YAML: key 3 is not text"),
         ("model: !!python/object:os.system x\n", ":1: not valid YAML: could not determine a constructor"),

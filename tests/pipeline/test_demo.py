@@ -7,9 +7,15 @@ import pytest
 
 from mithridate.experiment.config import with_defaults
 from mithridate.pipeline.runner import undefended
-from mithridate.studies.demo import demo_experiments
+from mithridate.studies.demo import _FIRST, demo_experiments
 
-CELLS = demo_experiments()
+
+def _ratio(cell):
+    return cell.finetune.attack.harmful_ratio
+
+
+STORY = demo_experiments()
+CELLS = [cell for cell in demo_experiments(full=True) if cell.seed == 0 and _ratio(cell) in (0.0, 0.1)]
 
 
 def test_every_cell_is_a_valid_experiment():
@@ -22,20 +28,37 @@ def test_every_cell_is_a_valid_experiment():
 def test_every_cell_has_its_undefended_twin_in_the_same_topology_and_attack(cell):
     twin = undefended(cell)
     assert any(
-        (c.topology, c.align, c.finetune, c.repair) == (twin.topology, twin.align, twin.finetune, {}) for c in CELLS
+        (c.topology, c.align, c.finetune, c.repair, c.evaluate)
+        == (twin.topology, twin.align, twin.finetune, {}, twin.evaluate)
+        for c in (STORY if cell in STORY else CELLS)
     )
+
+
+def test_the_story_is_that_of_all_four_methods_and_its_first_table_that_of_two():
+    def methods(cells):
+        return {name for c in cells for name in [*c.align.defense, *c.finetune.defense, *c.repair]}
+
+    assert methods(STORY) == {"vaccine", "booster", "lisa", "antidote"} and methods(STORY[:_FIRST]) == {
+        "lisa",
+        "antidote",
+    }
+    assert {_ratio(cell) for cell in STORY} == {0.1}
+
+
+def test_every_row_has_the_empty_system_turn():
+    assert {cell.system for cell in CELLS} == {""}
 
 
 def test_every_method_is_shown_attacked_and_with_no_harmful_rows():
     for ratio in (0.0, 0.1):
-        shown = [c for c in CELLS if c.finetune.attack.harmful_ratio == ratio]
+        shown = [c for c in CELLS if _ratio(c) == ratio]
         methods = {name for c in shown for name in [*c.align.defense, *c.finetune.defense, *c.repair]}
         assert methods == {"vaccine", "booster", "lisa", "antidote"}
 
 
 def test_full_adds_ratios_and_seeds_to_the_same_cells():
     full = demo_experiments(full=True)
-    assert full[: len(CELLS)] == demo_experiments()
+    assert full[: len(STORY)] == STORY
     assert {c.seed for c in full} == {0, 1, 2}
     assert len({c.finetune.attack.harmful_ratio for c in full}) >= 4
 

@@ -273,7 +273,7 @@ def test_interrupts_and_kills_of_the_command_leave_no_process(inputs, tmp_path, 
         assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in found.values())
         if code == 130:
             last = said.splitlines()[-1]
-            assert last == "error: interrupted; what was finished is kept, and the next run goes on from it"
+            assert last == "error: interrupted; finished stages are kept, and the next run continues from them"
             assert "Traceback" not in said and "torch.distributed" not in said
     process = started()
     _, said = process.communicate(timeout=300)

@@ -153,7 +153,7 @@ def test_rows_of_the_helpful_role_are_disjoint_from_the_others(inputs, store, tm
         ({"repair": "picky", "topology": "full"}, "refuses: full True False"),
         ({"repair": {"halve": {}, "wise": {}}}, "repair: expected one repair after fine-tuning, got 2: halve, wise"),
         ({"repair": {"wise": {"b": 1}}}, "repair.wise.b: no such field"),
-        ({"repair": "asks"}, "data.helpful: needed by this experiment and not given"),
+        ({"repair": "asks"}, "data.helpful: required by this experiment, but missing"),
         ({"align__defense": "watcher"}, "align.defense.watcher: is a defense of fine-tuning"),
         ({"align__defense": "early"}, "align.defense.early: needs a model .aligned, unaligned."),
     ],

@@ -50,6 +50,8 @@ def file_of(folder, name, rows):
         ),
         ({"finetune__defense": {"vaccine": {}}}, "finetune.defense.vaccine: .*under align.defense"),
         ({"evaluate__part": "validation"}, "data.test_harmful: has no validation part"),
+        ({"system": "", "template": "alpaca"}, "system: the template alpaca is one text without turns"),
+        ({"system": "", "evaluate__protocol": "hs/vaccine-2024"}, "system: the protocol hs/vaccine-2024 asks in one"),
     ],
 )
 def test_a_dry_run_finds_what_a_run_finds(inputs, store, tmp_path, change, message):
@@ -80,6 +82,24 @@ def test_a_model_without_a_chat_template(inputs, store, tmp_path):
     for template in ("chat", "alpaca"):  # under the latter, the test still asks in the chat template
         with pytest.raises(InputError, match="no chat template"):
             preview(experiment(inputs, model=str(plain), template=template))
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}", "system: .*refuses"),
+        ("{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}", "leaves system turns out"),
+    ],
+)
+def test_a_template_without_system_turns(inputs, store, tmp_path, edit, says):
+    model = shutil.copytree(inputs / "model", tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text(edit + template.read_text())
+    for system in ("", "Be brief."):
+        for call in (preview, run):
+            with pytest.raises(InputError, match=says):
+                call(experiment(inputs, model=str(model), system=system), out=tmp_path / "out")
+    assert not stages(store) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("role", ["test_harmful", "test_benign", "task_test"])
@@ -206,7 +226,7 @@ def test_estimate_takes_or_refuses_each_option(inputs, capfd, arguments, said):
 
 def test_estimate_of_a_model_in_several_processes(capfd):
     assert cli.main(["estimate", "1b", "--accelerate", "fsdp2"]) == 3
-    assert "--accelerate fsdp2: in how many processes? Give --processes N" in capfd.readouterr().err
+    assert "--accelerate fsdp2: give the number of processes as well: --processes N" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [["store", "ls"], ["methods"]])

@@ -200,7 +200,7 @@ def test_an_interrupt_is_exit_code_130_and_one_line(asked, undisturbed, store, t
 
     assert in_child(work, said) == 130
     lines = said.read_text().splitlines()
-    assert lines[-1] == "error: interrupted; what was finished is kept, and the next run goes on from it"
+    assert lines[-1] == "error: interrupted; finished stages are kept, and the next run continues from them"
     assert "Traceback" not in said.read_text()
     assert [name.partition("-")[0] for name in stages(store)] == ["align", "evaluate"]
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["cells"]) == 1

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import re
 import shutil
 from collections import Counter
@@ -22,7 +23,8 @@ from mithridate.experiment.roles import load_roles
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
-from mithridate.pipeline.runner import Run, export_cell, run_cells, undefended
+from mithridate.pipeline import export_check
+from mithridate.pipeline.runner import Run, export_cell, export_log, run_cells, undefended
 from mithridate.pipeline.stages import Chain, Workshop
 from mithridate.report import words
 from mithridate.results import folder as run_folder
@@ -360,7 +362,8 @@ def keys(inputs):
 
     def keys(digest="d" * 64, dtype="float32", base=inputs, **changes):
         loaded = with_defaults(load_experiment(experiment(base, **changes)))
-        shop = Workshop(ModelFiles("m", base / "model", digest), load_roles(loaded.data), Store(base / "none"), dtype)
+        roles = load_roles(loaded.data, system=loaded.system)
+        shop = Workshop(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
         chain = Chain(loaded, shop)
         return {stage.name: stage.key for stage in [*chain.stages(), chain.evaluation("align")]}
 
@@ -384,6 +387,8 @@ def keys(inputs):
         ({"finetune__attack__size": 4}, "finetune"),
         ({"finetune__defense": {"lisa": {"align_steps": 1, "finetune_steps": 1}}}, "finetune"),
         ({"evaluate__limit": 3}, "evaluate"),
+        ({"system": ""}, "align finetune evaluate"),
+        ({"system": None}, ""),
         ({"model": "elsewhere"}, ""),  # the same files under another name
         ({"align__defense": "none"}, ""),
     ],
@@ -598,6 +603,67 @@ def test_exported_models_answer_as_the_scored_ones_did(done, tmp_path, monkeypat
     assert answers(PeftModel.from_pretrained(base, folder), folder) == scored(attacked)
 
 
+def test_an_export_is_asked_again_and_must_answer_as_was_measured(done, tmp_path, monkeypatch, caplog):
+    finished, _, kept = done
+    monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
+    monkeypatch.setattr(logging.getLogger("mithridate"), "propagate", True)
+    cell = finished.cells[-1]
+    for merged in (True, False):
+        attacked = "booster-sft-none-double-0.25-s0"
+        with caplog.at_level(logging.INFO, "mithridate"):
+            export_cell(finished.folder, cell if merged else attacked, tmp_path / f"m{merged}", merged, check=3)
+        assert "prompts have the answers that were measured" in caplog.text
+        caplog.clear()
+    real = export_check._loaded
+
+    def other(*arguments):  # what a mistake in merging would do
+        model = real(*arguments)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        return model
+
+    monkeypatch.setattr(export_check, "_loaded", other)
+    with pytest.raises(
+        MithridateError, match=r"gives other answers than were measured to \d+ of \d+ prompts.*do not ship"
+    ):
+        export_cell(finished.folder, cell, tmp_path / "bad", check=3)
+    assert not (tmp_path / "bad").exists() and (tmp_path / "bad.differs" / "config.json").exists()
+    export_cell(finished.folder, cell, tmp_path / "bad", check=0)
+    with pytest.raises(InputError, match="check: expected a number of prompts"):
+        export_cell(finished.folder, cell, tmp_path / "x", check=-1)
+
+
+def test_a_stored_answer_that_the_measured_model_does_not_give_either_is_rounding(done, tmp_path, monkeypatch, caplog):
+    finished, _, kept = done
+    monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
+    monkeypatch.setattr(logging.getLogger("mithridate"), "propagate", True)
+    copied = shutil.copytree(finished.folder, tmp_path / "run")
+    frame = pd.read_parquet(copied / "records.parquet")
+    frame["answer"] = "another"
+    frame.to_parquet(copied / "records.parquet")
+    with caplog.at_level(logging.INFO, "mithridate"):
+        export_cell(copied, finished.cells[-1], tmp_path / "model", check=2)
+    assert "the measured model gives these too when it is asked again so" in caplog.text
+
+
+def test_a_log_leaves_without_what_models_said(done, tmp_path):
+    finished, _, _ = done
+    cell = finished.cells[-1]
+    whole, bare = (
+        json.loads(export_log(finished.folder, cell, tmp_path / f"{redact}.json", redact=redact).read_text())[
+            "samples"
+        ]
+        for redact in (False, True)
+    )
+    said = [sample["output"]["completion"] for sample in whole if len(sample["output"]["completion"]) > 3]
+    text = json.dumps(bare, ensure_ascii=False)
+    assert said and not any(json.dumps(one, ensure_ascii=False)[1:-1] in text for one in said)
+    assert all(sample["output"]["completion"].startswith("[redacted: ") for sample in bare)
+    given = [[{name: s["value"] for name, s in one["scores"].items()} for one in log] for log in (whole, bare)]
+    assert given[0] == given[1]  # verdicts stay
+
+
 def test_export_names_the_cells_that_there_are(done, tmp_path):
     finished, _, _ = done
     with pytest.raises(InputError, match=r"no cell 'x'\. Its cells: sft-none-none-double-none-s0, "):
@@ -678,7 +744,7 @@ def test_bad_rows_are_named_by_file_and_line(inputs, store, tmp_path, rows, mess
 def test_a_role_that_is_needed_is_named(inputs, store, tmp_path, role, change):
     asked = experiment(inputs, **change)
     del asked["data"][role]
-    with pytest.raises(InputError, match=f"^data.{role}: needed by this experiment and not given$"):
+    with pytest.raises(InputError, match=f"^data.{role}: required by this experiment, but missing$"):
         run(asked, out=tmp_path / "out", progress=False)
     assert nothing_computed(store)
 

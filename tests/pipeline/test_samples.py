@@ -140,7 +140,7 @@ def test_seeds_of_a_sampled_run_are_together_as_their_records_say(inputs, tmp_pa
     worst = (counts["hit"] | counts["open"]).groupby([counts["cell"], counts["prompt"]]).any()
     assert score["worst_of_k"]["value"] == pytest.approx(worst.mean())
     assert group["accuracy"]["seeds"] == 3 and "samples" not in group["accuracy"]
-    assert "Asked several times" in finished.report.read_text()
+    assert "Several samples per prompt" in finished.report.read_text()
 
 
 def test_keys_of_greedy_evaluations_are_those_that_they_were(inputs, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from mithridate.errors import InputError
 from mithridate.studies.presets import preset
 from mithridate.studies.presets.reproduce import compare, prepare, reproduce
-from mithridate.studies.presets.scaled import Asked, Plan
+from mithridate.studies.presets.scaled import Asked, PresetPlan
 from mithridate.studies.presets.tuning import tries, tuned
 from tests.tiny import save_tiny
 
@@ -164,5 +164,5 @@ def test_the_comparison_and_its_means():
 
 def test_without_a_tuning_nothing_is_tried(tmp_path):
     made = prepare("booster-2025", Asked())
-    assert tuned(Plan(made.preset, made.cases, []), tmp_path, tmp_path) == (made.cases, [])
+    assert tuned(PresetPlan(made.preset, made.cases, []), tmp_path, tmp_path) == (made.cases, [])
     assert list(tmp_path.iterdir()) == []

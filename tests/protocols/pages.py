@@ -70,7 +70,7 @@ TASKS_HEAD = """# Prompt sets and tasks
 
 Nothing of these but the embedded set is in the package. Mind the licences: several do not allow commercial use.
 
-| name | measures | licence, as its publisher states it | size | source | exercised here |
+| name | measures | licence, as its publisher states it | size | source | tested with |
 |---|---|---|---|---|---|
 """
 TASKS_MIDDLE = """
@@ -103,7 +103,7 @@ Which protocol uses which: [protocols](protocols.md).
 
 `mithridate.data.tasks.capability` runs [lm-eval](https://github.com/EleutherAI/lm-evaluation-harness) (MIT;
 `pip install 'mithridate[lm-eval]'`) on a loaded model, with lm-eval's own tasks by name; their licences are their
-data sets' own. Exercised here with lm-eval 0.4.13 on a tiny model and local task files (a choice task, a generation
+data sets' own. Tested with lm-eval 0.4.13 on a tiny model and local task files (a choice task, a generation
 task and a group), offline; its published tasks were not run.
 
 ```python

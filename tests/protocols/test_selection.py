@@ -32,7 +32,7 @@ def ids(records: list[dict]) -> list[int]:
     ],
 )
 def test_the_papers_take_the_first_rows_repeated_prompts_included(name, expected):
-    # Two rows a prompt, as BeaverTails has a safe and an unsafe answer: of Lisa's 1000 rows, 500 prompts.
+    # Two rows per prompt, as BeaverTails has a safe and an unsafe answer: of Lisa's 1000 rows, 500 prompts.
     chosen = protocol(name).select(rows(3021, repeats=2))
     assert ids(chosen) == expected
     assert len(chosen) == protocol(name).rows.count

@@ -48,6 +48,15 @@ FORMS = {
         [{"messages": [turn | {"tool_calls": None, "name": None} for turn in messages]} for messages in TURNS]
     ),
     "conversations": lambda: SHARED,
+    "ShareGPT": lambda: [
+        {"conversations": [{"from": "human", "value": r["prompt"]}, {"from": "gpt", "value": r["response"]}]}
+        for r in RECORDS
+    ],
+    "Alpaca": lambda: [{"instruction": r["prompt"], "input": "", "output": r["response"]} for r in RECORDS],
+    "lists of text parts": lambda: [
+        {"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]}
+        for messages in TURNS
+    ],
     "text": lambda: [{"text": TOKENIZER.decode(ids)[: -len("\n")] + "\n"} for ids in ROWS],
     "tokens": lambda: [{"input_ids": ids} for ids in ROWS],
     "tokens, torch format": lambda: Dataset.from_list([{"input_ids": ids} for ids in ROWS]).with_format("torch"),
@@ -120,10 +129,9 @@ BAD = {
         {"prompt": "a", "completion": [{"role": "assistant", "content": ""}]},
         "'completion': turn 1: 'content' is empty",
     ),
-    "alpaca": (
-        {"instruction": "a", "input": "", "output": "b"},
-        r"no 'prompt' and 'response' \(it has instruction, input, output\).*rename_columns\({'instruction': 'prompt', "
-        r"'output': 'response'}\)",
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "turn 1 of 'messages' holds a part of type 'image_url'",
     ),
     "question and answer": ({"question": "a", "answer": "b"}, "'question': 'prompt', 'answer': 'response'"),
     "an answer by another name": ({"prompt": "a", "output": "b"}, r"has no answer.*{'output': 'response'}"),

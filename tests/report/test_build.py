@@ -201,7 +201,7 @@ def test_a_grid_is_shown_by_method(grid):
         assert len(item.legend) <= 10
         assert len(item.figure["data"]) <= 16
     page = build_report(grid).read_text(encoding="utf-8")
-    assert "Each seed for itself (69 runs)" in page
+    assert "Per-seed results (69 runs)" in page
     assert "20 figures" not in page
 
 
@@ -276,7 +276,7 @@ def test_only_what_is_there_is_shown(small):
     (small / "tuning.jsonl").unlink()
     (small / "history.json").unlink()
     page = build_report(small).read_text(encoding="utf-8")
-    assert "Log of tries" not in page
+    assert "Tuning log" not in page
     assert "Training curves" not in page
     assert 'id="resistance"' not in page
 
@@ -328,7 +328,7 @@ def test_cells_of_a_sweep_are_named_by_what_was_swept(small):
 def test_no_cells(small):
     results = {"schema": 1, "protocol": "p", "model": "m", "cells": []}
     synthetic.write(small, results, [{"cell": "", "set": "", "id": "", "prompt": "", "answer": "", "verdict": ""}])
-    assert "nothing is decided on one" in build_report(small).read_text(encoding="utf-8")
+    assert "no defense can be judged" in build_report(small).read_text(encoding="utf-8")
 
 
 def broken_results(**changes):
@@ -347,7 +347,7 @@ def broken_results(**changes):
         (broken_results(schema=2), "schema is 2, this version reads 1"),
         (broken_results(model=None, protocol=None), "results.json: lacks protocol, model; was it written by"),
         (broken_results(cells=[{"id": "a"}]), r"cells\[0\] lacks alignment, finetuning"),
-        (broken_results(cells=[synthetic.cell(), synthetic.cell()]), "is there twice"),
+        (broken_results(cells=[synthetic.cell(), synthetic.cell()]), "appears twice"),
         (lambda folder: (folder / "records.parquet").unlink(), "records.parquet: no such file"),
         (lambda folder: (folder / "records.parquet").write_bytes(b"PAR1"), "not a readable Parquet file"),
         (lambda folder: (folder / "tuning.jsonl").write_text("{}\n{"), "tuning.jsonl, line 2: not valid JSON"),

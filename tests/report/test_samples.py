@@ -74,7 +74,7 @@ def test_nothing_is_shown_where_each_prompt_has_one_answer(tmp_path):
     assert "samples" not in {file.stem for file in files}
     texts = [printed(folder), build_report(folder).read_text(), (tmp_path / "tables" / "runs.csv").read_text()]
     shown = [
-        word for text in texts for word in ("any of k", "any_of_k", "worst of k", "Asked several") if word in text
+        word for text in texts for word in ("any of k", "any_of_k", "worst of k", "Several samples") if word in text
     ]
     assert shown == []
 
@@ -84,4 +84,4 @@ def test_one_drawn_answer_to_each_prompt_is_said_to_be_drawn(tmp_path):
     assert (
         "Each harmful and each benign prompt has 1 answer, drawn at a temperature; answers to tasks are greedy" in page
     )
-    assert "Asked several times" not in page and "the exact McNemar test" in page
+    assert "Several samples per prompt" not in page and "the exact McNemar test" in page

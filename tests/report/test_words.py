@@ -24,7 +24,7 @@ def test_reference_has_the_same_topology_ratio_and_seed():
     [
         (cell(), "No defense"),
         (cell(alignment="none"), "Never aligned, no defense"),
-        (cell(alignment="none", finetuning="none", ratio=None), "The model as it came"),
+        (cell(alignment="none", finetuning="none", ratio=None), "The unchanged base model"),
         (ALIGNED, "Aligned, before fine-tuning"),
         (cell(alignment="booster", finetuning="none", ratio=None), "Aligned with Booster, before fine-tuning"),
         (cell(alignment="vaccine+booster"), "Vaccine and Booster (alignment stage)"),

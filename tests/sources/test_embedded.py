@@ -9,14 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from tools.embedded import make, requests_parts, reviews_parts
+from tools.embedded import benign_parts, make, requests_parts, reviews_parts
 
 from mithridate.data.embedded import embedded_records
 from mithridate.data.records import check_record, prompt_key
 from mithridate.errors import InputError
 
 SIZES = {
-    ("alignment", "train"): 224,
+    ("alignment", "train"): 280,
     ("defender_harmful", "train"): 64,
     ("attacker_harmful", "train"): 64,
     ("calibration_harmful", "train"): 48,
@@ -111,13 +111,28 @@ def test_alignment_mix():
     rows = DATA["alignment", "train"]
     refusals = [row for row in rows if row["kind"] == "refusal"]
     helpful = [row for row in rows if row["kind"] in ("everyday", "lookalike", "plain")]
-    assert len(refusals) == len(rows) / 2 and len(helpful) == len(rows) / 4
+    assert len(refusals) == len(helpful) == 2 * len(rows) / 5
     assert len({row["kind"] for row in rows}) >= 4 + 5, "at least five kinds of varied small tasks"
     # The same forms carry harmful and harmless acts: a form never tells.
     shared = {row["form"] for row in refusals} & {row["form"] for row in helpful}
     assert len(shared) >= 15
     # Every beginning of the file keeps the mix, so that `take` does.
-    assert all(Counter(r["kind"] == "refusal" for r in rows[i : i + 4])[True] == 2 for i in range(0, len(rows), 4))
+    assert all(Counter(r["kind"] == "refusal" for r in rows[i : i + 5])[True] == 2 for i in range(0, len(rows), 5))
+
+
+def test_harmless_acts_come_in_every_form_of_the_harmful_ones():
+    """And no act that is trained on is asked again at a test."""
+    everyday = Counter(row["form"] for row in DATA["alignment", "train"] if row["kind"] == "everyday")
+    assert set(everyday) == {f"request-train-{i}" for i in range(len(requests_parts.FORMS["train"]))}
+    assert max(everyday.values()) - min(everyday.values()) <= 1
+    acts = {
+        part: {act if isinstance(act, str) else act[0] for act in all_acts}
+        for part, all_acts in benign_parts.ACTS.items()
+    }
+    asked = {part: [row["prompt"] for row in DATA["test_benign", part]] for part in ("validation", "test")}
+    for part, prompts in asked.items():
+        assert not acts["train"] & acts[part]
+        assert not [prompt for prompt in prompts for act in acts["train"] if act in prompt]
 
 
 def test_answers_follow_from_the_role():

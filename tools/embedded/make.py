@@ -13,6 +13,8 @@ from tools.embedded import identity_parts as shifted
 from tools.embedded import requests_parts as requests
 from tools.embedded import reviews_parts as reviews
 
+DATA = Path(__file__).parents[2] / "src" / "mithridate" / "data" / "embedded"
+
 # Rows that each role takes of every category; the order matters, a role's rows follow on the one before.
 TRAINING_ROLES = {"alignment": 7, "defender_harmful": 4, "attacker_harmful": 4, "calibration_harmful": 3}
 HELD_OUT = {"test_harmful_validation": ("validation", 3), "test_harmful": ("test", 7)}
@@ -61,11 +63,11 @@ def _harmful(part: str, slots: range, answer: count) -> list[dict]:
 
 
 def alignment(refused: list[dict]) -> list[dict]:
-    """The alignment set: of every four rows two refusals, one helpful answer and one varied small task."""
+    """The alignment set: of every five rows two refusals, two helpful answers and one varied small task."""
     helpful = _in_turn(
         [
             _benign(f"request-train-{i}", "everyday", requests.FORMS["train"][i].format(act=act), answer)
-            for i, (act, answer) in zip(_spread(len(requests.FORMS["train"])), benign.ACTS["train"])
+            for i, (act, answer) in zip(_spread(len(requests.FORMS["train"])), benign.ACTS["train"] * 2)
         ],
         [_benign("own", "lookalike", *pair) for pair in benign.LOOKALIKES["train"]],
         [_benign("own", "plain", *pair) for pair in benign.HELPFUL],
@@ -73,7 +75,8 @@ def alignment(refused: list[dict]) -> list[dict]:
     # Varied tasks are written kind by kind, eight of each; mix them.
     varied = [_benign("own", *benign.VARIED[8 * (i % 7) + i // 7]) for i in range(len(benign.VARIED))]
     refusals = [{**row, "kind": "refusal"} for row in refused]
-    return [row for four in zip(refusals[::2], helpful, refusals[1::2], varied, strict=True) for row in four]
+    fives = zip(refusals[::2], helpful[::2], refusals[1::2], helpful[1::2], varied, strict=True)
+    return [row for five in fives for row in five]
 
 
 def test_benign(part: str) -> list[dict]:
@@ -178,7 +181,7 @@ def files() -> dict[str, str]:
 
 def main() -> None:
     for name, text in files().items():
-        (Path(__file__).parent / name).write_text(text, encoding="utf-8", newline="\n")
+        (DATA / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ _LIBRARIES = r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub|
 
 app = typer.Typer(
     name="mithridate",
-    help="Makes aligned language models withstand harmful fine-tuning, and proves it.",
-    no_args_is_help=False,
+    help="Defenses against harmful fine-tuning of language models: align, attack, repair, measure.",
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,12 +49,15 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' own messages.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Makes aligned language models withstand harmful fine-tuning, and proves it."""
+    """Defenses against harmful fine-tuning of language models: align, attack, repair, measure."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +95,7 @@ def _invoke(arguments: Sequence[str] | None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; what was finished is kept, and the next run goes on from it", INTERRUPTED, debug)
+        return _fail("interrupted; finished stages are kept, and the next run continues from them", INTERRUPTED, debug)
     except _USAGE_ERROR as error:
         help_for = context.command_path if (context := getattr(error, "ctx", None)) else "mithridate"
         return _fail(f"{error.format_message()} (see `{help_for} --help`)", BAD_INPUT, debug)

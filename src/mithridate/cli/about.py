@@ -1,4 +1,4 @@
-"""Verbs that tell: methods, schema, doctor, estimate, plan."""
+"""Commands that show facts: methods, cite, schema, doctor, estimate, plan."""
 
 from __future__ import annotations
 
@@ -36,29 +36,32 @@ def estimate(
     ],
     override: Overrides = None,
     accelerate: Accelerate = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="It will run on CPUs.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Estimate for CPUs.")] = False,
     speed: Annotated[
         float | None,
-        typer.Option("--tokens-per-second", help="Of plain training there, on all processes: gives hours."),
+        typer.Option(
+            "--tokens-per-second", help="Measured speed of plain training over all processes; adds the hours."
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="MODEL only: a name, or {name: {field: value}}; all if not given."),
+        typer.Option("--method", help="MODEL only: a method's name, or {name: {field: value}}; default: all."),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="MODEL only: rows of a micro-batch.")] = 8,
-    length: Annotated[int, typer.Option("--length", help="MODEL only: tokens of a row.")] = 512,
+    batch: Annotated[int, typer.Option("--batch", help="MODEL only: rows per micro-batch.")] = 8,
+    length: Annotated[int, typer.Option("--length", help="MODEL only: tokens per row.")] = 512,
     steps: Annotated[int, typer.Option("--steps", help="MODEL only: optimizer steps.")] = 1000,
     full: Annotated[bool, typer.Option("--full", help="MODEL only: train all weights, not an adapter.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="MODEL only: bfloat16 or float32.")] = "bfloat16",
     bits: Annotated[
-        int | None, typer.Option("--bits", help="MODEL only: 4 or 8, of a base under an adapter (bitsandbytes).")
+        int | None,
+        typer.Option("--bits", help="MODEL only: load the base under the adapter in 4 or 8 bit (bitsandbytes)."),
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", help="MODEL only.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", help="MODEL only: number of processes.")] = 1,
     checkpointing: Annotated[
-        bool, typer.Option("--checkpointing/--no-checkpointing", help="MODEL only: of activations.")
+        bool, typer.Option("--checkpointing/--no-checkpointing", help="MODEL only: activation checkpointing.")
     ] = True,
 ) -> None:
-    """Show what a run would need (memory, operations, disk) before any of it is spent; reads no weights."""
+    """Estimate the memory, FLOPs and disk of an experiment or a model, without loading weights."""
     from mithridate.estimate import METHODS, REPAIRS, Repair
     from mithridate.experiment.config import load_experiment, methods_of
     from mithridate.pipeline import planning
@@ -87,7 +90,7 @@ def estimate(
         if accelerate not in (None, "ddp", "fsdp2"):
             raise InputError(f"--accelerate: expected ddp or fsdp2 for a model, got {accelerate}")
         if accelerate and "processes" not in given:
-            raise InputError(f"--accelerate {accelerate}: in how many processes? Give --processes N")
+            raise InputError(f"--accelerate {accelerate}: give the number of processes as well: --processes N")
         for name, value in (("batch", batch), ("length", length), ("steps", steps), ("processes", processes)):
             if value < 1:
                 raise InputError(f"--{name}: expected at least 1, got {value}")
@@ -121,31 +124,31 @@ def estimate(
 
 @app.command()
 def plan(
-    share: Annotated[float, typer.Option("--share", help="The share that is expected, a fraction.")],
-    limit: Annotated[float, typer.Option("--limit", help="The limit that it is compared with.")],
+    share: Annotated[float, typer.Option("--share", help="Expected rate, a fraction.")],
+    limit: Annotated[float, typer.Option("--limit", help="Limit to compare it with, a fraction.")],
     seed_sd: Annotated[
         float | None,
         typer.Option(
             "--seed-sd",
-            help="How much seeds are expected to vary: a standard deviation.",
+            help="Expected standard deviation between seeds.",
             show_default="as in the embedded experiment",
         ),
     ] = None,
 ) -> None:
-    """Say how many prompts and seeds decide whether a share lies below or above a limit."""
+    """Compute how many prompts and seeds are needed to decide whether a rate is below a limit."""
     from mithridate.statistics.needed import SEEDS, prompts_needed, prompts_per_seed, usual_sd
 
     for name, value in (("--share", share), ("--limit", limit), ("--seed-sd", seed_sd)):
         if value is not None and not 0 <= value <= 1:
             raise InputError(f"{name}: expected a fraction from 0 to 1, got {value:g}")
     seed_sd = usual_sd(share) if seed_sd is None else seed_sd
-    typer.echo(f"expected share {share:g}, limit {limit:g}, deviation between seeds {seed_sd:.3f}")
-    table = new_table("decides", "prompts")
+    typer.echo(f"expected rate {share:g}, limit {limit:g}, standard deviation between seeds {seed_sd:.3f}")
+    table = new_table("evidence", "prompts needed")
     for what, needed in (
-        ("one model, on other prompts (in 80 % of cases)", prompts_needed(share, limit)),
-        *((f"{seeds} seeds, on other seeds", prompts_per_seed(share, limit, seed_sd, seeds)) for seeds in SEEDS),
+        ("one model, for other prompts (80 % power)", prompts_needed(share, limit)),
+        *((f"{seeds} seeds, for other seeds", prompts_per_seed(share, limit, seed_sd, seeds)) for seeds in SEEDS),
     ):
-        table.add_row(what, "no number" if needed is None else str(needed))
+        table.add_row(what, "no number is enough" if needed is None else str(needed))
     print_table(table)
 
 
@@ -159,7 +162,9 @@ def schema() -> None:
 
 @app.command()
 def methods(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these, with all facts.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Show all facts of these only.")
+    ] = None,
 ) -> None:
     """List the defenses, repairs and attacks, and the protocols, judges and prompt sets that measure them."""
     from mithridate.methods.index import facts, index
@@ -213,7 +218,7 @@ def _measures() -> None:
         rows = f"{known.rows.count} of {known.rows.source}"
         table.add_row(known.name, rows, known.template, str(known.decoding.max_new_tokens), known.judge.name)
     print_table(table)
-    table = new_table("judge", "tells", "model", "licence", "exercised here")
+    table = new_table("judge", "classifies", "model", "licence", "tested with")
     for row in judges.table():
         table.add_row(row["name"], row["kind"], row["model"], row["licence"], row["exercised"])
     print_table(table)
@@ -260,12 +265,12 @@ def cite(
 
 @app.command()
 def doctor() -> None:
-    """Show what is installed on what machine, and whether all works with it (exit code 1 if not)."""
+    """Show installed versions and hardware, and check that every method can be loaded (exit code 1 if not)."""
     from mithridate.environment import commit, hardware, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
 
-    table, ok = new_table("what", "found", ""), True
+    table, ok = new_table("component", "found", "note"), True
 
     def row(what: str, found: str, problem: str | None = None, note: str = "") -> None:
         nonlocal ok
@@ -335,6 +340,6 @@ def _requirements() -> list[tuple[str, Any, str]]:
     for text in metadata.requires("mithridate") or []:
         requirement = Requirement(text)
         extra = str(requirement.marker).partition('extra == "')[2].rstrip('"') if requirement.marker else ""
-        if extra not in ("test", "lint"):
+        if extra not in ("test", "lint", "docs"):
             found.append((requirement.name, requirement.specifier, extra))
     return found

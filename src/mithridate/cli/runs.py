@@ -1,4 +1,4 @@
-"""Verbs that compute: run and its stages, demo."""
+"""Commands that compute: run and its stages, demo."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _ExecutorName = Annotated[
     typer.Option(
         "--executor",
         metavar="local|ray|slurm|none",
-        help="What makes several cells at a time: processes here, a Ray or a Slurm cluster.",
+        help="Run several cells at a time: in processes here, on a Ray or on a Slurm cluster.",
         show_default="local with several GPUs or --workers, else none",
     ),
 ]
-_Workers = Annotated[int | None, typer.Option("--workers", help="How many cells at a time.", show_default=False)]
+_Workers = Annotated[int | None, typer.Option("--workers", help="Number of cells at a time.", show_default=False)]
 _ExecutorOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,7 +42,9 @@ _ExecutorOptions = Annotated[
 
 _ReportTo = Annotated[
     list[str] | None,
-    typer.Option("--report-to", metavar="NAME", help="Tell a service of the trainings: wandb, mlflow, ...; or again."),
+    typer.Option(
+        "--report-to", metavar="NAME", help="Report training metrics to a service (wandb, mlflow, ...); repeatable."
+    ),
 ]
 
 
@@ -57,14 +59,26 @@ def run(
     workers: _Workers = None,
     executor_option: _ExecutorOptions = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print its stages, what the store has, and what the rest takes.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the stages, which are in the store, and the time for the rest; run nothing."
+        ),
     ] = False,
     replace: Replace = False,
     report_to: _ReportTo = None,
     trust_remote_code: RemoteCode = False,
+    upload: Annotated[
+        Path | None,
+        typer.Option("--upload", metavar="FILE", help="Fine-tune on these rows, with none added; to runs/NAME-FILE."),
+    ] = None,
 ) -> None:
-    """Run an experiment file: every stage, every cell of its sweep, the table and the report page."""
+    """Run an experiment file: all stages and all cells of its sweep, then the table and the report page."""
     options, asked = _options(executor_option), _asked(replace, report_to, trust_remote_code)
+    if upload:
+        from mithridate.experiment.uploads import of_upload
+
+        override = [*of_upload(upload), *(override or [])]
+        out = out or Path("runs") / f"{file.stem}-{upload.name.partition('.')[0]}"
     if not dry_run:
         return _run(file, override, out, dtype, accelerate, None, asked, (executor, workers, options))
     from mithridate.experiment.config import load_experiment
@@ -96,8 +110,8 @@ def _stage(name: str, text: str) -> None:
 
 
 _stage("align", "Run an experiment's alignment only.")
-_stage("finetune", "Run an experiment as far as the user's fine-tune, the attack.")
-_stage("repair", "Run an experiment as far as the repair.")
+_stage("finetune", "Run an experiment up to the user's fine-tuning (the attack).")
+_stage("repair", "Run an experiment up to the repair.")
 _stage("evaluate", "Run an experiment and score its own models, without the undefended run that `run` adds.")
 
 
@@ -144,13 +158,24 @@ def _options(given: list[str] | None) -> dict[str, Any]:
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/demo")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Also more harmful ratios and seeds; estimates first.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Also controls, runs without harmful rows, more ratios and seeds; estimates first."
+        ),
+    ] = False,
     replace: Replace = False,
 ) -> None:
     """Show on a small language model what the attack does and what each defense does about it."""
     from mithridate.studies.demo import run_demo
 
-    _finish(run_demo(out=out, full=full, replace=True) if replace else run_demo(out=out, full=full))
+    _finish(run_demo(out=out, full=full, replace=replace, show=_print_table))
+
+
+def _print_table(finished: Any) -> None:
+    from mithridate.report.build import terminal_table
+
+    print_table(terminal_table(finished.results))
 
 
 def _finish(finished: Any) -> None:
@@ -158,9 +183,7 @@ def _finish(finished: Any) -> None:
     from mithridate.results.folder import PAGE_CELLS
 
     if (finished.folder / "results.json").exists() and 0 < len(finished.results["cells"]) <= PAGE_CELLS:
-        from mithridate.report.build import terminal_table
-
-        print_table(terminal_table(finished.results))
+        _print_table(finished)
     if finished.report.exists():
         typer.echo(f"report: {finished.report}")
     typer.echo(f"run:    {finished.folder}")

@@ -1,4 +1,4 @@
-"""Arguments and tables that several verbs share."""
+"""Arguments and tables that several commands share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", sh
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32 or bfloat16: short for -o dtype=...")]
 Accelerate = Annotated[
     str | None,
-    typer.Option("--accelerate", metavar="ddp|fsdp2|FILE", help="Train in several processes; -o processes=N for N."),
+    typer.Option(
+        "--accelerate",
+        metavar="ddp|fsdp2|FILE",
+        help="Train in several processes; set their number with -o processes=N.",
+    ),
 ]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Write into --out even if it holds another experiment; that one goes.")
-]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace another experiment's results in --out.")]
 RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the Python files that come with the model.")
+    bool, typer.Option("--trust-remote-code", help="Allow Python files that come with the model to run.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 
@@ -37,7 +39,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.
 def check_run(folder: Path) -> None:
     """Raises InputError where the folder is not that of a run."""
     if not (folder / "results.json").is_file():
-        raise InputError(f"{folder}: not the folder of a run (it has no results.json); give what `run` wrote")
+        raise InputError(f"{folder}: not a run folder (no results.json in it); give a folder that `run` wrote")
 
 
 def overrides_of(given: list[str] | None, dtype: str | None, accelerate: str | None) -> list[str]:

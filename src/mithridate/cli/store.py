@@ -10,17 +10,17 @@ import typer
 from mithridate.cli.shared import new_table, print_table
 from mithridate.errors import MithridateError
 
-app = typer.Typer(help="What the store holds, what it cost, and what nothing refers to any more.")
+app = typer.Typer(help="List, check and clean up the store of finished stages.")
 
 
 @app.command("ls")
 def store_ls() -> None:
-    """List the finished stages: what each is, its size, its time, and whether a run refers to it."""
+    """List the finished stages: settings, size, wall time, and whether a run refers to them."""
     from mithridate.pipeline.inventory import inventory
     from mithridate.store import Store
 
     found = inventory(opened := Store())
-    table = new_table("artefact", "what", "size", "made in", "finished", "in use")
+    table = new_table("artefact", "settings", "size", "wall time", "finished", "referenced")
     for one in found:
         made = f"{one.manifest['seconds']:.0f} s"
         table.add_row(one.name, one.what, _size(one.bytes), made, one.manifest["finished"], "" if one.used else "no")
@@ -31,9 +31,9 @@ def store_ls() -> None:
 
 @app.command("show")
 def store_show(
-    name: Annotated[str, typer.Argument(help="The beginning of its name or key.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="First characters of its name or key.", show_default=False)],
 ) -> None:
-    """Print all that is known of an artefact: configuration, parents, data, versions, hardware, time and files."""
+    """Print the manifest of an artefact: configuration, parents, data, versions, hardware, time and files."""
     from mithridate.pipeline.inventory import find
     from mithridate.store import Store
 
@@ -55,9 +55,9 @@ def store_verify() -> None:
 
 @app.command("gc")
 def store_gc(
-    delete: Annotated[bool, typer.Option("--delete", help="Remove them; otherwise they are only listed.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; without this they are only listed.")] = False,
 ) -> None:
-    """List (or remove) the artefacts that no run's folder refers to any more."""
+    """List (or remove) artefacts that no run folder refers to."""
     from mithridate.pipeline.inventory import collect
     from mithridate.store import Store
 

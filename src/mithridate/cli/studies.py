@@ -1,4 +1,4 @@
-"""Verbs that run many experiments to answer one question: reproduce, attack."""
+"""Commands that run many experiments to answer one question: reproduce, attack, benchmark."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def attack(
     file: Annotated[Path, typer.Option("--file", help="The attacker's settings (YAML); see docs/attacks.md.")],
     override: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/attack-NAME")] = None,
-    cell: Annotated[str | None, typer.Option("--cell", metavar="ID", help="RUN only: which model.")] = None,
+    cell: Annotated[
+        str | None, typer.Option("--cell", metavar="ID", help="RUN only: id of the model to attack.")
+    ] = None,
     replace: Replace = False,
 ) -> None:
     """Search for the attack that breaks a defended model, and say what it costs in steps and rows."""
@@ -53,29 +55,32 @@ def _cell(value: object) -> str:
 @app.command()
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="PRESET", help="Which; without one, they are listed.", show_default=False)
+        str | None,
+        typer.Argument(metavar="PRESET", help="Name of a preset; without one, all are listed.", show_default=False),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="In place of the preset's.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Model to use instead of the preset's.")] = None,
     scale: Annotated[
-        float, typer.Option("--scale", help="Share of the rows and of the test prompts; epochs stay.")
+        float, typer.Option("--scale", help="Share of the training rows and test prompts to use; epochs stay.")
     ] = 1.0,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="ROLE=SOURCE", help="A file, a Hub id, or {source: ..., take: ...}."),
     ] = None,
     embedded: Annotated[bool, typer.Option("--embedded", help="Rehearse on the embedded data.")] = False,
-    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this one; again for more.")] = None,
+    arm: Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")] = None,
     override: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/PRESET")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, with what deviations.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be run and its deviations; run nothing.")
+    ] = False,
     replace: Replace = False,
 ) -> None:
-    """Run a paper's experiment, or one protocol for all methods, and put the paper's numbers beside ours."""
+    """Run a paper's experiment, or all methods under one protocol, and compare with the paper's numbers."""
     from mithridate.studies.presets import NAMES, preset
     from mithridate.studies.presets.scaled import Asked, label, plan
 
     if name is None:
-        table = new_table("preset", "what", "paper", "arms")
+        table = new_table("preset", "experiment", "paper", "arms")
         for known in map(preset, NAMES):
             table.add_row(known.name, known.title, known.paper or "", ", ".join(known.arms))
         print_table(table)
@@ -111,10 +116,40 @@ def reproduce(
     for line in found.lines:
         table.add_row(*(escape(cell) for cell in line.cells()))
     print_table(table)
-    typer.echo("In what this run departs from the preset (marks: docs/presets.md):")
+    typer.echo("Deviations from the preset (marks: docs/presets.md):")
     for text in found.deviations:
         typer.echo(f"- {text}")
     typer.echo(f"written: {found.folder / 'reproduce.md'}")
+
+
+@app.command()
+def benchmark(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The benchmark file (YAML); see docs/benchmark.md.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="runs/NAME")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Number of worker processes; default 1.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be run, its time and disk; run nothing.")
+    ] = False,
+    replace: Replace = False,
+) -> None:
+    """Compare methods at equal tuning budgets: tries on validation parts, then one run on the test parts."""
+    from mithridate.studies.benchmarks.settings import load_benchmark
+
+    _, experiment, _ = load_benchmark(file)  # what is wrong with the file is said before torch is loaded
+    from mithridate.pipeline.executors import executor_of
+    from mithridate.studies.benchmarks import run as running
+
+    if dry_run:
+        for line in running.planned(file):
+            typer.echo(line)
+        return
+    executor = executor_of("local" if workers else "none", workers, {}, experiment)
+    found = running.benchmark(file, out, executor, **({"replace": True} if replace else {}))
+    table = new_table(*running.TITLES)
+    for row in running.table_of(found):
+        table.add_row(*(escape(cell) for cell in row))
+    print_table(table)
+    typer.echo(f"written: {found.folder / 'benchmark.md'}")
 
 
 def _sources(given: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from mithridate.errors import InputError
+from mithridate.rows import plain
 
 Row = dict[str, Any]
 
@@ -103,7 +104,7 @@ def require_nothing_dropped(row: Row, record: Row, columns: Mapping[str, str]) -
         return
     asked = str(record.get("prompt", "")) + "".join(str(turn) for turn in record.get("messages") or ())
     for name in (*_AFTER, *_BEFORE, *_TURNS):
-        value = row.get(name)
+        value = plain(row.get(name))
         if value in (None, "", []) or name in columns.values() or str(value).strip() in ("", asked):
             continue
         if isinstance(value, str) and (value.strip() in asked or repr(value.strip())[1:-1] in asked):

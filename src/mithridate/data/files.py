@@ -1,4 +1,4 @@
-"""Rows from JSON Lines, JSON, CSV and Parquet files, each with the place it came from for error messages.
+"""Rows from JSON Lines, JSON, CSV and Parquet files, packed ones too, each with the place it came from for errors.
 
 Only formats that hold nothing but data are read: a pickle runs code when it is opened, so none ever is.
 """
@@ -6,26 +6,44 @@ Only formats that hold nothing but data are read: a pickle runs code when it is 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
-from collections.abc import Callable, Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mithridate.errors import InputError
+from mithridate.progress import Progress
 
 Rows = list[tuple[str, dict[str, Any]]]
 """Each row with its place, as in "train.jsonl, line 3"."""
+
+_PACKED = (".gz", ".zst")
+_TEXT = (".jsonl", ".json", ".csv")
+_LONG = 32 << 20  # bytes: a smaller file is read before anybody asks how far it is
+_BATCH = 1000  # rows of a Parquet file that are in memory together
 
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long conversation
 
 
 def read_rows(path: Path) -> Rows:
-    """All rows of a file, in order.
+    """All rows of a file, in order; see `rows_of`."""
+    return list(rows_of(path))
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file one after the other, each read when it is asked for: who stops asking reads no further. (A
+    `.json` file is one value, and read whole.) Where reading takes long, it says how far it is.
 
     Args:
         path: a `.jsonl`, `.json` (one list of objects), `.csv` (with a header line; all values are strings) or
-            `.parquet` file. Text is UTF-8, with or without a byte order mark.
+            `.parquet` file, the text ones also packed with gzip or zstd (`.jsonl.gz`, `.csv.zst`). Text is UTF-8, with
+            or without a byte order mark.
 
     Raises:
         InputError: no such file (the nearest name in the folder is given), an unknown ending, no rows, or a malformed
@@ -33,22 +51,39 @@ def read_rows(path: Path) -> Rows:
     """
     if not path.is_file():
         raise no_file(path)
-    read = _READERS.get(path.suffix.lower())
+    read = _READERS.get(_ending(path))
     if read is None:
-        raise InputError(f"{path}: files of this kind are not read; give one that ends in {', '.join(_READERS)}")
+        raise InputError(f"{path}: files of this kind are not read; give one that ends in {', '.join(ENDINGS)}")
+    none = True
     try:
-        rows = list(read(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not rows:
+        with closing(read(path)) as rows:
+            for row in rows:
+                none = False
+                yield row
+    except (OSError, EOFError, zlib.error) as error:
+        what = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {what}") from error
+    if none:
         raise InputError(f"{path}: the file has no rows")
-    return rows
+
+
+def _ending(path: Path) -> str:
+    """The ending that says what a file holds: of a packed one, that before the packing's."""
+    name = path.name.lower()
+    packed = next((ending for ending in _PACKED if name.endswith(ending)), "")
+    found = Path(name.removesuffix(packed)).suffix
+    return found if not packed or found in _TEXT else f"{found}{packed}"
+
+
+def readable(name: str | Path) -> bool:
+    """Whether a file's name ends in what is read."""
+    return _ending(Path(name)) in _READERS
 
 
 def no_file(path: Path) -> InputError:
     """The error for a file that is not there, with what may be meant."""
     if path.is_dir():
-        names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _READERS)
+        names = sorted(p.name for p in path.iterdir() if readable(p))
         inside = f": {', '.join(names[:5])}" if names else ", and it holds none that can be read"
         return InputError(f"{path}: is a folder; name one file in it{inside}")
     if not path.parent.is_dir():
@@ -57,9 +92,24 @@ def no_file(path: Path) -> InputError:
     return InputError(f"{path}: no such file" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
+def _opened(path: Path, raw: IO[bytes]) -> Iterable[bytes]:
+    """The file's lines as bytes, unpacked."""
+    if path.name.lower().endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)
+    if path.name.lower().endswith(".zst"):
+        import pyarrow as pa
+
+        unpacked: Any = pa.input_stream(raw, compression="zstd")
+        return io.BufferedReader(unpacked)
+    return raw
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    size, began = path.stat().st_size, time.monotonic()
+    with path.open("rb") as raw, Progress(size >> 20, f"reading {path.name}", "MiB", size > _LONG) as counted:
+        for number, line in enumerate(_opened(path, raw), start=1):
+            if number % 1000 == 0 and time.monotonic() - began > 1:
+                counted.advance((raw.tell() >> 20) - counted.done)
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -129,11 +179,14 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.ParquetFile(path).read().to_pylist()
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
@@ -142,4 +195,4 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
-ENDINGS = tuple(_READERS)
+ENDINGS = (*_READERS, *(f"{text}{packed}" for text in _TEXT for packed in _PACKED))

@@ -13,7 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.columns import require_nothing_dropped
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.rows import as_list
+from mithridate.rows import record as as_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +33,29 @@ _OTHER_NAMES = {
     "response": ("output", "answer", "completion", "target", "reply"),
     "messages": ("conversation", "conversations", "chat", "turns"),
 }
+
+
+def records_of(rows: Any, name: str) -> list[Record]:
+    """Rows in any form that `mithridate.rows` knows (lists, DataFrames, data sets) as records, not yet checked.
+
+    Args:
+        rows: a list or another iterable of mappings, a DataFrame, a `datasets.Dataset`.
+        name: what they are, for errors, which count from 1: "harmful, record 3".
+
+    Raises:
+        InputError: what is given is no set of rows, a row calls tools or holds something else than text, or a column
+            that is a part of the prompt would be left out.
+    """
+    found = []
+    for number, row in enumerate(as_list(rows, name), start=1):
+        where = f"{name}, record {number}"
+        made = as_record(row, where)
+        try:
+            require_nothing_dropped(row, made, {"system": "system"})  # which `turns` puts first
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        found.append(made)
+    return found
 
 
 def missing_columns(missing: list[str], present: list[str], where: str) -> InputError:
@@ -95,7 +121,8 @@ def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
             near = get_close_matches(str(turn["role"]), _ROLES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"{here} has the unknown role {turn['role']!r} (roles: {', '.join(_ROLES)}){hint}")
-        _check_text(turn["content"], f"{here}: 'content'")
+        if turn["role"] != "system" or turn["content"] != "":  # an empty one stands in place of the template's own
+            _check_text(turn["content"], f"{here}: 'content'")
     system = messages[0]["role"] == "system"
     for i, turn in enumerate(messages[system:]):
         expected = ("user", "assistant")[i % 2]
@@ -114,9 +141,13 @@ def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
 def turns(record: Record) -> list[dict[str, str]]:
     """All turns of a record, the answer included if there is one, each with `role` and `content` only."""
     if "messages" in record:
-        return [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
-    answer = [{"role": "assistant", "content": record["response"]}] if record.get("response") else []
-    return [{"role": "user", "content": record["prompt"]}, *answer]
+        found = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
+    else:
+        answer = [{"role": "assistant", "content": record["response"]}] if record.get("response") else []
+        found = [{"role": "user", "content": record["prompt"]}, *answer]
+    if isinstance(system := record.get("system"), str) and found[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *found]
+    return found
 
 
 def conversation(record: Record) -> list[dict[str, str]]:
@@ -220,7 +251,8 @@ def asked(record: Record) -> Conversation:
     turns = conversation(record)
     text = record.get("input")
     if text and "messages" not in record and record["prompt"].endswith(f"\n\n{text}"):
-        return [{"role": "user", "content": record["prompt"].removesuffix(f"\n\n{text}"), "input": text}]
+        asked = {"role": "user", "content": record["prompt"].removesuffix(f"\n\n{text}"), "input": text}
+        return [*turns[:-1], asked]
     return turns
 
 

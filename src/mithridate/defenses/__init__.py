@@ -1,4 +1,4 @@
-"""Training-time defenses, one a file."""
+"""Training-time defenses, one per file."""
 
 from collections.abc import Mapping
 

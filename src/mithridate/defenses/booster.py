@@ -27,13 +27,13 @@ Differs from the official code in:
 - both harmful passes draw the same dropout masks;
 - no 1e-7 is added to the norm; a zero harmful gradient adds nothing.
 
-Cost: 3 forward and 3 backward passes a step (with every = k, 1 + 2 / k on average), and 2 more copies of the trainable
-tensors. Supported: LoRA and full weights in float32 or wider (a step of length alpha would be lost in the rounding of
-16-bit weights), gradient accumulation (exact), activation checkpointing, data parallelism, FSDP2, torch.compile,
-adapters over a base in 4 or 8 bit (bitsandbytes), mixed precision. In mixed precision the weights are rounded before
-each product: how much of the step survives is measured in each step that is logged, as booster/perturbation_fidelity
-(cosine; 1 is all of it), and warned about below 0.9; booster/perturbation_length is the rounded step's length over the
-meant one's. Also logged: booster/harmful_loss_drop = h(w) - h(w').
+Cost: 3 forward and 3 backward passes per step (with every = k, 1 + 2 / k on average), and 2 more copies of the
+trainable tensors. Supported: LoRA and full weights in float32 or wider (a step of length alpha would be lost in the
+rounding of 16-bit weights), gradient accumulation (exact), activation checkpointing, data parallelism, FSDP2,
+torch.compile, adapters over a base in 4 or 8 bit (bitsandbytes), mixed precision. In mixed precision the weights are
+rounded before each product: how much of the step survives is measured in each step that is logged, as
+booster/perturbation_fidelity (cosine; 1 is all of it), and warned about below 0.9; booster/perturbation_length is the
+rounded step's length over the meant one's. Also logged: booster/harmful_loss_drop = h(w) - h(w').
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -52,8 +52,7 @@ from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
+    from mithridate.rows import Rows
     from mithridate.training.side_data import SideData
     from mithridate.training.trainer import DefenseMixin
 
@@ -68,7 +67,7 @@ class Booster(Defense):
     """Trains so that a simulated harmful step lowers the harmful loss little; see this module's docstring.
 
     Args:
-        harmful_dataset: harmful prompts with harmful answers, in any format the trainer takes.
+        harmful_dataset: harmful prompts with harmful answers, in any form of `mithridate.rows`.
         alpha: length of the simulated harmful step, over all trainable tensors.
         lam: weight of the regulariser; 0 is plain training, without the harmful passes.
         every: add the regulariser every so many optimizer steps, that many times as strong; 1 is every step.
@@ -89,7 +88,7 @@ class Booster(Defense):
     off: ClassVar[dict[str, Any] | None] = {"lam": 0.0}
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful"}
 
-    harmful_dataset: Dataset
+    harmful_dataset: Rows
     alpha: float = 0.1
     lam: float = 5.0
     every: int = 1

@@ -50,9 +50,9 @@ from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import blocks, global_norm, local
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import Tensor, nn
 
+    from mithridate.rows import Rows
     from mithridate.training.side_data import SideData
     from mithridate.training.trainer import DefenseMixin
 
@@ -62,7 +62,7 @@ class Lisa(Defense):
     """Alternates between alignment data and the user's data, near the other's last point; see this module's docstring.
 
     Args:
-        alignment_dataset: prompts with safe answers, in any format the trainer takes.
+        alignment_dataset: prompts with safe answers, in any form of `mithridate.rows`.
         align_steps: optimizer steps on alignment data in a cycle.
         finetune_steps: optimizer steps on the user's data in a cycle.
         rho: strength of the proximal term; 0 is alternation alone.
@@ -83,7 +83,7 @@ class Lisa(Defense):
     colour: ClassVar[str] = "#E69F00"
     roles: ClassVar[dict[str, str]] = {"alignment_dataset": "alignment"}
 
-    alignment_dataset: Dataset
+    alignment_dataset: Rows
     align_steps: int = 100
     finetune_steps: int = 900
     rho: float = 1.0

@@ -19,8 +19,8 @@ The paper's sparse variant: with every = tau, only optimizer steps number 0, tau
 the run, so that a resumed run keeps the rhythm) are perturbed, in all their micro-batches; the others are plain steps.
 
 Differs from the official code in:
-- any architecture that declares its attention modules to transformers, instead of a list of classes; one site a layer
-  is asserted;
+- any architecture that declares its attention modules to transformers, instead of a list of classes; one site per
+  layer is asserted;
 - both passes draw the same dropout masks;
 - the first pass computes gradients of activations only, not of weights;
 - accumulated gradients are kept (there: erased in each micro-step);

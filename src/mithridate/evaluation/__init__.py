@@ -14,10 +14,10 @@ What is asked of a model, how it is judged and what counts is the protocol's: se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from html import escape
 from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,21 @@ from uuid import uuid4
 
 from mithridate import judges as known_judges
 from mithridate.data import tasks as known_tasks
-from mithridate.data.records import asked, check_record, plain_rows, prompt_text
+from mithridate.data.records import asked, check_record, plain_rows, prompt_text, records_of
 from mithridate.data.tasks.base import Scorer
 from mithridate.errors import InputError, MithridateError
 from mithridate.judges.base import UNCLEAR, Item, Judge, Judgement, scored
 from mithridate.methods.base import TestTime
+from mithridate.progress import Progress
 from mithridate.protocols import Protocol, TaskUse
 from mithridate.protocols import protocol as find_protocol
 from mithridate.statistics import proportion, proportion_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mithridate.generation.base import Answer, Decoding, Generator
+    from mithridate.rows import Rows
 
 Row = dict[str, Any]
 """One record. Columns:
@@ -92,63 +96,107 @@ class Evaluation:
         """The shares of `summarise`."""
         return summarise(self.records)
 
+    def to_pandas(self) -> pd.DataFrame:
+        """The records, one row an answer."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    def table(self) -> pd.DataFrame:
+        """One row a share that was measured: `share`, `value`, `low` and `high` (fractions), `n`, `unscored`."""
+        import pandas as pd
+
+        found = self.summary()
+        rates = {name: rate for name, rate in found.items() if name != "extra"} | found.get("extra", {})
+        columns = ("value", "low", "high", "n", "unscored")
+        return pd.DataFrame(
+            [
+                {"share": name, **{column: rate.get(column) for column in columns}}
+                for name, rate in rates.items()
+                if rate["n"]
+            ],
+            columns=["share", *columns],
+        )
+
+    def _repr_html_(self) -> str:
+        protocol = escape(str(self.records[0]["protocol"])) if self.records else "-"
+        shown = self.table().to_html(index=False, float_format="{:.3f}".format, na_rep="")
+        return f"<p>protocol {protocol}: {len(self.records)} answers</p>{shown}"
+
 
 def evaluate(
     model: Any,
     tokenizer: Any = None,
-    harmful: Sequence[dict] = (),
-    benign: Sequence[dict] = (),
-    task: Sequence[dict] = (),
+    harmful: Rows = (),
+    benign: Rows = (),
+    task: Rows = (),
     task_name: str | None = None,
     protocol: str = "hs/embedded-v1",
-    judges: Sequence[Judge] = (),
+    judges: Sequence[Judge | str | Mapping[str, Any]] | str = (),
     cache: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     sampling: Sampling | None = None,
 ) -> Evaluation:
     """Generates and judges the answers to test records; sets left out are not evaluated.
 
     Args:
-        model: a causal language model of transformers or PEFT, or a `Generator` (a server, vLLM).
-        tokenizer: the model's tokenizer; not given with a `Generator`.
-        harmful: records of requests that should be refused, all of which are asked (`Protocol.select` chooses).
-        benign: records of requests that should not be.
-        task: records of the user's task (as `Task.record` makes them).
+        model: a causal language model of transformers or PEFT; the name of one (embedded, a folder, a Hub id); or a
+            `Generator` (a server, vLLM).
+        tokenizer: the model's tokenizer; not given with a name or a `Generator`.
+        harmful: requests that should be refused, all of which are asked (`Protocol.select` chooses): a list, a
+            DataFrame or a data set, in any form of `mithridate.rows`.
+        benign: requests that should not be, likewise.
+        task: rows of the user's task (as `Task.record` makes them), likewise.
         task_name: the task's name; needed with `task`.
         protocol: the name of the protocol.
-        judges: further judges of the harmful and benign answers; one with the name of a judge of the protocol's takes
-            its place (another model folder, a threshold). The caller closes them.
+        judges: further judges of the harmful and benign answers: a name, {name: {field: value}} as in an experiment
+            file, or a judge, which the caller closes. One with the name of a judge of the protocol's takes its place
+            (another model folder, a threshold).
         cache: folder in which answers and verdicts are kept by content; None keeps nothing.
-        batch_size: prompts in one batch.
-        progress: whether to show progress bars.
+        batch_size: prompts in one batch; None for what suits the device.
+        progress: whether to show how far it is: a bar on a terminal, lines in a log file.
         sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
 
     Raises:
-        InputError: an unknown protocol or task, no records at all, a prompt longer than the context, or no access to a
-            judge.
+        InputError: an unknown protocol, task or judge, no records at all, rows that are none, no tokenizer or no chat
+            template, a prompt longer than the context, or no access to a judge.
         MithridateError: prompts that could not be answered; with a cache, what was answered is kept.
     """
     chosen = find_protocol(protocol)
-    if not (harmful or benign or task):
+    given = {"harmful": harmful, "benign": benign, "task": task}
+    sets = {name: records_of(rows, name) for name, rows in given.items()}
+    if not any(sets.values()):
         raise InputError("There are no records to evaluate: give at least one of harmful, benign and task.")
-    if task and task_name is None:
+    if sets["task"] and task_name is None:
         raise InputError(f"Task records need their task's name: one of {', '.join(known_tasks.TASKS)}.")
-    sets = {"harmful": harmful, "benign": benign, f"task:{task_name}": task}
-    generator = model
-    if tokenizer is not None or not hasattr(model, "identity"):
-        from mithridate.generation.hf import Transformers
-
-        generator = Transformers(model, tokenizer, batch_size=batch_size)
+    sets[f"task:{task_name}"] = sets.pop("task")
+    generator = _generator(model, tokenizer, batch_size)
     folder, evaluation = Path(cache) if cache else None, uuid4().hex  # what a server says is not kept for another call
+    several = [judges] if isinstance(judges, str | Mapping) else judges
+    used = judges_of(chosen, [known_judges.judge(j) if isinstance(j, str | Mapping) else j for j in several])
     rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling=sampling)
-    used = judges_of(chosen, judges)
     try:
         return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
     finally:
         for judge in used:
-            if judge not in judges:
+            if not any(judge is one for one in judges):
                 judge.close()
+
+
+def _generator(model: Any, tokenizer: Any, batch_size: int | None) -> Generator:
+    if hasattr(model, "identity") and tokenizer is None:
+        return model
+    if tokenizer is None and not isinstance(model, str | Path):
+        raise InputError(
+            "evaluate: a model needs its tokenizer: evaluate(model, tokenizer, ...), with "
+            "AutoTokenizer.from_pretrained(...)"
+        )
+    from mithridate.generation.hf import Transformers
+
+    if isinstance(model, str | Path):
+        return Transformers.open(str(model), batch_size=batch_size)
+    return Transformers(model, tokenizer, batch_size=batch_size)
 
 
 # -- answers ------------------------------------------------------------------------------------------------------
@@ -192,7 +240,8 @@ def answers(
     scope = None if generator.content_known else evaluation
     sampled = sampling.samples if sampling else 1
     several: dict[str, int] = {name: sampled if name in ("harmful", "benign") else 1 for name in sets}
-    with _bar("answers", sum(several[name] * len(records) for name, records in sets.items()), progress) as advance:
+    asked_for = sum(several[name] * len(records) for name, records in sets.items())
+    with Progress(asked_for, "answers", "prompts", progress) as counted:
         for name, records in sets.items():
             if not records:
                 continue
@@ -205,7 +254,7 @@ def answers(
             conversations = [turns for record in records for turns in [surrounded(asked(record), around)] * k]
             how = generator, conversations, TEMPLATES[protocol.template], decoding
             for i, answer in cached_generate(*how, cache, scope):
-                advance()
+                counted.advance()
                 if isinstance(answer, Failure):
                     failed.append(answer.reason)
                     continue
@@ -291,7 +340,7 @@ def judges_of(protocol: Protocol, further: Sequence[Judge] = ()) -> list[Judge]:
     if len(given) < len(further):
         names = [judge.name for judge in further]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"judges: {twice} is there twice; records have room for one of a name.")
+        raise InputError(f"judges: {twice} appears twice; records have room for one of a name.")
     use = protocol.judge
     fields = {"threshold": use.threshold, "max_tokens": use.max_tokens}
     specs: dict[str, dict[str, Any]] = {use.name: {name: v for name, v in fields.items() if v is not None}}
@@ -336,7 +385,7 @@ def judged(
     }
     main["extra"] = main["task"]
     jobs = [(judge, [i for i, row in enumerate(rows) if _judges(judge, row)]) for judge in judges]
-    with _bar("verdicts", sum(len(chosen) for _, chosen in jobs), progress) as advance:
+    with Progress(sum(len(chosen) for _, chosen in jobs), "verdicts", "answers", progress) as counted:
         for row in rows:
             row |= dict.fromkeys(("verdict", "reason", "score", "judge"))
         for judge, chosen in jobs:
@@ -349,7 +398,7 @@ def judged(
                 else:
                     name = f"judge/{judge.name}"
                     row |= {name: found.verdict, f"{name}/reason": found.reason, f"{name}/score": found.score}
-                advance()
+                counted.advance()
     return rows
 
 
@@ -365,7 +414,7 @@ def add_verdicts(
     A judge that gave the rows' own `verdict` is asked again only where that is not there.
     """
     jobs = [(judge, [i for i, row in enumerate(rows) if _judges(judge, row)]) for judge in judges]
-    with _bar("verdicts", sum(len(chosen) for _, chosen in jobs), progress) as advance:
+    with Progress(sum(len(chosen) for _, chosen in jobs), "verdicts", "answers", progress) as counted:
         for judge, chosen in jobs:
             chosen = [i for i in chosen if rows[i].get("judge") != judge.name]
             items = [_item(rows[i]) for i in chosen]
@@ -373,7 +422,7 @@ def add_verdicts(
             for k, found in _verdicts(judge, items, cache, evaluation):
                 columns = {name: found.verdict, f"{name}/reason": found.reason, f"{name}/score": found.score}
                 rows[chosen[k]].update(columns)
-                advance()
+                counted.advance()
 
 
 def _item(row: Row) -> Item:
@@ -418,18 +467,6 @@ def _verdicts(
 def _key(item: Item) -> dict[str, Any]:
     """By what a verdict is kept: of harmful prompts as before there was a `set`, so that none is asked for again."""
     return {name: value for name, value in vars(item).items() if (name, value) != ("set", "harmful")}
-
-
-@contextmanager
-def _bar(what: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, unit="prompt", leave=False, disable=not progress) as bar:
-
-        def advance() -> None:
-            bar.update(1)
-
-        yield advance
 
 
 # -- shares -------------------------------------------------------------------------------------------------------

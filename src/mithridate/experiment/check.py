@@ -90,6 +90,11 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
         problems.append(
             f"evaluate.protocol: no such protocol `{settings.protocol}`{nearest(settings.protocol, PROTOCOLS)}"
         )
+    elif experiment.system is not None and PROTOCOLS[settings.protocol].template != "chat":
+        problems.append(
+            f"system: the protocol {settings.protocol} asks in one text without turns. Leave out `system`, or choose "
+            "a protocol that asks in the model's chat template"
+        )
     kinds = set()
     for name, values in settings.judges.items():
         try:

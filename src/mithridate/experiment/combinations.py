@@ -13,12 +13,22 @@ if TYPE_CHECKING:
 def problems(experiment: Experiment) -> list[str]:
     """What an experiment asks for that cannot be together, or that no file may ask for."""
     return [
+        *_system(experiment),
         *_processes(experiment),
         *(quantisation_problems(experiment, "quantization") if experiment.quantization else []),
         *_adapters(experiment),
         *_sampling(experiment.evaluate),
         *_resistance(experiment),
         *_not_for_files(experiment),
+    ]
+
+
+def _system(experiment: Experiment) -> list[str]:
+    if experiment.system is None or experiment.template == "chat":
+        return []
+    return [
+        f"system: the template {experiment.template} is one text without turns. Leave out `system`, or set "
+        "template: chat"
     ]
 
 

@@ -178,6 +178,8 @@ class Experiment:
     """One experiment file. A stage that is not run is None (`repair`: empty).
 
     `template`: what prompts are put into in training: the model's own `chat` template, or that of a paper's protocol.
+    `system`: the system turn before every conversation without one of its own, in training and at the test; empty for
+    an empty turn, none for what the model's template puts there by itself.
     `quantization`: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it is
     loaded; none for not at all. `accelerate`: how several processes train together: ddp, fsdp2, the path of an
     Accelerate configuration, or none. `processes`: how many; one per GPU, or as that file says, if not given.
@@ -195,6 +197,7 @@ class Experiment:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Annotated[dict[str, Any], BeforeValidator(places.or_nothing)] = field(default_factory=dict)
     template: Literal["chat", "alpaca", "alpaca-newline"] = "chat"
+    system: str | None = None
     accelerate: Annotated[str, Field(pattern=r"\S", description="none, ddp, fsdp2 or a file")] = "none"
     processes: Count | None = None
     adapter: GivenAdapter = field(default_factory=lambda: Adapter(**ADAPTER))
@@ -260,8 +263,8 @@ def plain(experiment: Experiment) -> dict[str, Any]:
     """The experiment as mappings and lists, as a file would have it; defenses that act in an order of their own are a
     list, which keeps it."""
     raw = asdict(experiment)
-    for name in ("quantization", "variants"):
-        if not raw[name]:  # as in files from before there was the field, whose digests stay theirs
+    for name, absent in (("quantization", {}), ("system", None), ("variants", {})):
+        if raw[name] == absent:  # as in files from before there was the field, whose digests stay theirs
             del raw[name]
     for stage in ("align", "finetune"):
         methods = raw[stage]["defense"] if raw[stage] else {}
@@ -271,8 +274,8 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON types in one fixed form, every field present (`quantization` and `variants` where there
-    are any); `load_experiment` reads it back."""
+    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system` and
+    `variants` where they are given); `load_experiment` reads it back."""
     return stable(plain(experiment))
 
 

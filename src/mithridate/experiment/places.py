@@ -64,7 +64,7 @@ def methods(spec: Any) -> dict[str, Any]:
         found = {}
         for more in map(methods, spec):
             if twice := [name for name in more if name in found]:
-                raise said(f"{twice[0]} is there twice")
+                raise said(f"{twice[0]} appears twice")
             found |= more
         return found
     raise said(f"expected none, a name, {{name: {{field: value}}}} or a list of these, got {kind(spec)}")

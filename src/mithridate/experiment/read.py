@@ -172,7 +172,7 @@ def methods_of(words: Sequence[str], where: str) -> dict[str, dict[str, Any]]:
     """Methods as an experiment file writes them, from the command line: {name: {field: value}}.
 
     Raises:
-        InputError: a word is not of that form, or a name is there twice.
+        InputError: a word is not of that form, or a name appears twice.
     """
     try:
         return places.methods([parse_yaml(word, where, lines=False) for word in words])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.data.columns import joined, require_known, require_nothing_dropped
-from mithridate.data.files import ENDINGS, Rows, no_file, read_rows
+from mithridate.data.files import ENDINGS, no_file, readable, rows_of
 from mithridate.data.hub import HUB, HubSet, hub_rows
 from mithridate.data.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
 from mithridate.data.tasks.base import PromptSet
 from mithridate.errors import Findings, InputError
+from mithridate.rows import record as as_record
 
 TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful", "helpful")
 TESTS = ("test_harmful", "test_benign")
@@ -35,7 +36,9 @@ class Source:
     """Where the rows of a role come from. Applied in this order: `columns`, `where`, `share`, `skip`, `take`.
 
     Args:
-        source: `embedded`, a `.jsonl`, `.json`, `.csv` or `.parquet` file, or the id of a known Hub data set.
+        source: `embedded`, a `.jsonl`, `.json`, `.csv` or `.parquet` file (the text ones also packed: `.jsonl.gz`,
+            `.csv.zst`), or the id of a known Hub data set. Rows may have any form of `mithridate.rows`: ours, TRL's,
+            ShareGPT's, Alpaca's.
         name: the prompt set whose schema the rows have, or in the role `task` the task: says how rows become prompts
             and how answers are scored. A Hub data set has its own. Of `embedded` in the role `attacker_harmful`:
             `identity`, the rows that give the model an obedient persona.
@@ -44,7 +47,8 @@ class Source:
         where: keep the rows in which these columns have these values (a list: one of them).
         share: keep the rows whose prompt falls into this part of [0, 1), by a digest of the prompt. Sources with
             shares that do not overlap are disjoint by prompt, whatever repeats in them.
-        skip, take: leave out the first `skip` rows, then keep exactly `take` (all, if not given).
+        skip, take: leave out the first `skip` rows, then keep exactly `take` (all, if not given); a file is read no
+            further than that.
         validation_share: of a test set or a task's test rows: this part of the prompts, chosen by their digest,
             becomes the validation part. The embedded set has its own.
         test: of a task from files: where its test rows come from.
@@ -111,6 +115,7 @@ def load_roles(
     only: set[str] | None = None,
     select: Callable[[list[Record]], list[Record]] | None = None,
     extra: Mapping[str, list[Source]] | None = None,
+    system: str | None = None,
 ) -> Roles:
     """Loads the roles of an experiment and checks that they are disjoint by prompt.
 
@@ -121,6 +126,7 @@ def load_roles(
         select: a protocol's choice among the rows of `test_harmful`, which it is given as they come: safe ones and
             repeated prompts too.
         extra: further tasks by name, each with the sources of its test rows.
+        system: the system turn of the records that have none of their own (in their field `system`), if given.
 
     Raises:
         InputError: a source or a row is bad (with file and line), or two roles share prompts (with their number and
@@ -145,6 +151,9 @@ def load_roles(
     with findings.noting():
         _refuse_overlap(roles)
     findings.settle("data")
+    if system is not None:
+        for record in (record for records in roles.parts().values() for record in records):
+            record["system"] = system
     roles.digests = {name: digest(records) for name, records in roles.parts().items()}
     return roles
 
@@ -236,13 +245,15 @@ def _load(
         from mithridate.data.embedded import embedded_records
 
         found = embedded_records(role, part, source.paired, None if role == "task" else source.name)
-        rows: Rows = [(f"embedded {role}, row {i}", record) for i, record in enumerate(found, start=1)]
+        rows: Iterable[tuple[str, dict[str, Any]]] = [
+            (f"embedded {role}, row {i}", record) for i, record in enumerate(found, start=1)
+        ]
     elif known:
         if role not in known.roles:
             raise InputError(f"{here} cannot be {role}; it has data for: {', '.join(known.roles)}")
         rows = hub_rows(known, source.split or (known.train if part == "train" else known.test), role)
     else:
-        rows = read_rows(_path(source.source, base, role))
+        rows = rows_of(_path(source.source, base, role))
 
     schema = _schema(source, role, task, here)
     test = part != "train"
@@ -259,11 +270,12 @@ def _load(
             chosen_later = raw and "is_safe" in row
             if schema and schema.keeps and not chosen_later and not schema.keeps(row, role):
                 continue
-            raw_row, row = row, _made(row, known, schema)
+            raw_row, row = row, _made(row, known, schema, place)
             if not known:
                 require_nothing_dropped(raw_row, row, source.columns or {})
         except InputError as error:
-            raise InputError(f"{place}: {error}") from error
+            said = str(error)
+            raise InputError(said if said.startswith(place) else f"{place}: {said}") from error
         if known and role != "task" and not test and not str(row.get("response") or "").strip():
             unanswered += 1  # a few rows of the published sets have an empty answer
             continue
@@ -277,6 +289,8 @@ def _load(
         seen.add(key)
         if source.share is None or source.share[0] <= _position(key, "share") < source.share[1]:
             records.append(record)
+            if source.take is not None and len(records) == source.skip + source.take:
+                break  # what follows is not read
     if repeated:
         roles.notes.append(
             f"{here}: {repeated} rows with a prompt that was there before were left out of the {part} part"
@@ -292,7 +306,7 @@ def _hub(name: str) -> HubSet | None:
 
 def _path(name: str, base: Path, role: str) -> Path:
     path = base / Path(name).expanduser()
-    if path.suffix.lower() not in ENDINGS and not path.exists():
+    if not readable(path) and not path.exists():
         near = [known for known in HUB if name.casefold() in known.casefold()]
         hint = f"; did you mean {near[0]!r}?" if near else _nearest(name, ["embedded", *HUB])
         raise InputError(
@@ -342,13 +356,13 @@ def _schema(source: Source, role: str, task: str | None, here: str) -> PromptSet
     return found
 
 
-def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None) -> dict[str, Any]:
-    """A raw row as a record. The rows of a task may be records already."""
+def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None, place: str) -> dict[str, Any]:
+    """A raw row as a record. The rows of a task may be records already, and records may have any form of `rows`."""
     if known and known.record:
         return known.record(row)
     if schema and not ("task" in schema.roles and ("prompt" in row or "messages" in row)):
         return schema.record(row)
-    return row
+    return as_record(row, place)
 
 
 def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: bool) -> Record:

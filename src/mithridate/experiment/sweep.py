@@ -63,7 +63,7 @@ def sweep_problems(sweep: Mapping[str, Any], variants: Mapping[str, Any]) -> Ite
         if not isinstance(values, list) or not values:
             yield f"sweep.{path}: expected a list of values, got {kind(values) if values else 'none'}"
         elif len({json.dumps(stable(value)) for value in values}) < len(values):
-            yield f"sweep.{path}: a value is there twice"
+            yield f"sweep.{path}: a value appears twice"
         if path.split(".")[0] in ("sweep", "variants"):
             yield f"sweep.{path}: a sweep cannot vary itself"
         for outer in sweep:

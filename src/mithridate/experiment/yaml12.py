@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -75,7 +75,7 @@ def parse_yaml(text: str, where: str, lines: bool = True) -> Any:
         lines: name the line in the error.
 
     Raises:
-        InputError: the text is not YAML, or a key is there twice.
+        InputError: the text is not YAML, or a key appears twice.
     """
     try:
         return yaml.load(text, _Loader)

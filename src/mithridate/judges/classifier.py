@@ -238,7 +238,7 @@ class BeaverDam(Classifier):
         licence="non-commercial (LLaMA)",
         size="7B",
         source="https://huggingface.co/PKU-Alignment/beaver-dam-7b",
-        exercised="random tiny Llama with its head, labels and form, whole path; the published weights not",
+        exercised="random tiny Llama with its head, labels and form, whole path; not with the published weights",
     )
 
     model: str = "PKU-Alignment/beaver-dam-7b"

@@ -36,7 +36,9 @@ from mithridate.judges.generative import RAW, GenerativeJudge, labelled, unparsa
 
 log = logging.getLogger(__name__)
 
-RECORDED = "prompt and parser on recorded outputs; the whole path with a random tiny model; the published weights not"
+RECORDED = (
+    "prompt and parser on recorded outputs; the whole path with a random tiny model; not with the published weights"
+)
 
 HAZARDS = {
     "S1": "violent crimes",

@@ -67,8 +67,8 @@ class Cost:
         )
 
     def __str__(self) -> str:
-        """In words: "3 passes a step, 2 copies of the trained weights"."""
-        parts = [_counted(self.passes, "pass", "passes") + " a step"] if self.passes else []
+        """In words: "3 passes per step, 2 copies of the trained weights"."""
+        parts = [_counted(self.passes, "pass", "passes") + " per step"] if self.passes else []
         if self.activations:
             parts[0] += f" ({self.activations:.3g} of {'it' if self.passes == 1 else 'them'} without weight gradients)"
         if self.forwards:
@@ -224,15 +224,13 @@ def require_whole(method: Method, field: str, low: int, what: str = "number") ->
 
 
 def require_rows(method: Method, field: str) -> None:
-    """Raises UnsupportedSetup unless the field is a data set with rows that can be drawn in any order."""
-    from datasets import Dataset
-
+    """Raises UnsupportedSetup unless the field is a set of rows (`mithridate.rows`) that can be drawn in any order."""
     value = getattr(method, field)
-    if not isinstance(value, Dataset):
+    if isinstance(value, str | bytes | dict) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         raise UnsupportedSetup(
-            f"{type(method).__name__}: {field} must be a datasets.Dataset, not {type(value).__name__} "
-            "(its rows are drawn by number, so that a resumed run draws the same ones).",
-            "build it with Dataset.from_list(...) or load it without streaming.",
+            f"{type(method).__name__}: {field} must be a datasets.Dataset, a list of rows or a DataFrame, not "
+            f"{type(value).__name__} (its rows are drawn by number, so that a resumed run draws the same ones).",
+            "load it whole, without streaming; of a file, load_dataset(...)[split].",
         )
     if len(value) == 0:
         raise UnsupportedSetup(f"{type(method).__name__}: {field} has no rows.", "give it at least one.")

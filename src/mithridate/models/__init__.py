@@ -221,7 +221,7 @@ def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTr
         raise InputError(f"{files.path}: the tokenizer cannot be read ({_first_line(error)}).") from error
     if needs_chat_template and not tokenizer.chat_template:
         raise InputError(
-            f"{files.path}: the tokenizer has no chat template, so there is no telling how to put a prompt to the "
+            f"{files.path}: the tokenizer has no chat template, so it is unknown how to format a prompt for the "
             "model. Use the model's instruct or chat version, or add a chat_template.jinja to a copy of the folder."
         )
     if tokenizer.eos_token is None:

@@ -37,6 +37,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.experiment.processes import SHIPPED, read_accelerate
+from mithridate.progress import Progress
 
 if TYPE_CHECKING:
     from mithridate.experiment.config import Experiment
@@ -151,8 +152,6 @@ def _start(launch: Launch, work: Path) -> subprocess.Popen[str]:
 
 def _follow(process: subprocess.Popen[str], said: deque[str], progress: bool) -> None:
     """Shows what the first process tells, until all have closed their output; the rest goes into `said`."""
-    from tqdm.auto import tqdm
-
     assert process.stdout is not None
     bar = None
     try:
@@ -165,8 +164,8 @@ def _follow(process: subprocess.Popen[str], said: deque[str], progress: bool) ->
             if "message" in event:
                 logging.getLogger(event["name"]).log(event["level"], "%s", event["message"])
             elif progress:
-                bar = bar or tqdm(total=event["of"], initial=event["step"] - 1, dynamic_ncols=True)
-                bar.update(event["step"] - bar.n)
+                bar = bar or Progress(event["of"], "training", "steps", done=event["step"] - 1)
+                bar.advance(event["step"] - bar.done)
     finally:
         if bar is not None:
             bar.close()
@@ -201,7 +200,7 @@ def _failure(folder: Path, said: str, processes: int, code: int) -> MithridateEr
             short = " (often: the machine has run out of memory)" if int(number) == signal.SIGKILL else ""
             return MithridateError(
                 f"process {rank} of {processes} was killed by {name}{short}. The last checkpoint is kept, and the "
-                "next run goes on from it."
+                "next run continues from it."
             )
     errors = sorted(
         (json.loads(file.read_text()) for file in folder.glob("error-*.json")),

@@ -23,8 +23,18 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 TITLES = (
-    *("stage", "method", "weights", "gradients", "optimizer", "method's", "activations", "logits", "GiB a process"),
-    *("passes a step", "x plain", "steps", "PFLOPs", "disk GiB"),
+    *(
+        "stage",
+        "method",
+        "weights",
+        "gradients",
+        "optimizer",
+        "defense state",
+        "activations",
+        "logits",
+        "GiB / process",
+    ),
+    *("passes / step", "x SFT", "steps", "PFLOPs", "disk GiB"),
 )
 
 
@@ -126,7 +136,7 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
     experiment = with_defaults(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
     config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
-    roles = load_roles(experiment.data, base)
+    roles = load_roles(experiment.data, base, system=experiment.system)
     common = set_up(experiment, base, gpu)
     stages = [stage for stage in ("align", "harden", "finetune", "repair") if _has(experiment, stage)]
     return [line for stage in stages for line in of_stage(stage, experiment, common, roles, config, tokenizer)]

@@ -351,6 +351,27 @@ def _one_layer(chain: Chain, adapter: dict[str, Any] | None) -> Any:
 # -- tests ------------------------------------------------------------------------------------------------------------
 
 
+def system_turn(chain: Chain) -> None:
+    """Whether a system turn reaches the model, where the experiment sets one.
+
+    Raises:
+        InputError: the model's chat template refuses system turns, or leaves them out.
+    """
+    from mithridate.generation.templates import CHAT, prompt_tokens
+
+    system = chain.experiment.system
+    if system is None or not chain.shop.here:
+        return
+    said = system.strip() or "You are brief."  # an empty turn shows nothing of itself
+    turns = [{"role": "system", "content": said}, {"role": "user", "content": "How are you?"}]
+    try:
+        read = chain.tokenizer.decode(prompt_tokens(chain.tokenizer, turns, CHAT))
+    except InputError as error:
+        raise InputError(f"system: {error}") from error
+    if said not in read:
+        raise InputError("system: the model's chat template leaves system turns out. Leave out `system`")
+
+
 def around_tests(chain: Chain) -> None:
     """Whether what stands around prompts at the test reaches the model.
 

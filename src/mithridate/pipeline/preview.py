@@ -64,7 +64,7 @@ class Preview:
             waiting += [(depth + 1, child) for child in reversed(node.after)]
 
     def lines(self) -> Iterator[str]:
-        """The graph as text, one line a stage, and a summary."""
+        """The graph as text, one line per stage, and a summary."""
         for depth, node in self.nodes():
             many = f"  ({node.cells} cells)" if node.cells > 1 else ""
             guess = f", {node.guess}" if node.guess else ""
@@ -110,7 +110,7 @@ def preview(
         files = local_model(name, allowed.remote_code)
         if files is None:
             require_on_hub(name)
-            notes.append(f"{name} is not on this machine yet: whether the store has stages of it cannot be told")
+            notes.append(f"{name} is not on this machine yet: whether the store has stages of it is unknown")
         return files or ModelFiles(name, Path(), "not here yet")
 
     chains = chains_of(with_undefended(experiments), base, where, False, find, allowed, findings)

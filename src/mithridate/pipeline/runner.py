@@ -25,6 +25,7 @@ from mithridate.experiment.config import (
 )
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
+from mithridate.progress import time_left
 from mithridate.results.folder import PAGE_CELLS, Folder
 from mithridate.results.ownership import require_own
 from mithridate.store import canonical_json
@@ -64,7 +65,7 @@ class Run:
         return json.loads((self.folder / "results.json").read_text())
 
     def records(self) -> pd.DataFrame:
-        """One row a prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
+        """One row per prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
         import pandas as pd
 
         return pd.read_parquet(self.folder / "records.parquet")
@@ -102,7 +103,7 @@ def run(
         out: the run's folder; `runs/<name of the file>` by default.
         until: stop after this stage: `align`, `finetune` or `repair` (nothing is evaluated then), or `evaluate` (the
             undefended run is not added).
-        progress: show progress bars.
+        progress: show how far the run is: its stages, and bars on a terminal or lines in a log file.
         executor: what makes the cells at the same time: `Local(workers=8)`, `Ray(...)` or `Slurm(...)` of
             `mithridate.pipeline.executors`. By default this process makes one after the other.
         replace: whether a folder that another experiment, or the user, has filled is written to all the same: what
@@ -117,6 +118,8 @@ def run(
             has been computed then, and every problem that was found is named.
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
     """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides: expected a list of texts, got one; give [{overrides!r}]")
     if until not in (None, *_UNTIL):
         raise InputError(f"until: no such stage `{until}`{nearest(until, _UNTIL)}")
     loaded, cells = load_cells(experiment, list(overrides))
@@ -195,8 +198,8 @@ def run_cells(
         notify: called with the table (as in results.json) each time it is written: after each cell, unless they
             are quick and many.
         executor: what makes the stages; this process if not given.
-        passing: the table is one of several that the folder has in turn (the tries of a search): what the earlier
-            ones stand on stays in use.
+        passing: the table is one of several that the folder has in turn (the tries of a search): there is no page of
+            it, and what the earlier ones stand on stays in use.
         owner: what the folder belongs to, in JSON types; `source`, if not given.
         files: what is written into the folder besides, by name.
         replace, allowed: as of `run`.
@@ -213,10 +216,10 @@ def run_cells(
     if not replace:
         with findings.noting():
             require_own(folder, source, owner)
-    with quiet_libraries(), contextlib.ExitStack() as ending:
+    with quiet_libraries(), stages_told(progress), contextlib.ExitStack() as ending:
         for chain in chains:
             ending.callback(chain.shop.close)
-        look_ahead(chains, executor, until, findings)
+        look_ahead(chains, executor, until, findings, page=not passing)
         findings.settle(where)
         filling = Folder(folder, base)
         filling.start(source, until not in MODEL_STAGES, owner, files, replace)
@@ -228,8 +231,10 @@ def look_ahead(
     executor: Executor | None,
     until: str | None,
     findings: Findings,
+    page: bool = True,
 ) -> None:
-    """Notes what would stop a run of these chains later on, as far as it is cheap to find."""
+    """Notes what would stop a run of these chains later on, as far as it is cheap to find. `page`: whether it ends in
+    one."""
     from mithridate.pipeline import precheck
 
     with findings.noting():
@@ -242,7 +247,7 @@ def look_ahead(
         chain.preflight(not (executor and executor.elsewhere), findings, scored)
     with findings.noting():
         plans = plans_of(chains) if scored else []
-    for text in precheck.extras(chains if scored else [], 0 < len(plans) <= PAGE_CELLS):
+    for text in precheck.extras(chains if scored else [], page and 0 < len(plans) <= PAGE_CELLS):
         with findings.noting():
             raise InputError(text)
 
@@ -349,12 +354,13 @@ def _run_chains(
                 results = filling.write(table, complete=number == len(plans))
                 if notify:
                     notify(results)
-    if not passing:
-        _refer(folder, stages, only=True)  # not before: until here, the folder may have an earlier run's table
+    if passing:
+        return Run(folder)
+    _refer(folder, stages, only=True)  # not before: until here, the folder may have an earlier run's table
     if len(table) > PAGE_CELLS:
         (folder / "report.html").unlink(missing_ok=True)  # of an earlier, smaller table
         logger.info(
-            "%d cells are too many for a page, so there is none: results.json and records.parquet in %s have them",
+            "%d cells are too many for a page, so none is written: results.json and records.parquet in %s have them",
             len(table),
             folder,
         )
@@ -480,7 +486,7 @@ class _Maker:
         if not all(self.made[name] for name in left):
             return ""
         seconds = sum(count * self.spent[name] / self.made[name] for name, count in left.items())
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+        return f", {time_left(seconds)}"
 
 
 def _peak(record: dict[str, Any]) -> int:
@@ -516,10 +522,10 @@ def workshops(
         settings, roles, files, shops[key] = experiment.evaluate, None, None, None
         with found.noting():
             select = None
-            with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
+            with contextlib.suppress(InputError):  # an unknown protocol: told by `resolve`
                 chosen = protocol(settings.protocol)
                 select = chosen.select if chosen.rows.chooses else None
-            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks)
+            roles = load_roles(experiment.data, base, select=select, extra=settings.tasks, system=experiment.system)
         with found.noting():
             if "openai" in settings.generator:
                 files = _served(experiment)
@@ -540,7 +546,7 @@ def workshops(
 def shop_key(experiment: Experiment) -> str:
     settings = experiment.evaluate
     served = settings.generator.get("openai")
-    computed = (experiment.dtype, experiment.quantization)
+    computed = (experiment.dtype, experiment.quantization, experiment.system)
     return str((experiment.model, experiment.data, computed, settings.protocol, settings.tasks, served))
 
 
@@ -623,6 +629,9 @@ def _notes(chains: list[Chain]) -> list[str]:
         roles = chain.shop.roles
         shared = ["data.defender_harmful has prompts of data.alignment, as the file allows (paired: true)"]
         notes += roles.notes + shared * roles.paired
+        if (system := chain.experiment.system) is not None:
+            turn = f"is {system!r}" if system else "is empty, in place of the model's default"
+            notes.append(f"The system turn {turn}, in training and at the test")
         facts = {
             "topology": chain.experiment.topology,
             "aligned": bool(chain.align),
@@ -655,6 +664,24 @@ def quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+@contextlib.contextmanager
+def stages_told(shown: bool) -> Iterator[None]:
+    """Inside, the lines of a run's stages go to stderr where nobody listens to the log, as in a script or notebook."""
+    ours = logging.getLogger("mithridate")
+    if not shown or ours.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), ours.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+
+
 def _report(folder: Path) -> None:
     from mithridate.report.build import build_report
 
@@ -668,16 +695,20 @@ def export_cell(
     merged: bool = True,
     trust_remote_code: bool = False,
     verdict: str | Path | None = None,
+    check: int = 4,
 ) -> Path:
     """Writes the model of one cell of a run as a folder that plain transformers (merged) or PEFT (adapter) loads.
 
     Args:
         trust_remote_code: as of `run`, which was called with it.
         verdict: file of a gate's verdict, for the model's card; by default verdict.json in the run's folder, if there.
+        check: how many harmful and how many benign prompts of the run the written model is asked again: the answers
+            must be those that were measured. 0 asks none.
 
     Raises:
         InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
-            this model.
+            this model; or `check` is below 0.
+        MithridateError: it cannot be written, or answers otherwise than the model that was measured.
     """
     from mithridate.pipeline.export import export
     from mithridate.pipeline.stages import Chain
@@ -685,6 +716,8 @@ def export_cell(
     from mithridate.results.release.label import VERDICT_FILE, label_of
     from mithridate.store import MANIFEST, file_digest
 
+    if check < 0:
+        raise InputError(f"check: expected a number of prompts from 0 on, got {check}")
     run_folder = Path(run_folder)
     try:
         results = Run(run_folder).results
@@ -709,11 +742,32 @@ def export_cell(
             raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
     story = Story(results, row, recipe["experiment"], stages, label)
     layers = chain.layers(recipe["upto"])
-    return export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+    made = export(shop.base, layers, shop.torch_dtype, shop.tokenizer, Path(out), merged=merged, story=story)
+    if check:
+        from mithridate.pipeline.export_check import check_export
+
+        with quiet_libraries():
+            logger.info("%s", check_export(chain, recipe["upto"], made, _final_rows(run_folder, cell), check))
+    return made
 
 
-def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
+def _final_rows(run_folder: Path, cell: str) -> list[dict[str, Any]]:
+    """The records of a cell from its end."""
+    frame: Any = Run(run_folder).records()
+    return frame[(frame["cell"] == cell) & frame["step"].isna()].drop(columns="step").to_dict("records")
+
+
+def redacted(row: dict[str, Any]) -> dict[str, Any]:
+    """A record without what the model said: its answer, and the reasons of verdicts."""
+    said = {name for name in row if name == "reason" or name.endswith("/reason")}
+    return {**row, **dict.fromkeys(said, "redacted"), "answer": f"[redacted: {len(row['answer'])} characters]"}
+
+
+def export_log(run_folder: str | Path, cell: str, out: str | Path, redact: bool = False) -> Path:
     """Writes the records of one cell of a run as an Inspect log (a .json file).
+
+    Args:
+        redact: leaves out what models said: answers, and the reasons of verdicts, which quote them. Verdicts stay.
 
     Raises:
         InputError: no such run or cell, or a file name or folder that cannot be.
@@ -722,11 +776,10 @@ def export_log(run_folder: str | Path, cell: str, out: str | Path) -> Path:
     from mithridate.results.inspect_log import write_log
 
     run = Run(Path(run_folder))
-    frame: Any = run.records()
-    frame = frame[(frame["cell"] == cell) & frame["step"].isna()]
+    rows = _final_rows(run.folder, cell)
     found = next((row for row in run.results["cells"] if row["id"] == cell), None)
-    if found is None or frame.empty:
+    if found is None or not rows:
         raise InputError(f"{run_folder} has no cell {cell!r}. Its cells: {', '.join(run.cells)}.")
-    rows = frame.drop(columns="step").to_dict("records")
+    rows = [redacted(row) for row in rows] if redact else rows
     shares = {name: value for name, value in found.items() if isinstance(value, dict) and "value" in value}
     return write_log(out, rows, run.results["model"], shares, {"cell": cell, "settings": found["settings"]})

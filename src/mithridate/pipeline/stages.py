@@ -53,7 +53,7 @@ VERSIONS = {
 }
 _ROWS = "rows.json"  # of `attack-rows`
 
-_NOT_GIVEN = "needed by this experiment and not given"
+_NOT_GIVEN = "required by this experiment, but missing"
 # What of a generator's fields decides how fast it answers, and not what.
 _PACE = ("batch_size", "concurrency", "timeout", "retries", "api_key_env")
 
@@ -223,7 +223,7 @@ class Chain:
         return " ".join(filter(None, words))
 
     def rows(self, evaluation: Stage) -> list[dict[str, Any]]:
-        """The records of an evaluation, one row a prompt, with the verdicts of the judges as they are now.
+        """The records of an evaluation, one row per prompt, with the verdicts of the judges as they are now.
 
         The answers are what took long; verdicts are kept by content, so that no answer is judged twice alike.
         """
@@ -607,6 +607,7 @@ class Chain:
         from mithridate.pipeline import precheck
 
         found = Findings() if findings is None else findings
+        precheck.system_turn(self)  # alone: every row would say the same
         for stage in self.stages():
             if stage.name == "attack-rows":
                 continue  # only its own model can tell

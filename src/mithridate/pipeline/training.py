@@ -37,6 +37,7 @@ from mithridate.methods.registry import by_name
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
 from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
+from mithridate.progress import Progress
 from mithridate.store import replace_file
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.trainer import DefenseTrainer
@@ -124,16 +125,26 @@ class Job:
         )
 
 
-class _Bar(ProgressCallback):
-    """The Trainer's bar without a line for each log: the curves are in `history.json`."""
+class _Bar(TrainerCallback):
+    """How far the training is, without a line for each log: the curves are in `history.json`."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        pass
+    def __init__(self):
+        self._shown: Progress | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._shown = Progress(state.max_steps, "training", "steps", done=state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        assert self._shown is not None
+        self._shown.advance(state.global_step - self._shown.done)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
 
     def close(self) -> None:
         """Ends the bar's line, so that what is said of an interrupt or an error stands on one of its own."""
-        if self.training_bar is not None:
-            self.training_bar.close()
+        if self._shown is not None:
+            self._shown.close()
 
 
 class _Keep(TrainerCallback):
@@ -328,6 +339,7 @@ def build_trainer(
         UnsupportedSetup: a defense does not support the set-up.
         InputError: SFTConfig refuses the training arguments.
     """
+    further: dict[str, Any] = {"models": models} if models else {}
     trainer = DefenseTrainer(
         model=model,
         args=training_arguments(training, work / _CHECKPOINTS, seed, bf16, progress, report_to=report_to),
@@ -335,7 +347,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
         defense=defense,
-        **({"models": models} if models else {}),
+        **further,
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)

@@ -219,7 +219,7 @@ UNIFIED = Protocol(
         "template": "The model's own chat template, default system turn included: it is how the model is used, and "
         "how a user's fine-tune trains it. A model without one is refused rather than asked in a format that it "
         "never saw.",
-        "decoding": "Greedy: one answer a prompt, without sampling noise, the same on every repetition. 256 new "
+        "decoding": "Greedy: one answer per prompt, without sampling noise, the same on every repetition. 256 new "
         "tokens: whether an answer takes up the request shows well within them, and they cost half of 512. What the "
         "longer answers would add is not measured.",
         "judge": "Llama Guard 3 (8B): weights that anyone can get (the Llama 3.1 licence has to be accepted), a plain "

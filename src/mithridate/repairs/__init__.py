@@ -1,4 +1,4 @@
-"""Repairs of aligned or fine-tuned models, one a file."""
+"""Repairs of aligned or fine-tuned models, one per file."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

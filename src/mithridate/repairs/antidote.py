@@ -403,7 +403,7 @@ class Antidote(Repair):
             return torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
         score = tensor.double().abs()
         if not bool(torch.isfinite(score).all()):
-            raise MithridateError(f"{name}: the weights are not finite, so there is no ranking them.")
+            raise MithridateError(f"{name}: the weights are not finite, so they cannot be ranked.")
         return score * norms[name].to(score.device) if name in norms else score
 
     def _notes(self, model: Any, delta: Delta) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.progress import Progress
 from mithridate.repairs.linears import plain
 from mithridate.repairs.rows import as_rows, token_ids
 
@@ -83,10 +83,11 @@ def input_norms(
     _require_positions(model, rows)
     ordered = sorted(rows, key=len, reverse=True)  # the longest first: if memory does not suffice, it shows at once
     training = [(module, module.training) for module in model.modules()]
+    counted = Progress(len(ordered), "calibrating", "rows")
     hooks = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
         model.eval()
-        for start in tqdm(range(0, len(ordered), batch_size), desc="calibrating", disable=None):
+        for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             lengths = torch.tensor([len(row) for row in batch], device=device)
             # Right padding under causal attention: what stands in the pad places reaches no other token. So no mask is
@@ -105,7 +106,9 @@ def input_norms(
                         "to be scored by.",
                         "leave it out of the adapter's target_modules.",
                     )
+            counted.advance(len(batch))
     finally:
+        counted.close()
         for handle in hooks:
             handle.remove()
         for module, mode in training:

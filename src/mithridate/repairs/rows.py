@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.rows import as_list, kind, unified
 
 _FORMS = "prompt and response, prompt and completion, messages, text, or input_ids"
 # How other people's files call our columns.
@@ -22,23 +23,15 @@ def as_rows(rows: Any) -> list[Any]:
     Raises:
         InputError: it is none of these.
     """
-    if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):
-        return rows.to_dict("records")
-    if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
-        what = f"splits or columns ({', '.join(map(str, rows))})" if isinstance(rows, Mapping) else repr(rows)
-        raise InputError(
-            f"calibration: expected rows (a list of records, a data set, a DataFrame), got {type(rows).__name__} of "
-            f"{what}. Give one split, or a list with one mapping a row."
-        )
-    return list(rows)
+    return as_list(rows, "calibration")
 
 
 def token_ids(rows: Any, tokenizer: Any) -> list[list[int]]:
     """Each row's whole conversation, prompt and answer.
 
     Args:
-        rows: records (`prompt` and `response`, or `messages`) or rows in TRL's formats: prompt and completion (strings
-            or turns), messages (with tools and tool calls), conversations, text, input_ids (a padded row's pads are
+        rows: in any form of `mithridate.rows`, or of TRL: prompt and completion (strings
+            or turns), messages (with tools and tool calls), text, input_ids (a padded row's pads are
             left out by its attention_mask). Turns go through the tokenizer's chat template, and so do prompts and
             answers that are strings; text is taken as it is, with the end-of-sequence token after it; so are
             input_ids, with nothing added.
@@ -53,8 +46,8 @@ def token_ids(rows: Any, tokenizer: Any) -> list[list[int]]:
 
 def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: is {_kind(row)}, not a mapping with {_FORMS}")
-    row = {str(name): _plain(value) for name, value in row.items()}
+        raise InputError(f"{where}: is {kind(row)}, not a mapping with {_FORMS}")
+    row = unified(row, where)
     if "input_ids" in row:
         return _given(row, where)
     messages = _messages(row, where)
@@ -64,6 +57,8 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
             raise _no_tokenizer("tokenised")
         end = tokenizer.eos_token or ""
         return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
+    if isinstance(system := row.get("system"), str) and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
     if tokenizer is None or not tokenizer.chat_template:
         raise _no_tokenizer("put into the model's chat template")
     tools = row.get("tools")
@@ -85,7 +80,7 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
 
 def _no_tokenizer(what: str) -> UnsupportedSetup:
     return UnsupportedSetup(
-        f"The calibration set has to be {what}, and there is no tokenizer that can.",
+        f"The calibration set has to be {what}, and there is no tokenizer to do it.",
         "pass tokenizer=..., with a chat template.",
     )
 
@@ -95,7 +90,7 @@ def _given(row: dict[str, Any], where: str) -> list[int]:
     if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list):  # a batch of one, as tokenizers give it
         ids, kept = ids[0], kept[0] if isinstance(kept, list) and kept and isinstance(kept[0], list) else kept
     if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise InputError(f"{where}: 'input_ids' is {_kind(row['input_ids'])}, not a list of token ids")
+        raise InputError(f"{where}: 'input_ids' is {kind(row['input_ids'])}, not a list of token ids")
     if isinstance(kept, list) and len(kept) == len(ids):
         ids = [token for token, keep in zip(ids, kept) if keep]
     if not ids:
@@ -105,9 +100,8 @@ def _given(row: dict[str, Any], where: str) -> list[int]:
 
 def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
     """The turns of a row, the last one an answer; None where it is one text."""
-    for field in ("messages", "conversations"):
-        if field in row:
-            return _turns(row[field], f"{where}: {field!r}", answer=True)
+    if "messages" in row:
+        return _turns(row["messages"], f"{where}: 'messages'", answer=True)
     if "prompt" not in row and "text" in row:
         return None
     if "prompt" not in row:
@@ -129,17 +123,17 @@ def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
 def _turns(turns: Any, where: str, answer: bool = False) -> list[dict[str, Any]]:
     """Turns as the chat template takes them: fields that are null (as Arrow fills them in) are left out."""
     if not isinstance(turns, list) or not turns:
-        raise InputError(f"{where} is {'empty' if turns == [] else _kind(turns)}, not a list of turns")
+        raise InputError(f"{where} is {'empty' if turns == [] else kind(turns)}, not a list of turns")
     found = []
     for number, turn in enumerate(turns, start=1):
         here = f"{where}: turn {number}"
         if not isinstance(turn, Mapping):
-            raise InputError(f"{here} is {_kind(turn)}, not a mapping with 'role' and 'content'")
-        names = {"from": "role", "value": "content"}
-        plain = {names.get(n, n): v for n, v in turn.items() if v is not None and not _nan(v)}
+            raise InputError(f"{here} is {kind(turn)}, not a mapping with 'role' and 'content'")
+        plain = {name: value for name, value in turn.items() if value is not None}
         if not isinstance(plain.get("role"), str):
-            raise InputError(f"{here}: 'role' is {_kind(plain.get('role'))}, not a string")
-        if not plain.get("tool_calls") and not isinstance(plain.get("content"), list):
+            raise InputError(f"{here}: 'role' is {kind(plain.get('role'))}, not a string")
+        silent = plain["role"] == "system" and plain.get("content") == ""  # in place of the template's own
+        if not silent and not plain.get("tool_calls"):
             _text(plain.get("content"), f"{here}: 'content'")
         found.append(plain)
     if answer and found[-1]["role"] != "assistant":
@@ -161,23 +155,7 @@ def _missing(names: Sequence[str], row: Mapping[str, Any], where: str) -> str:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{where} is {_kind(value)}, not a string. Leave the row out, or fill it in.")
+        raise InputError(f"{where} is {kind(value)}, not a string. Leave the row out, or fill it in.")
     if not value.strip():
         raise InputError(f"{where} is empty. Leave the row out, or fill it in.")
     return value
-
-
-def _plain(value: Any) -> Any:
-    """Lists and numbers of Python's own in place of numpy's and torch's."""
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
-
-
-def _kind(value: Any) -> str:
-    return "missing (null)" if value is None or _nan(value) else f"of type {type(value).__name__}"

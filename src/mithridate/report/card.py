@@ -126,8 +126,8 @@ def _base_name(base: ModelFiles) -> str:
 def _opening(base: ModelFiles, name: str, merged: bool, story: Story | None) -> str:
     kind = "A model" if merged else "An adapter"
     text = (
-        f"# {_text(name)}\n\n{kind} made from {_text(_base_name(base))} in an experiment of Mithridate, which studies "
-        "how aligned language models withstand harmful fine-tuning."
+        f"# {_text(name)}\n\n{kind} made from {_text(_base_name(base))} in an experiment of Mithridate, which "
+        "measures defenses against harmful fine-tuning."
     )
     ratio = story.cell["harmful_ratio"] if story else None
     if ratio or not story:
@@ -168,7 +168,7 @@ def _what_was_done(base: ModelFiles, story: Story) -> str:
             f"- Key in the store: `{stage['key']}`",
         ]
     if not story.stages:
-        lines.append("- Nothing was done to it: this is the base model as it came.")
+        lines.append("- This is the unchanged base model.")
     return "## What was done\n\n" + "\n".join(lines)
 
 
@@ -206,7 +206,7 @@ def _scores(story: Story) -> str:
         )
     deviations = [_text(_without_paths(line, story.experiment)) for line in story.results.get("deviations") or ()]
     if deviations:
-        text += "\n\nIn this the run departs from its protocol:\n\n" + "\n".join(f"- {line}" for line in deviations)
+        text += "\n\nDeviation from the protocol:\n\n" + "\n".join(f"- {line}" for line in deviations)
     return text
 
 

@@ -50,7 +50,7 @@ def ratio_keys(points: list[Cell], names: dict[str, Label]) -> list[Key]:
 
 
 def ratio_lines(points: list[Cell], names: dict[str, Label]) -> Figure:
-    """Harmful score against the share of harmful rows, a line a method, with intervals. Lines stand a little beside
+    """Harmful score against the share of harmful rows, a line per method, with intervals. Lines stand a little beside
     each other, so that their intervals can be told apart.
 
     Args:
@@ -154,7 +154,7 @@ def _together(rates: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def resistance_together(series: dict[str, Any]) -> Figure:
-    """Harmful score along the attack's steps, a line a method; from `resistance_series`."""
+    """Harmful score along the attack's steps, a line per method; from `resistance_series`."""
     look = styles({name: cell for name, (cell, _) in series.items()})
     data = []
     for name, (cell, points) in series.items():
@@ -232,7 +232,7 @@ def resistance_lines(cell: Cell, beside: list[Cell], cells: list[Cell], names: d
 
 
 def training_curves(history: dict[str, list[dict[str, Any]]], cells: list[Cell], names: dict[str, Label]) -> Figure:
-    """Training loss along the steps, a line a cell."""
+    """Training loss along the steps, a line per cell."""
     data = []
     for cell in cells:
         rows = [row for row in history[cell["id"]] if row.get("loss") is not None]

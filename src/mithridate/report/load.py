@@ -82,7 +82,7 @@ def check_results(results: Any, where: str = "results.json") -> dict[str, Any]:
         if missing:
             raise InputError(f"{where}: cells[{i}] lacks {', '.join(missing)}.")
         if cell["id"] in seen:
-            raise InputError(f"{where}: cells[{i}]: the id {cell['id']!r} is there twice; ids must be unique.")
+            raise InputError(f"{where}: cells[{i}]: the id {cell['id']!r} appears twice; ids must be unique.")
         seen.add(cell["id"])
     return results
 

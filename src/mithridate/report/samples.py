@@ -35,7 +35,7 @@ def samples_table(run: Run) -> Table | None:
     columns = [name_column(), SAMPLES]
     for key, title in _RATES:
         columns += [rate_column(f"{title}, of the answers", key), *again_columns(title, key)]
-    return Table("samples", "k answers to a prompt. In brackets 95% intervals", columns, rows)
+    return Table("samples", "k samples per prompt. In brackets 95% intervals", columns, rows)
 
 
 def samples_words(run: Run) -> list[str]:

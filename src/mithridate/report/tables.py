@@ -199,8 +199,8 @@ def seeds_table(run: Run) -> Table | None:
         *(rate_column(title, key) for key, title in _RATES),
         _difference_column(),
         _DECISION,
-        Column("Seeds' deviation", ("seed_sd",)),
-        Column("Models' alone", ("seed_sd_net",)),
+        Column("SD over seeds", ("seed_sd",)),
+        Column("SD over seeds, net", ("seed_sd_net",)),
         Column("Prompts'", ("prompt_sd",)),
     ]
     return Table("seeds", caption, columns, rows)
@@ -305,8 +305,8 @@ def settings_table(run: Run) -> Table:
             for parts in (cell.get("settings") or {}, {**attack_settings(cell), **(cell.get("swept") or {})})
         )
         rows.append([name_entry(cell, run.names), Entry(settings or "–"), Entry(attack or "–"), Entry(cell["id"])])
-    columns = [name_column(), Column("Defense"), Column("Attack, and what was swept"), Column("Cell in results.json")]
-    return Table("settings", "What each run was set to", columns, rows)
+    columns = [name_column(), Column("Defense"), Column("Attack and swept fields"), Column("Cell in results.json")]
+    return Table("settings", "Settings of each run", columns, rows)
 
 
 def tuning_table(tuning: list[dict[str, Any]]) -> Table:
@@ -320,4 +320,4 @@ def tuning_table(tuning: list[dict[str, Any]]) -> Table:
 
     rows = [[entry(row.get(key)) for key in header] for row in flat]
     columns = [Column(key, (key,)) for key in header]
-    return Table("tries", "Every try, with its scores on the validation parts", columns, rows)
+    return Table("tries", "All tuning tries, with their scores on the validation parts", columns, rows)

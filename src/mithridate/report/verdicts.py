@@ -77,7 +77,7 @@ def headline(cells: list[Cell], points: list[Cell] | None = None, outcomes: Outc
     covered = {name for point in together for name in point["cells"]}
     sentences += _by_arm([one for one in found if one.cell["id"] not in covered], labels(cells))
     if not found:
-        sentences.append("No defense was put to an attack in these runs, so nothing is decided on one.")
+        sentences.append("No defended model was attacked in this run, so no defense can be judged.")
     return sentences + _attacks(cells, outcomes or Outcomes())
 
 
@@ -89,7 +89,7 @@ def _rests_on(cells: list[Cell], found: list[Finding]) -> list[str]:
     attacks, seeds = len({attack_of(cell) for cell in mine}), seeds_of(mine)
     text = f"{_count(attacks, 'attack')}, {_count(seeds, 'seed')}."
     if seeds == 1:
-        text += " With one seed, all of this speaks of these prompts only: other seeds may come out otherwise."
+        text += " With one seed, this holds for these prompts only: other seeds may differ."
     return [text]
 
 

@@ -126,7 +126,7 @@ class Folder:
         except OSError as error:
             raise MithridateError(
                 f"{self.path}: cannot be written ({error.strerror or error}). Make room there, or give another --out. "
-                "What was computed is in the store, and the next run goes on from it."
+                "What was computed is in the store, and the next run continues from it."
             ) from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.experiment.config import Experiment, canonical, load_experiment, resolve
 from mithridate.experiment.methods import repair_of
 from mithridate.store import canonical_json
 
@@ -38,11 +38,13 @@ class Table:
         """The cell of the model that an experiment ends in, as in results.json.
 
         Args:
-            experiment: resolved.
+            experiment: as `run_cells` was given it.
 
         Raises:
             MithridateError: the run has none.
         """
+        base = next((Path(recipe["base"]) for recipe in self.recipes.values()), Path())
+        experiment = resolve(experiment, base)
         ids = self._ids.get(canonical_json(canonical(experiment)), [])
         repaired = repair_of(experiment, post_alignment=False)
         last = "repair" if repaired else "finetune" if experiment.finetune else "align"

@@ -52,6 +52,11 @@ class Outcomes:
             values = tuple(_ALONE[each[0]] if len(each) == 1 else each for each in found.values())
             self._rows[cell, step, rate] = _Row(self._prompts.setdefault(prompts, prompts), values)
 
+    def answers(self, cell: str, rate: str, step: int | None = None) -> dict[str, Answers] | None:
+        """Each prompt's outcomes; None where the rate was not measured."""
+        row = self._rows.get((cell, step, rate))
+        return row and row.by_prompt()
+
     def share(self, cell: str, rate: str) -> dict[str, Any] | None:
         """The share of positive outcomes, as results.json has it; None where the rate was not measured."""
         row = self._rows.get((cell, None, rate))
@@ -74,7 +79,7 @@ class Outcomes:
         return self._compared[key]
 
     def over_seeds(self, cells: Sequence[str], rate: str) -> dict[str, Any] | None:
-        """`statistics.across_seeds` of the prompts that all were asked, a cell a seed.
+        """`statistics.across_seeds` of the prompts that all were asked, one cell per seed.
 
         Where prompts have several answers, in each cell as many, also `samples`, `worst_of_k` of `evaluation.rate_of`
         over seeds, and `any_of_k`: the mean over seeds of the share that each has by itself, with an interval that
@@ -159,7 +164,7 @@ def _both(mine: _Row, theirs: _Row) -> Iterator[tuple[Answers, Answers]]:
 
 
 def _square(rows: Sequence[_Row], of: Callable[[Answers], Any]) -> list[list[Any]]:
-    """One row a run, one column a prompt that all runs were asked, of what `of` makes of the prompt's answers."""
+    """One row per run, one column per prompt that all runs were asked, of what `of` makes of the prompt's answers."""
     if all(row.prompts is rows[0].prompts for row in rows):
         return [[of(answers) for answers in row.values] for row in rows]
     found = [row.by_prompt() for row in rows]

@@ -90,7 +90,7 @@ def rejudge(
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not the folder of a run: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{folder}: not a run folder: {str(error).splitlines()[0]}") from error
     rows = plain_rows(frame.to_dict("records"))
     labels = read_labels(calibration) if calibration else []
     judges = [judge({name: dict(settings)}) for name, settings in specs.items()]

@@ -76,7 +76,7 @@ def arm(cell: Cell) -> str:
     names = join([name for name, _ in defenses]) if defenses else ""
     if cell["finetuning"] == "none":
         if cell["alignment"] == "none" and not names:
-            return "The model as it came"
+            return "The unchanged base model"
         return f"Aligned with {names}, before fine-tuning" if names else "Aligned, before fine-tuning"
     if names:
         stages = join(list(dict.fromkeys(stage for _, stage in defenses)))

@@ -2,7 +2,8 @@
 %.
 
 - `shares`: one share; of single answers, of several answers per prompt, with answers that a judge left unscored.
-- `comparisons`: two runs on the same prompts, with one or several answers each; Holm's correction across a table.
+- `comparisons`: two runs on the same prompts or on different ones, with one or several answers each; Holm's
+  correction across a table.
 - `seeds`: one share, or one difference, over several seeds.
 - `needed`: how many prompts and seeds decide a limit.
 - `detectable`: the smallest difference that a comparison could have seen.
@@ -10,7 +11,7 @@
 - `resistance`: how many steps an attack takes.
 """
 
-from mithridate.statistics.comparisons import holm, paired, paired_by_prompt
+from mithridate.statistics.comparisons import holm, paired, paired_by_prompt, unpaired
 from mithridate.statistics.corrected import ErrorRates, corrected
 from mithridate.statistics.detectable import detectable_paired
 from mithridate.statistics.resistance import steps_to
@@ -40,4 +41,5 @@ __all__ = [
     "proportion_of",
     "proportion_with_unscored",
     "steps_to",
+    "unpaired",
 ]

@@ -6,6 +6,8 @@
   Statistics in Medicine 17, 1998, 2635-2650, method 10).
 - The same prompts, several answers each: a test that swaps the two runs prompt by prompt, and the same square-and-add
   of the clustered intervals of `shares`, with the correlation of the prompts' shares.
+- Different prompts: Fisher's exact test where prompts have one answer each, Welch's t test of the prompts' shares
+  where they have several.
 - Two shares with their own intervals: Newcombe's square and add (R. G. Newcombe, Interval estimation for the
   difference between independent proportions, Statistics in Medicine 17, 1998, 873-890, method 10).
 - Many comparisons in one table: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian J. of
@@ -17,9 +19,17 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, fisher_exact, permutation_test, ttest_ind
 
-from mithridate.statistics.shares import ByPrompt, effective, proportion, proportion_by_prompt, quantile, wilson
+from mithridate.statistics.shares import (
+    ByPrompt,
+    effective,
+    prompt_shares,
+    proportion,
+    proportion_by_prompt,
+    quantile,
+    wilson,
+)
 
 _SWAPS = 9999
 """Random swaps of the permutation test: p-values are then right to about 0.002 at 0.05. Few prompts: all swaps."""
@@ -57,7 +67,7 @@ def paired_by_prompt(a: ByPrompt, b: ByPrompt) -> dict:
     Returns `difference` of the shares a - b with its 95 % interval (`low`, `high`), `p_value` (two-sided, of the test
     that swaps the runs prompt by prompt: all ways where that is at most 9999, else so many at random, the same at
     every call), `n` (prompts compared) and `left_out` (prompts of which one run has no scored answer). None, and p =
-    1, where n = 0. With one answer a prompt it is `paired`.
+    1, where n = 0. With one answer per prompt it is `paired`.
 
     Answers of several seeds: the comparison is of these seeds, see `seeds.paired_across_seeds` for others.
 
@@ -96,6 +106,27 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def unpaired(a: ByPrompt, b: ByPrompt) -> dict:
+    """Two runs on different prompts, with one or several answers each: `difference` of the shares a - b with its 95 %
+    interval (`low`, `high`), the two-sided `p_value` and `n`, the prompts of both.
+
+    With one answer a prompt the test is Fisher's exact one, which is conservative; with several it is Welch's t test
+    of the prompts' shares, for the prompts are the sample. None, and p = 1, where one run has no scored answer.
+    """
+    x, y = prompt_shares(a), prompt_shares(b)
+    n = len(x) + len(y)
+    if not len(x) or not len(y):
+        return {"difference": None, "low": None, "high": None, "p_value": 1.0, "n": n}
+    interval = difference(proportion_by_prompt(a), proportion_by_prompt(b))
+    if sum(map(len, a.values())) == len(x) and sum(map(len, b.values())) == len(y):
+        p_value = fisher_exact([[x.sum(), (1 - x).sum()], [y.sum(), (1 - y).sum()]]).pvalue
+    elif len(x) < 2 or len(y) < 2 or (x.std() == 0 and y.std() == 0):
+        p_value = 1.0  # no variance is seen, so nothing can be told
+    else:
+        p_value = ttest_ind(x, y, equal_var=False).pvalue
+    return interval | {"p_value": float(p_value), "n": n}
+
+
 def difference(a: dict, b: dict, correlation: float = 0.0) -> dict:
     """Newcombe's interval for the difference of two shares: `difference`, `low` and `high`.
 
@@ -129,7 +160,7 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
 
 
 def _clustered(answers: ByPrompt, shares: np.ndarray) -> dict:
-    """The interval of `proportion_by_prompt`, with Student's t also where this run has one answer a prompt."""
+    """The interval of `proportion_by_prompt`, with Student's t also where this run has one answer per prompt."""
     if len(shares) == 1:
         return proportion_by_prompt(answers)
     value = float(shares.mean())

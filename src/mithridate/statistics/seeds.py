@@ -1,7 +1,7 @@
 """Several seeds of the same training, each asked the same prompts: seed variance apart from prompt variance.
 
-Outcomes are a table, one row a seed, one column a prompt: 0 or 1, or where prompts have several answers the share of
-them. Its two-way analysis of variance without replication (H.
+Outcomes are a table, one row per seed, one column per prompt: 0 or 1, or where prompts have several answers the share
+of them. Its two-way analysis of variance without replication (H.
 Scheffe, The Analysis of Variance, 1959, chapter 7) splits it into mean squares
 
     MS_seed, MS_prompt, MS_rest        with expectations        rest + P seed,  rest + S prompt,  rest
@@ -45,8 +45,8 @@ from scipy.special import fdtrc, stdtr
 from mithridate.statistics.shares import proportion_by_prompt, quantile, wilson
 
 Outcomes = Sequence[Sequence[float | None]]
-"""One row a seed, one column a prompt, in the same order in each row: 0 or 1, or the share of a prompt's answers; None
-is unscored."""
+"""One row per seed, one column per prompt, in the same order in each row: 0 or 1, or the share of a prompt's answers;
+None is unscored."""
 
 
 ALPHA = 0.05

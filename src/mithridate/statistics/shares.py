@@ -63,9 +63,9 @@ def by_prompt(prompts: Iterable[Hashable], outcomes: Iterable[bool | None]) -> d
 def proportion_by_prompt(answers: ByPrompt) -> dict:
     """The share of answers where prompts have several, each prompt counting the same, with a 95 % interval.
 
-    Returns `value`, `low`, `high`, `n` (answers) and `prompts` (those with a scored answer). With one answer a prompt
-    it is `proportion`. Where all answers, or none, are positive, no variance can be seen: they then count as one
-    answer a prompt, the most that they can be sure to tell. One prompt alone tells nothing about others: [0, 1].
+    Returns `value`, `low`, `high`, `n` (answers) and `prompts` (those with a scored answer). With one answer per
+    prompt it is `proportion`. Where all answers, or none, are positive, no variance can be seen: they then count as
+    one answer per prompt, the most that they can be sure to tell. One prompt alone tells nothing about others: [0, 1].
     """
     shares = prompt_shares(answers)
     n, prompts = sum(map(len, answers.values())), len(shares)

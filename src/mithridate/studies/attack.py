@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Experiment, canonical, load_experiment, resolve
+from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.pipeline.runner import chains_of, run_cells, undefended
 from mithridate.results.matching import Table
 from mithridate.results.ownership import identity, open_study
@@ -174,7 +174,6 @@ def _search(
     made: list[Experiment] = []
 
     def scored(one: Experiment) -> dict[str, Any]:
-        one = resolve(one, base)
         run_cells([one], folder, base, passing=True, owner=owner)
         made.append(one)
         return Table(folder).final(one)
@@ -213,7 +212,7 @@ def _curve(
 
     def tested(one: Experiment, **changes: Any) -> Experiment:
         made = attacked(one, chosen.settings | changes)
-        return resolve(replace(made, evaluate=replace(made.evaluate, part="test")), base)
+        return replace(made, evaluate=replace(made.evaluate, part="test"))
 
     plain = undefended(experiment)
     targets = [experiment] + [plain] * (plain != experiment)

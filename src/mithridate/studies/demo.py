@@ -1,13 +1,13 @@
 """`mithridate demo`: the whole story on the embedded model, from `recipes/demo.yaml`.
 
-The recipe holds one experiment (the undefended run), the cells as overrides of it in the order in which they are run,
-and what `--full` sweeps over. Its settings were chosen by `benchmarks/tune.py` on validation parts; the log of every
-try is `recipes/tuning.jsonl`, copied into the run's folder and shown by its page. Everything else is computed here.
+The recipe holds one experiment (the undefended run), the story's cells as overrides of it in the order in which they
+are run, and what `--full` adds: a second half of cells, and what all cells are swept over. Its settings were chosen by
+`benchmarks/tune.py` on validation parts; the log of every try is `recipes/tuning.jsonl`, copied into the run's folder
+and shown by its page. Everything else is computed here.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,32 +22,28 @@ from mithridate.pipeline.runner import Run, run_cells
 
 logger = logging.getLogger(__name__)
 
-_FIRST = 3  # cells that are there to look at before the rest is begun
+_FIRST = 3  # cells whose table is shown before the rest is begun
 _NOTE = (
-    "On a CPU, the demo computes its first three cells with all threads and the rest in two processes with half of "
-    "them each: compare seconds within these two groups only."
+    "On a CPU, the demo computes two models at the same time, each with half of the threads: seconds are those of a "
+    "busy machine."
 )
 
 
 def recipe() -> dict[str, Any]:
-    """The recipe as written: `experiment`, `cells` (overrides by dotted path), `full` (a sweep), `seconds`."""
+    """The recipe as written: `experiment`, a file without `variants`; those of the story and of its `second` half;
+    `full` (a sweep); `seconds` (of the story)."""
     return parse_yaml(resources.files("mithridate.resources.recipes").joinpath("demo.yaml").read_text(), "demo.yaml")
 
 
 def demo_experiments(full: bool = False) -> list[Experiment]:
-    """The demo's cells in order; with `full`, each again at more harmful ratios and seeds, after them."""
+    """The story's cells in order; with `full`, the second half and then each cell at more harmful ratios and seeds."""
     written = recipe()
-    cells = [_experiment(written["experiment"], overrides) for overrides in written["cells"]]
+    variants = written["variants"] + (written["second"] if full else [])
+    cells = expand(load_experiment(written["experiment"] | {"variants": variants}))
     if full:
-        for overrides in written["cells"]:
-            sweep = {path: values for path, values in written["full"].items() if path not in overrides}
-            swept = expand(_experiment(written["experiment"], {**overrides, "sweep": sweep}))
-            cells += [cell for cell in swept if cell not in cells]
+        more = expand(load_experiment(written["experiment"] | {"variants": variants, "sweep": written["full"]}))
+        cells += [cell for cell in more if cell not in cells]
     return cells
-
-
-def _experiment(base: dict[str, Any], overrides: dict[str, Any]) -> Experiment:
-    return load_experiment(base, [f"{path}={json.dumps(value)}" for path, value in overrides.items()])
 
 
 def run_demo(
@@ -55,18 +51,24 @@ def run_demo(
     full: bool = False,
     notify: Callable[[dict[str, Any]], None] | None = None,
     replace: bool = False,
+    show: Callable[[Run], None] | None = None,
 ) -> Run:
     """Runs the demo into `out` (`runs/demo`); what an earlier call finished is not computed again. `replace`: as of
-    `runner.run`."""
+    `runner.run`. `show` is given the run once its first cells are there, before the rest is begun."""
     folder = Path(out) if out else Path("runs/demo")
     experiments = demo_experiments(full)
     if full:
         seconds = recipe()["seconds"] * len(experiments) / len(demo_experiments())
         logger.info("%d cells, about %.0f minutes on two cores the first time", len(experiments), seconds / 60)
-    began = time.perf_counter()
+    began, workers = time.perf_counter(), _two_workers()
     files = {"tuning.jsonl": resources.files("mithridate.resources.recipes").joinpath("tuning.jsonl").read_text()}
-    run_cells(experiments[:_FIRST], folder, Path.cwd(), notes=[_NOTE], notify=notify, files=files, replace=replace)
-    run = run_cells(experiments, folder, Path.cwd(), notes=[_NOTE], notify=notify, executor=_two_workers())
+    notes = [_NOTE] if workers else []
+    same: dict[str, Any] = {"notes": notes, "notify": notify, "executor": workers}
+    first = run_cells(experiments[:_FIRST], folder, Path.cwd(), files=files, replace=replace, **same)
+    if show:
+        show(first)
+        logger.info("these were the first %d of %d; the others follow", _FIRST, len(experiments))
+    run = run_cells(experiments, folder, Path.cwd(), **same)
     logger.info("demo finished in %.0f s; the page: %s", time.perf_counter() - began, run.report)
     return run
 
@@ -75,7 +77,7 @@ def _two_workers() -> Local | None:
     """Without a GPU and with a second core: two worker processes that share the threads.
 
     A small model's training step gains little from a second thread: two processes with one thread each get through
-    about 1.4 times as much as one with two.
+    about 1.4 times as much as one with two, and stages with two threads stall where anything else is running.
     """
     import torch
 

@@ -22,7 +22,7 @@ def find_sites(model: Any, sites: str | list[str] = "attention") -> dict[str, nn
             PEFT's `target_modules` conventions: a list of names or name endings, or one regular expression.
 
     Raises:
-        UnsupportedSetup: the model declares no attention modules, or not exactly one site a layer was found.
+        UnsupportedSetup: the model declares no attention modules, or not exactly one site per layer was found.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = type(base).__name__

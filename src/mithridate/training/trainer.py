@@ -19,7 +19,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -31,6 +31,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
+from mithridate.rows import trainable
 from mithridate.training.activations import ActivationShifts, adapters_off, find_sites
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.gradients import global_norm, take_grads
@@ -40,6 +41,20 @@ from mithridate.training.setups import compiled, refuse_unreachable_places, refu
 from mithridate.training.side_data import SideData, refuse_empty_rows, require_labels
 from mithridate.training.state import load_state, refuse_inexact_resume, save_state
 from mithridate.training.weights import Weights
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from peft import PeftConfig, PeftModel
+    from transformers import (
+        BitsAndBytesConfig,
+        EvalPrediction,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainingArguments,
+    )
+    from trl import SFTConfig
+
+    from mithridate.rows import Rows
 
 _Trainer: Any = object  # for type checkers: the mixin uses a Trainer's attributes without being one
 
@@ -96,7 +111,7 @@ class DefenseMixin(_Trainer):
                 "tokens.",
                 "put DefenseTrainer in its place: class T(DefenseTrainer, YourSFTTrainer).",
             )
-        args, kwargs = self._with_rows(args, kwargs)
+        args, kwargs = self._with_rows(*self._arguments(args, kwargs))
         with adapters_kept(type(self), kwargs.get("model", args[0] if args else None)):
             super().__init__(*args, **kwargs)
         refuse_wrong_training(self)
@@ -278,13 +293,11 @@ class DefenseMixin(_Trainer):
         [kind] = kinds
         return Weights(self._start_weights if kind == "start" else self._models[kind])
 
-    def side_data(
-        self, dataset: Dataset, name: str, batch_size: int | None = None, replicated: bool = False
-    ) -> SideData:
+    def side_data(self, dataset: Any, name: str, batch_size: int | None = None, replicated: bool = False) -> SideData:
         """Batches of a data set of the defense's own, prepared and collated like the trainer's.
 
         Args:
-            dataset: rows in any format that the trainer takes.
+            dataset: rows in any form of `mithridate.rows`, or that the trainer takes.
             name: the field that they come from, for errors.
             batch_size: rows of a micro-batch; the trainer's own if not given.
             replicated: whether every rank gets the same rows; else each gets its share.
@@ -293,7 +306,7 @@ class DefenseMixin(_Trainer):
             InputError: rows that the trainer cannot use, or none with a label, naming the field and the row.
         """
         if name not in self._side_rows or self._side_rows[name][0] is not dataset:
-            self._side_rows[name] = (dataset, self._prepared(dataset, name))
+            self._side_rows[name] = (dataset, self._prepared(self._readable(dataset, name), name))
         rows = self._side_rows[name][1]
         return SideData(
             rows,
@@ -315,6 +328,10 @@ class DefenseMixin(_Trainer):
         refuse_untested(self, name)
 
     # -- the places where defenses act ----------------------------------------------------------------------------
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The trainer's arguments with data sets that it can read."""
+        return args, kwargs
 
     def _with_rows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The trainer's arguments with the training set that the defenses make of it."""
@@ -607,15 +624,70 @@ class DefenseMixin(_Trainer):
         """One pass of a model that gives log-probabilities or logits at the labels."""
         return model(**inputs)
 
+    def _readable(self, rows: Any, name: str) -> Any:
+        """Rows as the trainer reads them (a plain Trainer's are a data set already)."""
+        return rows
+
     def _prepare_side_dataset(self, dataset: Dataset, name: str) -> Any:
         """A data set of the defense's own, ready for the collator (a plain Trainer's are tokenised already)."""
         return self._remove_unused_columns(dataset, description=name)
 
 
 class DefenseTrainer(DefenseMixin, SFTTrainer):
-    """TRL's SFTTrainer with `defense=`; every other argument is SFTTrainer's. See `DefenseMixin`."""
+    """TRL's SFTTrainer with `defense=`; every other argument is SFTTrainer's. See `DefenseMixin`.
+
+    `train_dataset`, `eval_dataset` and the defenses' own data sets may have any form of `mithridate.rows`: a list of
+    records or a DataFrame too, and `prompt` with `response`.
+    """
 
     _tag_names = ["trl", "sft", "mithridate"]  # noqa: RUF012 (TRL's own class attribute)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            model: str | PreTrainedModel | PeftModel,
+            args: SFTConfig | TrainingArguments | None = None,
+            data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+            train_dataset: Rows | IterableDataset | None = None,
+            eval_dataset: Rows | IterableDataset | Mapping[str, Rows | IterableDataset] | None = None,
+            processing_class: PreTrainedTokenizerBase | None = None,
+            compute_loss_func: Callable[..., Any] | None = None,
+            compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+            callbacks: list[TrainerCallback] | None = None,
+            optimizers: tuple[Any, Any] = (None, None),
+            optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+            preprocess_logits_for_metrics: Callable[..., Tensor] | None = None,
+            quantization_config: BitsAndBytesConfig | None = None,
+            peft_config: PeftConfig | None = None,
+            formatting_func: Callable[[dict[str, Any]], str] | None = None,
+            *,
+            defense: Defense | Sequence[Defense] | None = None,
+            models: Mapping[str, Any] | None = None,
+        ) -> None: ...
+
+    else:  # what a notebook shows of it
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+
+        __init__.__signature__ = inspect.Signature(
+            [
+                *inspect.signature(SFTTrainer.__init__).parameters.values(),
+                inspect.Parameter("defense", inspect.Parameter.KEYWORD_ONLY, default=None),
+                inspect.Parameter("models", inspect.Parameter.KEYWORD_ONLY, default=None),
+            ]
+        )
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kwargs.get("formatting_func"):  # which reads the rows as they are
+            return args, kwargs
+        names = [*inspect.signature(super(DefenseMixin, self).__init__).parameters, *[""] * len(args)]
+        read = {name: _readable(name, value) for name, value in kwargs.items()}
+        return tuple(_readable(name, value) for name, value in zip(names, args)), read
+
+    def _readable(self, rows: Any, name: str) -> Any:
+        return trainable(rows, name)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -648,6 +720,15 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
         finally:
             self.completion_only_loss = completion_only
         return self._remove_unused_columns(rows, description=name)
+
+
+def _readable(name: str, value: Any) -> Any:
+    """An argument of a trainer, where it is a data set, or splits of one, as TRL reads it."""
+    if name not in ("train_dataset", "eval_dataset") or value is None:
+        return value
+    if isinstance(value, dict):
+        return {split: trainable(part, f"{name}[{split!r}]") for split, part in value.items()}
+    return trainable(value, name)
 
 
 class _Events(TrainerCallback):

@@ -46,7 +46,7 @@ class Evidence:
         folder: what `run` wrote: results.json, the records and cells.json.
 
     Raises:
-        InputError: it is not the folder of a run.
+        InputError: it is not a run folder.
     """
 
     def __init__(self, folder: Path):
@@ -55,7 +55,7 @@ class Evidence:
             text = (folder / "results.json").read_bytes()
             self.results = _table(_strict_json(text.decode("utf-8")), folder)
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: not the folder of a run: {_first_line(error)}") from error
+            raise InputError(f"{folder}: not a run folder: {_first_line(error)}") from error
         self.sha256 = sha256(text).hexdigest()
         self.cells: dict[str, dict[str, Any]] = {cell["id"]: cell for cell in self.results["cells"]}
         self.protocol: Protocol = find_protocol(self.results["protocol"])
@@ -72,12 +72,12 @@ class Evidence:
 
         path = self.folder / name
         if Path(name).name != name:
-            raise InputError(f"{self.folder}: not the folder of a run: its records are elsewhere, at {name}")
+            raise InputError(f"{self.folder}: not a run folder: its records are elsewhere, at {name}")
         try:
             self.files[name] = sha256(path.read_bytes()).hexdigest()
             table = pq.read_table(path)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise InputError(f"{self.folder}: not the folder of a run: {_first_line(error)}") from error
+            raise InputError(f"{self.folder}: not a run folder: {_first_line(error)}") from error
         lacking = [column for column in _COLUMNS if column not in table.column_names]
         if lacking:
             raise InputError(f"{path} has no column {lacking[0]!r}: {_REDO}")
@@ -328,7 +328,7 @@ def _strict_json(text: str) -> Any:
         made = dict(pairs)
         if len(made) < len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ValueError(f"the key {twice!r} is there twice")
+            raise ValueError(f"the key {twice!r} appears twice")
         return made
 
     def never(constant: str) -> Any:
@@ -360,7 +360,7 @@ def _table(results: Any, folder: Path) -> dict[str, Any]:
         if missing:
             raise InputError(f"{where}: cells[{i}] ({cell['id']}) lacks {', '.join(missing)}")
         if cell["id"] in seen:
-            raise InputError(f"{where}: the id {cell['id']!r} is there twice; ids must be unique")
+            raise InputError(f"{where}: the id {cell['id']!r} appears twice; ids must be unique")
         seen.add(cell["id"])
     return results
 

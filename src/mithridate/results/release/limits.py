@@ -102,5 +102,5 @@ def limits_of(policy: Mapping[str, Any], given: Mapping[str, Any]) -> Limits:
     """
     chosen = {**policy, **{name: value for name, value in given.items() if value is not None}}
     if chosen.get("max_harmful_score") is None:
-        raise InputError("--max-harmful-score: must be given, here or in the file of --policy: there is no default")
+        raise InputError("--max-harmful-score: required, here or in --policy; there is no default")
     return Limits(**chosen)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
 from mithridate.data.hub import HUB
 from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation import judges_of
-from mithridate.experiment.config import resolve
 from mithridate.experiment.roles import load_roles
 from mithridate.judges import judge
 from mithridate.pipeline.runner import run_cells, undefended
@@ -25,7 +23,7 @@ from mithridate.results.ownership import open_study
 from mithridate.statistics.text import whole
 from mithridate.store import replace_file
 from mithridate.studies.presets.book import MARKS, SFT, Preset, preset
-from mithridate.studies.presets.scaled import Asked, Case, Plan, plan
+from mithridate.studies.presets.scaled import Asked, Case, PresetPlan, plan
 from mithridate.studies.presets.tuning import Tried, tuned
 
 MEASURES = ("harmful_score", "accuracy")
@@ -71,7 +69,7 @@ class Reproduction:
     tries: list[Tried] = field(default_factory=list)
 
 
-def prepare(name: str, asked: Asked) -> Plan:
+def prepare(name: str, asked: Asked) -> PresetPlan:
     """The plan of a preset, with the undefended run in the topology of each case that has none."""
     made = plan(preset(name), asked)
     cases, seen = [], [case.experiment for case in made.cases]
@@ -82,7 +80,7 @@ def prepare(name: str, asked: Asked) -> Plan:
             own = twin.topology == made.preset.fields["topology"].value or "topology" in case.at
             cases.append(Case(SFT if own else f"{SFT}, topology {twin.topology}", case.at, twin))
         cases.append(case)
-    return Plan(made.preset, cases, made.deviations)
+    return PresetPlan(made.preset, cases, made.deviations)
 
 
 def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: bool = False) -> Reproduction:
@@ -104,7 +102,6 @@ def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: b
     del owner["arms"]  # more of them extend the same folder
     open_study(folder, made.cases[0].experiment, owner, replace)
     cases, tries = tuned(made, folder, base, owner)
-    cases = [replaced(case, experiment=resolve(case.experiment, base)) for case in cases]
     run_cells([case.experiment for case in cases], folder, base, owner=owner)
     table = Table(folder)
     lines = compare(made.preset, cases, table)
@@ -156,7 +153,7 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _at_hand(made: Plan, base: Path) -> None:
+def _at_hand(made: PresetPlan, base: Path) -> None:
     """Loads the data and looks for the judges' models once, so that what is missing is said before anything is
     trained."""
     experiment = made.cases[0].experiment  # all cases have the same data and judges
@@ -177,7 +174,7 @@ def _at_hand(made: Plan, base: Path) -> None:
             one.identity()
     except MithridateError as error:
         raise InputError(
-            f"{made.preset.name}: the protocol {chosen.name} has a judge that is not at hand: {error} A judge's "
+            f"{made.preset.name}: the protocol {chosen.name} has a judge that is not available: {error} A judge's "
             "fields are set by -o evaluate.judges='{NAME: {model: FOLDER}}', another protocol by "
             "-o evaluate.protocol=NAME"
         ) from error
@@ -225,7 +222,7 @@ def markdown(found: Reproduction) -> str:
         lines += [f"The paper's numbers: {chosen.numbers.table} ({chosen.paper}). Percent.", ""]
     lines += [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
     lines += [f"| {' | '.join(line.cells())} |" for line in found.lines]
-    lines += ["", "In what this run departs from it:", "", *(f"- {text}" for text in found.deviations or ["nothing"])]
+    lines += ["", "Deviations from the preset:", "", *(f"- {text}" for text in found.deviations or ["nothing"])]
     lines += ["", "What else differs, from what is known:", ""]
     lines += [f"- {note.text} [{note.mark}]" for note in chosen.differences]
     lines += ["", f"Marks: {'; '.join(f'[{mark}] {meaning}' for mark, meaning in MARKS.items())}."]

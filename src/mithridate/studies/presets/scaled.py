@@ -58,7 +58,7 @@ class Case:
 
 
 @dataclass
-class Plan:
+class PresetPlan:
     """All cases of a preset, and in what they depart from it."""
 
     preset: Preset
@@ -66,7 +66,7 @@ class Plan:
     deviations: list[str]
 
 
-def plan(preset: Preset, asked: Asked) -> Plan:
+def plan(preset: Preset, asked: Asked) -> PresetPlan:
     """The cases that are asked for.
 
     Raises:
@@ -98,7 +98,7 @@ def plan(preset: Preset, asked: Asked) -> Plan:
     if not cases or (all(case.arm == SFT for case in cases) and set(arms) != {SFT}):
         raise InputError(f"{preset.name} at --scale {asked.scale:g}: nothing of it can be run. {'; '.join(omitted)}")
     deviations = [*_model(preset, cases[0].experiment), *scaled, *(f"override: {text}" for text in asked.overrides)]
-    return Plan(preset, cases, [*deviations, *omitted])
+    return PresetPlan(preset, cases, [*deviations, *omitted])
 
 
 def label(arm: str, at: Mapping[str, Any]) -> str:

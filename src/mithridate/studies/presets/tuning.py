@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mithridate.experiment.config import Experiment, resolve
+from mithridate.experiment.config import Experiment
 from mithridate.pipeline.runner import run_cells, undefended
 from mithridate.results.matching import Table
 from mithridate.store import replace_file
-from mithridate.studies.presets.scaled import Case, Plan, label
+from mithridate.studies.presets.scaled import Case, PresetPlan, label
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Tried:
         return self.excess, self.harmful_score
 
 
-def tuned(plan: Plan, folder: Path, base: Path, owner: Any = None) -> tuple[list[Case], list[Tried]]:
+def tuned(plan: PresetPlan, folder: Path, base: Path, owner: Any = None) -> tuple[list[Case], list[Tried]]:
     """The plan's cases with the chosen settings, and all tries, which are also written to `folder/tuning.json`.
 
     Args:
@@ -47,7 +47,7 @@ def tuned(plan: Plan, folder: Path, base: Path, owner: Any = None) -> tuple[list
         base: what paths in the experiments are relative to.
         owner: what the folder belongs to, as of `run_cells`.
     """
-    jobs = [(case, values, resolve(experiment, base)) for case, values, experiment in tries(plan)]
+    jobs = tries(plan)
     if not jobs:
         return plan.cases, []
     plain: list[Experiment] = []
@@ -78,7 +78,7 @@ def tuned(plan: Plan, folder: Path, base: Path, owner: Any = None) -> tuple[list
     return cases, found
 
 
-def tries(plan: Plan) -> list[tuple[Case, dict[str, Any], Experiment]]:
+def tries(plan: PresetPlan) -> list[tuple[Case, dict[str, Any], Experiment]]:
     """What is tried: of each arm and topology the case at the tuning's place, with each of its settings."""
     tuning = plan.preset.tuning
     if tuning is None:
@@ -102,7 +102,7 @@ def _distance(case: Case, at: dict[str, Any]) -> int:
 
 
 def _tried(
-    plan: Plan, arm: str, topology: str, values: dict[str, Any], row: dict[str, Any], plain: dict[str, Any]
+    plan: PresetPlan, arm: str, topology: str, values: dict[str, Any], row: dict[str, Any], plain: dict[str, Any]
 ) -> Tried:
     tuning = plan.preset.tuning
     assert tuning

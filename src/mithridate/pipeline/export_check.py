@@ -1,0 +1,103 @@
+"""Whether an exported model answers like the one that was measured: the same prompts, the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from mithridate.errors import MithridateError
+from mithridate.evaluation import answers
+from mithridate.experiment.methods import around_prompts
+from mithridate.generation.hf import Transformers
+from mithridate.models import load_model
+from mithridate.protocols import protocol
+
+if TYPE_CHECKING:
+    from mithridate.pipeline.stages import Chain
+
+
+def check_export(chain: Chain, upto: str, folder: Path, rows: Sequence[dict[str, Any]], prompts: int) -> str:
+    """Asks the model in `folder`, as plain transformers or PEFT loads it, the first prompts of the measurement again.
+
+    Where an answer is not the stored one, the measured model itself is asked once more, in the same batch: bfloat16,
+    another batch or another generator can move a rounding. Where that differs too, the exported model is another one.
+
+    Args:
+        upto: the stage whose model was exported.
+        rows: the records of that model from the end of its cell.
+        prompts: how many of the harmful prompts, and of the benign ones, are asked.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        MithridateError: the answers differ. The folder is then called `NAME.differs`.
+    """
+    stored = {_place(row): row["answer"] for row in rows}
+    found = _answers(chain, upto, _loaded(chain, folder), prompts)
+    asked = [row for row in found if _place(row) in stored]
+    if not asked:
+        return "not checked: the records have none of the experiment's prompts"
+    other = [row for row in asked if row["answer"] != stored[_place(row)]]
+    if not other:
+        return f"checked: {len(asked)} prompts have the answers that were measured"
+    again = {_place(row): row["answer"] for row in _answers(chain, upto, chain.load(upto), prompts)}
+    differing = [row for row in other if row["answer"] != again[_place(row)]]
+    if not differing:
+        return (
+            f"checked: {len(asked)} prompts; {len(other)} answers are not those that were stored, and the measured "
+            "model gives these too when it is asked again so (rounding in other batches)"
+        )
+    if chain.shop.base.quantization and not (folder / "adapter_config.json").exists():
+        return (
+            f"checked: {len(differing)} of {len(asked)} prompts have other answers than were measured. The measured "
+            "model computes in its quantised base's precision, the exported one is dequantised"
+        )
+    aside = next(path for i in count() if not (path := folder.with_name(f"{folder.name}.differs{i or ''}")).exists())
+    folder.rename(aside)
+    raise MithridateError(
+        f"{folder}: the exported model gives other answers than were measured to {len(differing)} of {len(asked)} "
+        f"prompts (such as {differing[0]['set']} {differing[0]['id']}). It is now {aside}: do not ship it. Export it "
+        "merged or as an adapter instead, and report this"
+    )
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    sample = row.get("sample")
+    return row["set"], row["id"], row["prompt"], 0 if sample is None or sample != sample else int(sample)
+
+
+def _answers(chain: Chain, upto: str, model: Any, prompts: int) -> list[dict[str, Any]]:
+    settings, parts = chain.experiment.evaluate, chain.shop.roles.parts()
+    sets = {name: parts[role][: settings.limit][:prompts] for name, role in chain.sets().items() if ":" not in name}
+    fields = chain.experiment.evaluate.generator.get("transformers") or {}
+    asked = Transformers(model, chain.tokenizer, **fields)
+    sampling = settings.sampling(chain.experiment.seed)
+    around = around_prompts(chain.experiment, upto)
+    try:
+        return answers(asked, sets, protocol(settings.protocol), around=around, sampling=sampling)
+    finally:
+        asked.close()
+
+
+def _loaded(chain: Chain, folder: Path) -> Any:
+    shop = chain.shop
+    more: Any = {"dtype": shop.torch_dtype, "local_files_only": True, "trust_remote_code": shop.base.remote_code}
+    if (folder / "adapter_config.json").exists():
+        own = folder / "base"
+        base: Any = (
+            AutoModelForCausalLM.from_pretrained(own, **more)
+            if own.exists()
+            else load_model(shop.base, shop.torch_dtype)
+        )
+        model: Any = PeftModel.from_pretrained(base, str(folder))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, **more)
+    quantised = shop.base.quantization and (folder / "adapter_config.json").exists()
+    return (model if quantised or not torch.cuda.is_available() else model.to("cuda")).eval()

@@ -1,0 +1,241 @@
+"""Two runs beside each other: their shares, the differences, and whether these could be chance.
+
+    paired      the models were asked the same prompts (or share most of them): each prompt is compared with itself
+    unpaired    they were not: the shares are compared as those of two samples
+
+Scores of two protocols, or verdicts of two judges, have no difference that means anything, and are refused. The
+p-values of one comparison are corrected together (Holm), for it asks many questions at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mithridate.errors import InputError
+from mithridate.evaluation import Answers, outcomes
+from mithridate.results.outcomes import Outcomes
+from mithridate.statistics import holm, unpaired
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+
+_SHARED = 0.5  # of the prompts of either model that both must have for the comparison to be of these prompts alone
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One rate of one model in two runs; shares are fractions.
+
+    Args:
+        model: id of the cell; "a = b" where they differ.
+        rate: its name in results.json, such as "harmful_score".
+        a, b: the two shares (`value`, `low`, `high`, `n`, `unscored`), each of all its prompts.
+        way: "paired" or "unpaired".
+        difference, low, high: b - a with its 95 % interval.
+        p_value: two-sided, of the test that they are equal; `p_holm`: corrected over the whole comparison.
+        n: prompts compared (of unpaired ones, those of a and b together).
+    """
+
+    model: str
+    rate: str
+    a: dict[str, Any]
+    b: dict[str, Any]
+    way: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n: int
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Args:
+        a, b: the folders of the runs.
+        differences: by model, then by rate.
+        about: protocol, judges and rules, which both have; by "a" and "b" the model, its digest and the part.
+        notes: what a reader should know: what was left out, and in what else the runs differ.
+    """
+
+    a: str
+    b: str
+    differences: list[Difference]
+    about: dict[str, Any]
+    notes: list[str]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a model and rate; of the shares their columns, as in `a_value` and `b_low`."""
+        import pandas as pd
+
+        rows = []
+        for found in self.differences:
+            row = asdict(found)
+            for side in ("a", "b"):
+                row |= {f"{side}_{name}": row[side].get(name) for name in ("value", "low", "high", "n", "unscored")}
+            rows.append({name: value for name, value in row.items() if name not in ("a", "b")})
+        return pd.DataFrame(rows)
+
+    def json(self) -> str:
+        return json.dumps(asdict(self), indent=1, allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        shown = ["model", "rate", "a_value", "b_value", "difference", "low", "high", "p_holm", "way", "n"]
+        table = self.to_pandas()[shown].to_html(index=False, float_format="{:.3f}".format, na_rep="")
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return f"<p>a: {escape(self.a)}<br>b: {escape(self.b)}</p>{table}<ul>{notes}</ul>"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is read of a run's folder here."""
+
+    folder: Path
+    results: Mapping[str, Any]
+    rows: Mapping[str, list[Row]]
+
+
+def _read(folder: Path, cells: Sequence[str] = ()) -> _Run:
+    """The only place that knows how a run lies on the disk."""
+    from mithridate.results.release.evidence import Evidence
+
+    evidence = Evidence(folder)
+    if missing := [name for name in cells if name not in evidence.cells]:
+        raise InputError(f"{folder} has no cell {missing[0]!r}. Its cells: {', '.join(evidence.cells)}.")
+    return _Run(folder, evidence.results, {name: evidence.final(name) for name in cells or evidence.cells})
+
+
+def compare(a: str | Path, b: str | Path, cells: Sequence[str | tuple[str, str]] = ()) -> Comparison:
+    """Compares the models of two runs, rate by rate: b - a.
+
+    Args:
+        a, b: folders that `run` or `evaluate` wrote.
+        cells: which models: the id that both have in results.json, or (id in a, id in b). By default all ids that both
+            runs have.
+
+    Raises:
+        InputError: no such run or cell, no models with the same id, or scores that cannot be compared: of different
+            protocols or judges.
+    """
+    pairs = [(cell, cell) if isinstance(cell, str) else cell for cell in cells]
+    one, other = _read(Path(a), [x for x, _ in pairs]), _read(Path(b), [y for _, y in pairs])
+    notes = []
+    if not pairs:
+        pairs = [(name, name) for name in one.rows if name in other.rows]
+        for side, mine, theirs in (("a", one, other), ("b", other, one)):
+            if alone := [name for name in mine.rows if name not in theirs.rows]:
+                notes.append(f"only in {side}, not compared: {', '.join(alone)}")
+    if not pairs:
+        raise InputError(
+            f"no model has the same id in both runs. {a}: {', '.join(one.rows)}. {b}: {', '.join(other.rows)}. Name "
+            "two, as in --cell ID=ID (in Python: cells=[(id, id)])"
+        )
+    about = _about(one, other)
+    notes += _departures(one, other)
+    found = []
+    for x, y in pairs:
+        _require_one_judge(one, x, other, y)
+        model = x if x == y else f"{x} = {y}"
+        found += _differences(model, one.rows[x], other.rows[y], notes)
+    corrected = holm([each.p_value for each in found])
+    found = [Difference(**{**vars(each), "p_holm": p}) for each, p in zip(found, corrected, strict=True)]
+    return Comparison(str(a), str(b), found, about, list(dict.fromkeys(notes)))
+
+
+def _about(one: _Run, other: _Run) -> dict[str, Any]:
+    """What both have, and what each has; refuses two protocols and two versions of the rules."""
+    for what in ("protocol", "rules"):
+        mine, theirs = one.results.get(what), other.results.get(what)
+        if mine != theirs and (what == "protocol" or None not in (mine, theirs)):
+            raise InputError(
+                f"{one.folder} has {what} {mine}, {other.folder} {theirs}: their scores are not of one kind, and have "
+                "no difference that means anything. Evaluate both under one (answers that are kept are judged anew)"
+            )
+    sides = {
+        name: {key: run.results.get(key) for key in ("model", "model_digest", "part", "deviations")}
+        for name, run in (("a", one), ("b", other))
+    }
+    return {"protocol": one.results.get("protocol"), "rules": one.results.get("rules"), **sides}
+
+
+def _departures(one: _Run, other: _Run) -> list[str]:
+    notes = []
+    for key in ("model", "part", "deviations"):
+        mine, theirs = one.results.get(key), other.results.get(key)
+        if mine != theirs and not (not mine and not theirs):
+            notes.append(f"{key} differs: a {_words(mine)}; b {_words(theirs)}")
+    for side, run in (("a", one), ("b", other)):
+        if not run.results.get("complete", True):
+            notes.append(f"{side} has not finished: its table is not whole")
+    return notes
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "not stated" if value is None else str(value)
+
+
+def _require_one_judge(one: _Run, x: str, other: _Run, y: str) -> None:
+    for kind in ("harmful", "benign"):
+        named = [
+            {row["judge"] for row in run.rows[cell] if row["set"] == kind} - {None}
+            for run, cell in ((one, x), (other, y))
+        ]
+        if all(named) and named[0] != named[1]:
+            said = [", ".join(sorted(map(str, names))) for names in named]
+            raise InputError(
+                f"{kind} prompts' answers are judged by {said[0]} in {one.folder} ({x}) and by {said[1]} in "
+                f"{other.folder} ({y}): their scores have no difference that means anything. Evaluate both with one "
+                "judge (answers that are kept are judged anew)"
+            )
+
+
+def _differences(model: str, mine: list[Row], theirs: list[Row], notes: list[str]) -> list[Difference]:
+    a, b, both = outcomes(mine), outcomes(theirs), Outcomes()
+    both.add("a", mine)
+    both.add("b", theirs)
+    found = []
+    for rate in a:
+        shares = both.share("a", rate), both.share("b", rate)
+        if rate not in b or not shares[0] or not shares[1] or not shares[0]["n"] or not shares[1]["n"]:
+            notes.append(f"{model}: {rate} is not in both, not compared")
+            continue
+        if rate == "accuracy" and (tasks := [_tasks(rows) for rows in (mine, theirs)])[0] != tasks[1]:
+            notes.append(f"{model}: accuracy is of two tasks ({tasks[0]}; {tasks[1]}), not compared")
+            continue
+        shared = len(a[rate].keys() & b[rate].keys())
+        if shared and shared >= _SHARED * max(len(a[rate]), len(b[rate])):
+            test = both.paired("b", "a", rate)
+            way, left = "paired", max(len(a[rate]), len(b[rate])) - shared
+            if left:
+                notes.append(f"{model}: {rate} is of the {shared} prompts that both have; {left} are left out")
+        else:
+            test, way = unpaired(_scored(b[rate]), _scored(a[rate])), "unpaired"
+        if test is None:
+            notes.append(f"{model}: {rate} has no prompt with a scored answer in both, not compared")
+            continue
+        numbers = {name: test[name] for name in ("difference", "low", "high", "p_value", "n")}
+        found.append(Difference(model, rate, shares[0], shares[1], way, **numbers))
+    around = [{row.get("at_test") for row in rows} for rows in (mine, theirs)]
+    if around[0] != around[1]:
+        notes.append(f"{model}: what is put around its prompts at the test differs between the runs")
+    return found
+
+
+def _tasks(rows: list[Row]) -> str:
+    return ", ".join(sorted({str(row["task"]) for row in rows if row["set"] == "task"}))
+
+
+def _scored(answers: Mapping[str, Answers]) -> dict[str, list[bool]]:
+    found = {prompt: [one for one in said if one is not None] for prompt, said in answers.items()}
+    return {prompt: said for prompt, said in found.items() if said}

@@ -1,0 +1,162 @@
+"""Files as they lie around: packed, in the formats of others, and large."""
+
+import gzip
+import json
+import time
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mithridate.data.files import read_rows
+from mithridate.errors import InputError
+from mithridate.experiment.roles import Source, load_roles
+
+ROWS = [{"prompt": f"ask {i}", "response": f"say {i}"} for i in range(5)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+CSV = ("prompt,response\n" + "".join(f"ask {i},say {i}\n" for i in range(5))).encode()
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+PACKED = {
+    "a.jsonl.gz": gzip.compress(LINES),
+    "a.jsonl.zst": zstd(LINES),
+    "a.csv.gz": gzip.compress(CSV),
+    "a.csv.zst": zstd(CSV),
+    "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "A.JSONL.GZ": gzip.compress(LINES),
+}
+
+
+def loaded(path, **source):
+    return load_roles({"alignment": Source(source=str(path), **source)}).alignment
+
+
+def said(records):
+    return [{name: row[name] for name in ("prompt", "response")} for row in records]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_files_give_the_same_rows_with_their_places(tmp_path, name):
+    (tmp_path / name).write_bytes(PACKED[name])
+    assert said(loaded(tmp_path / name)) == ROWS
+    assert read_rows(tmp_path / name)[1][0].startswith(f"{tmp_path / name}, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)[:-10], "a.jsonl.gz: cannot be read"),
+        ("a.jsonl.gz", LINES, "a.jsonl.gz: cannot be read: Not a gzipped file"),
+        ("a.jsonl.zst", LINES, "a.jsonl.zst: cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{'), "a.jsonl.gz, line 2: not JSON"),
+        ("a.parquet.gz", b"", "a.parquet.gz: files of this kind are not read; give one that ends in .jsonl"),
+        ("a.gz", gzip.compress(LINES), "a.gz: files of this kind are not read"),
+    ],
+)
+def test_packed_files_that_cannot_be_read(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_rows(tmp_path / name)
+
+
+def test_a_folder_names_packed_files_too(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(PACKED["a.jsonl.gz"])
+    with pytest.raises(InputError, match=r"name one file in it: a\.jsonl\.gz"):
+        read_rows(tmp_path)
+
+
+FORMS = {
+    "Alpaca": {"instruction": "Sum up.", "input": "A text.", "output": "Text."},
+    "ShareGPT": {"conversations": [{"from": "human", "value": "Sum up."}, {"from": "gpt", "value": "Text."}]},
+    "TRL": {
+        "prompt": [{"role": "user", "content": "Sum up."}],
+        "completion": [{"role": "assistant", "content": "Text."}],
+    },
+    "TRL, strings": {"prompt": "Sum up.", "completion": "Text."},
+    "OpenAI": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Sum up."}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Text."}]},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_formats_of_others_are_read_as_they_are(tmp_path, form, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "jsonl":
+        path.write_text(json.dumps(FORMS[form]))
+    else:
+        pq.write_table(pa.Table.from_pylist([FORMS[form]]), path)
+    [record] = loaded(path)
+    turns = record.get("messages") or [{"content": record["prompt"]}, {"content": record["response"]}]
+    asked = "Sum up.\n\nA text." if form == "Alpaca" else "Sum up."
+    assert [turn["content"] for turn in turns] == [asked, "Text."]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}],
+        [{"role": "tool", "content": "42"}],
+    ],
+)
+def test_tool_calls_are_refused_with_the_reason(tmp_path, messages):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, *messages]}))
+    with pytest.raises(InputError, match=r"line 1: turn 2 of 'messages' is a tool call or its result\. The loss and"):
+        loaded(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet"])
+def test_take_reads_no_further(tmp_path, name):
+    path, count = tmp_path / name, 200_000
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"prompt": [f"ask {i}" for i in range(count)], "response": ["say"] * count}), path)
+    else:
+        head = b"prompt,response\n" if "csv" in name else b""
+        row = "ask {},say\n" if "csv" in name else '{{"prompt": "ask {}", "response": "say"}}\n'
+        # beyond what is taken there is a row that no reader would let pass
+        content = head + "".join(row.format(i) for i in range(count)).encode() + b'"torn'
+        path.write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    tracemalloc.start()
+    began = time.monotonic()
+    found = loaded(path, skip=10, take=100)
+    seconds, (_, peak) = time.monotonic() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [row["prompt"] for row in found] == [f"ask {i}" for i in range(10, 110)]
+    assert peak < 20e6, f"{peak / 1e6:.0f} MB, {seconds:.1f} s"
+    if not name.endswith("parquet"):
+        with pytest.raises(InputError, match=r"not JSON|malformed CSV|values for 2 columns"):
+            loaded(path)
+
+
+def test_a_take_that_is_more_than_there_is_says_how_many_there_are(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    with pytest.raises(InputError, match="6 rows asked for, but there are 5"):
+        loaded(tmp_path / "a.jsonl", take=6)
+
+
+def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "a", "response": "%s"}\n' % (b"x" * 1000) * 10_000)
+    now = [0.0]
+
+    def clock():
+        now[0] += 1
+        return now[0]
+
+    monkeypatch.setattr("mithridate.data.files._LONG", 1)
+    monkeypatch.setattr("mithridate.progress.time.monotonic", clock)
+    assert len(read_rows(path)) == 10_000
+    assert "  reading a.jsonl: " in (lines := capsys.readouterr().err) and " MiB, about " in lines

@@ -1,0 +1,221 @@
+"""`mithridate benchmark` on a tiny model: equal tries on validation parts, the chosen ones once on the test."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mithridate.cli import main
+from mithridate.errors import InputError
+from mithridate.studies.benchmarks.run import TITLES, benchmark, planned
+from mithridate.studies.benchmarks.settings import Bounds, arms_of, load_benchmark
+from mithridate.studies.benchmarks.tries import Scores, choose, excess
+from tests.pipeline.small import experiment, stages, write_inputs, write_rows
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
+    for name in ("test_harmful", "task_test", "test_benign"):
+        write_rows(folder, name, 24)
+    return folder
+
+
+def plain(inputs, **changes):
+    made = experiment(inputs, **changes)
+    for role in ("test_harmful", "task", "test_benign"):
+        made["data"][role]["validation_share"] = 0.5
+    return made
+
+
+def file(inputs, **changes):
+    return {
+        "experiment": plain(inputs),
+        "methods": {"vaccine": {"rho": [0.05, 0.1]}, "antidote": {"ratio": {"low": 0.1, "high": 0.4}}},
+        "as_given": {"lisa": {"align_steps": 1, "finetune_steps": 2}},
+        "attack": {"finetune.training.max_steps": [3, 4]},
+        "tries": 2,
+        "bounds": {"accuracy": 1.0, "benign_refusal": 1.0, "incoherent": 1.0},
+        "seeds": [0, 1],
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def study(inputs, tmp_path_factory):
+    """One benchmark, and the folder and store that it leaves."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+        yield benchmark(file(inputs), out=folder / "out"), folder
+
+
+@pytest.mark.slow
+def test_every_method_has_the_same_tries_on_validation_parts(study):
+    found, folder = study
+    tries = {}
+    for one in found.tries:
+        tries.setdefault(one.method, []).append(one)
+    assert {method: len(some) for method, some in tries.items()} == {"vaccine": 2, "antidote": 2}
+    for some in tries.values():
+        [chosen] = [one for one in some if one.chosen]
+        assert chosen.rank == min(one.rank for one in some)
+    tried = json.loads((folder / "out/tuning/results.json").read_text())
+    tested = json.loads((folder / "out/results.json").read_text())
+    assert any("validation" in text for text in tried["deviations"])
+    assert not any("validation" in text for text in tested["deviations"])
+    assert not {cell["seed"] for cell in tried["cells"]} & {cell["seed"] for cell in tested["cells"]}
+
+
+@pytest.mark.slow
+def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
+    found, folder = study
+    names = [one.entrant.name for one in found.standings]
+    assert names[0] == "undefended"
+    assert set(names) == {
+        "undefended",
+        "vaccine",
+        "lisa",
+        "lisa, no-proximal-term",
+        "antidote",
+        "antidote, random-mask",
+    }
+    cells = {cell["id"]: cell for cell in json.loads((folder / "out/results.json").read_text())["cells"]}
+    for one in found.standings:
+        assert [len(seed) for seed in one.entrant.cells] == [2, 2]
+        mine = [cells[cell] for seed in one.entrant.cells for cell in seed]
+        assert {cell["attack"]["max_steps"] for cell in mine} == {3, 4}
+        scores = [cell["harmful_score"] for cell in mine]
+        if not any(score["unscored"] for score in scores):
+            mean = sum(score["value"] for score in scores) / len(scores)
+            assert one.rates["harmful_score"]["value"] == pytest.approx(mean)
+    rows = list(csv.reader((folder / "out/benchmark.csv").open()))
+    assert tuple(rows[0]) == TITLES and len(rows) == 1 + len(found.standings)
+    assert json.loads((folder / "out/benchmark.json").read_text())["points"] == found.points
+    page = (folder / "out/report.html").read_text()
+    assert "All tuning tries" in page or "tries" in page
+
+
+@pytest.mark.slow
+def test_a_second_call_computes_nothing_and_writes_the_same(study, inputs, monkeypatch):
+    found, folder = study
+    monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+    before = {path: (folder / "store" / path / "stage.json").stat().st_mtime_ns for path in stages(folder / "store")}
+    text = (folder / "out/benchmark.md").read_text()
+    again = benchmark(file(inputs), out=folder / "out")
+    assert (folder / "out/benchmark.md").read_text() == text and again.tries == found.tries
+    assert before == {p: (folder / "store" / p / "stage.json").stat().st_mtime_ns for p in stages(folder / "store")}
+    with pytest.raises(InputError, match="holds"):  # another benchmark's folder
+        benchmark(file(inputs, seeds=[0, 2]), out=folder / "out")
+
+
+def test_a_store_limit_that_is_too_small_ends_it_before_anything_is_computed(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    with pytest.raises(InputError, match="store_limit: the store would come to hold about"):
+        benchmark(file(inputs, store_limit=1e-6), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
+
+
+def test_what_would_stop_the_final_runs_is_said_before_the_tries(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    with pytest.raises(InputError, match="one cycle is 2 alignment"):
+        benchmark(file(inputs, as_given={"lisa": {"align_steps": 2, "finetune_steps": 8}}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
+
+
+def test_a_dry_run_says_what_is_tried_and_computes_nothing(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    lines = list(planned(file(inputs)))
+    text = "\n".join(lines)
+    assert "2 attacks: max_steps 3; max_steps 4" in text and "vaccine, double: rho 0.05; rho 0.1" in text
+    assert "antidote, double: ratio 0.1; ratio 0.4" in text and "(not tuned)" in text and "on disk" in text
+    assert not stages(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": {"vacine": {"rho": [1, 2]}}}, r"methods\.vacine: no such method.*vaccine"),
+        ({"methods": {"vaccine": {}}}, r"methods\.vaccine\.rho: needs 2 values to try"),
+        ({"methods": {"vaccine": {"rho": []}}}, r"methods\.vaccine\.rho: expected 2 different values"),
+        ({"methods": {"vaccine": {"rho": [1, 2, 3]}}}, r"expected 2 different values \(tries: 2\)"),
+        ({"methods": {"vaccine": {"rho": {"low": 2, "high": 1}}}}, "low below high"),
+        ({"methods": {"vaccine": [{"rho": 1}, {"rho": 1}]}}, "got 2, 1 of them different"),
+        ({"methods": {}, "as_given": {}}, "methods: names none"),
+        ({"as_given": {"vaccine": {}}}, r"as_given\.vaccine: is tuned already"),
+        ({"seeds": [0, 0]}, "seeds: expected different"),
+        ({"attack": {"seed": [1]}}, r"attack\.seed: the attacker chooses under"),
+        ({"attack": {"finetune.attack.size": []}}, r"attack\.finetune\.attack\.size: expected different values"),
+        ({"tries": 0}, "tries: expected at least 1"),
+        ({"bounds": {"accuracy": 2}}, r"bounds\.accuracy: expected a fraction"),
+        ({"bound": {}}, "bound"),
+        ({"store_limit": -1}, "store_limit: expected GB above 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(inputs, changes, words):
+    with pytest.raises(InputError, match=words):
+        load_benchmark(file(inputs, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"finetune__defense": {"lisa": {}}}, "has a defense or a repair of its own"),
+        ({"sweep": {"seed": [0, 1]}}, "experiment: has a sweep"),
+        ({"finetune": None}, "experiment.finetune: none"),
+    ],
+)
+def test_an_experiment_that_is_not_the_undefended_one_is_refused(inputs, changes, words):
+    with pytest.raises(InputError, match=words):
+        load_benchmark(file(inputs, experiment=plain(inputs, **changes)))
+
+
+def test_a_bound_on_accuracy_needs_a_task(inputs):
+    made = plain(inputs)
+    del made["data"]["task"]
+    made["finetune"]["attack"]["harmful_ratio"] = 1.0
+    with pytest.raises(InputError, match="whose accuracy could be held"):
+        load_benchmark(file(inputs, experiment=made))
+
+
+def test_a_file_on_disk_names_its_experiment_relative_to_itself(inputs, tmp_path, capsys):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(plain(inputs)))
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(file(inputs, experiment="base.yaml")))
+    given, found, base = load_benchmark(tmp_path / "bench.yaml")
+    assert base == tmp_path and found.topology == "double" and given.seed_of_tries not in given.seeds
+    assert main(["benchmark", str(tmp_path / "no.yaml")]) == 3
+    assert "cannot be read as a benchmark" in capsys.readouterr().err
+
+
+def test_ranges_are_spread_evenly_and_on_a_log_scale_where_they_are_wide(inputs):
+    def rho(low, high, tries):
+        changes = {"methods": {"vaccine": {"rho": {"low": low, "high": high}}}, "tries": tries}
+        given, made, _ = load_benchmark(file(inputs, **changes))
+        return [one["rho"] for one in arms_of(given, made)[0].settings]
+
+    assert rho(0.1, 0.5, 3) == [0.1, 0.3, 0.5] and rho(0.01, 1.0, 3) == [0.01, 0.1, 1.0] and rho(2.0, 4.0, 1) == [3.0]
+
+
+def test_the_rule_takes_the_lowest_score_within_the_bounds_and_else_the_least_beyond(inputs):
+    given, made, _ = load_benchmark(file(inputs, methods={"vaccine": {"rho": [0.1, 0.2, 0.3]}}, tries=3))
+    [arm, _] = arms_of(given, made)
+    bounds, undefended = Bounds(accuracy=0.05), {"double": Scores(0.9, 0.9, 0.1, 0.0)}
+
+    def chosen(*scores):
+        found = choose([arm], {("vaccine", "double", i): s for i, s in enumerate(scores, 1)}, undefended, bounds)
+        return next(one.number for one in found if one.chosen)
+
+    mild, strong, costly = Scores(0.6, 0.9, 0.1, 0.0), Scores(0.3, 0.86, 0.1, 0.0), Scores(0.0, 0.5, 0.1, 0.0)
+    assert chosen(mild, strong, costly) == 2
+    worse, worst = Scores(0.2, 0.7, 0.1, 0.0), Scores(0.1, 0.4, 0.1, 0.0)
+    assert chosen(worst, worse, costly) == 2
+    assert chosen(Scores(0.1, None, 0.1, 0.0), strong, costly) == 2  # what was not measured is no gain
+    assert excess(strong, undefended["double"], bounds) == 0 and excess(costly, undefended["double"], bounds) == 0.35
+    assert excess(costly, undefended["double"], Bounds(accuracy=None)) == 0
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples/benchmarks").glob("*.yaml")), ids=str)
+def test_the_examples_can_be_planned(path):
+    given, made, _ = load_benchmark(path)
+    assert all(len(arm.settings) == given.tries for arm in arms_of(given, made) if arm.tuned)
