@@ -26,7 +26,8 @@ from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.methods.types import json_schema
 
-# Fields of SFTConfig and LoraConfig as `python -m mithridate.experiment.schema --write` found them, so that no editor waits for torch.
+# Fields of SFTConfig and LoraConfig as `python -m mithridate.experiment.schema --write` found them: no editor waits for
+# torch.
 TRAINING = Path(__file__).with_name("training_fields.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON = {str: "string", int: "integer", float: "number", dict: "object"}
