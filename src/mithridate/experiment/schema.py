@@ -26,8 +26,7 @@ from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.methods.types import json_schema
 
-# Fields of SFTConfig and LoraConfig as `python -m mithridate.experiment.schema --write` found them: no editor waits for
-# torch.
+# Fields of SFTConfig and LoraConfig, by `python -m mithridate.experiment.schema --write`: no editor waits for torch.
 TRAINING = Path(__file__).with_name("training_fields.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON = {str: "string", int: "integer", float: "number", dict: "object"}
@@ -164,7 +163,19 @@ def library_fields() -> dict[str, Schema]:
         "training": _fields(SFTConfig, parts, NOT_IN_TRAINING),
         "adapter": _fields(LoraConfig, parts, NOT_IN_ADAPTER),
     }
-    return found | {"parts": parts}
+    return _in_order(found | {"parts": parts})
+
+
+def _in_order(schema: Any) -> Any:
+    """The schema with alternatives in one order: that of a `Union` depends on which was made first in a process."""
+    if isinstance(schema, list):
+        return [_in_order(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: _in_order(one) for name, one in schema.items()}
+    if isinstance(made.get("anyOf"), list):
+        made["anyOf"] = sorted(made["anyOf"], key=json.dumps)
+    return made
 
 
 def _versions() -> dict[str, str | None]:
