@@ -11,7 +11,7 @@ import io
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -118,7 +118,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_lines(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
     for number, line in _lines(path):
         if line.strip():
             try:
@@ -132,7 +132,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield _object(row, f"{path}, line {number}")
 
 
-def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
     text = "".join(line for _, line in _lines(path))
     if not text.strip():
         return
@@ -153,7 +153,7 @@ def _object(row: Any, place: str) -> tuple[str, dict[str, Any]]:
     return place, row
 
 
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
     first = 1  # a quoted value may span lines: the place of a row is the line it begins on
@@ -174,7 +174,7 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}, line {first}: malformed CSV: {error}") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -189,7 +189,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{path}: not a whole Parquet file: {error}") from error
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+_READERS: dict[str, Callable[[Path], Generator[tuple[str, dict[str, Any]]]]] = {
     ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,

@@ -119,11 +119,13 @@ def unpaired(a: ByPrompt, b: ByPrompt) -> dict:
         return {"difference": None, "low": None, "high": None, "p_value": 1.0, "n": n}
     interval = difference(proportion_by_prompt(a), proportion_by_prompt(b))
     if sum(map(len, a.values())) == len(x) and sum(map(len, b.values())) == len(y):
-        p_value = fisher_exact([[x.sum(), (1 - x).sum()], [y.sum(), (1 - y).sum()]]).pvalue
+        tested: Any = fisher_exact([[x.sum(), (1 - x).sum()], [y.sum(), (1 - y).sum()]])
+        p_value = tested.pvalue
     elif len(x) < 2 or len(y) < 2 or (x.std() == 0 and y.std() == 0):
         p_value = 1.0  # no variance is seen, so nothing can be told
     else:
-        p_value = ttest_ind(x, y, equal_var=False).pvalue
+        tested = ttest_ind(x, y, equal_var=False)
+        p_value = tested.pvalue
     return interval | {"p_value": float(p_value), "n": n}
 
 
