@@ -1,4 +1,4 @@
-"""LoraConfig's own fields under `adapter`: what is taken, what is refused with the reason, and what keys are made of."""
+"""Fields of LoraConfig under `adapter`: which are taken, which refused with the reason, what keys are made of."""
 
 from dataclasses import fields
 
