@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.stages import Chain
@@ -55,7 +55,7 @@ def test_with_it_the_alignment_is_the_same_and_the_fine_tune_another(inputs):
 )
 def test_what_is_refused(inputs, changes, words):
     with pytest.raises(InputError, match=words):
-        validate(load_experiment(experiment(inputs, **changes)))
+        with_defaults(load_experiment(experiment(inputs, **changes)))
 
 
 @pytest.mark.parametrize("own", ["full", {"r": 3, "lora_alpha": 3, "target_modules": ["v_proj"]}])

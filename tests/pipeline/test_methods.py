@@ -9,7 +9,7 @@ from transformers import Gemma3Config
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.methods import registry
 from mithridate.models import ModelFiles, shortened
@@ -50,8 +50,7 @@ def store(tmp_path, monkeypatch, request):
 
 
 def chain_of(asked, folder: Path) -> Chain:
-    loaded = load_experiment(asked)
-    validate(loaded)
+    loaded = with_defaults(load_experiment(asked))
     shop = Workshop(
         ModelFiles("m", folder / "model", "d" * 64), load_roles(loaded.data), Store(folder / "s"), "float32"
     )

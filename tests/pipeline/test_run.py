@@ -19,7 +19,7 @@ from mithridate import run
 from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.evaluation import RATES
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.files import file_digest
 from mithridate.generation.base import CHAT, Decoding
@@ -368,8 +368,7 @@ def keys(inputs):
     """The keys of an experiment's stages; nothing is computed."""
 
     def keys(digest="d" * 64, dtype="float32", base=inputs, **changes):
-        loaded = load_experiment(experiment(base, **changes))
-        validate(loaded)
+        loaded = with_defaults(load_experiment(experiment(base, **changes)))
         roles = load_roles(loaded.data, system=loaded.system)
         shop = Workshop(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
         chain = Chain(loaded, shop)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError
-from mithridate.experiment.config import Experiment, load_cells, load_experiment, swept_paths, swept_values, validate
+from mithridate.experiment.config import (
+    Experiment,
+    canonical,
+    load_cells,
+    load_experiment,
+    resolve,
+    swept_paths,
+    swept_values,
+)
 from mithridate.files import canonical_json
 from mithridate.pipeline.inventory import refer
 from mithridate.problems import Findings, nearest
@@ -142,7 +150,7 @@ def with_undefended(experiments: list[Experiment]) -> list[Experiment]:
     wanted: dict[str, Experiment] = {}
     for experiment in experiments:
         for each in (undefended(experiment), experiment):
-            wanted.setdefault(repr(each), each)  # no hash; loading puts mappings in order, so equal ones read the same
+            wanted.setdefault(canonical_json(canonical(each)), each)
     return list(wanted.values())
 
 
@@ -157,7 +165,7 @@ def seeds_asked(experiments: Sequence[Experiment]) -> list[int]:
     """The seeds that each arm (what is left of an experiment without its seed) is asked for."""
     arms: dict[str, set[int]] = {}
     for experiment in experiments:
-        arms.setdefault(repr(replace(experiment, seed=0)), set()).add(experiment.seed)
+        arms.setdefault(canonical_json(canonical(replace(experiment, seed=0))), set()).add(experiment.seed)
     return sorted(set.intersection(*arms.values()))
 
 
@@ -200,7 +208,9 @@ def run_cells(
     use_huge_pages()
     source, findings = source or experiments[0], Findings()
     chains = chains_of(experiments, base, where, progress, None, allowed, findings)
-    source = located(source, base)
+    # Where it is one of those that are run, what is written says all that was resolved.
+    resolved = (chain.experiment for chain, one in zip(chains, experiments) if one == source)
+    source = located(next(resolved, source), base)
     if not replace:
         with findings.noting():
             require_own(folder, source, owner)
@@ -249,7 +259,8 @@ def chains_of(
     allowed: Allowed = Allowed(),
     findings: Findings | None = None,
 ) -> list[Chain]:
-    """The chain of each experiment, once all of them have been checked. Fills in what the experiments leave open.
+    """The chain of each experiment, once all of them have been checked. The chains hold the experiments
+    resolved.
 
     Args:
         find_model: finds the files of a model; `resolve_model` by default, which fetches and converts.
@@ -261,9 +272,12 @@ def chains_of(
     from mithridate.pipeline.stages import Chain
 
     found = Findings() if findings is None else findings
-    for experiment in experiments:
+    asked, experiments = experiments, []
+    for experiment in asked:
+        made = experiment
         with found.noting():
-            validate(experiment, where)
+            made = resolve(experiment, base, where)
+        experiments.append(made)
     if len(protocols := {experiment.evaluate.protocol for experiment in experiments}) > 1:
         raise InputError(
             f"{where}: scores of different protocols ({', '.join(sorted(protocols))}) have no table in common. Run "
@@ -329,7 +343,7 @@ def _run_chains(
     for number, plan in enumerate(plans, 1):
         for stage in plan.stages():
             maker.make(plan.chain, stage)
-        cell = plan.cell(maker, swept_paths(source.sweep))
+        cell = plan.cell(maker, swept_paths(source))
         for note in table.note(plan.chain.said(plan.upto)):
             logger.info("%s", note)
         filling.add(table.add(cell), cell)
@@ -493,22 +507,19 @@ def workshops(
     """
     from mithridate.experiment.roles import load_roles
     from mithridate.models import resolve_model
-    from mithridate.pipeline.launch import settle
     from mithridate.pipeline.stages import Workshop
     from mithridate.protocols import protocol
     from mithridate.store import Store
 
     store, shops, found = Store(), {}, Findings() if findings is None else findings
     for experiment in experiments:
-        with found.noting():
-            settle(experiment, base)
         key = shop_key(experiment)
         if key in shops:
             continue
         settings, roles, files, shops[key] = experiment.evaluate, None, None, None
         with found.noting():
             select = None
-            with contextlib.suppress(InputError):  # an unknown protocol: told by `validate`
+            with contextlib.suppress(InputError):  # an unknown protocol: told by `resolve`
                 chosen = protocol(settings.protocol)
                 select = chosen.select if chosen.rows.chooses else None
             roles = load_roles(experiment.data, base, select=select, extra=settings.tasks, system=experiment.system)

@@ -417,7 +417,7 @@ class Chain:
     def _adapter(self, name: str) -> dict[str, Any] | None:
         """LoraConfig's fields for a training stage; None where it trains all weights."""
         adapter = self.experiment.adapter_of("finetune" if name == "unaligned" else name)
-        return vars(adapter) if adapter else None
+        return dict(adapter) if adapter else None
 
     def _template(self) -> dict[str, str]:
         """Nothing for the chat template, which was the only one when the first keys were made."""

@@ -78,6 +78,8 @@ def attack(
     """
     given = load_attack(settings)
     experiment, base, name = _target(target, overrides, cell)
+    if experiment.variants:
+        raise InputError(f"{name}: has variants, and one model is attacked. Choose one of a run's: RUN --cell ID")
     if experiment.sweep:
         raise InputError(
             f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
@@ -112,7 +114,7 @@ def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
     """What makes an attack's folder its own: more tries and other points of the curve extend it."""
     file = asdict(given)
     del file["curve"], file["search"]["trials"]
-    return {"command": "attack", "file": file, "target": identity(experiment, {})}
+    return {"command": "attack", "file": file, "target": identity(experiment, ())}
 
 
 def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:

@@ -74,14 +74,12 @@ def make_cell(task: Task) -> None:
             the one that sent it did.
     """
     from mithridate.experiment.config import load_experiment
-    from mithridate.pipeline.launch import settle
     from mithridate.pipeline.runner import quiet_libraries
     from mithridate.pipeline.stages import Chain
 
     use_huge_pages()
     os.environ["MITHRIDATE_STORE"] = task.store
-    experiment = load_experiment(task.experiment)
-    settle(experiment, Path(task.base))
+    experiment = load_experiment(task.experiment)  # as resolved where the run was started
     shop = _workshop(experiment, task)
     chain = Chain(experiment, shop)
     stages = _stages(chain, task.keys)

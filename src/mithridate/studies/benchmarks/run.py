@@ -44,7 +44,6 @@ from mithridate.studies.benchmarks.settings import (
 )
 from mithridate.studies.benchmarks.standings import Entrant, Standing, standings
 from mithridate.studies.benchmarks.tries import RULE, Try, choose, scores_of
-from mithridate.studies.values import with_values
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def benchmark(
     arms, points = arms_of(given, experiment), given.points()
     _checked(given, experiment, arms, points, base, executor)
     _within_limit(given, experiment, arms, points, base)
-    owner = {"command": "benchmark", "file": asdict(given), "experiment": identity(experiment, {})}
+    owner = {"command": "benchmark", "file": asdict(given), "experiment": identity(experiment, ())}
     open_study(folder, experiment, owner, replace)
     tries = _tried(given, experiment, arms, points, folder / "tuning", base, owner, executor)
     for one in tries:
@@ -175,13 +174,13 @@ def tried_runs(
     given: BenchmarkFile, experiment: Experiment, arms: Sequence[Arm], points: Sequence[Mapping[str, Any]]
 ) -> dict[tuple[str, str, int], list[Experiment]]:
     """The experiments of the tries: by method, topology and number of the try (0: the undefended run)."""
-    at = with_values(experiment, {"seed": given.seed_of_tries, "evaluate.part": "validation"})
+    at = experiment.with_values({"seed": given.seed_of_tries, "evaluate.part": "validation"})
     found = {}
     for topology in dict.fromkeys(arm.topology for arm in arms if arm.tuned):
-        found[UNDEFENDED, topology, 0] = [with_values(at, {"topology": topology, **point}) for point in points]
+        found[UNDEFENDED, topology, 0] = [at.with_values({"topology": topology, **point}) for point in points]
     for arm in arms:
         for number, settings in enumerate(arm.settings if arm.tuned else (), 1):
-            made = [with_values(arm.defended(at, settings), point) for point in points]
+            made = [arm.defended(at, settings).with_values(point) for point in points]
             found[arm.method, arm.topology, number] = made
     return found
 
@@ -198,7 +197,7 @@ def final_runs(
 
     def runs(topology: str, values: Mapping[str, Any]) -> list[list[Experiment]]:
         return [
-            [with_values(experiment, {"topology": topology, **values, **point, "seed": seed}) for point in points]
+            [experiment.with_values({"topology": topology, **values, **point, "seed": seed}) for point in points]
             for seed in given.seeds
         ]
 
