@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mithridate.experiment.config import load_experiment
-from mithridate.pipeline.runner import undefended, with_undefended
+from mithridate.pipeline.experiments import undefended, with_undefended
 from mithridate.results import folder as run_folder
 from mithridate.results.folder import Folder
 from mithridate.results.table import Cell, Table, table

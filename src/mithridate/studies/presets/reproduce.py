@@ -16,7 +16,8 @@ from mithridate.errors import InputError, MithridateError
 from mithridate.evaluation import judges_of
 from mithridate.experiment.roles import load_roles
 from mithridate.judges import judge
-from mithridate.pipeline.runner import run_cells, undefended
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import run_cells
 from mithridate.protocols import protocol
 from mithridate.results.matching import Table
 from mithridate.results.ownership import open_study

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.experiment.config import Experiment, canonical, load_experiment
-from mithridate.pipeline.runner import run_cells, undefended
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import run_cells
 from mithridate.results.matching import Table
 from mithridate.store import replace_file
 from mithridate.studies.presets.scaled import Case, Plan, label
