@@ -38,39 +38,46 @@ def row(harmful, refused=0.1, accuracy=0.9, incoherent=0.0, way=()):
     }
 
 
-def test_the_shortest_alignment_within_both_bounds(tmp_path):
-    def score(entry):
-        steps, rate = entry["settings"]["max_steps"], entry["settings"]["learning_rate"]
-        refused = 0.3 if steps < 60 else (0.1, 0.2, 0.3)[entry["seed"]]  # 0.2 on average
-        return {"aligned": row(0.2 if (steps, rate) == (60, 1e-3) else 0.05, refused)}
+BASES = [{"max_steps": 80, "learning_rate": 1e-3}, {"max_steps": 112, "learning_rate": 1e-3}]
 
-    crew = Scored(tmp_path / "log", score)
-    tune.alignment(crew)
-    assert crew.log.choice("alignment") == {"max_steps": 60, "learning_rate": 2e-3}
-    assert all(overrides["finetune"] == "none" for overrides in crew.made)
+
+def scored_bases(**clean):
+    """Scores: which alignments refuse too much, and the lift of each attack without harmful rows by its alignment."""
+
+    def score(entry):
+        if entry["phase"] == "alignment":
+            too_much = entry["settings"] not in BASES
+            return {"aligned": row(0.05, 0.3 if too_much else (0.1, 0.2, 0.3)[entry["seed"]])}  # 0.2 on average
+        i, poisoned = entry["number"] - 1, entry["settings"]["harmful_ratio"] > 0
+        steps = f"of_{entry['alignment']['max_steps']}"
+        harmful = (0.3, 0.6, 0.9, 0.9, 0.9)[i] if poisoned else clean[steps][i]
+        return {"aligned": row(0.05), "validation": row(harmful, accuracy=clean.get("learnt", [0.9] * 5)[i])}
+
+    return score
 
 
 @pytest.mark.parametrize(
-    ("harsh", "learnt", "clean", "chosen"),
+    ("clean", "base", "attack"),
     [
-        ([0.3, 0.6, 0.9, 0.9, 0.9, 0.9], [0.9] * 6, [0.1] * 6, 1),
-        ([0.3, 0.6, 0.9, 0.9, 0.9, 0.9], [0.9, 0.8, 0.9, 0.9, 0.9, 0.9], [0.1] * 6, 2),
-        ([0.3, 0.6, 0.9, 0.9, 0.9, 0.9], [0.9] * 6, [0.1, 0.4, 0.4, 0.1, 0.1, 0.1], 3),
-        ([0.1] * 6, [0.9] * 6, [0.1] * 6, None),
+        ({"of_80": [0.1] * 5}, 0, 1),
+        ({"of_80": [0.1] * 5, "learnt": [0.9, 0.8, 0.9, 0.9, 0.9]}, 0, 2),
+        ({"of_80": [0.1, 0.4, 0.4, 0.1, 0.1]}, 0, 3),
+        ({"of_80": [0.4] * 5, "of_112": [0.4, 0.4, 0.1, 0.1, 0.1]}, 1, 2),  # the longer alignment holds
+        ({"of_80": [0.5] * 5, "of_112": [0.4] * 5}, 1, 1),  # none does: the least beyond the bound
+        ({"of_80": [0.1] * 5, "learnt": [0.5] * 5, "of_112": [0.1] * 5}, None, None),
     ],
 )
-def test_the_gentlest_attack_that_meets_all_three_conditions(tmp_path, harsh, learnt, clean, chosen):
-    def score(entry):
-        i, poisoned = entry["number"] - 1, entry["settings"]["harmful_ratio"] > 0
-        return {"aligned": row(0.05), "validation": row((harsh if poisoned else clean)[i], accuracy=learnt[i])}
-
-    crew = Scored(tmp_path / "log", score)
-    if chosen is None:
+def test_the_shortest_alignment_and_the_gentlest_attack_that_meet_their_conditions(tmp_path, clean, base, attack):
+    crew = Scored(tmp_path / "log", scored_bases(**clean))
+    tune.alignment(crew)
+    assert all(overrides["finetune"] == "none" for overrides in crew.made)
+    if attack is None:
         with pytest.raises(tune.Time):
             tune.attack(crew)
+        assert crew.log.choice("alignment") is crew.log.choice("attack") is None
     else:
         tune.attack(crew)
-    assert crew.log.choice("attack") == (None if chosen is None else tune.ATTACKS[chosen])
+        assert crew.log.choice("alignment") == BASES[base] and crew.log.choice("attack") == tune.ATTACKS[attack]
 
 
 def of_settings(entry):

@@ -10,6 +10,7 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.training.setups import _untested
 from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import error, model, rows, trainer_for, update
 
@@ -82,6 +83,14 @@ def test_an_untested_device_is_refused(name, device, undefended, monkeypatch):
     monkeypatch.setattr(type(undefended.args), "device", torch.device(device))
     with pytest.raises(UnsupportedSetup, match=f"device type '{device}' is not tested"):
         DEFENSES[name]().check(undefended)
+
+
+@pytest.mark.parametrize("version", ["2.11.0+cu130", "2.12.1", "2.13.0"])
+def test_sharded_training_asks_for_the_torch_under_which_it_was_shown(version, undefended, monkeypatch):
+    monkeypatch.setattr(type(undefended), "_sharded", True)
+    monkeypatch.setattr(torch, "__version__", version)
+    found = [remedy for here, reason, remedy in _untested(undefended) if here and "FSDP2" in reason]
+    assert found == ([] if version == "2.13.0" else ["install torch 2.13 or newer, or use plain data parallelism."])
 
 
 def checkpointed(name, folder, **kwargs):

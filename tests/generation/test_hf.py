@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mithridate.errors import InputError, MithridateError
+from mithridate.generation import hf
 from mithridate.generation.base import CHAT, Answer, Decoding, PromptTooLong
 from mithridate.generation.digests import weights_digest
 from mithridate.generation.hf import STRETCH, Transformers, _Drawn
@@ -221,6 +222,22 @@ def test_bf16_weights_stay_as_they_are_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     assert Transformers(tiny_llama(torch.bfloat16), tiny_tokenizer()).identity()["arithmetic"] is None
+
+
+def test_on_a_gpu_a_batch_is_what_half_of_the_free_memory_holds(monkeypatch):
+    model = tiny_llama()
+    a_row = hf._row_bytes(model, 30, 10)
+    cache = 2 * model.config.num_hidden_layers * model.config.num_key_value_heads * model.config.head_dim * 40
+    assert 4 * cache < a_row < 100 * cache  # of float32, and of a tiny model mostly the rest
+    prompts = [[1] * 30, [1] * 5]
+    assert hf._that_fit(model, prompts, 10) == hf.BATCH  # on a CPU
+    on_gpu = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: on_gpu)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: a_row * 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: a_row * 20)
+    for free, expected in ((0, 5), (a_row * 90, 50), (10**15, hf.LARGEST_BATCH), (-a_row * 10, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**15))
+        assert hf._that_fit(model, prompts, 10) == expected
 
 
 def test_dropout_is_off():

@@ -103,7 +103,7 @@ def evaluate(
     protocol: str = "hs/embedded-v1",
     judges: Sequence[Judge] = (),
     cache: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
     sampling: Sampling | None = None,
 ) -> Evaluation:
@@ -120,7 +120,7 @@ def evaluate(
         judges: further judges of the harmful and benign answers; one with the name of a judge of the protocol's takes
             its place (another model folder, a threshold). The caller closes them.
         cache: folder in which answers and verdicts are kept by content; None keeps nothing.
-        batch_size: prompts in one batch.
+        batch_size: prompts in one batch; None for what suits the device.
         progress: whether to show progress bars.
         sampling: how often harmful and benign prompts are answered, and how; None as the protocol has it: once.
 

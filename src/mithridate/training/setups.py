@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from packaging.version import Version
+
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
 from mithridate.training.quantised import TESTED, quantiser
@@ -114,6 +117,12 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             t._sharded and not hasattr(t, "_defer_fsdp_gradient_reduction"),
             "this transformers version trains sharded models in another way than the tested one.",
             "install transformers 5.23, or use plain data parallelism.",
+        ),
+        (
+            t._sharded and Version(torch.__version__).release < (2, 13),
+            f"under torch {torch.__version__}, FSDP2 goes on with gathered weights after an evaluation (measured "
+            "with 2.11: gradients of probes were wrong by 10 %).",
+            "install torch 2.13 or newer, or use plain data parallelism.",
         ),
         (bool(set_options), f"{' and '.join(set_options)} is not tested.", "leave it out of DistributedConfig."),
         (
