@@ -25,7 +25,7 @@ def make(chain: ExperimentStages, stage: Stage) -> bool:
     meta = {"config": stage.config, "parents": stage.parents, "data": stage.data, "version": VERSIONS[stage.name]}
     with store.building(stage.name, stage.key, meta) as work:
         if work is not None:  # None: another process finished it while this one waited for the lock
-            meta |= _BUILD[stage.name](chain, stage, work) or {}
+            meta |= BUILD[stage.name](chain, stage, work) or {}
     return False
 
 
@@ -119,7 +119,7 @@ def _measure_capability(chain: ExperimentStages, generator: Any, work: Path) -> 
     (work / "capability.json").write_text(json.dumps([vars(score) for score in scores], indent=1))
 
 
-_BUILD: dict[str, Callable[[ExperimentStages, Stage, Path], dict[str, Any] | None]] = {
+BUILD: dict[str, Callable[[ExperimentStages, Stage, Path], dict[str, Any] | None]] = {
     **{"align": _align, "harden": _repair, "unaligned": _unaligned, "attack-rows": _attack_rows},
     **{"finetune": _finetune, "repair": _repair, "evaluate": _evaluate},
 }
