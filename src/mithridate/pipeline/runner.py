@@ -264,3 +264,12 @@ def _report(folder: Path) -> None:
     from mithridate.report.build import build_report
 
     build_report(folder)
+
+
+def __getattr__(name: str) -> Any:
+    """What users imported from here before it had a module of its own."""
+    if name in ("export_cell", "export_log"):
+        from mithridate.pipeline import cell_export
+
+        return getattr(cell_export, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
