@@ -11,7 +11,7 @@ from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.assembly import layers_after, weights_digest
 from mithridate.pipeline.context import Allowed, contexts_of
 from mithridate.pipeline.export import export
-from mithridate.pipeline.runner import Run
+from mithridate.pipeline.finished import Run
 from mithridate.pipeline.stages import ExperimentStages
 from mithridate.report.card import Story
 from mithridate.results.inspect_log import write_log

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError
@@ -20,6 +17,7 @@ from mithridate.pipeline.assembly import weights_digest
 from mithridate.pipeline.context import NOTHING_ALLOWED, Allowed, quiet_libraries
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.experiments import located, place_of, seeds_asked, stages_of, undefended, with_undefended
+from mithridate.pipeline.finished import Run
 from mithridate.pipeline.graph import MODEL_STAGES, Graph
 from mithridate.pipeline.inventory import register_run
 from mithridate.pipeline.making import StageMaker
@@ -31,40 +29,11 @@ from mithridate.results.folder import PAGE_CELLS, Folder
 from mithridate.results.ownership import require_own
 from mithridate.results.table import Table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 logger = logging.getLogger(__name__)
 
 __all__ = ["Allowed", "Run", "run", "run_cells", "undefended"]
 
 _UNTIL = (*MODEL_STAGES, "evaluate")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, and its table as in results.json."""
-
-    folder: Path
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        return json.loads((self.folder / "results.json").read_text())
-
-    def records(self) -> pd.DataFrame:
-        """One row a prompt and cell: prompt, answer, verdict, judge, protocol, ..."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "records.parquet")
-
-    @property
-    def cells(self) -> list[str]:
-        """The ids of the scored models."""
-        return [cell["id"] for cell in self.results["cells"]]
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
 
 
 def run(
