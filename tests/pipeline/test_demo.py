@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 
 from mithridate.experiment.config import with_defaults
-from mithridate.pipeline.runner import undefended
+from mithridate.pipeline.experiments import undefended
 from mithridate.studies.demo import _FIRST, demo_experiments
 
 

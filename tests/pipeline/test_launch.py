@@ -390,13 +390,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_the_number_of_processes_is_part_of_the_key(inputs):
-    from mithridate.pipeline.runner import workshops
-    from mithridate.pipeline.stages import Chain
+    from mithridate.pipeline.context import contexts_of
+    from mithridate.pipeline.stages import ExperimentStages
 
     def key(**changes):
         asked = with_processes(load_experiment(experiment(inputs, **changes)), inputs)
-        [shop] = workshops([asked], inputs, progress=False)
-        return Chain(asked, shop).align.key
+        [context] = contexts_of([asked], inputs, progress=False)
+        return ExperimentStages(asked, context).align.key
 
     one, two = key(), key(accelerate="ddp", processes=2)
     assert one == key(accelerate="ddp", processes=1)

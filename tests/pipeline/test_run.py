@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import mithridate.pipeline.stages
+import mithridate.pipeline.context
 from mithridate import run
 from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
@@ -26,8 +26,11 @@ from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
 from mithridate.pipeline import export_check
-from mithridate.pipeline.runner import Run, export_cell, export_log, run_cells, undefended
-from mithridate.pipeline.stages import Chain, Workshop
+from mithridate.pipeline.cell_export import export_cell, export_log
+from mithridate.pipeline.context import RunContext
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import Run, run_cells
+from mithridate.pipeline.stages import ExperimentStages
 from mithridate.report import words
 from mithridate.results import folder as run_folder
 from mithridate.results.rejudge import rejudge
@@ -274,7 +277,7 @@ def test_a_second_run_computes_nothing(done, monkeypatch, tmp_path):
     monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
     for where in ("mithridate.pipeline.training.train", "mithridate.evaluation.evaluate"):
         monkeypatch.setattr(where, fail)
-    monkeypatch.setattr(mithridate.pipeline.stages.Workshop, "one_layer", fail)
+    monkeypatch.setattr(mithridate.pipeline.context.RunContext, "one_layer", fail)
     monkeypatch.setattr("mithridate.repairs.antidote.Antidote.apply", fail)
     before = stages(kept)
     again = run(asked, out=tmp_path / "again", progress=False)
@@ -370,8 +373,8 @@ def keys(inputs):
     def keys(digest="d" * 64, dtype="float32", base=inputs, **changes):
         loaded = with_defaults(load_experiment(experiment(base, **changes)))
         roles = load_roles(loaded.data, system=loaded.system)
-        shop = Workshop(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
-        chain = Chain(loaded, shop)
+        shop = RunContext(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
+        chain = ExperimentStages(loaded, shop)
         return {stage.name: stage.key for stage in [*chain.stages(), chain.evaluation("align")]}
 
     return keys

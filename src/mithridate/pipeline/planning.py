@@ -154,7 +154,7 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     Raises:
         InputError: the number of processes is open.
     """
-    from mithridate.pipeline.runner import resolve_dtype
+    from mithridate.pipeline.context import resolve_dtype
 
     processes = experiment.processes or (1 if experiment.accelerate == "none" else None)
     if processes is None:

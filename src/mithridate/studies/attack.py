@@ -21,7 +21,9 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.files import replace_file
-from mithridate.pipeline.runner import chains_of, run_cells, undefended
+from mithridate.pipeline.experiments import stages_of, undefended
+from mithridate.pipeline.jobs import attack_rows
+from mithridate.pipeline.runner import run_cells
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
@@ -143,9 +145,9 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
             "one, or set search.max_accuracy_loss: null"
         )
     # The model is not looked for: what rows there are does not depend on it.
-    for chain in chains_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
+    for chain in stages_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
         try:
-            chain.attack_rows()
+            attack_rows(chain)
         except InputError as error:
             raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
 

@@ -23,10 +23,14 @@ from mithridate.experiment.config import Experiment
 from mithridate.experiment.methods import method_of
 from mithridate.files import replace_file
 from mithridate.methods.registry import by_name
+from mithridate.pipeline.context import quiet_libraries
 from mithridate.pipeline.executors import Executor
+from mithridate.pipeline.experiments import stages_of
 from mithridate.pipeline.forecast import Forecast
+from mithridate.pipeline.graph import Graph
 from mithridate.pipeline.inventory import inventory
-from mithridate.pipeline.runner import chains_of, look_ahead, plans_of, quiet_libraries, run_cells
+from mithridate.pipeline.preflight import preflight
+from mithridate.pipeline.runner import run_cells
 from mithridate.problems import Findings
 from mithridate.report.groups import Cost, costs
 from mithridate.results.folder import RunFolder
@@ -149,16 +153,14 @@ class Need:
 
 def forecast_of(experiments: Sequence[Experiment], base: Path) -> Need:
     """What is left of these experiments to compute."""
-    chains = chains_of(list(experiments), base, "benchmark", False)
-    store = chains[0].shop.store
-    forecast, left = Forecast(store, base), {}
-    for plan in plans_of(chains):
-        for stage in plan.stages():
-            if stage.key not in left and not store.whole(stage.name, stage.key):
-                left[stage.key] = forecast.of(plan.chain, stage)
-    more = sum(guess.bytes or 0 for guess in left.values())
+    graph = Graph(stages_of(list(experiments), base, "benchmark", False))
+    store = graph.store
+    forecast = Forecast(store, base)
+    missing = [node for node in graph.wanted if not store.whole(node.stage.name, node.key)]
+    left = [forecast.of(node.chain, node.stage) for node in missing]
+    more = sum(guess.bytes or 0 for guess in left)
     there = sum(artefact.bytes for artefact in inventory(store))
-    return Need([f"{len(left)} stages to make", *forecast.in_words(list(left.values()))], there + more)
+    return Need([f"{len(left)} stages to make", *forecast.in_words(left)], there + more)
 
 
 def _all_runs(
@@ -224,11 +226,11 @@ def _checked(
     """Raises InputError for what would stop the final runs after all tries were made; other seeds change nothing."""
     finals = final_runs(given, experiment, arms, points, ())
     findings = Findings()
-    chains = chains_of(
+    chains = stages_of(
         [one for final in finals for one in final.experiments[0]], base, "benchmark", False, findings=findings
     )
     with quiet_libraries():
-        look_ahead(chains, executor, None, findings)
+        preflight(Graph(chains, None, findings), executor, findings)
     findings.settle("benchmark")
 
 

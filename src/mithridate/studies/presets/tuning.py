@@ -15,7 +15,8 @@ from typing import Any
 
 from mithridate.experiment.config import Experiment
 from mithridate.files import replace_file
-from mithridate.pipeline.runner import run_cells, undefended
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import run_cells
 from mithridate.results.folder import RunFolder
 from mithridate.studies.presets.scaled import Case, PresetPlan, label
 
