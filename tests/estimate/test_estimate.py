@@ -14,7 +14,7 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.estimate import METHODS, estimate, optimizer_bytes, repair
+from mithridate.estimate import estimate, optimizer_bytes, repair
 from mithridate.estimate.trace import (
     SIZES,
     Setup,
