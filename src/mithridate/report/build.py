@@ -144,7 +144,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
     found = _sections(run)
     import vl_convert
 
-    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    vega = vl_convert.javascript_bundle()
     files = resources.files("mithridate.report")
     script, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = jinja2.Environment(

@@ -29,6 +29,7 @@ _STAR = "M" + "L".join(
 DASHES = {"line": [], "dash": [6, 4], "dot": [2, 3], "dashdot": [7, 3, 2, 3]}
 _HOVER = "hover"  # the name of the layers that answer the pointer, of no use on paper
 _PAPER_WIDTH, _LETTERS = 480, 78  # pixels, and letters of a legend's line
+_LINE = 15  # pixels, of a label of several lines
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,10 @@ def _look(ink: str, line: str) -> dict[str, Any]:
         "axis": {**text, **lines, "labelLimit": 400, "titlePadding": 8},
         "axisY": {"labelPadding": 6},
         "legend": {"labelColor": ink, "labelFontSize": 13, "symbolSize": 140, "labelLimit": 0},
+        "axisX": {"labelFlush": False},
         "rule": {"color": ink},
+        "tick": {"color": ink},
+        "point": {"opacity": 1},
     }
 
 
@@ -141,11 +145,21 @@ def _places(texts: list[list[str]], **more: Any) -> alt.Axis:
     return alt.Axis(labelExpr=_chosen(texts), labelAngle=0, ticks=False, grid=False, domain=False, **more)
 
 
+def _middle(texts: list[list[str]]) -> dict[str, Any]:
+    """The offset that has each text of several lines stand in the middle of its place."""
+    counts = [len(text) for text in texts]
+    conditions = [
+        {"test": f"{json.dumps(counts)}[datum.value] == {lines}", "value": (1 - lines) * _LINE / 2}
+        for lines in sorted(set(counts))
+    ]
+    return {"condition": conditions, "value": 0}
+
+
 def _rows(texts: list[list[str]]) -> tuple[int, alt.Y]:
     """The height of a figure with a bar for each text, from top to bottom, and the axis with them."""
     lines = max((len(text) for text in texts), default=1)
-    axis = _places(texts, title=None)
-    return len(texts) * max(32, 16 * lines + 6), alt.Y("row:O", axis=axis, scale=alt.Scale(paddingInner=0.38))
+    axis = _places(texts, title=None, labelOffset=_middle(texts), labelLineHeight=_LINE)
+    return len(texts) * max(32, _LINE * lines + 6), alt.Y("row:O", axis=axis, scale=alt.Scale(paddingInner=0.38))
 
 
 def _shares(field: str, title: str) -> alt.X:
@@ -332,7 +346,7 @@ def cost_bars(costs: list[Cost]) -> Figure:
         alt.Chart()
         .mark_bar()
         .encode(
-            x=alt.X("value:Q", title="Ratio to plain fine-tuning"),
+            x=alt.X("value:Q", title="Ratio to plain fine-tuning", axis=alt.Axis(tickCount=6)),
             y=y,
             yOffset="kind:N",
             fill=_given(alt.Fill, "hue"),
@@ -397,7 +411,7 @@ def along_the_attack(series: dict[str, tuple[Cell, dict[int, dict[str, Any]]]], 
         for name, (cell, points) in series.items()
         for step, rate in points.items()
     ]
-    x = alt.X("x:Q", title="Steps of the attack")
+    x = alt.X("x:Q", title="Steps of the attack", axis=alt.Axis(tickCount=6))
     half = _dotted([{"value": 0.5}], y=_score_axis())
     passed = [
         {"x": cell["steps_to_half"], "value": 0.5, "hue": keys[name].colour}
@@ -405,7 +419,7 @@ def along_the_attack(series: dict[str, tuple[Cell, dict[int, dict[str, Any]]]], 
         for name, (cell, _) in series.items()
         if stars and cell.get("steps_to_half") is not None
     ]
-    star = alt.Chart(_data(passed)).mark_point(shape=_STAR, size=110, stroke="white", strokeWidth=1, opacity=1)
+    star = alt.Chart(_data(passed)).mark_point(shape=_STAR, size=225, stroke="white", strokeWidth=1)
     star = star.encode(x=x, y=_score_axis(), fill=_given(alt.Fill, "hue"), tooltip="text:N")
     layers = [half, *_lines(rows, x), *([star] if passed else [])]
     return Figure(alt.layer(*layers, data=_data(rows)).properties(height=250), list(keys.values()))
@@ -424,7 +438,10 @@ def training_curves(history: dict[str, list[dict[str, Any]]], cells: list[Cell],
             for row in history[cell["id"]]
             if row.get("loss") is not None
         ]
-    x, y = alt.X("x:Q", title="Step"), alt.Y("value:Q", title="Training loss", scale=alt.Scale(zero=True))
+    x, y = (
+        alt.X("x:Q", title="Step", axis=alt.Axis(tickCount=6)),
+        alt.Y("value:Q", title="Training loss", scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=6)),
+    )
     looks = {"stroke": _given(alt.Stroke, "hue"), "strokeDash": _given(alt.StrokeDash, "dash"), "detail": "series:N"}
     line = alt.Chart().mark_line(strokeWidth=1.5).encode(x=x, y=y, **looks)
     chart = alt.layer(line, _nearest(x, y), data=_data(rows))
@@ -462,7 +479,7 @@ def trade_off(points: list[Cell], names: dict[str, Label]) -> Figure:
         alt.Chart().mark_rule().encode(x=x("x_low"), x2="x_high", y=y, color=hue),
         alt.Chart().mark_rule().encode(x=x("x"), y=_score_axis("low"), y2="high", color=hue),
         alt.Chart()
-        .mark_point(size=130, strokeWidth=2.5, opacity=1)
+        .mark_point(size=130, strokeWidth=2.5)
         .encode(
             x=x("x"),
             y=y,
