@@ -29,6 +29,7 @@ _STAR = "M" + "L".join(
 DASHES = {"line": [], "dash": [6, 4], "dot": [2, 3], "dashdot": [7, 3, 2, 3]}
 _HOVER = "hover"  # the name of the layers that answer the pointer, of no use on paper
 _PAPER_WIDTH, _LETTERS = 480, 78  # pixels, and letters of a legend's line
+_GAP = 0.38  # between bars, as a share of their step
 _LINE = 15  # pixels, of a label of several lines
 
 
@@ -125,14 +126,13 @@ def _data(rows: Iterable[dict[str, Any]]) -> alt.Data:
     return alt.Data(values=list(rows))
 
 
-def _wrap(text: str, width: int = 28) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False)
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, 28, break_on_hyphens=False)
 
 
-def _hover(name: str, rate: dict[str, Any]) -> str:
+def _told(name: str, rate: dict[str, Any]) -> str:
     seeds = f"{rate['seeds']} seeds, " if rate.get("seeds") else ""
-    numbers = f"{percent(rate['value'])}, interval {interval(rate)}, {seeds}n = {rate['n']}"
-    return "\n".join(_wrap(f"{name}: {numbers}", 60))
+    return f"{name}: {percent(rate['value'])}, interval {interval(rate)}, {seeds}n = {rate['n']}"
 
 
 def _chosen(texts: list[list[str]]) -> str:
@@ -159,7 +159,7 @@ def _rows(texts: list[list[str]]) -> tuple[int, alt.Y]:
     """The height of a figure with a bar for each text, from top to bottom, and the axis with them."""
     lines = max((len(text) for text in texts), default=1)
     axis = _places(texts, title=None, labelOffset=_middle(texts), labelLineHeight=_LINE)
-    return len(texts) * max(32, _LINE * lines + 6), alt.Y("row:O", axis=axis, scale=alt.Scale(paddingInner=0.38))
+    return len(texts) * max(32, _LINE * lines + 6), alt.Y("row:O", axis=axis, scale=alt.Scale(padding=_GAP))
 
 
 def _shares(field: str, title: str) -> alt.X:
@@ -195,25 +195,24 @@ def _nearest(x: Any, y: Any) -> alt.Chart:
     """The text of the point that is nearest to the pointer, and a ring round it."""
     near = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", empty=False)
     ring = alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
-    chart = alt.Chart(name=_HOVER).mark_point(size=220, strokeWidth=2, filled=False)
-    return chart.encode(x=x, y=y, stroke=_given(alt.Stroke, "hue"), opacity=ring, tooltip="text:N").add_params(near)
+    # What is pointed at is Vega-Lite's cell round the point; its datum is the point's mark, whose datum is the row.
+    text = alt.value(alt.ExprRef("(datum.datum || datum).text"))
+    chart = alt.Chart(name=_HOVER).mark_point(size=220, strokeWidth=2)
+    return chart.encode(x=x, y=y, stroke=_given(alt.Stroke, "hue"), opacity=ring, tooltip=text).add_params(near)
 
 
-def _lines(rows: list[dict[str, Any]], x: alt.X) -> list[alt.Chart]:
+def _intervals(**encoding: Any) -> alt.Chart:
+    return alt.Chart().mark_errorbar(ticks=True, thickness=1.5).encode(tooltip=alt.value(None), **encoding)
+
+
+def _lines(x: alt.X) -> list[alt.Chart]:
     """Lines of points with intervals, over x."""
     y, hue = _score_axis(), _given(alt.Stroke, "hue")
-    line = (
-        alt.Chart()
-        .mark_line(strokeWidth=2.5)
-        .encode(x=x, y=y, stroke=hue, strokeDash=_given(alt.StrokeDash, "dash"), detail="series:N")
-    )
+    dash = _given(alt.StrokeDash, "dash")
+    line = alt.Chart().mark_line(strokeWidth=2.5).encode(x=x, y=y, stroke=hue, strokeDash=dash, detail="series:N")
     points = alt.Chart().mark_point(size=50, strokeWidth=2).encode(x=x, y=y, stroke=hue, fill=_given(alt.Fill, "fill"))
-    return [*_intervals(x, y), line, points, _nearest(x, y)]
-
-
-def _intervals(x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    bars = alt.Chart().mark_errorbar(ticks=True, thickness=1.5)
-    return [bars.encode(x=x, y=_score_axis("low"), y2="high", color=_given(alt.Color, "hue"))]
+    intervals = _intervals(x=x, y=_score_axis("low"), y2="high", color=_given(alt.Color, "hue"))
+    return [intervals, line, points, _nearest(x, y)]
 
 
 def _styles(series: dict[str, Cell]) -> dict[str, Key]:
@@ -237,7 +236,7 @@ def _point(x: float, rate: dict[str, Any], key: Key, cell: Cell, name: str) -> d
         "hue": key.colour,
         "fill": "transparent" if cell["control"] else key.colour,
         "dash": DASHES[key.shape],
-        "text": _hover(name, rate),
+        "text": _told(name, rate),
     }
 
 
@@ -261,7 +260,7 @@ def score_bars(cells: list[Cell], names: dict[str, Label]) -> Figure:
             "opacity": 1.0 if attacked(cell) else 0.55,
             "inside": 0.15 if cell["control"] else 1,
         }
-        text = _hover(names[cell["id"]].full, rate)
+        text = _told(names[cell["id"]].full, rate)
         rows.append({"row": row, **{b: rate[b] for b in ("value", "low", "high")}, **look, "text": text})
         reference = related(cells, cell, "reference")
         if reference and cell["finetuning"] != "none" and measured(reference, "harmful_score"):
@@ -279,7 +278,7 @@ def score_bars(cells: list[Cell], names: dict[str, Label]) -> Figure:
             fillOpacity=alt.FillOpacity("inside:Q", scale=None, legend=None),
         )
     )
-    intervals = alt.Chart().mark_errorbar(ticks=True).encode(x=_shares("low", "Harmful score"), x2="high", y=y)
+    intervals = _intervals(x=_shares("low", "Harmful score"), x2="high", y=y)
     dotted = [_dotted(references, x=_shares("value", "Harmful score"), **ends)] if references else []
     chart = alt.layer(*dotted, bars, intervals, _whole_rows(y), data=_data(rows))
     return Figure(chart.properties(height=height), [])
@@ -287,7 +286,7 @@ def score_bars(cells: list[Cell], names: dict[str, Label]) -> Figure:
 
 def _whole_rows(y: alt.Y) -> alt.Chart:
     """What tells the text of a row wherever the pointer is in it, however short its bar."""
-    return alt.Chart(name=_HOVER).mark_rect(opacity=0).encode(y=y, tooltip="text:N")
+    return alt.Chart(name=_HOVER).mark_rect(opacity=0, height={"band": 1 / (1 - _GAP)}).encode(y=y, tooltip="text:N")
 
 
 def verdicts_of(shares: dict[str, dict[str, float]]) -> list[str]:
@@ -391,11 +390,11 @@ def ratio_lines(points: list[Cell], names: dict[str, Label]) -> Figure:
     edge = aside * (len(series) + 1) / 2
     x = alt.X(
         "x:Q",
-        title="Harmful rows among those fine-tuned on",
+        title="Share of harmful rows",
         scale=alt.Scale(domain=[ratios[0] - edge, ratios[-1] + edge], nice=False, zero=False, padding=8),
         axis=alt.Axis(values=ratios, format=".3~%"),
     )
-    return Figure(alt.layer(*_lines(rows, x), data=_data(rows)).properties(height=330), list(keys.values()))
+    return Figure(alt.layer(*_lines(x), data=_data(rows)).properties(height=330), list(keys.values()))
 
 
 def along_the_attack(series: dict[str, tuple[Cell, dict[int, dict[str, Any]]]], stars: bool = False) -> Figure:
@@ -421,7 +420,7 @@ def along_the_attack(series: dict[str, tuple[Cell, dict[int, dict[str, Any]]]], 
     ]
     star = alt.Chart(_data(passed)).mark_point(shape=_STAR, size=225, stroke="white", strokeWidth=1)
     star = star.encode(x=x, y=_score_axis(), fill=_given(alt.Fill, "hue"), tooltip="text:N")
-    layers = [half, *_lines(rows, x), *([star] if passed else [])]
+    layers = [half, *_lines(x), *([star] if passed else [])]
     return Figure(alt.layer(*layers, data=_data(rows)).properties(height=250), list(keys.values()))
 
 
@@ -466,7 +465,7 @@ def trade_off(points: list[Cell], names: dict[str, Label]) -> Figure:
             {"x": accuracy["value"], "x_low": accuracy["low"], "x_high": accuracy["high"]}
             | {"value": score["value"], "low": score["low"], "high": score["high"]}
             | {"hue": key.colour, "shape": key.shape, "fill": "transparent" if key.open else key.colour}
-            | {"text": f"{_hover(names[point['id']].full, score)}\n{_hover('accuracy', accuracy)}"}
+            | {"text": f"{_told(names[point['id']].full, score)}\n{_told('accuracy', accuracy)}"}
         )
     lowest = min((row["x_low"] for row in rows), default=0.0)
     low, step = max(0, lowest - 0.05), 0.1 if lowest > 0.4 else 0.2
@@ -520,7 +519,7 @@ def heat_map(sweep: Sweep, names: dict[str, Label]) -> Figure:
     xs, ys = sweep.values(0), sweep.values(1)
     rows = [
         {"column": xs.index(x), "row": ys.index(y), "value": rate["value"], "percent": percent(rate["value"])}
-        | {"text": _hover(names[cell["id"]].full, rate)}
+        | {"text": _told(names[cell["id"]].full, rate)}
         for (x, y), cell in sweep.cells.items()
         if (rate := measured(cell, "harmful_score"))
     ]
