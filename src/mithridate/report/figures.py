@@ -345,7 +345,7 @@ def cost_bars(costs: list[Cost]) -> Figure:
         alt.Chart()
         .mark_bar()
         .encode(
-            x=alt.X("value:Q", title="Ratio to plain fine-tuning", axis=alt.Axis(tickCount=6)),
+            x=alt.X("value:Q", title="× plain fine-tuning", axis=alt.Axis(tickCount=6)),
             y=y,
             yOffset="kind:N",
             fill=_given(alt.Fill, "hue"),

@@ -25,6 +25,13 @@
   );
   plots.forEach((plot) => seen.observe(plot));
   window.addEventListener("beforeprint", () => plots.forEach(draw));
+  // A tap is no hover for Vega: it gets one. The tooltip does not move with the page, and goes.
+  for (const plot of plots) {
+    plot.addEventListener("click", (event) => {
+      for (const type of ["pointerover", "pointermove"]) event.target.dispatchEvent(new PointerEvent(type, event));
+    });
+  }
+  window.addEventListener("scroll", () => document.getElementById("vg-tooltip-element")?.classList.remove("visible"));
 
   // --- answers: only the page of prompts that is looked at is in the document ---
   const PAGE = 10;
