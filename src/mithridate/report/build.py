@@ -82,7 +82,7 @@ def export_tables(folder: str | Path, out: str | Path) -> list[Path]:
 
 
 def export_figures(folder: str | Path, out: str | Path) -> list[Path]:
-    """Write every figure of a run's page as SVG, with its legend. Returns the files.
+    """Write every figure of a run's page as SVG and as PDF, with its legend. Returns the files.
 
     Args:
         folder: as in `build_report`.
@@ -92,10 +92,15 @@ def export_figures(folder: str | Path, out: str | Path) -> list[Path]:
         InputError: as in `build_report`, or `out` cannot be a folder.
     """
     pictures = {item.id: item.figure.svg(item.title) for item in _items(_sections(load(Path(folder))))}
+    import vl_convert
+
     out = _folder(out)
+    files = []
     for name, text in pictures.items():
-        replace_file(out / f"{name}.svg", text)
-    return [out / f"{name}.svg" for name in pictures]
+        for path, content in ((f"{name}.svg", text), (f"{name}.pdf", vl_convert.svg_to_pdf(text))):
+            replace_file(out / path, content)
+            files.append(out / path)
+    return files
 
 
 def _folder(out: str | Path) -> Path:

@@ -70,7 +70,9 @@ class Figure:
         chart = alt.layer(*layers, *_legend(self.legend), data=self.chart.data).properties(
             width=_PAPER_WIDTH, height=self.chart.height, description=title
         )
-        chart = chart.configure(**_look("#1b1e23", "#d5d9df"), font="sans-serif")
+        # The legend's channels are its own. Fonts of one width, one of which most machines have: texts keep their room.
+        chart = chart.resolve_scale(shape="independent", stroke="independent", fill="independent")
+        chart = chart.configure(**_look("#1b1e23", "#d5d9df"), font="DejaVu Sans, Verdana, sans-serif")
         drawn = vl_convert.vegalite_to_svg(chart.to_dict())
         opened = drawn.index(">") + 1
         return f"{drawn[:opened]}<title>{escape(title, quote=False)}</title>{drawn[opened:]}\n"
