@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from mithridate.environment import hardware, versions
 from mithridate.errors import InputError
-from mithridate.files import replace_file
+from mithridate.files import replace_file, replacing
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
 from mithridate.report.samples import samples_table, samples_words
@@ -97,9 +97,10 @@ def export_figures(folder: str | Path, out: str | Path) -> list[Path]:
     out = _folder(out)
     files = []
     for name, text in pictures.items():
-        for path, content in ((f"{name}.svg", text), (f"{name}.pdf", vl_convert.svg_to_pdf(text))):
-            replace_file(out / path, content)
-            files.append(out / path)
+        replace_file(drawing := out / f"{name}.svg", text)
+        with replacing(document := out / f"{name}.pdf") as aside:
+            aside.write_bytes(vl_convert.svg_to_pdf(text))
+        files += [drawing, document]
     return files
 
 
