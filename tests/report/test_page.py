@@ -286,8 +286,12 @@ def middle(browser, number):
     """The middle of a figure that is on screen, and drawn."""
     browser.run("document.querySelectorAll('.plot')[arguments[0]].scrollIntoView({block: 'center'})", number)
     browser.wait(f"return document.querySelectorAll('.plot')[{number}].querySelector('svg .role-mark')")
-    box = "const b = document.querySelectorAll('.plot')[arguments[0]].querySelector('.background').getBoundingClientRect();"
-    return browser.run(f"{box} return [b.x + b.width / 2, b.y + b.height / 2]", number)
+    return browser.run(
+        """const inside = document.querySelectorAll('.plot')[arguments[0]].querySelector('.background');
+        const box = inside.getBoundingClientRect();
+        return [box.x + box.width / 2, box.y + box.height / 2]""",
+        number,
+    )
 
 
 def test_the_pointer_shows_the_numbers_of_what_is_nearest(browser):
@@ -316,8 +320,9 @@ def test_a_tap_shows_numbers_until_the_page_is_scrolled(browser):
 
 def test_printing_draws_what_was_not_seen_yet(browser):
     browser.run("window.dispatchEvent(new Event('beforeprint'))")
-    missing = "return [...document.querySelectorAll('.plot')].filter((p) => p.offsetWidth && !p.querySelector('.role-mark')).length"
-    assert browser.run(missing) == 0
+    shown = "return [...document.querySelectorAll('.plot')].filter((p) => p.offsetWidth)"
+    assert browser.run(f"{shown}.every((p) => p.querySelector('.role-mark'))")
+    assert browser.run(f"{shown}.length") >= 10
 
 
 def test_nothing_is_wider_than_a_phone(page, tmp_path):

@@ -63,7 +63,7 @@ def test_a_heat_map_shows_each_percentage(runs):
         cell for cell in runs["sweep"].cells if cell["id"].startswith("booster") and cell["id"].endswith("0.0002")
     ]
     squares = [text for text in texts(drawing) if text.endswith("%")]
-    assert sorted(squares) == sorted(f"{cell['harmful_score']['value'] * 100:.0f}%" for cell in cells)
+    assert sorted(squares) == sorted(f"{cell['rates']['harmful_score']['value'] * 100:.0f}%" for cell in cells)
     assert len(item.table.rows) == 3
 
 

@@ -70,7 +70,7 @@ class Figure:
         chart = alt.layer(*layers, *_legend(self.legend), data=self.chart.data).properties(
             width=_PAPER_WIDTH, height=self.chart.height, description=title
         )
-        # The legend's channels are its own. Fonts of one width, one of which most machines have: texts keep their room.
+        # The legend's channels are its own. Most machines have one of the fonts, which are equally wide.
         chart = chart.resolve_scale(shape="independent", stroke="independent", fill="independent")
         chart = chart.configure(**_look("#1b1e23", "#d5d9df"), font="DejaVu Sans, Verdana, sans-serif")
         drawn = vl_convert.vegalite_to_svg(chart.to_dict())
