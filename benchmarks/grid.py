@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,27 +75,22 @@ class Clock:
         return call
 
 
-def quick_stages(clock: Clock, records: pd.DataFrame) -> type:
-    """Stages whose build leaves prepared files; the records' answers are as their key has it."""
-    from mithridate.pipeline.stages import Stage
+def quick_build(clock: Clock, records: pd.DataFrame) -> Callable[..., None]:
+    """What makes stages by leaving prepared files; the records' answers are as the stage's key has it."""
 
-    class Quick(Stage):
-        def __init__(self, name: str, config: Any, parents: Any, data: Any, build: Any) -> None:
-            super().__init__(name, config, parents, data, self._build)
+    def build(chain: Any, stage: Any, work: Path) -> None:
+        clock.first = clock.first or time.perf_counter()
+        if stage.name == "evaluate":
+            refused = [int(stage.key[i % 32 : i % 32 + 2], 16) < 128 for i in range(len(records))]
+            answers = ["I cannot help with that." if no else "Sure, here it is." for no in refused]
+            frame = records.assign(answer=answers, correct=records["correct"].where(records["set"] == "task"))
+            frame.to_parquet(work / "records.parquet")
+            return
+        (work / "model").mkdir(exist_ok=True)
+        (work / "model" / "adapter_model.safetensors").write_bytes(bytes.fromhex(stage.key))
+        (work / "history.json").write_text(json.dumps([{"step": step, "loss": 1.0} for step in (2, 4)]))
 
-        def _build(self, work: Path) -> None:
-            clock.first = clock.first or time.perf_counter()
-            if self.name == "evaluate":
-                refused = [int(self.key[i % 32 : i % 32 + 2], 16) < 128 for i in range(len(records))]
-                answers = ["I cannot help with that." if no else "Sure, here it is." for no in refused]
-                frame = records.assign(answer=answers, correct=records["correct"].where(records["set"] == "task"))
-                frame.to_parquet(work / "records.parquet")
-                return
-            (work / "model").mkdir(exist_ok=True)
-            (work / "model" / "adapter_model.safetensors").write_bytes(bytes.fromhex(self.key))
-            (work / "history.json").write_text(json.dumps([{"step": step, "loss": 1.0} for step in (2, 4)]))
-
-    return Quick
+    return build
 
 
 def template(asked: dict[str, Any]) -> pd.DataFrame:
@@ -110,7 +106,7 @@ def template(asked: dict[str, Any]) -> pd.DataFrame:
 
 def measured(rates: int, folder: Path) -> dict[str, Any]:
     from mithridate import run
-    from mithridate.pipeline import runner, stages
+    from mithridate.pipeline import building, runner
     from mithridate.pipeline.preview import preview
     from mithridate.results import folder as run_folder
 
@@ -118,7 +114,7 @@ def measured(rates: int, folder: Path) -> dict[str, Any]:
     os.environ["MITHRIDATE_STORE"] = str(folder / "first")
     records = template(asked)
     os.environ["MITHRIDATE_STORE"] = str(folder / "store")
-    stages.Stage = quick_stages(clock, records)  # the one seam
+    building.BUILD = dict.fromkeys(building.BUILD, quick_build(clock, records))  # the one seam
     run_folder.Folder.write = clock.timed("table", run_folder.Folder.write)
     runner._report = clock.timed("page", runner._report)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()

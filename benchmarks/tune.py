@@ -131,7 +131,7 @@ def tried(asked: tuple[Entry, dict[str, Any], str]) -> Entry:
     began = time.monotonic()
     logging.disable(logging.WARNING)  # the parent tells what becomes of it
     try:
-        experiment = load_experiment(recipe()["experiment"], [f"{k}={json.dumps(v)}" for k, v in overrides.items()])
+        experiment = load_experiment(recipe()["experiment"]).with_values(overrides)
         folder = Path(out) / digest([entry, overrides])[:16]
         done = run_cells([experiment], folder, Path.cwd(), progress=False, passing=True, owner={"command": "tune"})
     except MithridateError as error:

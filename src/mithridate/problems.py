@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from mithridate.errors import Findings, error_of, nearest
 
@@ -28,15 +30,19 @@ def explained(error: ValidationError, raw: Any, owners: Mapping[tuple[Any, ...],
         path = _real_path(item["loc"], raw, missing)
         owner = owners.get(path[:-1], owners.get(path[:1]))
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            names = [f.name for f in fields(owner)] if owner else []
+            names = [f.name for f in fields(owner)] if is_dataclass(owner) else []
             text = f"no such field{nearest(str(path[-1]), names)}"
         elif missing:
             text = "missing"
+        elif item["type"] == "said":  # a validator of our own
+            text = item["msg"]
         else:
             expected = re.sub(r"^Input should be (an? )?(valid )?", "", item["msg"])
             expected = {"array": "list", "object": "fields", "dictionary": "fields"}.get(expected, expected)
             if item["type"].startswith("dataclass"):
                 expected = "fields"
+            if (bound := _BOUNDS.get(item["type"])) is not None:
+                expected = _described(owner, path[-1]) or f"{bound} {item.get('ctx', {}).get(_LIMIT[item['type']])}"
             got = item["input"]
             text = f"expected {expected}, got {kind(got)}"
             if item["type"] == "literal_error" and isinstance(got, str):
@@ -48,6 +54,24 @@ def explained(error: ValidationError, raw: Any, owners: Mapping[tuple[Any, ...],
         # Of alternatives, the one that was meant says more: it got deeper.
         if not any(other != path and other.startswith(f"{path}." if path else "") for other in found)
     ]
+
+
+_LIMIT = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+_BOUNDS = dict(zip(_LIMIT, ("more than", "at least", "less than", "at most"))) | {"string_pattern_mismatch": ""}
+_LIMIT["string_pattern_mismatch"] = "pattern"
+
+
+@cache
+def _described(owner: Any, name: Any) -> str | None:
+    """What a field's type says of its values (`Field(description=...)`), where it says anything."""
+    kinds = [get_type_hints(owner, include_extras=True).get(name)] if owner else []
+    while kinds:
+        one = kinds.pop()
+        for info in getattr(one, "__metadata__", ()):
+            if isinstance(info, FieldInfo) and info.description:
+                return info.description
+        kinds += get_args(one)
+    return None
 
 
 def _joined(texts: list[str]) -> str:

@@ -107,7 +107,7 @@ def test_ranks():
     assert attacked(experiment, CHOSEN).finetune.adapter is None
     assert attacked(experiment, {**CHOSEN, "rank": "full"}).finetune.adapter == "full"
     smaller = attacked(experiment, {**CHOSEN, "rank": 4}).finetune.adapter
-    assert (smaller.r, smaller.lora_alpha, smaller.target_modules) == (4, 8, experiment.adapter.target_modules)
+    assert smaller == experiment.adapter | {"r": 4, "lora_alpha": 8}
     with pytest.raises(InputError, match=r"rank 4: topology: single"):
         attacked(load_experiment(BASE | {"topology": "single"}), {**CHOSEN, "rank": 4})
 

@@ -39,10 +39,10 @@ class Here(Executor):
     def pool(self, processes, cells, folder):
         yield self
 
-    def start(self, tasks):
+    def submit(self, tasks):
         self.tasks += tasks
 
-    def finished(self, seconds):
+    def wait(self, seconds):
         task = self.tasks[-1]
         outcome = json.loads(json.dumps(attempt(Task(**json.loads(json.dumps(asdict(task)))))))
         self.outcomes.append(outcome)
@@ -155,6 +155,6 @@ def test_errors_of_each_kind(task, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("it is broken")
 
-    monkeypatch.setattr("mithridate.pipeline.executors.cells._workshop", broken)
+    monkeypatch.setattr("mithridate.pipeline.executors.cells._context", broken)
     other = attempt(task)["error"]
     assert (other["kind"], other["message"]) == ("other", "RuntimeError: it is broken")

@@ -56,7 +56,7 @@ def test_what_is_submitted_to_slurm(inputs, store, tmp_path, monkeypatch):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(_Jobs, "finished", lambda self, seconds: (_ for _ in ()).throw(InputError("seen enough")))
+    monkeypatch.setattr(_Jobs, "wait", lambda self, seconds: (_ for _ in ()).throw(InputError("seen enough")))
     options = {"slurm_partition": "gpu", "slurm_array_parallelism": 8, "mem_gb": 64, "slurm_setup": ["module load x"]}
     with pytest.raises(InputError, match="seen enough"):
         run(
@@ -87,13 +87,13 @@ def test_a_job_that_ends_without_a_result_is_lost(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)
     executor = submitit.LocalExecutor(tmp_path, python="false")
     jobs, task = _Jobs(executor, 1), Task("A", {}, "", "", ["key"])
-    jobs.start([task])
-    while not (ended := jobs.finished(0.1)):
+    jobs.submit([task])
+    while not (ended := jobs.wait(0.1)):
         pass
     [(which, lost, where)] = ended
     assert which == task and where.startswith("job ")
     assert isinstance(lost, Lost) and "without a result (FINISHED); its log is " in lost.reason
-    assert jobs.finished(0) == []
+    assert jobs.wait(0) == []
 
 
 def jobs_of(folder: Path):

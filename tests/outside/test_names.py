@@ -11,7 +11,7 @@ import pytest
 from mithridate import cli, judges
 from mithridate.data.tasks import TASKS, prompt_set, task
 from mithridate.errors import InputError
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.schema import experiment_schema
 from mithridate.judges.base import Item
 from mithridate.methods import CONTRACT, Defense, by_name
@@ -162,8 +162,8 @@ def test_an_experiment_that_names_a_broken_one_gets_one_error(declared, tmp_path
     made = experiment(tmp_path, finetune__defense="broken")
     with declared("defenses", "broken", "broken:Broken"):
         with pytest.raises(InputError, match=r"of the package other cannot be loaded: RuntimeError: no such GPU\.$"):
-            validate(load_experiment(made))
-        validate(load_experiment(experiment(tmp_path, finetune__defense="stayclose")))
+            with_defaults(load_experiment(made))
+        with_defaults(load_experiment(experiment(tmp_path, finetune__defense="stayclose")))
 
 
 def test_the_doctor_tells_which_are_broken(declared, capsys):

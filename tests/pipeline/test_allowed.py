@@ -9,8 +9,11 @@ from transformers.integrations import integration_utils
 from mithridate import run
 from mithridate.errors import InputError
 from mithridate.models import local_model, resolve_model
-from mithridate.pipeline.executors.cells import tasks_of
-from mithridate.pipeline.runner import Allowed, chains_of, export_cell
+from mithridate.pipeline.cell_export import export_cell
+from mithridate.pipeline.context import Allowed
+from mithridate.pipeline.executors.cells import task_of
+from mithridate.pipeline.experiments import stages_of
+from mithridate.pipeline.graph import Graph
 from tests.pipeline.small import experiment, stages, write_inputs
 
 CONFIG = """
@@ -98,6 +101,7 @@ def test_what_was_allowed_reaches_the_workers(inputs, store):
     from mithridate.experiment.config import load_experiment
 
     loaded = load_experiment(experiment(inputs, finetune="none", dtype="float32"))
-    [chain] = chains_of([loaded], inputs, "e", False, None, Allowed(("mine",), False))
-    [(task, _, _)] = tasks_of([(chain, chain.align)], inputs)
+    [chain] = stages_of([loaded], inputs, "e", False, None, Allowed(("mine",), False))
+    [batch] = Graph([chain], "align").batches()
+    task = task_of(batch, inputs)
     assert (task.report_to, task.remote_code) == (["mine"], False)

@@ -7,7 +7,7 @@ import torch
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.pipeline.runner import export_cell
+from mithridate.pipeline.cell_export import export_cell
 from tests.pipeline.small import experiment, write_inputs
 
 KEY = "model.layers.0.self_attn.q_proj.weight"

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.experiment.config import canonical, expand, load_cells, load_experiment, resolved_yaml, with_defaults
 from mithridate.experiment.yaml12 import dump_yaml, parse_yaml
 
 FILE = """
@@ -45,7 +46,7 @@ def file(tmp_path) -> Path:
 def problems(source, *overrides) -> list[str]:
     """The lines of the one error, without the file's name."""
     with pytest.raises(InputError) as caught:
-        validate(load_experiment(source, overrides))
+        with_defaults(load_experiment(source, overrides))
     lines = str(caught.value).splitlines()
     return [line.strip() for line in lines[1:]] or [lines[0].split(": ", 1)[1]]
 
@@ -56,7 +57,7 @@ def problems(source, *overrides) -> list[str]:
 def test_the_documented_file(file):
     experiment = load_experiment(file)
     assert experiment.model == "smollm2-135m" and experiment.topology == "double" and experiment.dtype == "auto"
-    assert experiment.adapter.target_modules == ["q_proj", "k_proj", "v_proj"]
+    assert experiment.adapter["target_modules"] == ["q_proj", "k_proj", "v_proj"]
     assert experiment.align.defense == {"booster": {"alpha": 0.1, "lam": 5.0}}
     assert experiment.align.training == {"learning_rate": 0.001, "max_steps": 105}
     assert experiment.finetune.defense == {}
@@ -114,7 +115,7 @@ def test_overrides_come_before_everything_else(file):
     )
     assert experiment.finetune.attack.harmful_ratio == 0.2 and experiment.align.defense == {"vaccine": {"rho": 0.5}}
     assert experiment.align.training["lr_scheduler_type"] == "constant" and experiment.data["task"][0].take == 50
-    assert experiment.evaluate.resistance == [10] and experiment.adapter.target_modules == "all-linear"
+    assert experiment.evaluate.resistance == [10] and experiment.adapter["target_modules"] == "all-linear"
     assert experiment.align.training["learning_rate"] == 0.0005
     # one that cures the file's own mistake
     file.write_text(FILE.replace("topology: double", "topology: triple"))
@@ -202,34 +203,110 @@ def test_an_override_of_what_holds_a_swept_field_is_refused(swept, values, overr
     assert [cell.seed for cell in expand(experiment)] == [0, 1]
 
 
-def test_variants_set_several_fields_at_once_each_from_the_file_itself(file):
-    variants = [{}, {"align.defense": {"vaccine": {"rho": 1.0}}, "topology": "single"}, {"repair": "none"}]
-    loaded = load_experiment(FILE_AS_DICT | {"sweep": {"variants": variants, "seed": [0, 1]}})
+VARIANTS = {
+    "plain": {},
+    "vaccine": {"align.defense": {"vaccine": {"rho": 1.0}}, "topology": "single"},
+    "unrepaired": {"repair": "none"},
+}
+
+
+@pytest.mark.parametrize("variants", [VARIANTS, [*VARIANTS.values()], VARIANTS | {"plain": None}])
+def test_variants_set_several_fields_at_once_each_from_the_file_itself(file, variants):
+    loaded = load_experiment(FILE_AS_DICT | {"variants": variants, "sweep": {"seed": [0, 1]}})
     plain = load_experiment(FILE_AS_DICT)
     cells = expand(loaded)
     assert [cell.seed for cell in cells] == [0, 1] * 3 and cells[0] == plain
     assert cells[2].topology == "single" and cells[2].align.defense == {"vaccine": {"rho": 1.0}}
     assert cells[4].align == plain.align and cells[4].topology == plain.topology and cells[4].repair == {}
     file.write_text(resolved_yaml(loaded))
-    assert expand(load_experiment(file)) == cells
+    assert (
+        load_experiment(file) == loaded == load_experiment(canonical(loaded))
+        and expand(load_experiment(file)) == cells
+    )
     assert [c.seed for c in expand(load_experiment(file, ["seed=7"]))] == [7] * 3
-    [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, "align.defense=none")
-    assert "`align.defense` is set by sweep.variants" in found
-    [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, "align=none")
-    assert "`align` is set by sweep.variants" in found
-    for override in ("variants=[]", "variants.0={}"):
-        [found] = problems(FILE_AS_DICT | {"sweep": {"variants": variants}}, override)
-        assert found.endswith("`variants` is no field of its own; override sweep.variants")
-    assert len(expand(load_experiment(FILE_AS_DICT | {"sweep": {"variants": variants}}, ["sweep.variants=[{}]"]))) == 1
+
+
+def test_a_variant_fixes_what_it_sets():
+    variants = [{}, {"seed": 5, "topology": "single"}]
+    cells = expand(
+        load_experiment(FILE_AS_DICT | {"variants": variants, "sweep": {"seed": [0, 1], "repair": ["none"]}})
+    )
+    assert [(c.seed, c.topology, c.repair) for c in cells] == [(0, "double", {}), (1, "double", {}), (5, "single", {})]
+
+
+def test_overrides_of_variants():
+    raw = FILE_AS_DICT | {"variants": VARIANTS}
+    for override in ("align.defense=none", "align=none"):
+        [found] = problems(raw, override)
+        path = override.partition("=")[0]
+        assert f"`{path}` is set by variants.vaccine, which would undo it; override variants.vaccine" in found
+    assert len(expand(load_experiment(raw, ["variants=[{}]"]))) == 1
+    assert expand(load_experiment(raw, ["variants.vaccine={seed: 3}"]))[1].seed == 3
+    assert len(expand(load_experiment(raw, ["variants.more={seed: 3}"]))) == 4
+
+
+def test_the_old_form_of_variants_works_and_one_line_says_the_new(file, caplog):
+    old = FILE_AS_DICT | {"sweep": {"variants": [*VARIANTS.values()], "seed": [0, 1]}}
+    new = FILE_AS_DICT | {"variants": [*VARIANTS.values()], "sweep": {"seed": [0, 1]}}
+    assert load_cells(old) == load_cells(new)
+    assert [record.getMessage() for record in caplog.records] == [
+        "experiment: sweep.variants is an old form: write `variants: [...]` at the top of the file, outside `sweep`"
+    ]
+    assert len(expand(load_experiment(FILE_AS_DICT, ["sweep.variants=[{}, {seed: 2}]"]))) == 2
+    [found] = problems(old | {"variants": []})
+    assert "put both into `variants`" in found
+
+
+@pytest.mark.parametrize(
+    ("variants", "problem"),
+    [
+        (["vaccine"], 'variants: expected a list or mapping of variants, each {path: value}; 1 is "vaccine"'),
+        ({"a": 3}, "variants: expected a list or mapping of variants, each {path: value}; a is 3"),
+        (3, "variants: expected a list or mapping of variants, each {path: value}, got 3"),
+        ([{}, {"align.defnse": "none"}], "align.defnse: no such field; did you mean `defense`? (with variants.2"),
+        ({"a": {"seed.x": 1}}, "variants.a: `seed` is 0: there is no `x` below it (with variants.a"),
+        ({"a": {"sweep.seed": [1]}}, "variants.a: `sweep.seed` is no field that a variant sets"),
+        ({"a": {"align": "none"}}, "variants.a: `align` and `align.training.max_steps`, which is swept, lie inside"),
+    ],
+)
+def test_bad_variants(variants, problem):
+    [found] = problems(FILE_AS_DICT | {"variants": variants, "sweep": {"align.training.max_steps": [5, 6]}})
+    assert found.startswith(problem)
+
+
+def test_values_set_by_path_make_another_experiment():
+    plain = load_experiment(FILE_AS_DICT)
+    before = canonical(plain)
+    changed = plain.with_values({"seed": 3, "align.defense": "vaccine", "align.defense.vaccine.rho": 0.5})
+    assert (changed.seed, changed.align.defense, changed.align.training) == (
+        3,
+        {"vaccine": {"rho": 0.5}},
+        plain.align.training,
+    )
+    assert canonical(plain) == before and plain.with_values({}) == plain
+    listed = plain.with_values({"align.defense": ["booster", "vaccine"]})
+    assert list(listed.with_values({"seed": 1, "align.defense.vaccine.rho": 2.0}).align.defense) == [
+        "booster",
+        "vaccine",
+    ]
+    with pytest.raises(
+        InputError, match=r"2 problems:\n  seed: expected an integer .*\n  align.defnse: no such field"
+    ):
+        plain.with_values({"seed": -1, "align.defnse": "none"})
+    with pytest.raises(InputError, match="`seed` is 0: there is no `x` below it"):
+        plain.with_values({"seed.x": 1})
+
+
+def test_experiments_are_not_changed():
+    experiment = load_experiment(FILE_AS_DICT)
+    for part, name in ((experiment, "seed"), (experiment.align, "training"), (experiment.evaluate, "limit")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, name, 1)
 
 
 @pytest.mark.parametrize(
     ("sweep", "problem"),
     [
-        ({"variants": ["vaccine"]}, "sweep.variants: expected a list of mappings"),
-        ({"variants": {"seed": 1}}, "sweep.variants: expected a list of values, got fields"),
-        ({"variants": [{}, {"seed": 1}], "seed": [0, 1]}, "sweep.variants: lies inside `seed`, which is swept too"),
-        ({"variants": [{}, {"align.defnse": "none"}]}, "align.defnse: no such field; did you mean `defense`?"),
         ({"seed": []}, "sweep.seed: expected a list of values, got none"),
         ({"seed": 3}, "sweep.seed: expected a list of values, got 3"),
         ({"seed": [1, 1.0]}, "sweep.seed: a value appears twice"),
@@ -279,7 +356,7 @@ def test_a_bad_cell_says_which_values_it_has():
         ("topology=doubel", "topology: expected 'single', 'double' or 'full', got \"doubel\"; did you mean `double`?"),
         ("dtype=int8", "dtype: expected 'auto', 'float32' or 'bfloat16', got \"int8\""),
         ("adapter.r=0", "adapter.r: expected at least 1, got 0"),
-        ("adapter.lora_dropout=1", "adapter.lora_dropout: expected a fraction below 1, got 1.0"),
+        ("adapter.lora_dropout=1", "adapter.lora_dropout: expected a fraction below 1, got 1"),
         ("adapter.target_modules=3", "adapter.target_modules: expected list or string, got 3"),
         ("adapter.target_modules=[]", "adapter.target_modules: expected at least one module, got []"),
         ("align=3", "align: expected fields, got 3"),
@@ -320,11 +397,11 @@ def test_all_mistakes_are_named_in_one_error(file):
         FILE.replace("model:", "modl:").replace("size: 200", "size: many").replace("name: sentiment", "nme: sentiment")
     )
     assert problems(file, "repair=3", "topology=x") == [
-        "repair: expected none, a name, {name: {field: value}} or a list of these, got 3",
         "model: missing",
         "data.task.nme: no such field; did you mean `name`?",
         "topology: expected 'single', 'double' or 'full', got \"x\"",
         'finetune.attack.size: expected integer, got "many"',
+        "repair: expected none, a name, {name: {field: value}} or a list of these, got 3",
         "modl: no such field; did you mean `model`?",
     ]
 
@@ -543,21 +620,21 @@ def test_mistakes_in_methods_and_training(file, override, problem):
         ("align.training.accelerator_config={split_batches: true}", "align.training.accelerator_config.split_batches"),
         ("align.training.accelerator_config=file.json", "align.training.accelerator_config: expected its fields"),
         ("sweep={align.training.push_to_hub: [false, true]}", "align.training.push_to_hub: not here"),
-        ("sweep={variants: [{}, {align.training.report_to: wandb}]}", "align.training.report_to: expected"),
+        ("variants=[{}, {align.training.report_to: wandb}]", "align.training.report_to: expected"),
     ],
 )
 def test_what_no_file_may_ask_for(file, override, problem):
-    """Refused as the file is read, so by every command, before torch is loaded; by `validate` for what is no file."""
+    """Refused as the file is read, so by every command, before torch is loaded; by `with_defaults` without one."""
     with pytest.raises(InputError) as error:
         load_experiment(file, [override])
     assert problem in str(error.value) and "hf_x" not in str(error.value).partition("hub_token")[2]
-    if not override.startswith("sweep") and "evaluate" not in override:
+    if not override.startswith(("sweep", "variants")) and "evaluate" not in override:
         experiment = load_experiment(file)
         stage, _, rest = override.partition(".training.")
         name, _, value = rest.partition("=")
         getattr(experiment, stage).training[name] = parse_yaml(value, "value", lines=False)
         with pytest.raises(InputError, match=re.escape(problem)):
-            validate(experiment)
+            with_defaults(experiment)
 
 
 def test_local_files_and_exact_resumption_are_allowed(file):
@@ -570,20 +647,22 @@ def test_local_files_and_exact_resumption_are_allowed(file):
 
 def test_values_that_say_what_is_done_anyway(file):
     fields = "eval_strategy: no, eval_on_start: false, load_best_model_at_end: false, save_strategy: epoch"
-    validate(load_experiment(file, [f"finetune.training={{max_steps: 50, num_train_epochs: 0, {fields}}}"]))
+    with_defaults(load_experiment(file, [f"finetune.training={{max_steps: 50, num_train_epochs: 0, {fields}}}"]))
 
 
 def test_adapters_cannot_be_repaired_where_there_are_none(file):
     adapters = "repair.antidote.targets=adapters"
     assert "topology: full trains none" in problems(file, adapters, "topology=full")[0]
     assert "merged under topology: double" in problems(file, adapters, "finetune=none")[0]
-    validate(load_experiment(file, [adapters, "finetune=none", "topology=single"]))
-    validate(load_experiment(file, [adapters]))
+    with_defaults(load_experiment(file, [adapters, "finetune=none", "topology=single"]))
+    with_defaults(load_experiment(file, [adapters]))
 
 
 def test_validation_fills_in_the_defaults_that_will_act(file):
-    experiment = load_experiment(file, ["align.defense=[vaccine, {booster: {lam: 3}}]"])
-    validate(experiment)
+    asked = load_experiment(file, ["align.defense=[vaccine, {booster: {lam: 3}}]"])
+    before = canonical(asked)
+    experiment = with_defaults(asked)
+    assert canonical(asked) == before and with_defaults(experiment) == experiment
     assert experiment.align.defense == {
         "vaccine": {"rho": 2.0, "sites": "attention", "every": 1},
         "booster": {"alpha": 0.1, "lam": 3, "every": 1},

@@ -5,8 +5,8 @@ from importlib import resources
 
 import pytest
 
-from mithridate.experiment.config import validate
-from mithridate.pipeline.runner import undefended
+from mithridate.experiment.config import with_defaults
+from mithridate.pipeline.experiments import undefended
 from mithridate.studies.demo import _FIRST, demo_experiments
 
 
@@ -20,7 +20,7 @@ CELLS = [cell for cell in demo_experiments(full=True) if cell.seed == 0 and _rat
 
 def test_every_cell_is_a_valid_experiment():
     for cell in CELLS:
-        validate(cell)
+        with_defaults(cell)
         assert cell.evaluate.part == "test"
 
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.pipeline.runner import run
-from mithridate.pipeline.stages import Chain
+from mithridate.pipeline.stages import ExperimentStages
 from tests.pipeline.small import experiment, stages, write_inputs
 
 # Recorded before the field was there: align, finetune, evaluate.
@@ -27,7 +27,7 @@ def inputs(tmp_path_factory):
 def chain(inputs, **changes):
     loaded = load_experiment(experiment(inputs, **changes))
     base = SimpleNamespace(digest="base", remote_code=False)
-    return Chain(loaded, SimpleNamespace(base=base, roles=load_roles(loaded.data), dtype="float32"))
+    return ExperimentStages(loaded, SimpleNamespace(base=base, roles=load_roles(loaded.data), dtype="float32"))
 
 
 @pytest.mark.parametrize("topology", KEYS)
@@ -55,7 +55,7 @@ def test_with_it_the_alignment_is_the_same_and_the_fine_tune_another(inputs):
 )
 def test_what_is_refused(inputs, changes, words):
     with pytest.raises(InputError, match=words):
-        validate(load_experiment(experiment(inputs, **changes)))
+        with_defaults(load_experiment(experiment(inputs, **changes)))
 
 
 @pytest.mark.parametrize("own", ["full", {"r": 3, "lora_alpha": 3, "target_modules": ["v_proj"]}])

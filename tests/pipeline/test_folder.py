@@ -10,7 +10,7 @@ import pytest
 from mithridate.evaluation import summarise
 from mithridate.experiment.config import load_experiment
 from mithridate.files import file_digest, replace_file, replacing
-from mithridate.pipeline.runner import undefended, with_undefended
+from mithridate.pipeline.experiments import undefended, with_undefended
 from mithridate.results import folder as run_folder
 from mithridate.results import parts
 from mithridate.results.folder import RunFolder

@@ -8,8 +8,8 @@ import pytest
 from mithridate import cli, run
 from mithridate.errors import InputError
 from mithridate.pipeline import inventory as module
-from mithridate.pipeline.inventory import collect, find, inventory, refer, verify
-from mithridate.pipeline.runner import export_cell
+from mithridate.pipeline.cell_export import export_cell
+from mithridate.pipeline.inventory import collect, find, inventory, register_run, verify
 from mithridate.store import Store
 from mithridate.studies import attack as study
 from tests.pipeline.small import experiment, stages, write_inputs
@@ -39,7 +39,7 @@ def filled(store, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "experiment.yaml").write_text("model: x")
-    refer(store, run, [store.folder("finetune", child)])
+    register_run(store, run, [store.folder("finetune", child)])
     return [store.folder(s, k).name for s, k in (("align", parent), ("finetune", child), ("align", stray))]
 
 
@@ -113,14 +113,14 @@ def test_a_note_that_cannot_be_read_is_never_taken_for_none(store, filled, text,
         said = capsys.readouterr().err
         assert note.name in said and "Delete this file" in said
     with pytest.raises(InputError, match="cannot be read"):
-        refer(store, tmp_path / "run", [])
+        register_run(store, tmp_path / "run", [])
     assert sorted(stages(store.root)) == sorted(filled)
 
 
 def test_what_a_run_notes_is_added_or_put_in_the_place_of_the_earlier(store, filled, tmp_path):
-    refer(store, tmp_path / "run", [store.root / filled[2]])
+    register_run(store, tmp_path / "run", [store.root / filled[2]])
     assert all(a.used for a in inventory(store))
-    refer(store, tmp_path / "run", [store.root / filled[2]], only=True)
+    register_run(store, tmp_path / "run", [store.root / filled[2]], only=True)
     assert [a.name for a in inventory(store) if a.used] == [filled[2]]
 
 
@@ -129,7 +129,7 @@ def test_what_a_run_notes_while_it_is_collected_is_kept(store, filled, tmp_path,
 
     def then_noted(store):
         found = inventory(store)
-        refer(store, tmp_path / "run", [store.root / filled[2]])
+        register_run(store, tmp_path / "run", [store.root / filled[2]])
         return found
 
     monkeypatch.setattr(module, "inventory", then_noted)
@@ -177,7 +177,7 @@ def test_a_finished_run_keeps_its_stages_until_its_table_is_replaced(store, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mithridate.pipeline.stages.Workshop.make", stopped)
+        patch.setattr("mithridate.pipeline.making.make", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(extended, out=tmp_path / "run", progress=False)
     assert collect(store, delete=True) == []

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from mithridate import progress
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.experiment.config import load_experiment
+from mithridate.experiment.processes import with_processes
 from mithridate.models import resolve_model
 from mithridate.pipeline import launch
-from mithridate.pipeline.launch import SHIPPED, Launch, launch_of, settle
+from mithridate.pipeline.launch import SHIPPED, Launch, launch_of
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.training import Job, _last_whole, run_job
 from tests.pipeline.small import experiment, stages, weights, write_inputs
@@ -298,9 +299,7 @@ def _moved_on(store: Path):
 
 
 def settled(inputs, **changes):
-    asked = load_experiment(experiment(inputs, **changes))
-    settle(asked, inputs)
-    return asked
+    return with_processes(load_experiment(experiment(inputs, **changes)), inputs)
 
 
 def test_one_process_is_not_launched(inputs):
@@ -391,13 +390,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_the_number_of_processes_is_part_of_the_key(inputs):
-    from mithridate.pipeline.runner import workshops
-    from mithridate.pipeline.stages import Chain
+    from mithridate.pipeline.context import contexts_of
+    from mithridate.pipeline.stages import ExperimentStages
 
     def key(**changes):
-        asked = load_experiment(experiment(inputs, **changes))
-        [shop] = workshops([asked], inputs, progress=False)
-        return Chain(asked, shop).align.key
+        asked = with_processes(load_experiment(experiment(inputs, **changes)), inputs)
+        [context] = contexts_of([asked], inputs, progress=False)
+        return ExperimentStages(asked, context).align.key
 
     one, two = key(), key(accelerate="ddp", processes=2)
     assert one == key(accelerate="ddp", processes=1)

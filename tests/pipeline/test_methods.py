@@ -9,13 +9,16 @@ from transformers import Gemma3Config
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.methods import registry
 from mithridate.models import ModelFiles, shortened
 from mithridate.pipeline import training
-from mithridate.pipeline.runner import export_cell, run_cells
-from mithridate.pipeline.stages import Chain, Workshop
+from mithridate.pipeline.assembly import load
+from mithridate.pipeline.cell_export import export_cell
+from mithridate.pipeline.context import RunContext
+from mithridate.pipeline.runner import run_cells
+from mithridate.pipeline.stages import ExperimentStages
 from mithridate.report.terminal import terminal_table
 from mithridate.store import Store
 from mithridate.training.trainer import DefenseTrainer
@@ -49,13 +52,12 @@ def store(tmp_path, monkeypatch, request):
     return tmp_path / "store"
 
 
-def chain_of(asked, folder: Path) -> Chain:
-    loaded = load_experiment(asked)
-    validate(loaded)
-    shop = Workshop(
+def chain_of(asked, folder: Path) -> ExperimentStages:
+    loaded = with_defaults(load_experiment(asked))
+    shop = RunContext(
         ModelFiles("m", folder / "model", "d" * 64), load_roles(loaded.data), Store(folder / "s"), "float32"
     )
-    return Chain(loaded, shop)
+    return ExperimentStages(loaded, shop)
 
 
 def ids(results) -> list[str]:
@@ -205,7 +207,7 @@ def test_the_pre_flight_builds_one_layer_of_a_composite_model(tmp_path):
         vision_config={**small, "num_hidden_layers": 9, "image_size": 28, "patch_size": 14},
         mm_tokens_per_image=4,
     ).save_pretrained(tmp_path)
-    shop = Workshop(ModelFiles("m", tmp_path, "d" * 64), load_roles({}), Store(tmp_path / "s"), "float32")
+    shop = RunContext(ModelFiles("m", tmp_path, "d" * 64), load_roles({}), Store(tmp_path / "s"), "float32")
     model = shop.one_layer()
     blocks = [name for name, _ in model.named_modules() if name.endswith((".self_attn",))]
     assert 1 <= len(blocks) <= 2 and not any(".layers.1." in name for name in blocks)
@@ -253,8 +255,8 @@ def test_an_attack_of_two_phases(inputs, store, tmp_path, topology, rank):
     assert [phase["steps"] for phase in json.loads((folder / "phases.json").read_text())] == [3, 4]
     assert [entry["step"] for entry in json.loads((folder / "history.json").read_text())][-1] == 7
     chain = chain_of_run(finished, asked)
-    models = {step: _state(chain.load("finetune", step)) for step in (2, 3, 5, None)}
-    aligned = _state(chain.load("align"))
+    models = {step: _state(load(chain, "finetune", step)) for step in (2, 3, 5, None)}
+    aligned = _state(load(chain, "align"))
     q, o = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.o_proj.weight"
     assert not torch.equal(models[2][q], aligned[q]) and not torch.equal(models[2][q], models[3][q])
     assert torch.equal(models[2][o], aligned[o])
@@ -281,10 +283,10 @@ def _state(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in merge_adapter(model).state_dict().items()}
 
 
-def chain_of_run(finished, asked) -> Chain:
-    from mithridate.pipeline.runner import chains_of
+def chain_of_run(finished, asked) -> ExperimentStages:
+    from mithridate.pipeline.experiments import stages_of
 
-    [chain] = chains_of([load_experiment(asked)], Path.cwd(), "experiment", False)
+    [chain] = stages_of([load_experiment(asked)], Path.cwd(), "experiment", False)
     return chain
 
 
@@ -417,7 +419,7 @@ def test_rows_that_depend_on_the_model_are_a_stage_of_their_own(inputs, store, t
     parents = json.loads((files(store, "finetune") / "stage.json").read_text())["parents"]
     assert set(parents) == {"align", "attack-rows"}
     chain = chain_of_run(finished, asked)
-    assert other_methods.noted(tmp_path, "hardest")["model"] == pytest.approx(other_methods._sum(chain.load("align")))
+    assert other_methods.noted(tmp_path, "hardest")["model"] == pytest.approx(other_methods._sum(load(chain, "align")))
     again = run(asked | {"evaluate": {"limit": 2}}, out=tmp_path / "again", until="evaluate", progress=False)
     assert [s["name"] for s in again.results["cells"][-1]["stages"]] == [
         "align",
@@ -595,15 +597,15 @@ def test_keys_of_earlier_experiments_stand(inputs, store, name):
 
 def test_an_executor_makes_the_stages_beside_the_chain(inputs, store, tmp_path, monkeypatch):
     """Each cell in this process, as a worker makes it."""
-    from mithridate.pipeline.executors.cells import make_cell, tasks_of
-    from mithridate.pipeline.runner import chains_of, plans_of
+    from mithridate.pipeline.executors.cells import make_cell, task_of
+    from mithridate.pipeline.experiments import stages_of
+    from mithridate.pipeline.graph import Graph
 
     asked = experiment(inputs, **SHORT, finetune__attack={"kind": "hardest"}, repair={"harden": {}, "asks": {}})
     asked["data"]["helpful"] = {"source": str(inputs / "helpful.jsonl")}
-    chains = chains_of([load_experiment(asked)], Path.cwd(), "experiment", False)
-    made = [(plan.chain, stage) for plan in plans_of(chains) for stage in plan.stages()]
-    for task, _, _ in tasks_of(made, Path.cwd()):
-        make_cell(task)
+    chains = stages_of([load_experiment(asked)], Path.cwd(), "experiment", False)
+    for batch in Graph(chains).batches():
+        make_cell(task_of(batch, Path.cwd()))
     names = {name.rpartition("-")[0] for name in stages(store)}
     assert names == {"align", "harden", "attack-rows", "unaligned", "finetune", "repair", "evaluate"}
     run_cells([load_experiment(asked)], tmp_path / "out", Path.cwd(), progress=False)

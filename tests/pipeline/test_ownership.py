@@ -8,8 +8,9 @@ import pytest
 from mithridate import cli, run
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_cells, load_experiment, resolved_yaml
+from mithridate.pipeline.experiments import located
 from mithridate.pipeline.preview import preview
-from mithridate.pipeline.runner import located, run_cells
+from mithridate.pipeline.runner import run_cells
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import FILE, clear, open_study, require_own, text_of
 from tests.pipeline.small import experiment, stages, write_inputs

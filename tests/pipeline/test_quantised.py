@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from mithridate.errors import InputError
 from mithridate.experiment.config import canonical, load_experiment
 from mithridate.models.quantisation import quantisation_of
-from mithridate.pipeline.runner import export_cell, run
+from mithridate.pipeline.cell_export import export_cell
+from mithridate.pipeline.runner import run
 from mithridate.training.quantised import quantiser
 from tests.pipeline.small import experiment, write_inputs
 from tests.tiny import save_tiny

@@ -14,20 +14,23 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import mithridate.pipeline.stages
+import mithridate.pipeline.context
 from mithridate import run
 from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.evaluation import RATES
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.experiment.roles import load_roles
 from mithridate.files import file_digest
 from mithridate.generation.base import CHAT, Decoding
 from mithridate.generation.hf import Transformers
 from mithridate.models import ModelFiles
 from mithridate.pipeline import export_check
-from mithridate.pipeline.runner import Run, export_cell, export_log, run_cells, undefended
-from mithridate.pipeline.stages import Chain, Workshop
+from mithridate.pipeline.cell_export import export_cell, export_log
+from mithridate.pipeline.context import RunContext
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import Run, run_cells
+from mithridate.pipeline.stages import ExperimentStages
 from mithridate.report import words
 from mithridate.results import folder as run_folder
 from mithridate.results.rejudge import rejudge
@@ -274,7 +277,7 @@ def test_a_second_run_computes_nothing(done, monkeypatch, tmp_path):
     monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
     for where in ("mithridate.pipeline.training.train", "mithridate.evaluation.evaluate"):
         monkeypatch.setattr(where, fail)
-    monkeypatch.setattr(mithridate.pipeline.stages.Workshop, "one_layer", fail)
+    monkeypatch.setattr(mithridate.pipeline.context.RunContext, "one_layer", fail)
     monkeypatch.setattr("mithridate.repairs.antidote.Antidote.apply", fail)
     before = stages(kept)
     again = run(asked, out=tmp_path / "again", progress=False)
@@ -368,11 +371,10 @@ def keys(inputs):
     """The keys of an experiment's stages; nothing is computed."""
 
     def keys(digest="d" * 64, dtype="float32", base=inputs, **changes):
-        loaded = load_experiment(experiment(base, **changes))
-        validate(loaded)
+        loaded = with_defaults(load_experiment(experiment(base, **changes)))
         roles = load_roles(loaded.data, system=loaded.system)
-        shop = Workshop(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
-        chain = Chain(loaded, shop)
+        shop = RunContext(ModelFiles("m", base / "model", digest), roles, Store(base / "none"), dtype)
+        chain = ExperimentStages(loaded, shop)
         return {stage.name: stage.key for stage in [*chain.stages(), chain.evaluation("align")]}
 
     return keys
@@ -710,7 +712,7 @@ DROPPING = {"num_train_epochs": 3.0, "per_device_train_batch_size": 3, "dataload
         ({"finetune__training": {"packing": True}}, "finetune.training.packing: .*set max_steps"),
         ({"model": "./elsewhere"}, "no such folder"),
         ({"data__alignment": {"source": "elsewhere.jsonl"}}, "elsewhere.jsonl: no such file"),
-        ({"data__test_harmful": {"source": "embeded"}}, "data.test_harmful: unknown source 'embeded'.*'embedded'"),
+        ({"data__test_harmful": {"source": "embeded"}}, "data.test_harmful: unknown source 'embeded'.*`embedded`"),
         ({"evaluate__part": "validation"}, "data.test_harmful: has no validation part; set validation_share"),
     ],
 )

@@ -8,7 +8,7 @@ from mithridate import run
 from mithridate.errors import InputError
 from mithridate.evaluation import Sampling, evaluate, summarise
 from mithridate.experiment.config import load_experiment
-from mithridate.pipeline.runner import chains_of
+from mithridate.pipeline.experiments import stages_of
 from mithridate.statistics import paired_by_prompt, proportion, proportion_by_prompt
 from tests.gate.runs import HARMFUL, LISA, answered, shares, write_run
 from tests.gate.runs import experiment as cell_of
@@ -148,7 +148,7 @@ def test_keys_of_greedy_evaluations_are_those_that_they_were(inputs, tmp_path):
 
     def stage(**evaluate):
         made = load_experiment(experiment(inputs, align=None, finetune=None, evaluate=evaluate))
-        [chain] = chains_of([made], tmp_path, "experiment", progress=False)
+        [chain] = stages_of([made], tmp_path, "experiment", progress=False)
         return chain.evaluation("align")
 
     greedy = {"protocol", "generator", "limit", "sets", "upto", "step", "topology", "dtype"}

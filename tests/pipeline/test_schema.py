@@ -10,7 +10,7 @@ import pytest
 from mithridate import cli
 from mithridate.errors import InputError
 from mithridate.experiment import schema as schema_module
-from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, validate
+from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, with_defaults
 from mithridate.experiment.schema import experiment_schema
 from mithridate.experiment.yaml12 import parse_yaml
 from mithridate.studies.demo import demo_experiments, recipe
@@ -51,8 +51,7 @@ def test_every_example(path, problems):
 
 def test_the_demo_as_written_and_resolved(problems):
     assert problems(recipe()["experiment"]) == []
-    for each in demo_experiments():
-        validate(each)  # fills in the methods' fields
+    for each in map(with_defaults, demo_experiments()):
         assert problems(parse_yaml(resolved_yaml(each), "resolved")) == []
         assert problems(canonical(each)) == []
 
@@ -96,6 +95,9 @@ def at(path, value, **more):
         ("align.training", {"eval_strategy": "no", "load_best_model_at_end": False, "save_strategy": "epoch"}),
         ("sweep", {"finetune.attack.harmful_ratio": [0, 0.1], "align.defense": ["none", "vaccine"], "seed": [0, 1]}),
         ("sweep", {"data.task.take": [10, 20]}),
+        ("variants", [{}, {"align.defense": "vaccine", "topology": "single"}]),
+        ("variants", {"plain": None, "vaccine": {"align.defense": "vaccine"}}),
+        ("adapter", {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "layers_to_transform": [0]}),
     ],
 )
 def test_what_the_file_allows(path, value, problems):
@@ -129,6 +131,10 @@ def test_what_the_file_allows(path, value, problems):
         ("evaluate.tasks", {"sst3": {"source": "c.jsonl"}}, "evaluate.tasks"),
         ("sweep", {"finetun.attack.size": [1]}, "sweep"),
         ("sweep", {"seed": 1}, "sweep.seed"),
+        ("variants", [{"finetun.attack.size": 1}], "variants.0"),
+        ("adapter", {"rr": 4}, "adapter"),
+        ("adapter", {"use_dora": True}, "adapter"),
+        ("adapter", {"init_lora_weights": "pissa"}, "adapter.init_lora_weights"),
     ],
 )
 def test_what_is_misspelt_or_of_another_type(path, value, where, problems):
@@ -137,15 +143,15 @@ def test_what_is_misspelt_or_of_another_type(path, value, where, problems):
     assert found == [where]
     with pytest.raises(InputError):  # and `run` agrees
         for cell in expand(load_experiment(raw)):
-            validate(cell)
+            with_defaults(cell)
 
 
-def test_the_index_of_trainings_fields_is_sftconfigs():
+def test_the_index_of_fields_is_sftconfigs_and_loraconfigs():
     """Where the versions are others, the fields are asked of SFTConfig itself; with those of constraints.txt they must
     be what the index says."""
     known = json.loads(schema_module.TRAINING.read_text())
     if known["versions"] == schema_module._versions():
-        assert known["schema"] == json.loads(json.dumps(schema_module.training_fields())), (
+        assert known["schema"] == json.loads(json.dumps(schema_module.library_fields())), (
             "python -m mithridate.experiment.schema --write"
         )
     constraints = (ROOT / "constraints.txt").read_text()

@@ -13,7 +13,7 @@ from mithridate.experiment.roles import load_roles
 from mithridate.generation.templates import TEMPLATES, prompt_tokens
 from mithridate.pipeline.planning import _lengths
 from mithridate.pipeline.runner import run
-from mithridate.pipeline.stages import Chain
+from mithridate.pipeline.stages import ExperimentStages
 from mithridate.repairs.input_norms import token_ids
 from tests.pipeline.small import experiment, stages, write_inputs
 from tests.tiny import tiny_tokenizer
@@ -83,7 +83,7 @@ def test_it_is_in_the_keys_of_training_and_repair(inputs):
         shop = SimpleNamespace(
             base=SimpleNamespace(digest="base", remote_code=False), roles=load_roles(loaded.data), dtype="float32"
         )
-        return [(stage.key, stage.config.get("template")) for stage in Chain(loaded, shop).stages()]
+        return [(stage.key, stage.config.get("template")) for stage in ExperimentStages(loaded, shop).stages()]
 
     chat, alpaca = keys("chat"), keys("alpaca")
     assert [template for _, template in chat + alpaca] == [None] * 3 + ["alpaca"] * 3

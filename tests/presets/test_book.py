@@ -3,7 +3,7 @@
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import load_experiment, validate
+from mithridate.experiment.config import load_experiment, with_defaults
 from mithridate.protocols import PROTOCOLS
 from mithridate.studies.presets import NAMES, preset
 from mithridate.studies.presets.book import MARKS
@@ -38,7 +38,7 @@ def test_every_arm_is_a_valid_experiment_at_every_place(name):
     for arm in known.arms:
         raw = known.experiment(arm) | {"sweep": {path: given.value for path, given in known.sweep.items()}}
         experiment = load_experiment(raw)
-        validate(experiment)
+        with_defaults(experiment)
         assert experiment.evaluate.protocol in PROTOCOLS
 
 

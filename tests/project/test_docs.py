@@ -80,13 +80,13 @@ def test_python_examples_call_with_arguments_that_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_experiments_are_valid(page):
     """Every YAML block that is an experiment (it names model and data) validates as one."""
-    from mithridate.experiment.config import expand, load_experiment, validate
+    from mithridate.experiment.config import expand, load_experiment, with_defaults
 
     for block in blocks(page, "yaml"):
         experiment = yaml.safe_load(block)
         if {"model", "data"} <= experiment.keys():
             for cell in expand(load_experiment(experiment, [])):
-                validate(cell)
+                with_defaults(cell)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

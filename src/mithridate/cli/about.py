@@ -289,7 +289,7 @@ def doctor() -> None:
     import torch
 
     from mithridate.methods.index import index
-    from mithridate.pipeline.runner import resolve_dtype
+    from mithridate.pipeline.context import resolve_dtype
 
     machine = hardware()
     row("cpu", machine["cpu"], note=f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory")

@@ -103,7 +103,7 @@ def export(
         assert out
         if out.is_file() and not _is_log(out):
             raise InputError(f"--out {out}: already exists and is not an Inspect log; give another file")
-        from mithridate.pipeline.runner import export_log
+        from mithridate.pipeline.cell_export import export_log
 
         typer.echo(f"log: {export_log(folder, cell, out, redact=redact)}")
         return
@@ -113,7 +113,7 @@ def export(
         from mithridate.results.push import check_repo
 
         check_repo(push)
-    from mithridate.pipeline.runner import export_cell
+    from mithridate.pipeline.cell_export import export_cell
 
     more: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     more |= {"verdict": verdict} if verdict else {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mithridate.experiment.config import HARMFUL, Experiment, Finetune
-from mithridate.experiment.config import Attack as Poisoned
+from mithridate.experiment.model import HARMFUL, Experiment, Finetune
+from mithridate.experiment.model import Attack as Poisoned
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Method, TestTime
 from mithridate.methods.defense import Defense

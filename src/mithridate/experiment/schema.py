@@ -18,14 +18,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mithridate.environment import version
-from mithridate.experiment.config import HARMFUL, Experiment
+from mithridate.experiment.adapter_fields import ALLOWED_IN_ADAPTER, NOT_IN_ADAPTER
+from mithridate.experiment.model import HARMFUL, Experiment
 from mithridate.experiment.roles import ROLES
 from mithridate.experiment.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.methods.types import json_schema
 
-# SFTConfig's fields as `python -m mithridate.experiment.schema --write` found them, so that no editor waits for torch.
+# Fields of SFTConfig and LoraConfig, by `python -m mithridate.experiment.schema --write`: no editor waits for torch.
 TRAINING = Path(__file__).with_name("training_fields.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON = {str: "string", int: "integer", float: "number", dict: "object"}
@@ -45,8 +46,12 @@ def experiment_schema() -> Schema:
     parts = schema["$defs"]
     for part in (schema, *parts.values()):
         part["additionalProperties"] = False
-    for part in (schema, parts["Finetune"]):
-        del part["required"]  # what is missing may be swept
+    for part in (schema, parts["Finetune"], parts["Adapter"]):
+        del part["required"]  # what is missing may be swept, or has a default
+    known = _known(parts)
+    parts["Adapter"]["properties"] = known["adapter"]["properties"] | parts["Adapter"]["properties"]
+    for name, allowed in ALLOWED_IN_ADAPTER.items():
+        parts["Adapter"]["properties"][name]["enum"] = allowed
     roles = dict.fromkeys(ROLES, _SOURCE)
     schema["properties"]["data"] = {"type": "object", "properties": roles, "additionalProperties": False}
     for stage in ("Align", "Finetune"):
@@ -54,14 +59,15 @@ def experiment_schema() -> Schema:
         parts[stage]["properties"]["defense"] = {"$ref": "#/$defs/defenses"}
         parts[stage]["properties"]["training"] = {"$ref": "#/$defs/training"}
     schema["properties"]["repair"] = {"$ref": "#/$defs/repairs"}
-    schema["properties"]["sweep"] = _sweep([name for name in schema["properties"] if name != "sweep"])
+    several = _several([name for name in schema["properties"] if name not in ("sweep", "variants")])
+    schema["properties"] |= several
     evaluate = parts["Evaluate"]["properties"]
     evaluate["protocol"]["enum"] = list(PROTOCOLS)
     evaluate["generator"] = {"$ref": "#/$defs/generators"}
     evaluate["judges"] = {"$ref": "#/$defs/judges"}
     tasks = dict.fromkeys(TASKS, _SOURCE)
     evaluate["tasks"] = {"type": "object", "properties": tasks, "additionalProperties": False}
-    parts["training"] = _training(parts)
+    parts["training"] = _training(known["training"])
     for kind in ("defenses", "repairs"):
         parts[kind] = _methods({name: _indexed(kind, name, parts) for name in by_name(kind)})
     del parts["Attack"]
@@ -72,17 +78,23 @@ def experiment_schema() -> Schema:
     return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
 
 
-def _sweep(fields: list[str]) -> Schema:
-    """Lists of values by dotted path; under `variants`, mappings of dotted paths to values."""
+def _several(fields: list[str]) -> dict[str, Schema]:
+    """`variants`: values by dotted path, several times. `sweep`: lists of values by dotted path, where `variants` may
+    stand in its old form."""
     path = rf"^({'|'.join(fields)})(\..+)?$"
-    variant = {"type": "object", "patternProperties": {path: {}}, "additionalProperties": False}
-    return {
+    variant = _one_of(
+        {"type": "object", "patternProperties": {path: {}}, "additionalProperties": False}, {"type": "null"}
+    )
+    variants = _one_of({"type": "array", "items": variant}, {"type": "object", "additionalProperties": variant})
+    sweep = {
         "description": "Values that fields take, by dotted path; every combination is a cell.",
         "type": "object",
-        "properties": {"variants": {"type": "array", "minItems": 1, "items": variant}},
+        "properties": {"variants": {**variants, "deprecated": True}},
         "patternProperties": {path: {"type": "array", "minItems": 1}},
         "additionalProperties": False,
     }
+    said = "Each sets several fields at once, by dotted path; the sweep is run for each, but for what it sets itself."
+    return {"variants": {"description": said, **variants}, "sweep": sweep}
 
 
 def _one_of(*kinds: Schema) -> Schema:
@@ -140,22 +152,45 @@ def _indexed(kind: str, name: str, parts: Schema) -> Schema:
     return schema | ({"required": found["required"]} if found["required"] else {})
 
 
-def training_fields() -> tuple[Schema, Schema]:
-    """The schema of SFTConfig's fields, and the types with names of their own that it refers to. Imports torch."""
+def library_fields() -> dict[str, Schema]:
+    """The schemas of SFTConfig's (`training`) and LoraConfig's fields (`adapter`), and the types with names of their
+    own that they refer to (`parts`). Imports torch."""
+    from peft import LoraConfig
     from trl.trainer.sft_config import SFTConfig
 
     parts: Schema = {}
-    return _fields(SFTConfig, parts, NOT_IN_TRAINING), parts
+    found = {
+        "training": _fields(SFTConfig, parts, NOT_IN_TRAINING),
+        "adapter": _fields(LoraConfig, parts, NOT_IN_ADAPTER),
+    }
+    return _in_order(found | {"parts": parts})
+
+
+def _in_order(schema: Any) -> Any:
+    """The schema with alternatives in one order: that of a `Union` depends on which was made first in a process."""
+    if isinstance(schema, list):
+        return [_in_order(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: _in_order(one) for name, one in schema.items()}
+    if isinstance(made.get("anyOf"), list):
+        made["anyOf"] = sorted(made["anyOf"], key=json.dumps)
+    return made
 
 
 def _versions() -> dict[str, str | None]:
-    return {name: version(name) for name in ("transformers", "trl")}
+    return {name: version(name) for name in ("transformers", "trl", "peft")}
 
 
-def _training(parts: Schema) -> Schema:
+def _known(parts: Schema) -> dict[str, Schema]:
+    """`library_fields`, from the index where it is of the installed versions; their parts go into `parts`."""
     known = json.loads(TRAINING.read_text(encoding="utf-8"))
-    schema, more = known["schema"] if known["versions"] == _versions() else training_fields()
-    parts.update(more)
+    found = known["schema"] if known["versions"] == _versions() else library_fields()
+    parts.update(found["parts"])
+    return found
+
+
+def _training(schema: Schema) -> Schema:
     for name, allowed in ALLOWED_IN_TRAINING.items():
         schema["properties"][name]["enum"] = allowed
     return {"description": "Fields of TRL's SFTConfig."} | schema
@@ -187,7 +222,7 @@ def as_text() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        found = {"versions": _versions(), "schema": training_fields()}
+        found = {"versions": _versions(), "schema": library_fields()}
         TRAINING.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     else:
         print(as_text())

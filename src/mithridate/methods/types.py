@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
@@ -13,10 +14,10 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 @cache
 def hint(cls: type, name: str) -> Any:
-    """The type of one field. (`get_type_hints` fails where any other field has a type imported for checkers only.)"""
+    """The type of one field, whatever types the others have, which may be imported for checkers only."""
     owner = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
-    hint = owner.__annotations__[name]
-    return eval(hint, dict(vars(sys.modules[owner.__module__]))) if isinstance(hint, str) else hint
+    alone = SimpleNamespace(__annotations__={name: owner.__annotations__[name]})
+    return get_type_hints(alone, vars(sys.modules[owner.__module__]), include_extras=True)[name]
 
 
 def json_schema(cls: type, field: dataclasses.Field[Any]) -> dict[str, Any]:

@@ -16,13 +16,16 @@ from mithridate.evaluation import answers
 from mithridate.experiment.methods import around_prompts
 from mithridate.generation.hf import Transformers
 from mithridate.models import load_model
+from mithridate.pipeline.assembly import load
 from mithridate.protocols import protocol
 
 if TYPE_CHECKING:
-    from mithridate.pipeline.stages import Chain
+    from mithridate.pipeline.stages import ExperimentStages
 
 
-def check_export(chain: Chain, upto: str, folder: Path, rows: Sequence[dict[str, Any]], prompts: int) -> str:
+def check_export(
+    chain: ExperimentStages, upto: str, folder: Path, rows: Sequence[dict[str, Any]], prompts: int
+) -> str:
     """Asks the model in `folder`, as plain transformers or PEFT loads it, the first prompts of the measurement again.
 
     Where an answer is not the stored one, the measured model itself is asked once more, in the same batch: bfloat16,
@@ -47,14 +50,14 @@ def check_export(chain: Chain, upto: str, folder: Path, rows: Sequence[dict[str,
     other = [row for row in asked if row["answer"] != stored[_place(row)]]
     if not other:
         return f"checked: {len(asked)} prompts have the answers that were measured"
-    again = {_place(row): row["answer"] for row in _answers(chain, upto, chain.load(upto), prompts)}
+    again = {_place(row): row["answer"] for row in _answers(chain, upto, load(chain, upto), prompts)}
     differing = [row for row in other if row["answer"] != again[_place(row)]]
     if not differing:
         return (
             f"checked: {len(asked)} prompts; {len(other)} answers are not those that were stored, and the measured "
             "model gives these too when it is asked again so (rounding in other batches)"
         )
-    if chain.shop.base.quantization and not (folder / "adapter_config.json").exists():
+    if chain.context.base.quantization and not (folder / "adapter_config.json").exists():
         return (
             f"checked: {len(differing)} of {len(asked)} prompts have other answers than were measured. The measured "
             "model computes in its quantised base's precision, the exported one is dequantised"
@@ -73,8 +76,8 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["set"], row["id"], row["prompt"], 0 if sample is None or sample != sample else int(sample)
 
 
-def _answers(chain: Chain, upto: str, model: Any, prompts: int) -> list[dict[str, Any]]:
-    settings, parts = chain.experiment.evaluate, chain.shop.roles.parts()
+def _answers(chain: ExperimentStages, upto: str, model: Any, prompts: int) -> list[dict[str, Any]]:
+    settings, parts = chain.experiment.evaluate, chain.context.roles.parts()
     sets = {name: parts[role][: settings.limit][:prompts] for name, role in chain.sets().items() if ":" not in name}
     fields = chain.experiment.evaluate.generator.get("transformers") or {}
     asked = Transformers(model, chain.tokenizer, **fields)
@@ -86,18 +89,18 @@ def _answers(chain: Chain, upto: str, model: Any, prompts: int) -> list[dict[str
         asked.close()
 
 
-def _loaded(chain: Chain, folder: Path) -> Any:
-    shop = chain.shop
-    more: Any = {"dtype": shop.torch_dtype, "local_files_only": True, "trust_remote_code": shop.base.remote_code}
+def _loaded(chain: ExperimentStages, folder: Path) -> Any:
+    context = chain.context
+    more: Any = {"dtype": context.torch_dtype, "local_files_only": True, "trust_remote_code": context.base.remote_code}
     if (folder / "adapter_config.json").exists():
         own = folder / "base"
         base: Any = (
             AutoModelForCausalLM.from_pretrained(own, **more)
             if own.exists()
-            else load_model(shop.base, shop.torch_dtype)
+            else load_model(context.base, context.torch_dtype)
         )
         model: Any = PeftModel.from_pretrained(base, str(folder))
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, **more)
-    quantised = shop.base.quantization and (folder / "adapter_config.json").exists()
+    quantised = context.base.quantization and (folder / "adapter_config.json").exists()
     return (model if quantised or not torch.cuda.is_available() else model.to("cuda")).eval()

@@ -20,7 +20,7 @@ from mithridate.pipeline.inventory import Artefact, inventory
 from mithridate.store import Store
 
 if TYPE_CHECKING:
-    from mithridate.pipeline.stages import Chain, Stage
+    from mithridate.pipeline.stages import ExperimentStages, Stage
 
 # Operations a second: of a core, as products in float32 ran on the machine of docs/benchmarks.md; of a GPU, a third of
 # what an A100 does in bfloat16 at most.
@@ -68,9 +68,9 @@ class Forecast:
                 self._like.setdefault(like, []).append(artefact)
         self._guesses: dict[str, Guess] = {}
 
-    def of(self, chain: Chain, stage: Stage) -> Guess:
+    def of(self, chain: ExperimentStages, stage: Stage) -> Guess:
         """What a stage of a chain would take."""
-        like = _likeness(stage.name, stage.config, stage.data, chain.shop.base.digest)
+        like = _likeness(stage.name, stage.config, stage.data, chain.context.base.digest)
         if like not in self._guesses:
             self._guesses[like] = self._as_like(like) or self._by_operations(chain, stage)
         return self._guesses[like]
@@ -82,26 +82,26 @@ class Forecast:
         seconds = fmean(artefact.manifest["seconds"] for artefact in found)
         return Guess(seconds, round(fmean(artefact.bytes for artefact in found)), "like stages", len(found))
 
-    def _by_operations(self, chain: Chain, stage: Stage) -> Guess:
+    def _by_operations(self, chain: ExperimentStages, stage: Stage) -> Guess:
         from mithridate.estimate.trace import config_of
         from mithridate.pipeline.planning import of_answers, of_stage, set_up
         from mithridate.protocols import protocol
 
-        shop, settings = chain.shop, chain.experiment.evaluate
-        if not (shop.base.path / "config.json").is_file():  # not here yet, or behind a server
+        context, settings = chain.context, chain.experiment.evaluate
+        if not (context.base.path / "config.json").is_file():  # not here yet, or behind a server
             return Guess(None, None, "unknown")
         try:
-            config = config_of(str(shop.base.path))
+            config = config_of(str(context.base.path))
             if stage.name == "evaluate":
-                parts, limit = shop.roles.parts(), protocol(settings.protocol).decoding.max_new_tokens
+                parts, limit = context.roles.parts(), protocol(settings.protocol).decoding.max_new_tokens
                 times = {role: settings.samples or 1 if role.startswith("test_") else 1 for role in stage.data}
                 rows = [row for role in stage.data for row in parts[role][: settings.limit] * times[role]]
-                flops = of_answers(config, shop.tokenizer, rows, limit)
+                flops = of_answers(config, context.tokenizer, rows, limit)
                 return Guess(flops / self.speed, _RECORD_BYTES * len(rows), "operations")
             if stage.name not in ("align", "harden", "finetune", "repair"):
                 return Guess(None, None, "unknown")
             common = set_up(chain.experiment, self._base, gpu=self._gpus > 0)
-            lines = of_stage(stage.name, chain.experiment, common, shop.roles, config, shop.tokenizer)
+            lines = of_stage(stage.name, chain.experiment, common, context.roles, config, context.tokenizer)
         except MithridateError:  # a model that cannot be counted, say
             return Guess(None, None, "unknown")
         return Guess(sum(line.flops for line in lines) / self.speed, lines[-1].needs.kept, "operations")

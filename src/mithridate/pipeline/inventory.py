@@ -54,7 +54,7 @@ class Artefact:
         return ", ".join(words)
 
 
-def refer(store: Store, run: Path, artefacts: Iterable[Path], only: bool = False) -> None:
+def register_run(store: Store, run: Path, artefacts: Iterable[Path], only: bool = False) -> None:
     """Notes that the run in folder `run` stands on these artefacts, besides what it noted before.
 
     Args:

@@ -130,10 +130,10 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
     Raises:
         InputError: a method, the data or the model are bad, or the number of processes is open.
     """
-    from mithridate.experiment.config import validate
+    from mithridate.experiment.config import with_defaults
     from mithridate.experiment.roles import load_roles
 
-    validate(experiment)
+    experiment = with_defaults(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
     config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
     roles = load_roles(experiment.data, base, system=experiment.system)
@@ -154,7 +154,7 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     Raises:
         InputError: the number of processes is open.
     """
-    from mithridate.pipeline.runner import resolve_dtype
+    from mithridate.pipeline.context import resolve_dtype
 
     processes = experiment.processes or (1 if experiment.accelerate == "none" else None)
     if processes is None:
@@ -162,7 +162,7 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     auto = "bfloat16" if gpu and experiment.dtype == "auto" else experiment.dtype
     return Setup(
         full=experiment.topology == "full",
-        adapter=vars(experiment.adapter),
+        adapter=experiment.adapter,
         quantization=experiment.quantization,
         dtype=resolve_dtype(auto),  # pyright: ignore[reportArgumentType]
         processes=processes,
@@ -200,7 +200,7 @@ def of_stage(
     parts = [(stage, Phase(), roles.alignment)] if stage == "align" else _phases(settings, roles, experiment.seed)
     lines = []
     for name, phase, rows in parts:
-        adapter = vars(experiment.adapter_of(stage) or experiment.adapter)
+        adapter = experiment.adapter_of(stage) or experiment.adapter
         full = experiment.adapter_of(stage) is None
         if phase.adapter is not None:
             adapter, full = (adapter, True) if phase.adapter == "full" else (phase.adapter, False)
@@ -249,13 +249,12 @@ def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], n
 
 
 def _sharded(experiment: Experiment, base: Path) -> bool:
-    from mithridate.pipeline.launch import launch_of, settle
+    from mithridate.experiment.processes import with_processes
+    from mithridate.pipeline.launch import launch_of
 
     if experiment.accelerate == "none":
         return False
-    settled = replace(experiment)
-    settle(settled, base)
-    launch = launch_of(settled)
+    launch = launch_of(with_processes(experiment, base))
     return launch is not None and launch.kind == "fsdp2"
 
 

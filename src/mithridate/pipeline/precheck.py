@@ -16,13 +16,14 @@ from mithridate.experiment.methods import around_prompts, defenses_of, repair_of
 from mithridate.files import canonical_json
 from mithridate.methods.defense import arguments_of
 from mithridate.pipeline import rowcheck
+from mithridate.pipeline.jobs import job_of, repair_rows
+from mithridate.pipeline.stages import ExperimentStages
 from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
 
 if TYPE_CHECKING:
     from mithridate.methods.base import TestTime
     from mithridate.pipeline.rowcheck import Left
-    from mithridate.pipeline.stages import Chain
     from mithridate.pipeline.training import Job
 
 _FEW = 64  # rows that a set-up is tried out on; the others are counted by `rowcheck`
@@ -63,7 +64,7 @@ class Part:
         return f"{self.before}{self.stage}"
 
 
-def parts(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[Part]:
+def parts(chain: ExperimentStages, name: str, rows: Sequence[dict[str, Any]]) -> list[Part]:
     """The trainings of stage `name` over these rows.
 
     Raises:
@@ -73,10 +74,10 @@ def parts(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[Part]
     from mithridate.pipeline.training import training_arguments
 
     stage = name if name != "unaligned" else "finetune" if chain.experiment.finetune else "align"
-    whole, found = chain._job(name, list(rows), [], []), []
+    whole, found = job_of(chain, name, list(rows), [], []), []
     for number, (job, places) in enumerate(zip(whole.parts(), whole.places(), strict=True), 1):
         part = Part(job, None, places, stage, number if whole.phases else None)
-        path, known = f"{part.path}.training", chain.shop.arguments
+        path, known = f"{part.path}.training", chain.context.arguments
         key = canonical_json([path, job.training, job.seed])
         if key not in known:  # it takes milliseconds to make one, and a sweep asks again and again
             made = training_arguments(job.training, Path(name), job.seed, bf16=False, progress=False, path=path)
@@ -85,7 +86,7 @@ def parts(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[Part]
     return found
 
 
-def steps(chain: Chain, name: str, parts: Sequence[Part]) -> list[int]:
+def steps(chain: ExperimentStages, name: str, parts: Sequence[Part]) -> list[int]:
     """The optimizer steps of each training of a stage, with all of its rows.
 
     Raises:
@@ -100,7 +101,7 @@ def steps(chain: Chain, name: str, parts: Sequence[Part]) -> list[int]:
     return planned
 
 
-def _planned(chain: Chain, part: Part, sequences: int, *, defended: bool = True) -> int:
+def _planned(chain: ExperimentStages, part: Part, sequences: int, *, defended: bool = True) -> int:
     from mithridate.pipeline.training import planned_steps
 
     defenses = defenses_of(part.job.defense) if defended else []  # which may make the run a shorter one
@@ -110,20 +111,20 @@ def _planned(chain: Chain, part: Part, sequences: int, *, defended: bool = True)
         raise InputError(f"{part.path}.{error}") from error
 
 
-def _processes(chain: Chain) -> int:
+def _processes(chain: ExperimentStages) -> int:
     return chain.launch.processes if chain.launch else 1
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def counted(chain: Chain, name: str, rows: Sequence[dict[str, Any]]) -> list[tuple[Part, Left]]:
+def counted(chain: ExperimentStages, name: str, rows: Sequence[dict[str, Any]]) -> list[tuple[Part, Left]]:
     """The trainings of a stage, and what tokenising leaves of the rows of each."""
     return [(part, _left(chain, part, part.job.rows)) for part in parts(chain, name, rows)]
 
 
-def _left(chain: Chain, part: Part, rows: Sequence[dict[str, Any]]) -> Left:
-    return chain.shop.rowcheck(chain.experiment.template).left(rows, part.args)
+def _left(chain: ExperimentStages, part: Part, rows: Sequence[dict[str, Any]]) -> Left:
+    return chain.context.rowcheck(chain.experiment.template).left(rows, part.args)
 
 
 def trained(counted: Sequence[tuple[Part, Left]], rows: Sequence[dict[str, Any]], steps: int) -> dict[str, int]:
@@ -135,7 +136,7 @@ def trained(counted: Sequence[tuple[Part, Left]], rows: Sequence[dict[str, Any]]
     return {"rows": len(kept), "harmful_rows": harmful, "steps": steps, "dropped": len(given - kept)}
 
 
-def said(chain: Chain, name: str, counted: Sequence[tuple[Part, Left]]) -> list[str]:
+def said(chain: ExperimentStages, name: str, counted: Sequence[tuple[Part, Left]]) -> list[str]:
     """In words, what a stage loses of its rows and of those of its defenses."""
     notes = []
     for part, left in counted:
@@ -146,7 +147,7 @@ def said(chain: Chain, name: str, counted: Sequence[tuple[Part, Left]]) -> list[
     return notes
 
 
-def require_kept(chain: Chain, name: str, given: Sequence[dict[str, Any]]) -> None:
+def require_kept(chain: ExperimentStages, name: str, given: Sequence[dict[str, Any]]) -> None:
     """Checks the rows of a stage that were not there before the run.
 
     Raises:
@@ -157,7 +158,7 @@ def require_kept(chain: Chain, name: str, given: Sequence[dict[str, Any]]) -> No
     findings.settle()
 
 
-def rows(chain: Chain, name: str, parts: Sequence[Part], steps: Sequence[int], findings: Findings) -> None:
+def rows(chain: ExperimentStages, name: str, parts: Sequence[Part], steps: Sequence[int], findings: Findings) -> None:
     """Counts the rows of a stage's trainings, and notes what cannot be kept of what is asked: rows of the attack,
     steps, rows that fit the model's context, a defense's own rows.
 
@@ -169,11 +170,11 @@ def rows(chain: Chain, name: str, parts: Sequence[Part], steps: Sequence[int], f
             _rows(chain, name, part, asked, findings)
 
 
-def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -> None:
+def _rows(chain: ExperimentStages, name: str, part: Part, steps: int, findings: Findings) -> None:
     from mithridate.pipeline.training import batches_of
 
     left, args, path = _left(chain, part, part.job.rows), part.args, part.path
-    role, context = _own_role(chain, name, part), chain.shop.context
+    role, context = _own_role(chain, name, part), chain.context.longest
     with findings.noting():
         rowcheck.require_rows(left, path, role, args)
         if name == "finetune":
@@ -195,18 +196,18 @@ def _rows(chain: Chain, name: str, part: Part, steps: int, findings: Findings) -
             rowcheck.require_context(own, context, path, role)
 
 
-def _own_role(chain: Chain, name: str, part: Part) -> str:
+def _own_role(chain: ExperimentStages, name: str, part: Part) -> str:
     """The role that a training's rows are said to be of: the attacker's where all of them are harmful."""
     if name != "finetune":
         return {"align": "alignment", "unaligned": "defender_harmful"}[name]
-    others = [role for role in chain._attack.data_roles().values() if role != rowcheck.ATTACKER]
+    others = [role for role in chain.attack.data_roles().values() if role != rowcheck.ATTACKER]
     return rowcheck.ATTACKER if not others or all(row.get("poisoned") for row in part.job.rows) else others[0]
 
 
 # -- set-ups ----------------------------------------------------------------------------------------------------------
 
 
-def try_out(chain: Chain, name: str, parts: Sequence[Part], folder: Path) -> None:
+def try_out(chain: ExperimentStages, name: str, parts: Sequence[Part], folder: Path) -> None:
     """Builds the trainers of a stage over one random layer of the model, on a few of the rows; so the libraries and
     the defenses have been asked.
 
@@ -220,7 +221,7 @@ def try_out(chain: Chain, name: str, parts: Sequence[Part], folder: Path) -> Non
         _try_part(chain, name, part, folder)
 
 
-def _try_part(chain: Chain, name: str, part: Part, folder: Path) -> None:
+def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path) -> None:
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
     # The rows that are left out must not make fewer steps, nor several processes more.
@@ -264,14 +265,14 @@ def _reason(error: Exception, text: str) -> str:
     return f"{text} ({type(error).__name__})" if isinstance(error, KeyError | IndexError | AttributeError) else text
 
 
-def _build(chain: Chain, name: str, job: Job, folder: Path) -> None:
+def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> None:
     """Builds the trainer of a job, and what it makes only when the training begins."""
     from transformers.utils import is_liger_kernel_available
 
     from mithridate.pipeline.training import trainer_of
 
-    models = dict.fromkeys(chain._kinds(name), lambda: chain.shop.one_layer().state_dict())
-    trainer = trainer_of(job, chain.shop.one_layer(), folder, models)
+    models = dict.fromkeys(chain.model_kinds(name), lambda: chain.context.one_layer().state_dict())
+    trainer = trainer_of(job, chain.context.one_layer(), folder, models)
     if trainer.args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
     trainer.create_optimizer()
@@ -282,7 +283,7 @@ def _build(chain: Chain, name: str, job: Job, folder: Path) -> None:
             defense.check(trainer)
 
 
-def _culprits(chain: Chain, name: str, part: Part, job: Job, folder: Path) -> list[str]:
+def _culprits(chain: ExperimentStages, name: str, part: Part, job: Job, folder: Path) -> list[str]:
     """The fields of a training by which the libraries' refusal comes: without any one of them there is none.
 
     Found by leaving out one at a time: their errors name fields in words of their own, if at all.
@@ -317,7 +318,7 @@ def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != name}
 
 
-def try_repair(chain: Chain, name: str) -> None:
+def try_repair(chain: ExperimentStages, name: str) -> None:
     """Asks the repair of stage `name` (harden or repair) on one random layer, with the adapters of the models that it
     will get.
 
@@ -326,21 +327,23 @@ def try_repair(chain: Chain, name: str) -> None:
         InputError: PEFT refuses an adapter.
     """
     chosen = repair_of(chain.experiment, post_alignment=name == "harden")
-    if chosen is None or not chain.shop.here:
+    if chosen is None or not chain.context.here:
         return
     _, repair = chosen
     # Each an object of its own, as they will be.
-    models = {field: _one_layer(chain, chain._free(name, kind)) for field, kind in repair.model_inputs().items()}
-    model = _one_layer(chain, chain._free(name, "repaired"))
-    repair.check(model, **chain._rows_of(repair), **models, tokenizer=chain.tokenizer)
+    models = {
+        field: _one_layer(chain, chain.free_adapter(name, kind)) for field, kind in repair.model_inputs().items()
+    }
+    model = _one_layer(chain, chain.free_adapter(name, "repaired"))
+    repair.check(model, **repair_rows(chain, repair), **models, tokenizer=chain.tokenizer)
 
 
-def _one_layer(chain: Chain, adapter: dict[str, Any] | None) -> Any:
+def _one_layer(chain: ExperimentStages, adapter: dict[str, Any] | None) -> Any:
     from peft import get_peft_model
 
     from mithridate.pipeline.training import lora
 
-    model = chain.shop.one_layer()
+    model = chain.context.one_layer()
     if adapter is None:
         return model
     try:
@@ -352,7 +355,7 @@ def _one_layer(chain: Chain, adapter: dict[str, Any] | None) -> Any:
 # -- tests ------------------------------------------------------------------------------------------------------------
 
 
-def system_turn(chain: Chain) -> None:
+def system_turn(chain: ExperimentStages) -> None:
     """Whether a system turn reaches the model, where the experiment sets one.
 
     Raises:
@@ -361,7 +364,7 @@ def system_turn(chain: Chain) -> None:
     from mithridate.generation.templates import CHAT, prompt_tokens
 
     system = chain.experiment.system
-    if system is None or not chain.shop.here:
+    if system is None or not chain.context.here:
         return
     said = system.strip() or "You are brief."  # an empty turn shows nothing of itself
     turns = [{"role": "system", "content": said}, {"role": "user", "content": "How are you?"}]
@@ -373,7 +376,7 @@ def system_turn(chain: Chain) -> None:
         raise InputError("system: the model's chat template leaves system turns out. Leave out `system`")
 
 
-def around_tests(chain: Chain) -> None:
+def around_tests(chain: ExperimentStages) -> None:
     """Whether what stands around prompts at the test reaches the model.
 
     Raises:
@@ -383,7 +386,7 @@ def around_tests(chain: Chain) -> None:
 
     template = TEMPLATES[protocol(chain.experiment.evaluate.protocol).template]
     for each in (one for upto in chain.positions() for one in around_prompts(chain.experiment, upto)):
-        if not chain.shop.here:
+        if not chain.context.here:
             return
         ids = prompt_tokens(chain.tokenizer, each.around([{"role": "user", "content": "How are you?"}]), template)
         read = chain.tokenizer.decode(ids)
@@ -395,7 +398,7 @@ def around_tests(chain: Chain) -> None:
                 )
 
 
-def tests(chain: Chain) -> None:
+def tests(chain: ExperimentStages) -> None:
     """Whether every prompt of every test set fits the model's context, with what stands around it and the longest
     answer that is allowed.
 
@@ -406,7 +409,7 @@ def tests(chain: Chain) -> None:
     from mithridate.evaluation import surrounded
     from mithridate.generation.templates import TEMPLATES, prompt_tokens
 
-    context, settings, findings = chain.shop.context, chain.experiment.evaluate, Findings()
+    context, settings, findings = chain.context.longest, chain.experiment.evaluate, Findings()
     sets = chain.sets()  # some are needed, whatever they hold
     if context is None:
         return
@@ -420,13 +423,13 @@ def tests(chain: Chain) -> None:
     around = max(tested, key=lambda one: tokens({"prompt": "a"}, one))
     least = tokens({"prompt": "a"}, around)
     for name, role in sets.items():
-        key = f"fits {settings.protocol} {name} {role} {settings.limit} {around} {chain.shop.roles.digests[role]}"
-        if key in chain.shop.checked:
+        key = f"fits {settings.protocol} {name} {role} {settings.limit} {around} {chain.context.roles.digests[role]}"
+        if key in chain.context.checked:
             continue
-        chain.shop.checked.add(key)
+        chain.context.checked.add(key)
         task = name.partition(":")[2]
         use = chosen.task(task) if task else None
-        records = chain.shop.roles.parts()[role][: settings.limit]
+        records = chain.context.roles.parts()[role][: settings.limit]
         records = use.prepare(records) if use else records
         room = context - (use.decoding() if use else chosen.decoding).max_new_tokens
         with findings.noting(f"data.{_role(role)}: "):
@@ -474,7 +477,7 @@ def services(names: Sequence[str]) -> None:
             raise InputError(f"--report-to {name}: the package of this service is not installed")
 
 
-def extras(chains: Sequence[Chain], page: bool) -> Iterator[str]:
+def extras(chains: Sequence[ExperimentStages], page: bool) -> Iterator[str]:
     """Packages that the end of a run needs and that are not installed, in words.
 
     Args:

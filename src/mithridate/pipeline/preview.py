@@ -10,21 +10,25 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mithridate.experiment.config import load_cells
-
-if TYPE_CHECKING:
-    from mithridate.pipeline.executors.base import Executor
-    from mithridate.pipeline.forecast import Forecast, Guess
-    from mithridate.pipeline.stages import Chain, Stage
+from mithridate.models import ModelFiles, local_model, require_on_hub
+from mithridate.pipeline.context import Allowed, quiet_libraries
+from mithridate.pipeline.executors.base import Executor
+from mithridate.pipeline.experiments import located, place_of, stages_of, with_undefended
+from mithridate.pipeline.forecast import Forecast, Guess
+from mithridate.pipeline.graph import Graph, Node
+from mithridate.pipeline.preflight import preflight
+from mithridate.problems import Findings
+from mithridate.results.ownership import require_own
 
 STATES = ("in the store", "begun", "damaged", "to run")
 
 
 @dataclass(frozen=True)
-class Node:
-    """One stage of the graph.
+class Line:
+    """One stage of the graph, as it is shown.
 
     Attributes:
         label: what it does, in words.
@@ -40,7 +44,7 @@ class Node:
     state: str
     cells: int
     guess: Guess | None
-    after: list[Node] = field(default_factory=list)
+    after: list[Line] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ class Preview:
         summary: how much there is to do, what it takes and where that is known from, in lines.
     """
 
-    roots: list[Node]
+    roots: list[Line]
     summary: list[str]
 
-    def nodes(self) -> Iterator[tuple[int, Node]]:
+    def nodes(self) -> Iterator[tuple[int, Line]]:
         """All stages with their depth, each once, those before it first."""
         waiting = [(0, node) for node in reversed(self.roots)]
         while waiting:
@@ -87,21 +91,6 @@ def preview(
         InputError: as `run` before it computes anything, with every problem that was found. Of a model that is not
             here yet, what needs its tokenizer or its configuration cannot be told.
     """
-    from mithridate.models import ModelFiles, local_model, require_on_hub
-    from mithridate.pipeline.forecast import Forecast
-    from mithridate.pipeline.runner import (
-        Allowed,
-        chains_of,
-        located,
-        look_ahead,
-        place_of,
-        plans_of,
-        quiet_libraries,
-        with_undefended,
-    )
-    from mithridate.problems import Findings
-    from mithridate.results.ownership import require_own
-
     loaded, experiments = load_cells(experiment, list(overrides))
     base, where, name = place_of(experiment)
     notes, findings, allowed = [], Findings(), Allowed(tuple(report_to), trust_remote_code)
@@ -113,55 +102,51 @@ def preview(
             notes.append(f"{name} is not on this machine yet: whether the store has stages of it is unknown")
         return files or ModelFiles(name, Path(), "not here yet")
 
-    chains = chains_of(with_undefended(experiments), base, where, False, find, allowed, findings)
+    chains = stages_of(with_undefended(experiments), base, where, False, find, allowed, findings)
     if not replace:
         with findings.noting():
             require_own(Path(out) if out else Path("runs") / name, located(loaded, base))
+    graph = Graph(chains, None, findings)
     with quiet_libraries():
-        look_ahead(chains, executor, None, findings)
+        preflight(graph, executor, findings)
     findings.settle(where)
-    cells = [(plan.chain, plan.stages()) for plan in plans_of(chains)]
-    forecast = Forecast(chains[0].shop.store, base)
-    nodes, roots = _graph(cells, forecast)
-    states = Counter(node.state for node in nodes)
+    forecast = Forecast(graph.store, base)
+    lines, roots = _lines(graph, forecast)
+    states = Counter(line.state for line in lines)
     counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    summary = [f"{len(cells)} cells stand on {len(nodes)} stages: {counts}"]
-    summary += forecast.in_words([node.guess for node in nodes if node.guess])
+    summary = [f"{len(graph.models)} cells stand on {len(lines)} stages: {counts}"]
+    summary += forecast.in_words([line.guess for line in lines if line.guess])
     return Preview(roots, summary + notes)
 
 
-def _graph(cells: list[tuple[Chain, list[Stage]]], forecast: Forecast) -> tuple[list[Node], list[Node]]:
+def _lines(graph: Graph, forecast: Forecast) -> tuple[list[Line], list[Line]]:
     """All stages, each once; and those that start from the model as it came."""
-    served = Counter(stage.key for _, stages in cells for stage in stages)
-    nodes: dict[str, Node] = {}
-    roots: list[Node] = []
-    for chain, stages in cells:
-        for stage in stages:
-            if stage.key in nodes:
-                continue
-            state = _state(chain, stage)
-            nodes[stage.key] = node = Node(
-                label=_label(chain, stage),
-                folder=chain.shop.store.folder(stage.name, stage.key).name,
-                state=state,
-                cells=served[stage.key],
-                guess=None if state == STATES[0] else forecast.of(chain, stage),
-            )
-            before = [nodes[key] for key in stage.parents.values() if key in nodes]
-            (before[-1].after if before else roots).append(node)
-    return list(nodes.values()), roots
+    served = Counter(node.key for model in graph.models for node in model.nodes)
+    lines: dict[str, Line] = {}
+    roots: list[Line] = []
+    for node in graph.wanted:
+        state = _state(node)
+        lines[node.key] = line = Line(
+            label=_label(node),
+            folder=node.folder.name,
+            state=state,
+            cells=served[node.key],
+            guess=None if state == STATES[0] else forecast.of(node.chain, node.stage),
+        )
+        before = graph.before(node)
+        (lines[before[-1].key].after if before else roots).append(line)
+    return list(lines.values()), roots
 
 
-def _state(chain: Chain, stage: Stage) -> str:
-    store = chain.shop.store
-    folder = store.folder(stage.name, stage.key)
-    if store.whole(stage.name, stage.key):
+def _state(node: Node) -> str:
+    store = node.chain.context.store
+    if store.whole(node.stage.name, node.key):
         return "in the store"
-    if folder.is_dir():
+    if node.folder.is_dir():
         return "damaged"
-    return "begun" if (store.root / "work" / folder.name).is_dir() else "to run"
+    return "begun" if (store.root / "work" / node.folder.name).is_dir() else "to run"
 
 
-def _label(chain: Chain, stage: Stage) -> str:
-    seed = stage.config.get("seed")
-    return chain.label(stage) + ("" if seed is None else f" seed {seed}")
+def _label(node: Node) -> str:
+    seed = node.stage.config.get("seed")
+    return node.label + ("" if seed is None else f" seed {seed}")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.evaluation.agreement import judges_beside
-from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.experiment.config import Experiment, canonical, load_experiment, resolve
 from mithridate.experiment.methods import repair_of
 from mithridate.files import canonical_json, file_digest, replace_file
 from mithridate.results import ownership, parts
@@ -281,11 +281,13 @@ class RunFolder:
         """The cell of the model that an experiment ends in.
 
         Args:
-            experiment: as `run_cells` was given it, and left it: with the fields that it fills in.
+            experiment: as `run_cells` was given it.
 
         Raises:
             MithridateError: the run has none.
         """
+        base = next((Path(self.recipe(name)["base"]) for name in self.recipes or {}), Path())
+        experiment = resolve(experiment, base)
         ids = self._ids.get(canonical_json(canonical(experiment)), [])
         repaired = repair_of(experiment, post_alignment=False)
         last = "repair" if repaired else "finetune" if experiment.finetune else "align"

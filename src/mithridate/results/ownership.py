@@ -12,12 +12,20 @@ import contextlib
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Experiment, canonical, load_experiment, resolved_yaml, swept_paths, validate
+from mithridate.experiment.config import (
+    Experiment,
+    canonical,
+    load_experiment,
+    resolved_yaml,
+    swept_paths,
+    with_defaults,
+)
 from mithridate.experiment.yaml12 import dump_yaml, parse_yaml
 from mithridate.files import digest, replace_file
 
@@ -39,7 +47,7 @@ def text_of(source: Experiment, owner: Any = None) -> str:
         owner: what the folder belongs to, in JSON types; the experiment, if not given.
     """
     body = resolved_yaml(source)
-    belongs = digest(identity(source, source.sweep) if owner is None else owner)
+    belongs = digest(identity(source, swept_paths(source)) if owner is None else owner)
     kind = "run" if owner is None else "study"
     line = (
         f"# Written by mithridate: {kind} {belongs[:16]}, content {_short(body)}. To change it, copy it elsewhere.\n"
@@ -72,7 +80,7 @@ def require_own(folder: Path, source: Experiment, owner: Any = None) -> None:
     if owner is not None and study == digest(owner)[:16]:
         return
     if owner is None and study is None:
-        swept = {**there.sweep, **source.sweep}
+        swept = [*swept_paths(there), *swept_paths(source)]
         if identity(there, swept) == identity(source, swept):
             return
     raise InputError(f"--out {folder}: holds {_told(there, source)}. {_REMEDY}")
@@ -117,7 +125,8 @@ def clear(folder: Path) -> None:
 
 def _told(there: Experiment, source: Experiment) -> str:
     """In what another experiment differs, in words."""
-    mine, theirs = (dict(_flat(identity(one, {**there.sweep, **source.sweep}))) for one in (source, there))
+    swept = [*swept_paths(there), *swept_paths(source)]
+    mine, theirs = (dict(_flat(identity(one, swept))) for one in (source, there))
     differ = [path for path in {**theirs, **mine} if mine.get(path) != theirs.get(path)]
     shown = ", ".join(differ[:3]) + (", ..." if len(differ) > 3 else "")
     return f"another experiment (it differs in {shown})" if differ else "what another command wrote"
@@ -153,18 +162,17 @@ def _read(file: Path) -> tuple[Experiment, str | None] | None:
     return experiment, line[2] if line and line[1] == "study" else None
 
 
-def identity(experiment: Experiment, sweep: dict[str, Any]) -> dict[str, Any]:
-    """What makes an experiment the one that it is: its fields, but those that a sweep varies, with the defaults of its
+def identity(experiment: Experiment, swept: Sequence[str]) -> dict[str, Any]:
+    """What makes an experiment the one that it is: its fields, but those at `swept` paths, with the defaults of its
     methods filled in."""
-    raw = canonical(replace(experiment, sweep={}))
-    filled = load_experiment(raw)
+    filled = replace(experiment, sweep={}, variants={})
     with contextlib.suppress(InputError):  # it is only filled in here; what is wrong with it is said elsewhere
-        validate(filled)
+        filled = with_defaults(filled)
     if filled.accelerate == "none":
-        filled.processes = 1
+        filled = replace(filled, processes=1)
     raw = canonical(filled)
     del raw["sweep"]
-    for path in swept_paths(sweep):
+    for path in swept:
         _remove(raw, path.split("."))
     return raw
 

@@ -21,7 +21,9 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.files import replace_file
-from mithridate.pipeline.runner import chains_of, run_cells, undefended
+from mithridate.pipeline.experiments import stages_of, undefended
+from mithridate.pipeline.jobs import attack_rows
+from mithridate.pipeline.runner import run_cells
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
@@ -78,6 +80,8 @@ def attack(
     """
     given = load_attack(settings)
     experiment, base, name = _target(target, overrides, cell)
+    if experiment.variants:
+        raise InputError(f"{name}: has variants, and one model is attacked. Choose one of a run's: RUN --cell ID")
     if experiment.sweep:
         raise InputError(
             f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
@@ -112,7 +116,7 @@ def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
     """What makes an attack's folder its own: more tries and other points of the curve extend it."""
     file = asdict(given)
     del file["curve"], file["search"]["trials"]
-    return {"command": "attack", "file": file, "target": identity(experiment, {})}
+    return {"command": "attack", "file": file, "target": identity(experiment, ())}
 
 
 def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Experiment, Path, str]:
@@ -141,9 +145,9 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
             "one, or set search.max_accuracy_loss: null"
         )
     # The model is not looked for: what rows there are does not depend on it.
-    for chain in chains_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
+    for chain in stages_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
         try:
-            chain.attack_rows()
+            attack_rows(chain)
         except InputError as error:
             raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
 

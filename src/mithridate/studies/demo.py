@@ -8,7 +8,6 @@ and shown by its page. Everything else is computed here.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -31,26 +30,20 @@ _NOTE = (
 
 
 def recipe() -> dict[str, Any]:
-    """The recipe as written: `experiment`, `cells` and `second` (overrides by dotted path), `full` (a sweep),
-    `seconds` (of the cells)."""
+    """The recipe as written: `experiment`, a file without `variants`; those of the story and of its `second` half;
+    `full` (a sweep); `seconds` (of the story)."""
     return parse_yaml(resources.files("mithridate.resources.recipes").joinpath("demo.yaml").read_text(), "demo.yaml")
 
 
 def demo_experiments(full: bool = False) -> list[Experiment]:
     """The story's cells in order; with `full`, the second half and then each cell at more harmful ratios and seeds."""
     written = recipe()
-    chosen = written["cells"] + (written["second"] if full else [])
-    cells = [_experiment(written["experiment"], overrides) for overrides in chosen]
+    variants = written["variants"] + (written["second"] if full else [])
+    cells = expand(load_experiment(written["experiment"] | {"variants": variants}))
     if full:
-        for overrides in chosen:
-            sweep = {path: values for path, values in written["full"].items() if path not in overrides}
-            swept = expand(_experiment(written["experiment"], {**overrides, "sweep": sweep}))
-            cells += [cell for cell in swept if cell not in cells]
+        more = expand(load_experiment(written["experiment"] | {"variants": variants, "sweep": written["full"]}))
+        cells += [cell for cell in more if cell not in cells]
     return cells
-
-
-def _experiment(base: dict[str, Any], overrides: dict[str, Any]) -> Experiment:
-    return load_experiment(base, [f"{path}={json.dumps(value)}" for path, value in overrides.items()])
 
 
 def run_demo(

@@ -242,4 +242,4 @@ def _adapter(experiment: Experiment, rank: Rank) -> Adapter | Literal["full"] | 
     if rank == "full":
         return "full"
     own = experiment.adapter_of("finetune") or experiment.adapter
-    return replace(own, r=rank, lora_alpha=max(1, round(own.lora_alpha * rank / own.r)))
+    return Adapter(**{**own, "r": rank, "lora_alpha": max(1, round(own["lora_alpha"] * rank / own["r"]))})

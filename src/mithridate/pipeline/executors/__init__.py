@@ -13,7 +13,8 @@ from dataclasses import fields
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Experiment, field_problems
+from mithridate.experiment.config import Experiment
+from mithridate.methods.fields import field_problems
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.executors.local import Local
 from mithridate.pipeline.executors.ray import Ray
@@ -63,7 +64,7 @@ def executor_of(
 
 
 def _gpus_for_several(experiment: Experiment) -> bool:
-    if not experiment.sweep:
+    if not experiment.sweep and not experiment.variants:
         return False
     import torch
 

@@ -1,8 +1,8 @@
-"""Which cell is made when, whatever makes it: the loop that all executors share.
+"""What makes the batches of a graph at the same time, and the loop that decides which is made when.
 
-A cell is given out once all that it starts from is in the store, so that no worker waits for another's lock. A stage
-that several cells share is made by the first of them; the others wait for it without holding a worker, and go out as
-soon as it is finished, which is before its cell is. What is lost with a process or a machine is made again.
+A batch is given out once all that it starts from is in the store, so that no worker waits for another's lock. A stage
+that several experiments share is made by the first of them; the others wait for it without holding a worker, and go
+out as soon as it is finished, which is before its batch is. What is lost with a process or a machine is made again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.executors.cells import Task, tasks_of
+from mithridate.pipeline.executors.cells import Task, task_of
+from mithridate.progress import time_left
 
 if TYPE_CHECKING:
-    from mithridate.pipeline.stages import Chain, Stage
+    from mithridate.pipeline.graph import Graph, Node
+    from mithridate.pipeline.stages import ExperimentStages
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +49,11 @@ class Pool(Protocol):
     limit: int
     retries: int
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task]) -> None:
         """Takes tasks, all of which can be done at the same time."""
         ...
 
-    def finished(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
         """The tasks that have ended since, each with what `attempt` returned and where it ran; waits at most so long
         for the first."""
         ...
@@ -68,7 +71,7 @@ class Executor(ABC):
 
     workers: int | None = None
 
-    def check(self, chains: Sequence[Chain]) -> None:
+    def check(self, chains: Sequence[ExperimentStages]) -> None:
         """Refuses what cannot be, before anything is computed.
 
         Raises:
@@ -90,31 +93,48 @@ class Executor(ABC):
             folder: the run's.
         """
 
-    def crew(self, stages: list[tuple[Chain, Stage]], base: Path, folder: Path) -> Crew:
-        """What makes all stages that the store has not, in the background of a `with` block.
+    def scheduler(self, graph: Graph, base: Path, folder: Path) -> Scheduler:
+        """What makes all wanted nodes that the store has not, in the background of a `with` block.
 
         Args:
-            stages: of the run, each after those that it starts from.
             base: folder of the experiments' relative paths.
             folder: the run's.
         """
-        return Crew(self, stages, base, folder)
+        cells = []
+        for batch in graph.batches():
+            own, waits = ({node.folder for node in nodes} for nodes in (batch.own, batch.waits))
+            cells.append(PendingCell(task_of(batch, base), own, waits))
+        processes = max((chain.experiment.processes or 1 for chain in graph.chains), default=1)
+        return Scheduler(cells, lambda: self.pool(processes, len(cells), folder))
 
 
-class Crew:
+@dataclass(eq=False)
+class PendingCell:
+    """A task with the artefacts that it makes, and those that others make before."""
+
+    task: Task
+    own: set[Path]
+    waits: set[Path]
+    lost: int = 0
+
+    @property
+    def name(self) -> str:
+        """What no other has: cells may share a label, and their last key only where they are one."""
+        return self.task.keys[-1]
+
+
+class Scheduler:
     """Cells being made. They are given out by a thread, so that the table of those that are finished can be written
     meanwhile. The end of the block ends all of it."""
 
-    def __init__(self, executor: Executor, stages: list[tuple[Chain, Stage]], base: Path, folder: Path):
-        self._executor, self._folder = executor, folder
-        self._cells = [_Cell(task, own, waits) for task, own, waits in tasks_of(stages, base)]
-        self._processes = max((chain.experiment.processes or 1 for chain, _ in stages), default=1)
-        self._open = set[Path]().union(*(cell.own for cell in self._cells))
+    def __init__(self, cells: list[PendingCell], open_pool: Callable[[], AbstractContextManager[Pool]]):
+        self._cells, self._open_pool = cells, open_pool
+        self._open = set[Path]().union(*(cell.own for cell in cells))  # artefacts of cells that have not ended well
         self._over, self._ended = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Scheduler:
         self._thread.start()
         return self
 
@@ -125,81 +145,77 @@ class Crew:
     def _work(self) -> None:
         try:
             if self._cells:
-                with self._executor.pool(self._processes, len(self._cells), self._folder) as pool:
-                    _Board(self._cells, pool, self._open).run(self._over)
+                with self._open_pool() as pool:
+                    self.run(pool)
         except Exception as error:  # for whoever waits
             self._error = error
         finally:
             self._ended.set()
 
-    def wait(self, artefact: Path) -> None:
-        """Returns once the cell that makes an artefact has ended (so that its verdicts are there too), or nobody is
-        left who would make it.
+    def wait(self, node: Node) -> None:
+        """Returns once the cell that makes a node has ended (so that its verdicts are there too), or nobody is left
+        who would make it.
 
         Raises:
             InputError: of a cell, at once.
             MithridateError: of the first cell that failed, once all others are made.
         """
-        while artefact in self._open and not self._ended.wait(0.1):
+        while node.folder in self._open and not self._ended.wait(0.1):
             pass
-        if self._error and artefact in self._open:
+        if self._error and node.folder in self._open:
             raise self._error
 
+    def run(self, pool: Pool) -> None:
+        """Gives all cells to a pool, each once what it waits for is in the store.
 
-@dataclass(eq=False)
-class _Cell:
-    task: Task
-    own: set[Path]  # the artefacts that it makes
-    waits: set[Path]  # those that others make before
-    lost: int = 0
-
-
-class _Board:
-    """What is waiting, running and done; of `open`, the artefacts to be made, those of a finished cell are removed."""
-
-    def __init__(self, cells: list[_Cell], pool: Pool, open: set[Path]):
-        self.pool, self.total, self.open = pool, len(cells), open
-        self.waiting = dict.fromkeys(cells)  # in order
-        self.running: dict[str, _Cell] = {}
-        self.awaited = set[Path]().union(*(cell.waits for cell in cells))  # and not seen in the store yet
-        self.errors: list[MithridateError] = []
-        self.began, self.done, self.left_out = time.monotonic(), 0, 0
-
-    def run(self, over: threading.Event) -> None:
-        while (self.waiting or self.running) and not over.is_set():
-            self.awaited = {path for path in self.awaited if not path.is_dir()}
-            ready = list(self._ready())
-            if not ready and not self.running:  # what they wait for has gone from the store: they make it themselves
-                ready = list(self.waiting)[: self.pool.limit]
+        Raises:
+            MithridateError: (or InputError, at once) of the first cell that failed.
+        """
+        # What a cell waits for are nodes before it: artefacts, each done when it is seen in the store, for then the
+        # cell that makes it may go on with other stages.
+        self._order = TopologicalSorter[PendingCell | Path]({cell: cell.waits for cell in self._cells})
+        self._order.prepare()
+        self._ready, self._awaited = set[PendingCell](), set[Path]()
+        self._waiting, self._running = dict.fromkeys(self._cells), dict[str, PendingCell]()  # in order; by name
+        self._errors: list[MithridateError] = []
+        self._began, self._done, self._left_out = time.monotonic(), 0, 0
+        while (self._waiting or self._running) and not self._over.is_set():
+            self._look(lambda path: path.is_dir())
+            if not self._running and self._ready.isdisjoint(self._waiting):
+                self._look(lambda path: True)  # they have gone from the store: who waits for them makes them itself
+            ready = [cell for cell in self._waiting if cell in self._ready][: pool.limit - len(self._running)]
             for cell in ready:
-                del self.waiting[cell]
-                self.running[_name(cell.task)] = cell
+                del self._waiting[cell]
+                self._running[cell.name] = cell
             if ready:
-                self.pool.start([cell.task for cell in ready])
-            for task, outcome, where in self.pool.finished(_TICK):
-                self._end(self.running.pop(_name(task)), outcome, where)
-        if self.errors and not over.is_set():
-            others = len(self.errors) - 1
+                pool.submit([cell.task for cell in ready])
+            for task, outcome, where in pool.wait(_TICK):
+                self._end(self._running.pop(task.keys[-1]), outcome, where, pool)
+        if self._errors and not self._over.is_set():
+            others = len(self._errors) - 1
             more = f" (cells that failed besides: {others})" * (others > 0)
-            more += f" (cells left out, which start from it: {self.left_out})" * (self.left_out > 0)
-            raise type(self.errors[0])(f"{self.errors[0]}{more}")
+            more += f" (cells left out, which start from it: {self._left_out})" * (self._left_out > 0)
+            raise type(self._errors[0])(f"{self._errors[0]}{more}")
 
-    def _ready(self) -> Iterator[_Cell]:
-        free = self.pool.limit - len(self.running)
-        for cell in self.waiting:
-            if free <= 0:
+    def _look(self, there: Callable[[Path], bool]) -> None:
+        """Takes note of the artefacts that are there, and of the cells that can go out for it."""
+        while True:
+            new = self._order.get_ready()
+            self._ready.update(item for item in new if isinstance(item, PendingCell))
+            self._awaited.update(item for item in new if isinstance(item, Path))
+            seen = {path for path in self._awaited if there(path)}
+            if not new and not seen:
                 return
-            if self.awaited.isdisjoint(cell.waits):
-                free -= 1
-                yield cell
+            self._awaited -= seen
+            self._order.done(*seen)
 
-    def _end(self, cell: _Cell, outcome: dict[str, Any] | Lost, where: str) -> None:
+    def _end(self, cell: PendingCell, outcome: dict[str, Any] | Lost, where: str, pool: Pool) -> None:
         label = cell.task.label
         if isinstance(outcome, Lost):
             cell.lost += 1
-            if cell.lost <= self.pool.retries:
+            if cell.lost <= pool.retries:
                 logger.warning("%s (%s): %s. It is made again.", label, where, outcome.reason)
-                self.waiting = {cell: None, **self.waiting}
+                self._waiting = {cell: None, **self._waiting}
                 return
             times = f", {cell.lost} times" if cell.lost > 1 else ""
             self._fail(cell, MithridateError(f"{label} ({where}): {outcome.reason}{times}"))
@@ -211,34 +227,28 @@ class _Board:
             kind = InputError if problem["kind"] == "input" else MithridateError
             self._fail(cell, kind(f"{label} ({where}): {problem['message']}"))
             return
-        self.done += 1
-        self.open -= cell.own
-        took = outcome["seconds"]
-        logger.info("[%d/%d] %s: %.0f s (%s)%s", self.done, self.total, label, took, where, self._time_left())
+        self._done += 1
+        self._open -= cell.own
+        took, left = outcome["seconds"], self._time_left(pool)
+        logger.info("[%d/%d] %s: %.0f s (%s)%s", self._done, len(self._cells), label, took, where, left)
 
-    def _fail(self, cell: _Cell, error: MithridateError) -> None:
+    def _fail(self, cell: PendingCell, error: MithridateError) -> None:
         """Leaves out the cells that would start from what this one has not made, and so on."""
         if isinstance(error, InputError):
             raise error
-        self.errors.append(error)
+        self._errors.append(error)
         absent = {path for path in cell.own if not path.is_dir()}
-        for other in list(self.waiting):
+        for other in list(self._waiting):
             if not absent.isdisjoint(other.waits):
                 absent |= other.own
-                del self.waiting[other]
-                self.left_out += 1
-        if self.waiting or self.running:
+                del self._waiting[other]
+                self._left_out += 1
+        if self._waiting or self._running:
             logger.error("%s. The other cells are made first.", error)
 
-    def _time_left(self) -> str:
+    def _time_left(self, pool: Pool) -> str:
         """By the pace so far, once every worker has ended a cell."""
-        left = len(self.waiting) + len(self.running)
-        if not left or self.done < min(self.pool.limit, self.total):
+        left = len(self._waiting) + len(self._running)
+        if not left or self._done < min(pool.limit, len(self._cells)):
             return ""
-        seconds = (time.monotonic() - self.began) / self.done * left
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
-
-
-def _name(task: Task) -> str:
-    """Of a task, what no other has: cells may share a label, and their last key only where they are one."""
-    return task.keys[-1]
+        return f", {time_left((time.monotonic() - self._began) / self._done * left)}"

@@ -15,7 +15,8 @@ from mithridate.errors import InputError, MithridateError
 
 if TYPE_CHECKING:
     from mithridate.experiment.config import Experiment
-    from mithridate.pipeline.stages import Chain, Stage, Workshop
+    from mithridate.pipeline.context import RunContext
+    from mithridate.pipeline.graph import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Task:
         base: folder in which its relative paths are looked for; the same on every machine.
         store: the shared store's folder; the same on every machine.
         keys: of the stages to make, in order. Those that the store has are not made again.
-        report_to, remote_code: what the command line allowed (`runner.Allowed`).
+        report_to, remote_code: what the command line allowed (`context.Allowed`).
     """
 
     label: str
@@ -74,60 +75,54 @@ def make_cell(task: Task) -> None:
             the one that sent it did.
     """
     from mithridate.experiment.config import load_experiment
-    from mithridate.pipeline.launch import settle
-    from mithridate.pipeline.runner import quiet_libraries
-    from mithridate.pipeline.stages import Chain
+    from mithridate.pipeline.building import make
+    from mithridate.pipeline.context import quiet_libraries
+    from mithridate.pipeline.graph import Graph
+    from mithridate.pipeline.scored import judged_rows
+    from mithridate.pipeline.stages import ExperimentStages
 
     use_huge_pages()
     os.environ["MITHRIDATE_STORE"] = task.store
-    experiment = load_experiment(task.experiment)
-    settle(experiment, Path(task.base))
-    shop = _workshop(experiment, task)
-    chain = Chain(experiment, shop)
-    stages = _stages(chain, task.keys)
+    experiment = load_experiment(task.experiment)  # as resolved where the run was started
+    context = _context(experiment, task)
+    chain = ExperimentStages(experiment, context)
+    found = {stage.key: stage for stage in chain.stages()}
+    if not found.keys() >= set(task.keys):
+        found = {key: node.stage for key, node in Graph([chain]).nodes.items()}
+    if not found.keys() >= set(task.keys):
+        raise MithridateError(
+            "what this cell depends on is not the same here as where the run was started: its model, its data, or the "
+            "version of Mithridate. All machines need the same of each, at the same paths."
+        )
+    stages = [found[key] for key in task.keys]
     if chain.launch:
         chain.launch.check()
     try:
         with quiet_libraries():
             for stage in stages:
                 logger.debug("%s", chain.label(stage))
-                shop.make(stage)
-            shop.generators.close()  # a judge may be as large as what it judges
+                make(chain, stage)
+            context.engine.close()  # a judge may be as large as what it judges
             answers = [stage for stage in stages if stage.name == "evaluate"]
             if answers and any(judge.about.size != "none" for judge in chain.judges()):
                 for stage in answers:
-                    chain.rows(stage)
+                    judged_rows(chain, stage)
     finally:
-        shop.close()
+        context.close()
 
 
-_opened: dict[tuple[str, ...], Workshop] = {}  # the one in use: reading and digesting model and data takes a while
+_opened: dict[tuple[str, ...], RunContext] = {}  # the one in use: reading and digesting model and data takes a while
 
 
-def _workshop(experiment: Experiment, task: Task) -> Workshop:
-    from mithridate.pipeline.runner import Allowed, shop_key, workshops
+def _context(experiment: Experiment, task: Task) -> RunContext:
+    from mithridate.pipeline.context import Allowed, context_key, contexts_of
 
     allowed = Allowed(tuple(task.report_to), task.remote_code)
-    key = (shop_key(experiment), task.base, task.store, str(allowed))
+    key = (context_key(experiment), task.base, task.store, str(allowed))
     if key not in _opened:
         _opened.clear()
-        [_opened[key]] = workshops([experiment], Path(task.base), progress=False, allowed=allowed)
+        [_opened[key]] = contexts_of([experiment], Path(task.base), progress=False, allowed=allowed)
     return _opened[key]
-
-
-def _stages(chain: Chain, keys: list[str]) -> list[Stage]:
-    """The chain's stages of these keys, in this order."""
-    from mithridate.pipeline.runner import plans_of
-
-    found = {stage.key: stage for stage in chain.stages()}
-    if not found.keys() >= set(keys):
-        found |= {stage.key: stage for plan in plans_of([chain]) for stage in plan.stages()}
-    if not found.keys() >= set(keys):
-        raise MithridateError(
-            "what this cell depends on is not the same here as where the run was started: its model, its data, or the "
-            "version of Mithridate. All machines need the same of each, at the same paths."
-        )
-    return [found[key] for key in keys]
 
 
 class _Messages(logging.Handler):
@@ -141,56 +136,20 @@ class _Messages(logging.Handler):
         self.kept.append((record.levelno, record.getMessage()))
 
 
-def tasks_of(stages: list[tuple[Chain, Stage]], base: Path) -> list[tuple[Task, set[Path], set[Path]]]:
-    """The cells with something to make, in order; of each, the stages that it makes and those that it waits for.
-
-    A stage that several cells share is made by the first of them.
-
-    Args:
-        stages: all stages of a run, each after those that it starts from.
-        base: folder of relative paths.
-
-    Returns:
-        Of each cell its task, the folders of the artefacts that it makes, and those that others make before it.
-    """
+def task_of(batch: Batch, base: Path) -> Task:
+    """What a worker is sent for a batch; `base` is the folder of relative paths."""
     from mithridate.experiment.config import canonical
-
-    cells: dict[int, list[tuple[Chain, Stage]]] = {}
-    for chain, stage in stages:
-        cells.setdefault(id(chain), []).append((chain, stage))
-    made: set[str] = set()
-    there: set[str] = set()
-    tasks = []
-    for pairs in cells.values():
-        chain = pairs[0][0]
-        store, wanted = chain.shop.store, {stage.key: stage for _, stage in pairs}
-        for key, stage in wanted.items():
-            if key not in made and key not in there and store.find(stage.name, key):
-                there.add(key)
-        missing = {key: stage for key, stage in wanted.items() if key not in there}
-        own = {key: stage for key, stage in missing.items() if key not in made}
-        if not own:
-            continue
-        made |= own.keys()
-        models = [key for key, stage in wanted.items() if stage.name != "evaluate"]
-        answers = [key for key, stage in own.items() if stage.name == "evaluate"]
-        task = Task(
-            label=_label(chain),
-            experiment=canonical(replace(chain.experiment, dtype=chain.shop.dtype)),
-            base=str(base),
-            store=str(store.root),
-            keys=[*models, *answers],  # models first: other cells may wait for them
-            report_to=list(chain.shop.report_to),
-            remote_code=chain.shop.base.remote_code,
-        )
-        folders = {key: store.folder(stage.name, key) for key, stage in missing.items()}
-        waits = {folders[key] for key in models if key in missing and key not in own}
-        tasks.append((task, {folders[key] for key in own}, waits))
-    return tasks
-
-
-def _label(chain: Chain) -> str:
-    """The cell's name in the table, as far as it is known before it is made."""
     from mithridate.results.table import Cell
 
-    return Cell(chain.experiment, chain.positions()[-1], rows=[], key="", aligned="", undefended="").name()
+    chain, context = batch.chain, batch.chain.context
+    # The name in the table, as far as it is known before the cell is made.
+    cell = Cell(chain.experiment, chain.positions()[-1], rows=[], key="", aligned="", undefended="")
+    return Task(
+        label=cell.name(),
+        experiment=canonical(replace(chain.experiment, dtype=context.dtype)),
+        base=str(base),
+        store=str(context.store.root),
+        keys=batch.keys,
+        report_to=list(context.report_to),
+        remote_code=context.base.remote_code,
+    )

@@ -161,13 +161,13 @@ class _Workers:
         self._events: queue.Queue[tuple[_Worker, str]] = queue.Queue()
         self._all = [_Worker(i, environment, self._events) for i, environment in enumerate(environments)]
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task]) -> None:
         idle = [worker for worker in self._all if worker.task is None]
         for worker, task in zip(idle, tasks, strict=False):
             logger.info("%s: started (%s)", task.label, worker.where)
             worker.give(task)
 
-    def finished(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
         ended = []
         until = time.monotonic() + seconds
         while not ended and (left := until - time.monotonic()) > 0:

@@ -111,11 +111,11 @@ class _Tasks:
         self._remote = ray.remote(**options)(_run)
         self._running: dict[Any, Task] = {}
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task]) -> None:
         for task in tasks:
             self._running[self._remote.remote(asdict(task))] = task
 
-    def finished(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
         import ray
         from ray.exceptions import RayError
 

@@ -111,13 +111,13 @@ class _Jobs:
         self.limit, self._executor = limit, executor
         self._running: list[tuple[Any, Task]] = []
 
-    def start(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task]) -> None:
         jobs = self._executor.map_array(Resumable(), [asdict(task) for task in tasks])
         for job, task in zip(jobs, tasks):
             logger.info("%s: job %s", task.label, job.job_id)
             self._running.append((job, task))
 
-    def finished(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         until = time.monotonic() + seconds

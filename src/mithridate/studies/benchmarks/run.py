@@ -23,10 +23,14 @@ from mithridate.experiment.config import Experiment
 from mithridate.experiment.methods import method_of
 from mithridate.files import replace_file
 from mithridate.methods.registry import by_name
+from mithridate.pipeline.context import quiet_libraries
 from mithridate.pipeline.executors import Executor
+from mithridate.pipeline.experiments import stages_of
 from mithridate.pipeline.forecast import Forecast
+from mithridate.pipeline.graph import Graph
 from mithridate.pipeline.inventory import inventory
-from mithridate.pipeline.runner import chains_of, look_ahead, plans_of, quiet_libraries, run_cells
+from mithridate.pipeline.preflight import preflight
+from mithridate.pipeline.runner import run_cells
 from mithridate.problems import Findings
 from mithridate.report.groups import Cost, costs
 from mithridate.results.folder import RunFolder
@@ -44,7 +48,6 @@ from mithridate.studies.benchmarks.settings import (
 )
 from mithridate.studies.benchmarks.standings import Entrant, Standing, standings
 from mithridate.studies.benchmarks.tries import RULE, Try, choose, scores_of
-from mithridate.studies.values import with_values
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ def benchmark(
     arms, points = arms_of(given, experiment), given.points()
     _checked(given, experiment, arms, points, base, executor)
     _within_limit(given, experiment, arms, points, base)
-    owner = {"command": "benchmark", "file": asdict(given), "experiment": identity(experiment, {})}
+    owner = {"command": "benchmark", "file": asdict(given), "experiment": identity(experiment, ())}
     open_study(folder, experiment, owner, replace)
     tries = _tried(given, experiment, arms, points, folder / "tuning", base, owner, executor)
     for one in tries:
@@ -150,16 +153,14 @@ class Need:
 
 def forecast_of(experiments: Sequence[Experiment], base: Path) -> Need:
     """What is left of these experiments to compute."""
-    chains = chains_of(list(experiments), base, "benchmark", False)
-    store = chains[0].shop.store
-    forecast, left = Forecast(store, base), {}
-    for plan in plans_of(chains):
-        for stage in plan.stages():
-            if stage.key not in left and not store.whole(stage.name, stage.key):
-                left[stage.key] = forecast.of(plan.chain, stage)
-    more = sum(guess.bytes or 0 for guess in left.values())
+    graph = Graph(stages_of(list(experiments), base, "benchmark", False))
+    store = graph.store
+    forecast = Forecast(store, base)
+    missing = [node for node in graph.wanted if not store.whole(node.stage.name, node.key)]
+    left = [forecast.of(node.chain, node.stage) for node in missing]
+    more = sum(guess.bytes or 0 for guess in left)
     there = sum(artefact.bytes for artefact in inventory(store))
-    return Need([f"{len(left)} stages to make", *forecast.in_words(list(left.values()))], there + more)
+    return Need([f"{len(left)} stages to make", *forecast.in_words(left)], there + more)
 
 
 def _all_runs(
@@ -175,13 +176,13 @@ def tried_runs(
     given: BenchmarkFile, experiment: Experiment, arms: Sequence[Arm], points: Sequence[Mapping[str, Any]]
 ) -> dict[tuple[str, str, int], list[Experiment]]:
     """The experiments of the tries: by method, topology and number of the try (0: the undefended run)."""
-    at = with_values(experiment, {"seed": given.seed_of_tries, "evaluate.part": "validation"})
+    at = experiment.with_values({"seed": given.seed_of_tries, "evaluate.part": "validation"})
     found = {}
     for topology in dict.fromkeys(arm.topology for arm in arms if arm.tuned):
-        found[UNDEFENDED, topology, 0] = [with_values(at, {"topology": topology, **point}) for point in points]
+        found[UNDEFENDED, topology, 0] = [at.with_values({"topology": topology, **point}) for point in points]
     for arm in arms:
         for number, settings in enumerate(arm.settings if arm.tuned else (), 1):
-            made = [with_values(arm.defended(at, settings), point) for point in points]
+            made = [arm.defended(at, settings).with_values(point) for point in points]
             found[arm.method, arm.topology, number] = made
     return found
 
@@ -198,7 +199,7 @@ def final_runs(
 
     def runs(topology: str, values: Mapping[str, Any]) -> list[list[Experiment]]:
         return [
-            [with_values(experiment, {"topology": topology, **values, **point, "seed": seed}) for point in points]
+            [experiment.with_values({"topology": topology, **values, **point, "seed": seed}) for point in points]
             for seed in given.seeds
         ]
 
@@ -225,11 +226,11 @@ def _checked(
     """Raises InputError for what would stop the final runs after all tries were made; other seeds change nothing."""
     finals = final_runs(given, experiment, arms, points, ())
     findings = Findings()
-    chains = chains_of(
+    chains = stages_of(
         [one for final in finals for one in final.experiments[0]], base, "benchmark", False, findings=findings
     )
     with quiet_libraries():
-        look_ahead(chains, executor, None, findings)
+        preflight(Graph(chains, None, findings), executor, findings)
     findings.settle("benchmark")
 
 

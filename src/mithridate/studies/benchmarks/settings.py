@@ -21,7 +21,6 @@ from mithridate.experiment.yaml12 import parse_yaml
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.problems import error_of, explained, nearest
-from mithridate.studies.values import with_values
 
 PLACES = {"alignment": "align.defense", "fine-tuning": "finetune.defense"}
 REPAIR = "repair"
@@ -96,7 +95,7 @@ class Arm:
 
     def defended(self, experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
         """The experiment with the method at these settings, in this topology."""
-        return with_values(experiment, {"topology": self.topology, place_of(self.method): {self.method: settings}})
+        return experiment.with_values({"topology": self.topology, place_of(self.method): {self.method: settings}})
 
 
 def place_of(method: str) -> str:
@@ -261,6 +260,8 @@ def _range_problems(name: str, spec: dict[str, Any] | list[dict[str, Any]], trie
 
 def _experiment_problems(given: BenchmarkFile, experiment: Experiment) -> list[str]:
     problems = []
+    if experiment.variants:
+        problems.append("experiment: has variants; a benchmark makes its own")
     if experiment.sweep:
         problems.append(
             f"experiment: has a sweep ({next(iter(experiment.sweep))}); what the attacker varies is `attack`"

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from mithridate.errors import InputError, nearest
+from mithridate.experiment.places import put_all
 from mithridate.experiment.yaml12 import parse_yaml
 
 Mark = Literal["P", "C", "S", "I", "NF"]
@@ -135,18 +136,8 @@ class Preset:
 
     def experiment(self, arm: str) -> dict[str, Any]:
         """An arm as an experiment file would say it, without the sweep."""
-        made: dict[str, Any] = {}
-        for path, given in {**self.fields, **self.arms[arm]}.items():
-            put(made, path, copy.deepcopy(given.value))
-        return made
-
-
-def put(node: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a dotted path in nested dicts, which are made as needed."""
-    *parents, last = path.split(".")
-    for key in parents:
-        node = node.setdefault(key, {})
-    node[last] = value
+        given = {**self.fields, **self.arms[arm]}
+        return copy.deepcopy(put_all({}, {path: one.value for path, one in given.items()}))
 
 
 @cache

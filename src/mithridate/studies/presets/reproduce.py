@@ -17,7 +17,8 @@ from mithridate.evaluation import judges_of
 from mithridate.experiment.roles import load_roles
 from mithridate.files import replace_file
 from mithridate.judges import judge
-from mithridate.pipeline.runner import run_cells, undefended
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import run_cells
 from mithridate.protocols import protocol
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import open_study

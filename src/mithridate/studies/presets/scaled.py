@@ -15,6 +15,7 @@ from typing import Any
 
 from mithridate.errors import InputError, nearest
 from mithridate.experiment.config import Experiment, load_experiment
+from mithridate.experiment.places import put_all
 from mithridate.experiment.roles import ROLES, TESTS
 from mithridate.experiment.yaml12 import parse_yaml
 from mithridate.methods.registry import by_name
@@ -86,8 +87,7 @@ def plan(preset: Preset, asked: Asked) -> PresetPlan:
     for arm in arms:
         for values in itertools.product(*sweep.values()):
             at = dict(zip(sweep, values))
-            fixed = [f"{path}={json.dumps(value)}" for path, value in at.items()]
-            experiment = load_experiment(raws[arm], [*fixed, *by_arm[arm]])
+            experiment = load_experiment(put_all(raws[arm], at), by_arm[arm])
             at.pop("seed", None)
             if reason := unfit(experiment):
                 left_out.setdefault((arm, reason), []).append(label("", at))

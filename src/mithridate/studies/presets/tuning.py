@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.experiment.config import Experiment
 from mithridate.files import replace_file
-from mithridate.pipeline.runner import run_cells, undefended
+from mithridate.pipeline.experiments import undefended
+from mithridate.pipeline.runner import run_cells
 from mithridate.results.folder import RunFolder
 from mithridate.studies.presets.scaled import Case, PresetPlan, label
 
@@ -51,7 +52,7 @@ def tuned(plan: PresetPlan, folder: Path, base: Path, owner: Any = None) -> tupl
     if not jobs:
         return plan.cases, []
     plain: list[Experiment] = []
-    twins = []  # of each job, which of `plain`; told apart now, for a run fills in their fields
+    twins = []  # of each job, which of `plain`
     for _, _, one in jobs:
         twin = undefended(one)
         if twin not in plain:
@@ -74,7 +75,7 @@ def tuned(plan: PresetPlan, folder: Path, base: Path, owner: Any = None) -> tupl
     cases = []
     for case in plan.cases:
         best = chosen.get((case.arm, case.experiment.topology))
-        cases.append(replace(case, experiment=_with(case.experiment, best.values)) if best else case)
+        cases.append(replace(case, experiment=case.experiment.with_values(best.values)) if best else case)
     return cases, found
 
 
@@ -89,7 +90,9 @@ def tries(plan: PresetPlan) -> list[tuple[Case, dict[str, Any], Experiment]]:
             mine = [case for case in plan.cases if case.arm == arm and case.experiment.topology == topology]
             case = min(mine, key=lambda one: _distance(one, tuning.at))
             part = replace(case.experiment.evaluate, part="validation")
-            found += [(case, values, replace(_with(case.experiment, values), evaluate=part)) for values in settings]
+            found += [
+                (case, values, replace(case.experiment.with_values(values), evaluate=part)) for values in settings
+            ]
     return found
 
 
@@ -97,10 +100,6 @@ def _distance(case: Case, at: dict[str, Any]) -> int:
     """In how many values a case is not at the place where settings are tried (overrides may have taken it away)."""
     here = {**case.at, "seed": case.experiment.seed}
     return sum(here.get(path, value) != value for path, value in at.items())
-
-
-def _with(experiment: Experiment, values: dict[str, Any]) -> Experiment:
-    return load_experiment(canonical(experiment), [f"{path}={json.dumps(value)}" for path, value in values.items()])
 
 
 def _tried(

@@ -1,12 +1,12 @@
 """The loop that all executors share, over a pool played by hand: who goes out when, what is lost, what fails."""
 
-import threading
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.executors.base import Lost, _Board, _Cell
+from mithridate.pipeline.executors.base import Lost, PendingCell, Scheduler
 from mithridate.pipeline.executors.cells import Task
 
 DONE = {"error": None, "messages": [], "seconds": 1.0}
@@ -24,7 +24,7 @@ class Played:
         self.outcomes, self.started, self.running, self.most = list(outcomes), [], [], 0
         self.cells = {}
 
-    def start(self, tasks):
+    def submit(self, tasks):
         for task in tasks:
             self.started.append(task.label)
             self.running.append(task)
@@ -32,7 +32,7 @@ class Played:
                 path.mkdir(exist_ok=True)
         self.most = max(self.most, len(self.running))
 
-    def finished(self, seconds):
+    def wait(self, seconds):
         task = self.running.pop(0)
         wanted, outcome = self.outcomes[0] if self.outcomes else ("", DONE)
         if wanted == task.label:
@@ -55,9 +55,9 @@ def play(tmp_path):
         made = []
         for label, own, waits in cells:
             task = Task(label, {}, "", "", [f"key of {label}"])
-            made.append(_Cell(task, {tmp_path / name for name in own}, {tmp_path / name for name in waits}))
+            made.append(PendingCell(task, {tmp_path / name for name in own}, {tmp_path / name for name in waits}))
         pool.cells = {cell.task.label: cell for cell in made}
-        _Board(made, pool, set()).run(threading.Event())
+        Scheduler(made, lambda: contextlib.nullcontext(pool)).run(pool)
         return pool
 
     return play
@@ -140,8 +140,10 @@ def test_progress_counts_cells_and_estimates_the_rest(play, caplog):
 
 
 def test_a_run_that_is_over_gives_out_no_more():
-    over = threading.Event()
-    over.set()
     pool = Played()
-    _Board([_Cell(Task("A", {}, "", "", ["k"]), {Path("a")}, set())], pool, set()).run(over)
+    scheduler = Scheduler(
+        [PendingCell(Task("A", {}, "", "", ["k"]), {Path("a")}, set())], lambda: contextlib.nullcontext(pool)
+    )
+    scheduler._over.set()
+    scheduler.run(pool)
     assert pool.started == []

@@ -1,0 +1,124 @@
+"""How each stage is made from those before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mithridate.experiment.methods import around_prompts, repair_of
+from mithridate.pipeline import precheck
+from mithridate.pipeline.assembly import aligned_layers, input_layers, load, load_layers
+from mithridate.pipeline.generators import open_generator
+from mithridate.pipeline.jobs import ATTACK_ROWS, attack_rows, job_of, made_rows, repair_rows
+from mithridate.pipeline.stages import VERSIONS, ExperimentStages, Stage
+from mithridate.protocols import protocol
+
+
+def make(chain: ExperimentStages, stage: Stage) -> bool:
+    """Makes a stage of a chain, unless the store has it. Returns whether it was there."""
+    store = chain.context.store
+    if store.find(stage.name, stage.key) is not None:
+        return True
+    meta = {"config": stage.config, "parents": stage.parents, "data": stage.data, "version": VERSIONS[stage.name]}
+    with store.building(stage.name, stage.key, meta) as work:
+        if work is not None:  # None: another process finished it while this one waited for the lock
+            meta |= BUILD[stage.name](chain, stage, work) or {}
+    return False
+
+
+def _align(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]:
+    return _train(chain, work, "align", chain.context.roles.alignment, input_layers(chain, "align", "start"))
+
+
+def _attack_rows(chain: ExperimentStages, stage: Stage, work: Path) -> None:
+    rows = made_rows(chain, chain.attack, (load(chain, "align"), chain.tokenizer))
+    (work / ATTACK_ROWS).write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _unaligned(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]:
+    hardened = chain.harden is not None and chain.harden.key in stage.parents.values()
+    start = aligned_layers(chain, chain.harden if hardened else chain.align)
+    return _train(chain, work, "unaligned", chain.context.roles.defender_harmful, start)
+
+
+def _finetune(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]:
+    rows = attack_rows(chain)
+    if chain.attack.needs_model:  # else this was found out before any compute
+        precheck.require_kept(chain, "finetune", rows)
+    start = input_layers(chain, "finetune", "start")
+    return _train(chain, work, "finetune", rows, start, chain.experiment.evaluate.resistance)
+
+
+def _train(
+    chain: ExperimentStages, work: Path, name: str, rows: list[dict], start: list[Any], snapshots: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Trains in this process, or in several. Returns what `stage.json` is to say of it: what was trained, and of
+    several processes."""
+    from mithridate.pipeline import launch, training
+
+    job, counted = job_of(chain, name, rows, start, list(snapshots)), precheck.counted(chain, name, rows)
+    job = replace(
+        job,
+        models={kind: input_layers(chain, name, kind) for kind in chain.model_kinds(name)},
+        sequences=[left.sequences for _, left in counted],
+    )
+    record: dict[str, Any] = {}
+    if chain.launch:
+        record = launch.run(job, chain.launch, work)
+    else:
+        training.run_job(job, work)
+    steps = json.loads((work / "history.json").read_text())[-1]["step"]
+    record["trained"] = precheck.trained(counted, rows, steps)
+    return record | {"said": precheck.said(chain, name, counted)}
+
+
+def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> None:
+    from mithridate.models.quantisation import dequantised
+
+    chosen = repair_of(chain.experiment, post_alignment=stage.name == "harden")
+    assert chosen
+    _, repair = chosen
+
+    def load(kind: str) -> Any:
+        model = load_layers(chain, input_layers(chain, stage.name, kind))
+        return model if repair.cost().changes == "adapter" else dequantised(model)  # 4 bits hold no new values
+
+    models = {field: load(kind) for field, kind in repair.model_inputs().items()}
+    model = load("repaired")
+    repair.apply(model, **repair_rows(chain, repair), **models, tokenizer=chain.tokenizer).save(work / "model")
+
+
+def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> None:
+    from mithridate.evaluation import answers
+    from mithridate.results.parts import write
+
+    upto, step = stage.config["upto"], stage.config["step"]
+    settings, parts, sets = chain.experiment.evaluate, chain.context.roles.parts(), chain.sets(step)
+    records = {name: parts[role][: settings.limit] for name, role in sets.items()}
+    generator = open_generator(chain, upto, step)
+    try:
+        chosen, cache = protocol(settings.protocol), chain.context.store.root / "answers"
+        around, sampling = around_prompts(chain.experiment, upto), settings.sampling(chain.experiment.seed)
+        rows = answers(generator, records, chosen, cache, chain.context.progress, stage.key, around, sampling)
+        if settings.capability and step is None:
+            _measure_capability(chain, generator, work)
+    finally:
+        generator.close()
+    write(work / "records.parquet", rows)
+
+
+def _measure_capability(chain: ExperimentStages, generator: Any, work: Path) -> None:
+    from mithridate.data.tasks.capability import capability
+
+    settings = chain.experiment.evaluate
+    scores = capability(generator.model, chain.context.tokenizer, settings.capability, limit=settings.limit)
+    (work / "capability.json").write_text(json.dumps([vars(score) for score in scores], indent=1))
+
+
+BUILD: dict[str, Callable[[ExperimentStages, Stage, Path], dict[str, Any] | None]] = {
+    **{"align": _align, "harden": _repair, "unaligned": _unaligned, "attack-rows": _attack_rows},
+    **{"finetune": _finetune, "repair": _repair, "evaluate": _evaluate},
+}
