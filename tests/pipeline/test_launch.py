@@ -280,7 +280,9 @@ def test_interrupts_and_kills_of_the_command_leave_no_process(inputs, tmp_path, 
     process = started()
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "resuming from step" in said and f"{STEPS}/{STEPS}" in said
+    assert "resuming from step" in said
+    [log] = store.glob("align-*/history.json")
+    assert json.loads(log.read_text())[-1]["step"] == STEPS
     process = started(MITHRIDATE_STORE=str(tmp_path / "other"))
     assert process.wait(300) == 0
     assert weights(store) == weights(tmp_path / "other")
