@@ -20,6 +20,7 @@ from mithridate.errors import InputError
 from mithridate.files import replace_file
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
+from mithridate.report.opening import answer, rests_on
 from mithridate.report.samples import samples_table, samples_words
 from mithridate.report.sections import FigureWithTable, sections
 from mithridate.report.tables import (
@@ -31,7 +32,7 @@ from mithridate.report.tables import (
     tuning_table,
 )
 from mithridate.report.terminal import terminal_table
-from mithridate.report.verdicts import findings, headline
+from mithridate.report.verdicts import findings, ranked
 from mithridate.report.words import TOPOLOGY_NOTES, flatten
 
 __all__ = ["build_report", "export_figures", "export_tables", "terminal_table"]
@@ -138,7 +139,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
     # maps (not used here) add a style sheet when they are loaded, unless an element of their id is there.
     plotly_style = "/* plotly adds its rules here */"
     maps = re.search(r'getElementById\("([0-9a-f]{64})"\)', plotly)
-    found = sections(run)
+    found, tables = sections(run), _tables(run)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -151,17 +152,20 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
-        headline=[*filter(None, [_unfinished(run)]), *headline(run.cells, run.points)],
-        findings=[
-            [(item, names[item.cell["id"]].full) for item in findings(some)]
-            for some, names in (([p for p in run.points if p["across"]], run.point_names), (run.cells, run.names))
-        ],
+        unfinished=_unfinished(run),
+        answer=answer(run.cells, run.points),
+        rests_on=rests_on(run.cells, run.points),
+        ranked={
+            rows: [(one, run.point_names[one.cell["id"]].full) for one in some]
+            for rows, some in ranked(run.points).items()
+        },
+        each=[(one, run.names[one.cell["id"]].full) for one in findings(run.cells)] if tables["seeds"] else [],
         sections=found,
         samples=samples_words(run),
         drawn=_drawn(run),
         figures={item.id: item.figure for item in _items(found)},
         topologies=[TOPOLOGY_NOTES[name] for name in TOPOLOGY_NOTES if any(c["topology"] == name for c in run.cells)],
-        tables=_tables(run),
+        tables=tables,
         notes=run.results.get("notes", []),
         answers=answers(run),
         counts={"cells": len(run.cells), "answers": sum(map(final, run.records))},

@@ -6,7 +6,7 @@ harmful ratio, and lines by method.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mithridate.report import bars, lines, planes
@@ -14,21 +14,24 @@ from mithridate.report.groups import costs, front, sweeps
 from mithridate.report.load import Run, final
 from mithridate.report.plots import Figure, Key
 from mithridate.report.tables import (
+    DECISION,
     NOTHING,
     Column,
     Entry,
     Table,
+    decision_entry,
     methods_cost_table,
     name_column,
     name_entry,
     rate_column,
     rate_entry,
 )
+from mithridate.report.verdicts import ranked
 from mithridate.report.words import TOPOLOGIES, Label, rows_in_words
-from mithridate.results.relations import Cell, arm, attacked, measured
+from mithridate.results.relations import Cell, arm, attacked, measured, related, undefended
 from mithridate.statistics.text import percent
 
-SECTIONS = ("ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
+SECTIONS = ("opening", "ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
 # More than so many bars or lines in one figure are split by harmful ratio.
 _MANY = 16
 # More than so many curves along the attack are put together by method.
@@ -50,6 +53,7 @@ class FigureWithTable:
 def sections(run: Run) -> dict[str, list[FigureWithTable]]:
     """The figures by section of the page."""
     made = {
+        "opening": _opening(run),
         "ratios": _ratios(run),
         "scores": _scores(run),
         "shares": _shares(run),
@@ -97,6 +101,55 @@ def _split(points: list[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+# --- the opening ------------------------------------------------------------------------------------------------
+
+
+def _opening(run: Run) -> _Made:
+    """What the attack did, then what each defense left, in the order of the findings: of the attacks with the most
+    effect, where there are several."""
+    rows, found = next(iter(ranked(run.points).items()), ("", []))
+    left = [one.cell for one in found]
+    plain = {one.reference["id"]: one.reference for one in found if one.reference}
+    if not found:
+        plain = {point["id"]: point for point in run.points if undefended(point) and attacked(point)}
+    before = _unlike(related(run.points, point, "aligned") for point in plain.values())
+    points = [*before, *plain.values(), *left][:_MANY]
+    points = [point for point in points if measured(point, "harmful_score")]
+    if not points:
+        return
+    names = run.point_names
+    if len({point["topology"] for point in (*plain.values(), *left)}) > 1:
+        parts = {name: [label.topology, label.rows] for name, label in names.items()}
+        if len(before) == 1:  # for all topologies
+            parts[before[0]["id"]] = []
+        names = {n: replace(label, topology="", rows=", ".join(filter(None, parts[n]))) for n, label in names.items()}
+    entries = [
+        [
+            name_entry(point, names, topology=False),
+            *(rate_entry(point["rates"].get(rate)) for rate in ("harmful_score", "accuracy", "benign_refusal")),
+            decision_entry(point),
+        ]
+        for point in points
+    ]
+    columns = [
+        name_column(),
+        rate_column("Harmful score", "harmful_score"),
+        rate_column("Task accuracy", "accuracy"),
+        rate_column("Benign refusal", "benign_refusal"),
+        DECISION,
+    ]
+    title = "Share of harmful prompts that are answered, before the attack, after it, and with each defense"
+    table = Table("", f"{title}{f', {rows}' if rows else ''}", columns, entries)
+    text = f"Bars: harmful score of {len(points)} runs, with 95% intervals: before the attack, after it without a "
+    text += f"defense, then with {len(left)} defenses in the order of the list below the figure."
+    yield title, text, bars.score_bars(points, names), table, ()
+
+
+def _unlike(points: Iterable[Cell | None]) -> list[Cell]:
+    """Each once: an aligned model is the same one whether fine-tuning merges its adapter or not."""
+    return list({str(point["rates"]): point for point in points if point}.values())
 
 
 # --- scores -----------------------------------------------------------------------------------------------------
