@@ -20,7 +20,7 @@ from mithridate.errors import InputError
 from mithridate.files import replace_file
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
-from mithridate.report.opening import answer, rests_on
+from mithridate.report.opening import answer, in_list, rests_on
 from mithridate.report.samples import samples_table, samples_words
 from mithridate.report.sections import FigureWithTable, sections
 from mithridate.report.tables import (
@@ -156,7 +156,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         answer=answer(run.cells, run.points),
         rests_on=rests_on(run.cells, run.points),
         ranked={
-            rows: [(one, run.point_names[one.cell["id"]].full) for one in some]
+            rows: [(one, in_list(run.point_names[one.cell["id"]])) for one in some]
             for rows, some in ranked(run.points).items()
         },
         each=[(one, run.names[one.cell["id"]].full) for one in findings(run.cells)] if tables["seeds"] else [],

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.verdicts import LOWERED, Finding, capital, findings, prompts, ranked, share
+from mithridate.report.verdicts import LOWERED, Finding, findings, prompts, ranked, share
 from mithridate.report.words import Label, labels, story_order
 from mithridate.results.decisions import WORDS, shown
-from mithridate.results.relations import Cell, arm, attack_of, attacked, join, measured, related, undefended
+from mithridate.results.relations import (
+    Cell,
+    arm,
+    attack_of,
+    attacked,
+    defenses_of,
+    join,
+    measured,
+    related,
+    undefended,
+)
 from mithridate.statistics.text import percent
 
-_MANY_ATTACKS = 3  # more than so many are told together
+_MANY = 3  # of more attacks than so many (by their harmful rows) only the first is told in the answer
 
 
 def _count(number: int, what: str) -> str:
@@ -28,7 +38,8 @@ class _Attack:
     """What an attack did to the plainly aligned model: the runs before and after it, and in how many the harmful score
     is shown to have risen. Seeds together have one entry in `before` and `after`, with their intervals."""
 
-    where: str
+    topology: str
+    rows: str
     before: list[Cell]
     after: list[Cell]
     raised: int
@@ -43,14 +54,16 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
         points: the same with those of several seeds put together (`groups.over_seeds`).
     """
     points = cells if points is None else points
-    attacks, groups, names = _attacks(cells, points), ranked(points), labels(points)
+    attacks, groups = _attacks(cells, points), ranked(points)
     sentences = [_verdict(attacks, [one for found in groups.values() for one in found])]
-    if len(attacks) <= _MANY_ATTACKS:
-        sentences += [_did(attack) for attack in attacks]
-    else:
-        sentences.append(_did_all(attacks))
-    for rows, found in groups.items():
-        sentences += _came_to(found, names, f"With {rows}: " if len(groups) > 1 else "")
+    order = list(dict.fromkeys([*groups, *(attack.rows for attack in attacks)]))
+    told = order if len(order) <= _MANY else order[:1]
+    for rows in told:
+        same = [attack for attack in attacks if attack.rows == rows]
+        sentences += [_did(same)] if same else []
+        sentences += _came_to(groups[rows], labels(points)) if rows in groups else []
+    if told != order:
+        sentences.append(f"{len(order) - 1} other shares of harmful rows are below.")
     if not groups:
         sentences.append("No defended model was attacked in this run, so no defense can be judged.")
     return sentences
@@ -79,13 +92,12 @@ def _attacks(cells: list[Cell], points: list[Cell]) -> list[_Attack]:
     found = []
     for some in pairs.values():
         label = names[some[0][0]["id"]]
-        where = ", ".join(filter(None, [label.topology, label.rows]))
         raised = sum(shown(cell["against_aligned"]) == 1 for cell, _ in some)
         after, before = (list(side) for side in zip(*some))
         together = [_together(points, side) for side in (before, after)]
         if all(together):
             before, after = ([one] for one in together if one)
-        found.append(_Attack(where, before, after, raised, len(some)))
+        found.append(_Attack(label.topology, label.rows, before, after, raised, len(some)))
     return found
 
 
@@ -95,68 +107,60 @@ def _together(points: list[Cell], cells: list[Cell]) -> Cell | None:
     return next((one for one in points if set(one.get("cells", ())) == names and measured(one, "harmful_score")), None)
 
 
-def _did(attack: _Attack) -> str:
-    after, before = (_scores(side) for side in (attack.after, attack.before))
-    rate = attack.after[0]["rates"]["harmful_score"]
-    text = f"Fine-tuned without a defense ({attack.where}), it answers {after} of {prompts(rate)}; before, {before}."
-    if attack.runs > 1:
-        return f"{text} The rise is shown in {attack.raised} of {_count(attack.runs, 'seed')}."
-    return text if attack.raised else f"{text} A rise is not shown."
-
-
-def _did_all(attacks: list[_Attack]) -> str:
-    sides = ([cell for attack in attacks for cell in side(attack)] for side in (lambda a: a.after, lambda a: a.before))
-    after, before = map(_scores, sides)
-    raised, runs = sum(attack.raised for attack in attacks), sum(attack.runs for attack in attacks)
+def _did(attacks: list[_Attack]) -> str:
+    """What attacks with the same harmful rows did."""
     rate = attacks[0].after[0]["rates"]["harmful_score"]
-    return (
-        f"Fine-tuned without a defense in {_count(len(attacks), 'attack')}, it answers {after} of {prompts(rate)}; "
-        f"before, {before}. The rise is shown in {raised} of {_count(runs, 'run')}."
-    )
+    each = [f"{_scores(attack.after)}{f' ({attack.topology})' if len(attacks) > 1 else ''}" for attack in attacks]
+    each[0] += f" of {prompts(rate)}"
+    before = list(dict.fromkeys(_scores(attack.before) for attack in attacks))
+    return f"Fine-tuned without a defense on {attacks[0].rows}, it answers {join(each)}; before, {join(before)}."
 
 
-def _scores(cells: list[Cell]) -> str:
-    """The score with its interval; of several runs the lowest and the highest one."""
+def _scores(cells: list[Cell], say: Callable[[Mapping[str, Any]], str] = lambda rate: percent(rate["value"])) -> str:
+    """The score; of several runs the lowest and the highest one."""
     rates = [cell["rates"]["harmful_score"] for cell in cells]
     if len(rates) == 1:
-        return share(rates[0])
+        return say(rates[0])
     low, high = (percent(pick(rate["value"] for rate in rates)) for pick in (min, max))
     return low if low == high else f"{low} to {high}"
 
 
-def _came_to(found: list[Finding], names: Mapping[str, Label], prefix: str) -> list[str]:
-    """What some defenses against attacks with the same harmful rows came to."""
-    topologies = {one.cell["topology"] for one in found}
+def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
+    """What the defenses against attacks with the same harmful rows came to."""
 
     def named(some: list[Finding]) -> str:
-        parts = [names[one.cell["id"]] for one in some]
-        full = [f"{label.arm} with {label.topology}" if len(topologies) > 1 else label.arm for label in parts]
-        return join([", ".join(filter(None, [text, label.seed])) for text, label in zip(full, parts)])
+        short = {one.cell["id"]: join([name for name, _ in defenses_of(one.cell)]) for one in found}
+        unique = len(set(short.values())) == len(short)
+        return join([short[one.cell["id"]] if unique else in_list(names[one.cell["id"]]) for one in some])
 
-    lowered, back, broke = (
-        [one for one in found if test(one)]
-        for test in (lambda one: one.word in LOWERED, lambda one: one.back, lambda one: one.word == "broke")
-    )
-    number = len(found)
-    if number == 1:
-        text = f"{named(found)} is {'' if lowered else 'not '}shown to lower that"
+    number, distinct = len(found), len({(arm(one.cell), one.cell["topology"]) for one in found})
+    lowered, back = [one for one in found if one.word in LOWERED], [one for one in found if one.back]
+    broke, priced = ([one for one in found if one.word == word] for word in ("broke", "at a price"))
+    what = "defenses" if distinct == number else "defended runs"
+    if not lowered:
+        who = named(found) if number == 1 else f"None of {number} {what}"
+        sentences = [f"{who} is {'not ' if number == 1 else ''}shown to lower that."]
     else:
-        distinct = len({(arm(one.cell), one.cell["topology"]) for one in found})
-        what = "defenses" if distinct == number else "defended runs"
-        some = f"{len(lowered)} {'is' if len(lowered) == 1 else 'are'}" if lowered else "none is"
-        text = f"of {number} {what} {some} shown to lower that"
-    if lowered:
-        least = f"{share(lowered[0].cell['rates']['harmful_score'])}"
-        text += f": to {least}" if number == 1 else f", {named(lowered[:1])} the most: to {least}"
-    sentences = [f"{prefix}{text}." if prefix else f"{capital(text)}."]
+        who = named(found) if number == 1 else f"{len(lowered)} of {number} {what}"
+        at = "" if not priced else " at a price" if priced == lowered else f" ({len(priced)} at a price)"
+        least = percent(lowered[0].cell["rates"]["harmful_score"]["value"])
+        equal = [one for one in lowered if percent(one.cell["rates"]["harmful_score"]["value"]) == least]
+        text = f"{who} {_are(lowered)} shown to lower that{at}"
+        text += f": to {least}." if number == 1 else f"; the least left is {least} ({named(equal)})."
+        sentences = [text]
     if back:
         sentences.append(f"Within 10 points of the model before the attack {_are(back)} {named(back)}.")
     elif lowered:
-        who = "It is not" if number == 1 else "None of them is"
-        sentences.append(f"{who} shown to be within 10 points of the model before the attack.")
+        nobody = "It is not" if number == 1 else "None of them is"
+        sentences.append(f"{nobody} shown to be within 10 points of the model before the attack.")
     if broke:
         sentences.append(f"{named(broke)} broke the model.")
     return sentences
+
+
+def in_list(label: Label) -> str:
+    """What a defense is called beside others against the same harmful rows."""
+    return ", ".join(filter(None, [label.arm, label.topology, label.seed]))
 
 
 def _are(some: list[Any]) -> str:
@@ -187,6 +191,7 @@ def rests_on(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
         if one.cell["id"] not in covered:
             label = names[one.cell["id"]]
             arms.setdefault(f"{label.arm} with {label.topology}", []).append(one)
+    sentences += [_took(attack) for attack in _attacks(cells, points)]
     return sentences + [_in_each(name, some) for name, some in arms.items() if len(some) > 1]
 
 
@@ -201,6 +206,19 @@ def _tests(together: list[Cell]) -> str:
         f"{text} Its p-values are of t tests over the seeds, corrected by Holm for {number} of {tested[0]['family']} "
         f"with the undefended run. They hold if {tested[0]['assumption']}."
     )
+
+
+def _took(attack: _Attack) -> str:
+    """What an attack did to the undefended model, with intervals, and whether that is shown."""
+    first, last = (_scores(side, share) for side in (attack.before, attack.after))
+    where = f"{attack.topology}, {attack.rows}"
+    if attack.runs > 1:
+        return (
+            f"In {attack.raised} of {attack.runs} seeds the attack is shown to have raised the undefended harmful "
+            f"score, from {first} before to {last} after it ({where})."
+        )
+    clear = "The attack took" if attack.raised else "It is not shown that the attack took"
+    return f"{clear} the undefended harmful score from {first} to {last} ({where})."
 
 
 def _in_each(name: str, some: list[Finding]) -> str:

@@ -114,20 +114,27 @@ def _opening(run: Run) -> _Made:
     plain = {one.reference["id"]: one.reference for one in found if one.reference}
     if not found:
         plain = {point["id"]: point for point in run.points if undefended(point) and attacked(point)}
-    before = _unlike(related(run.points, point, "aligned") for point in plain.values())
-    points = [*before, *plain.values(), *left][:_MANY]
-    points = [point for point in points if measured(point, "harmful_score")]
+    before = [other for point in plain.values() if (other := related(run.points, point, "aligned"))]
+    points = [one for one in (*before, *plain.values(), *left) if measured(one, "harmful_score")]
     if not points:
         return
-    names = run.point_names
-    if len({point["topology"] for point in (*plain.values(), *left)}) > 1:
-        parts = {name: [label.topology, label.rows] for name, label in names.items()}
-        if len(before) == 1:  # for all topologies
-            parts[before[0]["id"]] = []
-        names = {n: replace(label, topology="", rows=", ".join(filter(None, parts[n]))) for n, label in names.items()}
+    title = "Share of harmful prompts that are answered, before the attack, after it, and with each defense"
+    title += f": {rows}" if rows else ""
+    if len(points) > _MANY:
+        title += f" (the first {_MANY} of {len(points)} runs)"
+        points = points[:_MANY]
+    several = len({point["topology"] for point in points}) > 1
+    parts = {  # what all have in common is in the title
+        name: [label.topology if several else "", "" if rows else label.rows]
+        for name, label in run.point_names.items()
+    }
+    names = {
+        name: replace(label, topology="", rows=", ".join(filter(None, parts[name])))
+        for name, label in run.point_names.items()
+    }
     entries = [
         [
-            name_entry(point, names, topology=False),
+            name_entry(point, run.point_names),
             *(rate_entry(point["rates"].get(rate)) for rate in ("harmful_score", "accuracy", "benign_refusal")),
             decision_entry(point),
         ]
@@ -140,16 +147,10 @@ def _opening(run: Run) -> _Made:
         rate_column("Benign refusal", "benign_refusal"),
         DECISION,
     ]
-    title = "Share of harmful prompts that are answered, before the attack, after it, and with each defense"
-    table = Table("", f"{title}{f', {rows}' if rows else ''}", columns, entries)
+    table = Table("", title, columns, entries)
     text = f"Bars: harmful score of {len(points)} runs, with 95% intervals: before the attack, after it without a "
     text += f"defense, then with {len(left)} defenses in the order of the list below the figure."
     yield title, text, bars.score_bars(points, names), table, ()
-
-
-def _unlike(points: Iterable[Cell | None]) -> list[Cell]:
-    """Each once: an aligned model is the same one whether fine-tuning merges its adapter or not."""
-    return list({str(point["rates"]): point for point in points if point}.values())
 
 
 # --- scores -----------------------------------------------------------------------------------------------------
