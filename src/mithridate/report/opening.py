@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.verdicts import LOWERED, Finding, findings, prompts, ranked, share
+from mithridate.report.verdicts import Finding, findings, prompts, ranked, share
 from mithridate.report.words import Label, labels, story_order
 from mithridate.results.decisions import WORDS, shown
 from mithridate.results.relations import (
@@ -110,8 +110,10 @@ def _together(points: list[Cell], cells: list[Cell]) -> Cell | None:
 def _did(attacks: list[_Attack]) -> str:
     """What attacks with the same harmful rows did."""
     rate = attacks[0].after[0]["rates"]["harmful_score"]
-    each = [f"{_scores(attack.after)}{f' ({attack.topology})' if len(attacks) > 1 else ''}" for attack in attacks]
+    each = [_scores(attack.after) for attack in attacks]
     each[0] += f" of {prompts(rate)}"
+    if len(attacks) > 1:
+        each = [f"{text} ({attack.topology})" for text, attack in zip(each, attacks)]
     before = list(dict.fromkeys(_scores(attack.before) for attack in attacks))
     return f"Fine-tuned without a defense on {attacks[0].rows}, it answers {join(each)}; before, {join(before)}."
 
@@ -134,15 +136,15 @@ def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
         return join([short[one.cell["id"]] if unique else in_list(names[one.cell["id"]]) for one in some])
 
     number, distinct = len(found), len({(arm(one.cell), one.cell["topology"]) for one in found})
-    lowered, back = [one for one in found if one.word in LOWERED], [one for one in found if one.back]
-    broke, priced = ([one for one in found if one.word == word] for word in ("broke", "at a price"))
+    lowered, back = [one for one in found if one.lowered], [one for one in found if one.back]
+    broke = [one for one in found if one.word == "broke"]
     what = "defenses" if distinct == number else "defended runs"
     if not lowered:
         who = named(found) if number == 1 else f"None of {number} {what}"
         sentences = [f"{who} is {'not ' if number == 1 else ''}shown to lower that."]
     else:
         who = named(found) if number == 1 else f"{len(lowered)} of {number} {what}"
-        at = "" if not priced else " at a price" if priced == lowered else f" ({len(priced)} at a price)"
+        at = _at_what_price(lowered)
         least = percent(lowered[0].cell["rates"]["harmful_score"]["value"])
         equal = [one for one in lowered if percent(one.cell["rates"]["harmful_score"]["value"]) == least]
         text = f"{who} {_are(lowered)} shown to lower that{at}"
@@ -156,6 +158,15 @@ def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
     if broke:
         sentences.append(f"{named(broke)} broke the model.")
     return sentences
+
+
+def _at_what_price(lowered: list[Finding]) -> str:
+    counts = Counter(one.word for one in lowered)
+    names = {"at a price": "at a price", "undecided": "at a price that is undecided"}
+    parts = [(counts[word], text) for word, text in names.items() if counts[word]]
+    if [number for number, _ in parts] == [len(lowered)]:
+        return f" {parts[0][1]}"
+    return f" ({join([f'{number} {text}' for number, text in parts])})" if parts else ""
 
 
 def in_list(label: Label) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mithridate.report.words import rows_in_words, story_order
-from mithridate.results.decisions import TOLERANCE, bound
+from mithridate.results.decisions import TOLERANCE, bound, shown
 from mithridate.results.relations import Cell, arm, measured, related
 from mithridate.statistics.text import interval, percent
 
@@ -20,7 +20,6 @@ _SAID = {
     "undecided": "undecided",
     "undecided (spread)": "undecided, for the seeds' spread",
 }
-LOWERED = ("helped", "at a price")
 # (rate, its name, which way is worse): what a defense may cost. Those of broken text are told where they are more than
 # a little worse.
 _PRICES = (
@@ -50,25 +49,32 @@ class Finding:
     reasons: list[str]
 
     @property
+    def lowered(self) -> bool:
+        """Whether the harmful score is shown to have fallen, and the model is not broken; the price may be open."""
+        fell = shown(self.cell.get("paired")) == -1
+        return self.word in ("helped", "at a price") or (self.word == "undecided" and fell)
+
+    @property
     def back(self) -> bool:
         """Whether it is shown to be within 10 points of the model before the attack: of what it still answers, the
         whole interval."""
         left, first = measured(self.cell, "harmful_score"), measured(self.before, "harmful_score")
         near = left and first and bound(left, first["value"] + TOLERANCE) == "below"
-        return bool(near) and self.word in LOWERED
+        return bool(near) and self.lowered
 
     @property
     def said(self) -> str:
         """The word with what is left: "helped, still answers 62%"."""
+        word = "price undecided" if self.word == "undecided" and self.lowered else _SAID[self.word]
         left = measured(self.cell, "harmful_score")
         if not left or self.word == "broke":  # a broken model answers nothing at all
-            return _SAID[self.word]
-        return f"{_SAID[self.word]}, still answers {percent(left['value'])}"
+            return word
+        return f"{word}, still answers {percent(left['value'])}"
 
     @property
     def chip(self) -> str:
         """The page's style of it. That a defense helped is not yet good news."""
-        if self.word in LOWERED:
+        if self.word in ("helped", "at a price"):
             return "helped" if self.word == "helped" and self.back else "price"
         return {"did not help": "no-help", "broke": "broke"}.get(self.word, "unclear")
 
@@ -135,7 +141,8 @@ def _rank(one: Finding) -> tuple[Any, ...]:
         ours, theirs = measured(one.cell, rate), measured(one.reference, rate)
         if ours and theirs:
             cost += max(0.0, way * (ours["value"] - theirs["value"]))
-    return one.word == "broke", round(100 * left["value"]) if left else 101, cost
+    shown_as = percent(left["value"]) if left else "101%"  # equal is what reads as equal
+    return one.word == "broke", int(shown_as.strip("<>%")), {"<": -1, ">": 1}.get(shown_as[0], 0), cost
 
 
 def _harm(found: list[Finding]) -> float:
