@@ -139,17 +139,20 @@ def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
     lowered, back = [one for one in found if one.lowered], [one for one in found if one.back]
     broke = [one for one in found if one.word == "broke"]
     what = "defenses" if distinct == number else "defended runs"
-    if not lowered:
-        who = named(found) if number == 1 else f"None of {number} {what}"
-        sentences = [f"{who} is {'not ' if number == 1 else ''}shown to lower that."]
+    whole = " without breaking the model" if broke else ""
+    sentences = []
+    if not lowered and number == 1:
+        sentences += [] if broke else [f"{named(found)} is not shown to lower that."]
+    elif not lowered:
+        sentences.append(f"None of {number} {what} is shown to lower that{whole}.")
     else:
         who = named(found) if number == 1 else f"{len(lowered)} of {number} {what}"
         at = _at_what_price(lowered)
         least = percent(lowered[0].cell["rates"]["harmful_score"]["value"])
         equal = [one for one in lowered if percent(one.cell["rates"]["harmful_score"]["value"]) == least]
-        text = f"{who} {_are(lowered)} shown to lower that{at}"
+        text = f"{who} {_are(lowered)} shown to lower that{whole}{at}"
         text += f": to {least}." if number == 1 else f"; the least left is {least} ({named(equal)})."
-        sentences = [text]
+        sentences.append(text)
     if back:
         sentences.append(f"Within 10 points of the model before the attack {_are(back)} {named(back)}.")
     elif lowered:
