@@ -439,7 +439,7 @@ def test_r2_r7_of_the_headline(measured):
     cells, points = sorted(results["cells"], key=lambda c: c["id"]), over_seeds(results)
     text = rests_on(cells, points)
     assert text[0] == "2 attacks, 4 seeds." and text[1].startswith("What is said is of 4 seeds together.")
-    least = "3 of 4 defenses are shown to lower that at a price; the least left is 19% (Lisa and Antidote)."
+    least = "Of 4 defenses 3 are shown to lower that at a price; the least left is 19% (Lisa and Antidote)."
     assert least in answer(cells, points)
     told = {one.cell["id"]: one for one in findings(points) if one.word == "at a price"}
     assert {one.cell["alignment"] + one.cell["finetuning"] + one.cell["repair"] for one in told.values()} == {

@@ -146,7 +146,7 @@ def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
     elif not lowered:
         sentences.append(f"None of {number} {what} is shown to lower that{whole}.")
     else:
-        who = named(found) if number == 1 else f"{len(lowered)} of {number} {what}"
+        who = named(found) if number == 1 else f"Of {number} {what} {len(lowered)}"
         at = _at_what_price(lowered)
         least = percent(lowered[0].cell["rates"]["harmful_score"]["value"])
         equal = [one for one in lowered if percent(one.cell["rates"]["harmful_score"]["value"]) == least]
