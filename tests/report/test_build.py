@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 
 import altair
@@ -410,6 +411,13 @@ def test_without_its_packages_the_error_says_what_to_install(small, monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install 'mithridate\[report\]'"):
         build_report(small)
+
+
+def test_only_the_page_and_its_files_load_altair():
+    """The command's help, and the table at the end of a run, are there before."""
+    code = "import sys, mithridate.cli, mithridate.report.build; print({'altair', 'vl_convert'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_terminal_table_fits_and_says_the_main_numbers():

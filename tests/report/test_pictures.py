@@ -45,6 +45,9 @@ def test_lines_with_their_intervals_and_legend(runs):
         assert wanted in shown
     for key in item.figure.legend:
         assert key.text in shown
+    symbols = [node for node in drawing.iter(GROUP) if "role-legend-symbol" in node.get("class", "")]
+    assert len(symbols) == len(item.figure.legend)
+    assert [symbol[0].get("stroke") for symbol in symbols] == [key.colour for key in item.figure.legend]
     assert marks(drawing, "line") == 5  # methods
     assert marks(drawing, "rule") == 20  # their intervals, at four ratios
     assert "voronoi" not in item.figure.svg(item.title)  # what answers the pointer

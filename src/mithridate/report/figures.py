@@ -71,7 +71,8 @@ class Figure:
             width=_PAPER_WIDTH, height=self.chart.height, description=title
         )
         # The legend's channels are its own. Most machines have one of the fonts, which are equally wide.
-        chart = chart.resolve_scale(shape="independent", stroke="independent", fill="independent")
+        own = dict.fromkeys(("shape", "stroke", "fill", "strokeDash"), "independent")
+        chart = chart.resolve_scale(**own)
         chart = chart.configure(**_look("#1b1e23", "#d5d9df"), font="DejaVu Sans, Verdana, sans-serif")
         drawn = vl_convert.vegalite_to_svg(chart.to_dict())
         opened = drawn.index(">") + 1
@@ -92,7 +93,7 @@ def _look(ink: str, line: str) -> dict[str, Any]:
         "view": {"stroke": None},
         "axis": {**text, **lines, "labelLimit": 400, "titlePadding": 8},
         "axisY": {"labelPadding": 6},
-        "legend": {"labelColor": ink, "labelFontSize": 13, "symbolSize": 140, "labelLimit": 0},
+        "legend": {"labelColor": ink, "labelFontSize": 13, "symbolSize": 180, "labelLimit": 0},
         "axisX": {"labelFlush": False},
         "rule": {"color": ink},
         "tick": {"color": ink},
