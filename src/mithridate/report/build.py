@@ -151,7 +151,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
     found, tables = _sections(run), _tables(run)
     import vl_convert
 
-    vega = vl_convert.javascript_bundle(None)
+    vega = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (its stub lacks the default)
     files = resources.files("mithridate.report")
     script, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = jinja2.Environment(
