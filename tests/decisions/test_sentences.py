@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from itertools import pairwise
 from math import comb, sqrt
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from scipy.stats import ttest_rel
 
 from mithridate.report.build import build_report
 from mithridate.report.load import Run, load
+from mithridate.report.opening import answer, rests_on
 from mithridate.report.samples import samples_words
-from mithridate.report.verdicts import findings, headline
+from mithridate.report.verdicts import findings, ranked
 from mithridate.statistics import across_seeds, paired, paired_across_seeds
 from tests.decisions import evidence, sampled
 
@@ -281,7 +283,6 @@ def test_the_numbers_of_the_seeds_together(tmp_path):
         for name, sides in pairs.items()
     }
     corrected = dict(zip(p_values, holm(list(p_values.values()))))
-    sentences = headline(run.cells, run.points)
     for point in together:
         mine, others = pairs[point["id"]]
         text = " ".join(point["decision"]["reasons"])
@@ -303,13 +304,81 @@ def test_the_numbers_of_the_seeds_together(tmp_path):
         assert says(plain, p_values[point["id"]])
         assert says(plain if adjusted == "also" else adjusted, corrected[point["id"]])
         assert _rates(text, answers, mine, others) >= 4
-        short = next(s for s in sentences if run.point_names[point["id"]].full in s)
-        assert f"{found[7]} points [{found[8]}, {found[9]}]" in short
+
+
+def test_what_each_defense_left_and_its_price(both):
+    """Of single models, and of seeds together: each number of the list under the figure."""
+    run, answers = both
+    before = {
+        (c["seed"], c["topology"]): c["id"] for c in run.cells if c["role"] == "aligned" and c["alignment"] == "sft"
+    }
+    by_id = {cell["id"]: cell for cell in run.cells}
+    shown = [*findings(run.cells), *findings(run.points)]
+    for one in shown:
+        mine = one.cell.get("cells") or [one.cell["id"]]
+        others = [by_id[name]["paired"]["against"] for name in mine]
+        first = [before[by_id[name]["seed"], by_id[name]["topology"]] for name in mine]
+        left = re.fullmatch(
+            rf"Answers {NUMBER} \[(\S+), (\S+)\] of harmful prompts; without a defense {NUMBER} \[(\S+), (\S+)\], "
+            rf"before the attack {NUMBER} \[(\S+), (\S+)\]\.",
+            one.left,
+        )
+        assert left, one.left
+        for i, some in enumerate((mine, others, first)):
+            hits = [answers.hits(name, "harmful_score") for name in some]
+            low, high = wilson(sum(hits[0]), len(hits[0])) if len(some) == 1 else _bounds(hits)
+            value, *bounds = left.groups()[3 * i : 3 * i + 3]
+            assert near(value, answers.share(some, "harmful_score"))
+            assert all(near(s, b) or s in ("0", "100") for s, b in zip(bounds, (low, high)))
+        told = re.findall(rf"([A-Za-z ]+) {NUMBER} against {NUMBER}", one.price)
+        for name, ours, theirs in told:
+            rate = PRICES[name.strip().lower()]
+            assert near(ours, answers.share(mine, rate)) and near(theirs, answers.share(others, rate))
+        worse = {
+            name
+            for name, rate in PRICES.items()
+            if rate in ("accuracy", "benign_refusal") or answers.share(mine, rate) - answers.share(others, rate) > 0.05
+        }
+        assert {name.strip().lower() for name, *_ in told} == worse
+        if one.word != "broke":
+            assert one.said.endswith(f", still answers {left[1]}%")
+        limit = answers.share(first, "harmful_score") + 0.1
+        if one.back:
+            assert answers.share(mine, "harmful_score") < limit
+    for found in ranked(run.points).values():
+        scores = [one.cell["rates"]["harmful_score"]["value"] for one in found if one.word != "broke"]
+        assert all(a <= b + 0.01 for a, b in pairwise(scores))
+
+
+PRICES = {
+    "task accuracy": "accuracy",
+    "benign requests refused": "benign_refusal",
+    "broken answers to benign requests": "benign_incoherent",
+    "broken answers to harmful prompts": "incoherent",
+}
+
+
+def _bounds(hits: list[list[bool]]) -> tuple[float, float]:
+    share = across_seeds(hits)
+    return share["low"], share["high"]
+
+
+def test_the_numbers_of_the_answer(both):
+    run, answers = both
+    [said] = [s for s in answer(run.cells, run.points) if s.startswith("Fine-tuned without a defense on 10%")]
+    after, before = said.partition("it answers ")[2].split("; before, ")
+    for topology, words in (("single", "one adapter"), ("double", "two adapters")):
+        cells = [c for c in run.cells if c["topology"] == topology and c["alignment"] == "sft" and not c["control"]]
+        hit = [c["id"] for c in cells if c["role"] == "undefended" and c["harmful_ratio"] == 0.1]
+        first = [c["id"] for c in cells if c["role"] == "aligned"]
+        found = re.search(rf"{NUMBER}(?: of harmful prompts)? \({words}\)", after.replace(") of harmful prompts", ")"))
+        assert found and near(found[1], answers.share(hit, "harmful_score"))
+        assert any(near(text, answers.share(first, "harmful_score")) for text in re.findall(NUMBER, before))
 
 
 def test_what_the_headline_says_of_the_attacks(both):
     run, answers = both
-    told = [s for s in headline(run.cells, run.points) if "undefended harmful score from" in s or "In " in s[:3]]
+    told = [s for s in rests_on(run.cells, run.points) if "undefended harmful score" in s]
     assert len(told) == 2  # one adapter, two adapters
     for topology, words in (("single", "one adapter"), ("double", "two adapters")):
         cells = [c for c in run.cells if c["topology"] == topology and c["alignment"] == "sft"]
@@ -318,15 +387,14 @@ def test_what_the_headline_says_of_the_attacks(both):
         ]
         first = [c["id"] for c in cells if c["finetuning"] == "none"]
         [sentence] = [s for s in told if words in s]
-        shares = [[answers.share([one], "harmful_score") for one in some] for some in (first, after)]
-        numbers = re.findall(NUMBER, sentence.replace("10% harmful rows", ""))
-        if len(after) == 1:
-            assert near(numbers[0], shares[0][0]) and near(numbers[1], shares[1][0])
-        else:
+        if len(after) > 1:
             assert f"In {len(after)} of {len(after)} seeds" in sentence
-            assert all(
-                near(s, v) for s, v in zip(numbers, (min(shares[0]), max(shares[0]), min(shares[1]), max(shares[1])))
-            )
+        numbers = re.findall(rf"{NUMBER} \[(\S+), (\S+)\]", sentence)
+        for (value, *bounds), some in zip(numbers, (first, after), strict=True):
+            hits = [answers.hits(one, "harmful_score") for one in some]
+            expected = wilson(sum(hits[0]), len(hits[0])) if len(some) == 1 else _bounds(hits)
+            assert near(value, answers.share(some, "harmful_score"))
+            assert all(near(s, b) or s in ("0", "100") for s, b in zip(bounds, expected))
 
 
 def test_no_page_shows_minus_zero_or_a_whole_that_is_none(both, tmp_path):
@@ -336,7 +404,9 @@ def test_no_page_shows_minus_zero_or_a_whole_that_is_none(both, tmp_path):
     run, _ = both
     folder = write(NAMES[0] if run.points[0]["across"] else NAMES[1], tmp_path / "run")
     texts = [one.read_text() for one in export_tables(folder, tmp_path / "tables") if one.suffix == ".md"]
-    texts += [" ".join(f.reasons) for f in findings(run.cells)] + headline(run.cells, run.points)
+    texts += [" ".join(f.reasons) for f in findings(run.cells)]
+    texts += answer(run.cells, run.points) + rests_on(run.cells, run.points)
+    texts += [part for f in findings(run.points) for part in (f.said, f.left, f.price)]
     for text in texts:
         assert not re.search(r"(?<![\w.])[−-]0(?![.\d])", text)
     for cell in run.cells:
@@ -451,7 +521,8 @@ def test_the_page_reads_one_row_of_the_table_of_several_answers(drawn):
     run, page = drawn
     *_, last = samples_words(run)
     found = re.fullmatch(
-        rf"So (.*): {NUMBER} of the answers comply; asked 3 times, of the prompts {OR_MORE} get one or more that do\.",
+        rf'So in the row "(.*)": {NUMBER} of the answers comply; asked 3 times, of the prompts {OR_MORE} get one '
+        r"or more that do\.",
         last,
     )
     assert found and last in page

@@ -65,6 +65,7 @@ def test_loads_without_an_error_or_a_request(browser, page):
 
 
 def test_a_script_in_an_answer_is_shown_and_not_run(browser):
+    browser.click("#filter-differ")
     browser.click("#reveal")
     texts = browser.run("return [...document.querySelectorAll('.answer')].map((e) => e.textContent)")
     assert any(text.startswith(synthetic.SCRIPT) for text in texts)
@@ -82,7 +83,65 @@ def test_the_policy_stops_a_script_that_gets_in_all_the_same(page, tmp_path, win
     assert any("Content Security Policy" in line for line in window.console())
 
 
+def test_answers_open_on_prompts_judged_differently(browser, window, tmp_path):
+    verdicts = """return [...document.querySelectorAll('.prompt')].map(
+      (prompt) => [...prompt.querySelectorAll('.chip')].map((chip) => chip.textContent))"""
+    assert browser.run("return document.getElementById('filter-differ').checked")
+    assert len(browser.run(verdicts)) == 10
+    assert all(len(set(one)) > 1 for one in browser.run(verdicts))
+    results = {"schema": 1, "protocol": "hs/embedded-v1", "model": "m", "cells": [synthetic.cell()]}
+    window.open(build_report(synthetic.write(tmp_path / "run", results, synthetic.records(results, 24, 4, 4))))
+    window.wait("return document.querySelector('.prompt')")  # where none can differ, all are shown
+    assert window.run(STATUS) == "Prompts 1 to 10 of 24"
+    assert not window.run("return document.getElementById('filter-differ').checked")
+
+
+def test_a_prompt_keeps_its_lines_and_its_direction_to_itself(window, tmp_path):
+    results = {"schema": 1, "protocol": "hs/embedded-v1", "model": "m", "cells": [synthetic.cell()]}
+    rows = synthetic.records(results, 4, 1, 1)
+    for row in rows:
+        row["prompt"] += "\n\u202eand a second line"
+    window.open(build_report(synthetic.write(tmp_path / "run", results, rows)))
+    window.wait("return document.querySelector('.prompt')")
+    shown = "const e = document.querySelector('.prompt h3 > *'); const s = getComputedStyle(e);"
+    text, isolated, space = window.run(f"{shown} return [e.textContent, s.unicodeBidi, s.whiteSpace]")
+    assert text.endswith("\n\u202eand a second line") and isolated == "isolate" and space == "pre-wrap"
+    box = "const box = document.querySelector('.prompt h3 .sub').getBoundingClientRect(); return box.left"
+    own = f"{shown} return e.getBoundingClientRect().left"
+    assert window.run(box) > window.run(own)  # the category stays behind the prompt
+
+
+def test_on_paper(browser):
+    """Nothing hidden is printed as a blur, nothing is cut at the edge, what is folded stays off, the reasons apart."""
+    seen = "return [...document.querySelectorAll(arguments[0])].filter((e) => e.getClientRects().length).length"
+    wide = """return [...document.querySelectorAll('table, .plot svg, figure')]
+      .filter((e) => e.getClientRects().length).map((e) => e.getBoundingClientRect().right)"""
+    see_all(browser)
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
+    browser.cdp("Emulation.setDeviceMetricsOverride", width=718, height=1000, deviceScaleFactor=1, mobile=False)
+    browser.cdp("Emulation.setEmulatedMedia", media="print")
+    try:
+        browser.wait("return [...document.querySelectorAll('.plot svg')].every((e) => e.clientWidth <= 718)")
+        for gone in ("nav", "form", ".pager", ".blurred", ".reveal", "#answers-list .card", "details:not(.reasons)"):
+            assert browser.run(seen, gone) == 0, gone
+        assert browser.run(seen, ".reasons li") == browser.run(
+            "return document.querySelectorAll('.reasons li').length"
+        )
+        assert browser.run(seen, ".paper") == 1
+        assert max(browser.run(wide)) <= 718
+        whole = """return [...new Set([...document.querySelectorAll(arguments[0])].map(
+          (e) => getComputedStyle(e)[arguments[1]]))]"""
+        assert browser.run(whole, "figure, tr, .findings > li", "breakInside") == ["avoid"]
+        assert browser.run(whole, "h1, h2, h3, h4, h3 + .note", "breakAfter") == ["avoid"]
+        browser.run("document.getElementById('reveal').click()")
+        assert browser.run(seen, "#answers-list .card") > 0
+    finally:
+        browser.cdp("Emulation.setEmulatedMedia", media="")
+        browser.cdp("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+
+
 def test_filters(browser):
+    browser.click("#filter-differ")
     assert browser.run(STATUS) == "Prompts 1 to 10 of 112"
     browser.run(CHOOSE, "filter-category", "fraud")
     assert browser.run(STATUS) == "Prompts 1 to 10 of 14"
@@ -123,6 +182,7 @@ def test_disagreement_of_judges(tmp_path, window):
         row["judge/llama-guard-3/reason"] = "S9" if asked else None
     window.open(build_report(synthetic.write(tmp_path / "run", results, rows)))
     window.wait("return document.querySelector('.prompt')")
+    window.click("#filter-differ")
     chips = """return [...document.querySelectorAll('.card')].map(
       (card) => [...card.querySelectorAll('.chip')].map((chip) => chip.textContent))"""
     for verdict, guard, *differ in window.run(chips):
@@ -159,7 +219,8 @@ def test_a_grid_draws_and_stays_readable(tmp_path):
 
 
 def test_cells_can_be_chosen(browser):
-    assert browser.run("return document.querySelectorAll('.prompt:first-child .card').length") == 2
+    assert browser.run("return document.querySelectorAll('.prompt:first-child .card').length") == 3
+    browser.click("#filter-differ")
     browser.run(
         "document.querySelectorAll('#filter-cells input').forEach((box) => { if (!box.checked) box.click(); })"
     )
@@ -188,7 +249,7 @@ def test_harmful_answers_are_blurred_until_asked_for(browser):
 
 def test_the_keyboard_reaches_everything(browser):
     reached = []
-    for _ in range(80):
+    for _ in range(110):
         browser.keys(TAB)
         reached.append(
             browser.run("""const e = document.activeElement;
@@ -203,7 +264,7 @@ def test_the_keyboard_reaches_everything(browser):
         assert name in names
     assert all(shown for _, shown in reached)  # the focus is always visible
     browser.keys(ENTER)
-    assert browser.run(STATUS) == "Prompts 11 to 20 of 112"
+    assert browser.run(STATUS).startswith("Prompts 11 to 20 of ")
     browser.run("document.querySelector('.reveal').focus()")
     browser.keys(ENTER)
     assert browser.run("return document.activeElement.className") == "answer"
@@ -349,6 +410,7 @@ def test_five_thousand_answers_stay_responsive(tmp_path):
             counts.append(browser.run(NODES))
         # a few rows of findings and entries of the filters more, whatever the number of answers
         assert counts[1] <= counts[0] + 100
+        browser.click("#filter-differ")
         browser.run(
             "document.querySelectorAll('#filter-cells input').forEach((box) => { if (!box.checked) box.click(); })"
         )

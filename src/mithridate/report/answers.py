@@ -6,7 +6,7 @@ from typing import Any
 from mithridate.evaluation.agreement import answer_to, judges_beside, judges_in, kind_of, shared_question
 from mithridate.judges.base import Kind
 from mithridate.report.load import Run, final
-from mithridate.report.verdicts import findings
+from mithridate.report.verdicts import ranked
 
 
 def answers(run: Run) -> dict[str, Any]:
@@ -74,11 +74,9 @@ def _differ(said: dict[str, str], kinds: dict[str, Kind | None]) -> bool:
 
 
 def _shown(run: Run) -> list[str]:
-    """The cells shown at first: an undefended run, and the defenses that came to a verdict against it."""
-    found = findings(run.cells)
-    first = found[0] if found else None
-    decided = [item for item in found if not item.word.startswith("undecided")]
-    pairs = [item for item in decided if first and item.reference is first.reference]
-    shown = [first.reference["id"]] if first and first.reference else []
-    shown += [item.cell["id"] for item in pairs] or ([first.cell["id"]] if first else [])
+    """The cells shown at first: the undefended run, and the defenses against the same attack that left least."""
+    found = [one for some in ranked(run.cells).values() for one in some]
+    shown = [one.cell["id"] for one in found if one.reference is found[0].reference]
+    if found and found[0].reference:
+        shown.insert(0, found[0].reference["id"])
     return shown or [cell["id"] for cell in run.cells]

@@ -19,6 +19,7 @@ from mithridate.errors import InputError
 from mithridate.files import replace_file, replacing
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
+from mithridate.report.opening import answer, in_list, rests_on
 from mithridate.report.samples import samples_table, samples_words
 from mithridate.report.tables import (
     Table,
@@ -29,7 +30,7 @@ from mithridate.report.tables import (
     tuning_table,
 )
 from mithridate.report.terminal import terminal_table
-from mithridate.report.verdicts import findings, headline
+from mithridate.report.verdicts import findings, ranked
 from mithridate.report.words import TOPOLOGY_NOTES, flatten
 
 if TYPE_CHECKING:
@@ -147,10 +148,10 @@ def _tables(run: Run) -> dict[str, Table | None]:
 def _page(run: Run, folder: Path, out: Path) -> str:
     import jinja2  # takes a while, and the terminal table does not need it
 
-    found = _sections(run)
+    found, tables = _sections(run), _tables(run)
     import vl_convert
 
-    vega = vl_convert.javascript_bundle()
+    vega = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (its stub lacks the default)
     files = resources.files("mithridate.report")
     script, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = jinja2.Environment(
@@ -164,17 +165,20 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
-        headline=[*filter(None, [_unfinished(run)]), *headline(run.cells, run.points)],
-        findings=[
-            [(item, names[item.cell["id"]].full) for item in findings(some)]
-            for some, names in (([p for p in run.points if p["across"]], run.point_names), (run.cells, run.names))
-        ],
+        unfinished=_unfinished(run),
+        answer=answer(run.cells, run.points),
+        rests_on=rests_on(run.cells, run.points),
+        ranked={
+            rows: [(one, in_list(run.point_names[one.cell["id"]])) for one in some]
+            for rows, some in ranked(run.points).items()
+        },
+        each=[(one, run.names[one.cell["id"]].full) for one in findings(run.cells)] if tables["seeds"] else [],
         sections=found,
         samples=samples_words(run),
         drawn=_drawn(run),
         figures={item.id: item.figure.for_page() for item in _items(found)},
         topologies=[TOPOLOGY_NOTES[name] for name in TOPOLOGY_NOTES if any(c["topology"] == name for c in run.cells)],
-        tables=_tables(run),
+        tables=tables,
         notes=run.results.get("notes", []),
         answers=answers(run),
         counts={"cells": len(run.cells), "answers": sum(map(final, run.records))},

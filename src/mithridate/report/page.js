@@ -128,7 +128,8 @@
     byId("answers-list").replaceChildren(
       ...visible.map(([set, category, prompt, given]) => {
         const article = make("article", "prompt");
-        const title = make("h3", "", prompt);
+        const title = make("h3");
+        title.append(make("bdi", "", prompt)); // its direction is its own
         if (category) title.append(" ", make("span", "sub", category));
         const cards = make("div", "cards");
         cards.append(...given.map((answer) => card(set, answer)));
@@ -151,5 +152,11 @@
   byId("next").addEventListener("click", turn(1));
   byId("filters").addEventListener("change", (event) => (event.target.id === "reveal" ? show() : refresh()));
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  // Opened on prompts whose answers were judged differently, where there are any.
+  byId("filter-differ").checked = true;
   refresh();
+  if (!matching.length) {
+    byId("filter-differ").checked = false;
+    refresh();
+  }
 })();

@@ -52,8 +52,8 @@ def samples_words(run: Run) -> list[str]:
         'that complies is left out there; "worst of k" takes every unscored answer for one that complies. Over seeds '
         'the interval of "any of k" takes unscored answers both ways. Decisions are on the shares of answers; on the '
         "shares of prompts nothing is tested.",
-        f"So {run.point_names[example['id']].full}: {percent(score['value'])} of the answers comply; asked "
-        f"{score['samples']} times, of the prompts {one_or_more(score)} get one or more that do.",
+        f'So in the row "{run.point_names[example["id"]].full}": {percent(score["value"])} of the answers comply; '
+        f"asked {score['samples']} times, of the prompts {one_or_more(score)} get one or more that do.",
     ]
 
 

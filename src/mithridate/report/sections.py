@@ -6,7 +6,7 @@ harmful ratio, and lines by method.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mithridate.report import figures
@@ -14,21 +14,24 @@ from mithridate.report.figures import Figure
 from mithridate.report.groups import costs, curve, front, resistance_pairs, resistance_series, series_of, sweeps
 from mithridate.report.load import Run, final
 from mithridate.report.tables import (
+    DECISION,
     NOTHING,
     Column,
     Entry,
     Table,
+    decision_entry,
     methods_cost_table,
     name_column,
     name_entry,
     rate_column,
     rate_entry,
 )
+from mithridate.report.verdicts import ranked
 from mithridate.report.words import TOPOLOGIES, Label, rows_in_words
-from mithridate.results.relations import Cell, arm, attacked, measured
+from mithridate.results.relations import Cell, arm, attacked, measured, related, undefended
 from mithridate.statistics.text import percent
 
-SECTIONS = ("ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
+SECTIONS = ("opening", "ratios", "scores", "shares", "resistance", "trade", "maps", "costs", "curves")
 # More than so many bars or lines in one figure are split by harmful ratio.
 _MANY = 16
 # More than so many curves along the attack are put together by method.
@@ -49,6 +52,7 @@ class FigureWithTable:
 def sections(run: Run) -> dict[str, list[FigureWithTable]]:
     """The figures by section of the page."""
     made = {
+        "opening": _opening(run),
         "ratios": _ratios(run),
         "scores": _scores(run),
         "shares": _shares(run),
@@ -96,6 +100,56 @@ def _split(points: list[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+# --- the opening ------------------------------------------------------------------------------------------------
+
+
+def _opening(run: Run) -> _Made:
+    """What the attack did, then what each defense left, in the order of the findings: of the attacks with the most
+    effect, where there are several."""
+    rows, found = next(iter(ranked(run.points).items()), ("", []))
+    left = [one.cell for one in found]
+    plain = {one.reference["id"]: one.reference for one in found if one.reference}
+    if not found:
+        plain = {point["id"]: point for point in run.points if undefended(point) and attacked(point)}
+    before = [other for point in plain.values() if (other := related(run.points, point, "aligned"))]
+    points = [one for one in (*before, *plain.values(), *left) if measured(one, "harmful_score")]
+    if not points:
+        return
+    title = "Share of harmful prompts that are answered, before the attack, after it, and with each defense"
+    title += f": {rows}" if rows else ""
+    if len(points) > _MANY:
+        title += f" (the first {_MANY} of {len(points)} runs)"
+        points = points[:_MANY]
+    several = len({point["topology"] for point in points}) > 1
+    parts = {  # what all have in common is in the title
+        name: [label.topology if several else "", "" if rows else label.rows]
+        for name, label in run.point_names.items()
+    }
+    names = {
+        name: replace(label, topology="", rows=", ".join(filter(None, parts[name])))
+        for name, label in run.point_names.items()
+    }
+    entries = [
+        [
+            name_entry(point, run.point_names),
+            *(rate_entry(point["rates"].get(rate)) for rate in ("harmful_score", "accuracy", "benign_refusal")),
+            decision_entry(point),
+        ]
+        for point in points
+    ]
+    columns = [
+        name_column(),
+        rate_column("Harmful score", "harmful_score"),
+        rate_column("Task accuracy", "accuracy"),
+        rate_column("Benign refusal", "benign_refusal"),
+        DECISION,
+    ]
+    table = Table("", title, columns, entries)
+    text = f"Bars: harmful score of {len(points)} runs, with 95% intervals: before the attack, after it without a "
+    text += f"defense, then with {len(left)} defenses in the order of the list below the figure."
+    yield title, text, figures.score_bars(points, names), table
 
 
 # --- scores -----------------------------------------------------------------------------------------------------

@@ -124,10 +124,10 @@ def _difference_entry(paired: dict[str, Any] | None) -> Entry:
     return Entry(points(paired["difference"]), ", ".join(filter(None, notes)), values)
 
 
-_DECISION = Column("Decision", ("decision",))
+DECISION = Column("Decision", ("decision",))
 
 
-def _decision_entry(cell: Cell) -> Entry:
+def decision_entry(cell: Cell) -> Entry:
     word = (cell.get("decision") or {}).get("word")
     return Entry(word, values=(word,)) if word else NOTHING
 
@@ -144,7 +144,7 @@ def runs_table(run: Run) -> Table:
             *(rate_entry(cell["rates"][key]) for key, _ in _RATES),
             *([samples_entry(score), *again_entries(score)] if again else ()),
             _difference_entry(cell.get("paired")),
-            _decision_entry(cell),
+            decision_entry(cell),
         ]
         for cell in run.cells
         for score in [cell["rates"]["harmful_score"]]
@@ -154,7 +154,7 @@ def runs_table(run: Run) -> Table:
         *(rate_column(title, key) for key, title in _RATES),
         *([SAMPLES, *again_columns("Harmful score", "harmful_score")] if again else ()),
         _difference_column(),
-        _DECISION,
+        DECISION,
     ]
     caption = "All runs. In brackets 95% intervals; differences in points of harmful score"
     missed = [
@@ -184,7 +184,7 @@ def seeds_table(run: Run) -> Table | None:
                 Entry(str(share["seeds"]), values=(share["seeds"],)),
                 *(rate_entry(point["rates"][key]) for key, _ in _RATES),
                 _difference_entry(point["paired"]),
-                _decision_entry(point),
+                decision_entry(point),
                 *(Entry(f"{value * 100:.1f}", values=(value,)) for value in deviations),
             ]
         )
@@ -199,7 +199,7 @@ def seeds_table(run: Run) -> Table | None:
         Column("Seeds", ("seeds",)),
         *(rate_column(title, key) for key, title in _RATES),
         _difference_column(),
-        _DECISION,
+        DECISION,
         Column("SD over seeds", ("seed_sd",)),
         Column("SD over seeds, net", ("seed_sd_net",)),
         Column("Prompts'", ("prompt_sd",)),

@@ -1,204 +1,162 @@
-"""The decisions of a run as the page tells them: one finding for each defense, and a headline. Sentences only: what
-they say is decided in `mithridate.results.decisions`."""
+"""The decisions of a run as the page tells them: what each defense left of the attack, at what price, in which order.
+Sentences only: what they say is decided in `mithridate.results.decisions`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.words import Label, labels, story_order
-from mithridate.results.decisions import WORDS, shown
-from mithridate.results.relations import Cell, attack_of, attacked, join, measured, related, undefended
-from mithridate.statistics.text import between, in_points, interval, p_value, percent
-
-CHIPS = {
-    "helped": "helped",
-    "at a price": "price",
-    "did not help": "no-help",
-    "broke": "broke",
-    "undecided": "unclear",
-    "undecided (spread)": "unclear",
-}
-"""The page's style of each word."""
+from mithridate.report.words import rows_in_words, story_order
+from mithridate.results.decisions import TOLERANCE, bound, shown
+from mithridate.results.relations import Cell, arm, measured, related
+from mithridate.statistics.text import interval, percent
 
 _SAID = {
-    "helped": "{} helped",
-    "at a price": "{} helped at a price",
-    "did not help": "{} did not help",
-    "broke": "{} broke the model",
-    "undecided": "on {} it is undecided",
-    "undecided (spread)": "on {} it is undecided, for the seeds' spread",
+    "helped": "helped",
+    "at a price": "helped at a price",
+    "did not help": "did not help",
+    "broke": "broke the model",
+    "undecided": "undecided",
+    "undecided (spread)": "undecided, for the seeds' spread",
 }
+# (rate, its name, which way is worse): what a defense may cost. Those of broken text are told where they are more than
+# a little worse.
+_PRICES = (
+    ("accuracy", "task accuracy", -1),
+    ("benign_refusal", "benign requests refused", 1),
+    ("benign_incoherent", "broken answers to benign requests", 1),
+    ("incoherent", "broken answers to harmful prompts", 1),
+)
+_TOLD = ("accuracy", "benign_refusal")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The decision on one defended cell (or several seeds of it together), with its reasons as sentences."""
+    """The decision on one defended cell (or several seeds of it together), with its reasons as sentences.
+
+    Attributes:
+        reference: the undefended run of the same attack.
+        before: the model that the undefended run was made from.
+        control: the cell's control.
+    """
 
     cell: Cell
     reference: Cell | None
+    before: Cell | None
+    control: Cell | None
     word: str
     reasons: list[str]
 
     @property
+    def lowered(self) -> bool:
+        """Whether the harmful score is shown to have fallen, and the model is not broken; the price may be open."""
+        fell = shown(self.cell.get("paired")) == -1
+        return self.word in ("helped", "at a price") or (self.word == "undecided" and fell)
+
+    @property
+    def back(self) -> bool:
+        """Whether it is shown to be within 10 points of the model before the attack: of what it still answers, the
+        whole interval."""
+        left, first = measured(self.cell, "harmful_score"), measured(self.before, "harmful_score")
+        near = left and first and bound(left, first["value"] + TOLERANCE) == "below"
+        return bool(near) and self.lowered
+
+    @property
+    def said(self) -> str:
+        """The word with what is left: "helped, still answers 62%"."""
+        word = "price undecided" if self.word == "undecided" and self.lowered else _SAID[self.word]
+        left = measured(self.cell, "harmful_score")
+        if not left or self.word == "broke":  # a broken model answers nothing at all
+            return word
+        return f"{word}, still answers {percent(left['value'])}"
+
+    @property
     def chip(self) -> str:
-        return CHIPS[self.word]
+        """The page's style of it. That a defense helped is not yet good news."""
+        if self.word in ("helped", "at a price"):
+            return "helped" if self.word == "helped" and self.back else "price"
+        return {"did not help": "no-help", "broke": "broke"}.get(self.word, "unclear")
+
+    @property
+    def left(self) -> str:
+        """What is left of the attack, beside what it did to the undefended run."""
+        left, plain, first = (measured(one, "harmful_score") for one in (self.cell, self.reference, self.before))
+        if not left:
+            return ""
+        text = f"Answers {share(left)} of {prompts(left)}"
+        if plain:
+            text += f"; without a defense {share(plain)}"
+        if first:
+            text += f", before the attack {share(first)}"
+        return f"{text}."
+
+    @property
+    def price(self) -> str:
+        """What else changed against the undefended run."""
+        parts = []
+        for rate, name, way in _PRICES:
+            ours, theirs = measured(self.cell, rate), measured(self.reference, rate)
+            if not ours or not theirs:
+                continue
+            if rate in _TOLD or way * (ours["value"] - theirs["value"]) > TOLERANCE / 2:
+                parts.append(f"{name} {percent(ours['value'])} against {percent(theirs['value'])}")
+        return f"{capital('; '.join(parts))}." if parts else ""
+
+    @property
+    def beside_control(self) -> str:
+        """What came of the comparison with its control, which the reasons tell with its numbers."""
+        told = f"{arm(self.control)}: " if self.control else None
+        reason = next((one for one in self.reasons if told and one.startswith(told)), "")
+        return f"Beside its control: {reason.rpartition(': ')[2]}" if reason else ""
 
 
 def findings(cells: list[Cell]) -> list[Finding]:
     """One for each cell (of results.json as `decisions.complete` leaves it, or of `groups.over_seeds`) with a
     decision, in the order of the page."""
-    return [
-        Finding(cell, related(cells, cell, "reference"), cell["decision"]["word"], list(cell["decision"]["reasons"]))
-        for cell in sorted(cells, key=story_order)
-        if cell.get("decision")
-    ]
+    found = []
+    for cell in sorted(cells, key=story_order):
+        if made := cell.get("decision"):
+            reference, control = related(cells, cell, "reference"), related(cells, cell, "nearest_control")
+            before = related(cells, reference, "aligned")
+            found.append(Finding(cell, reference, before, control, made["word"], list(made["reasons"])))
+    return found
 
 
-def seeds_of(cells: Iterable[Cell]) -> int:
-    return len({cell["seed"] for cell in cells})
-
-
-def headline(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
-    """The answer in sentences: on how much it rests, what each defense came to, and what each attack did.
-
-    Args:
-        cells: of results.json, as `decisions.complete` leaves it.
-        points: the same with those of several seeds put together (`groups.over_seeds`).
-    """
-    found = findings(cells)
-    together = [point for point in points or () if point.get("across") and point.get("decision")]
-    sentences = [*_rests_on(cells, found), *_over_seeds(together)]
-    covered = {name for point in together for name in point["cells"]}
-    sentences += _by_arm([one for one in found if one.cell["id"] not in covered], labels(cells))
-    if not found:
-        sentences.append("No defended model was attacked in this run, so no defense can be judged.")
-    return sentences + _attacks(cells)
-
-
-def _rests_on(cells: list[Cell], found: list[Finding]) -> list[str]:
-    """How many attacks and seeds there were, and what one seed cannot say."""
-    if not found:
-        return []
-    mine = [one.cell for one in found]
-    attacks, seeds = len({attack_of(cell) for cell in mine}), seeds_of(mine)
-    text = f"{_count(attacks, 'attack')}, {_count(seeds, 'seed')}."
-    if seeds == 1:
-        text += " With one seed, this holds for these prompts only: other seeds may differ."
-    return [text]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _over_seeds(together: list[Cell]) -> list[str]:
-    """What several seeds together came to: a sentence for each word, with the differences."""
-    names = labels(together)
-    tests = {point["id"]: point["paired"] for point in together if point.get("paired")}
-    sentences = []
-    for word in WORDS:
-        parts = []
-        for point in sorted(together, key=story_order):
-            if point["decision"]["word"] != word:
-                continue
-            test = tests.get(point["id"])
-            numbers = f"{in_points(test['difference'])} {between(test)}{_p(test)}" if test else ""
-            inside = "; ".join(filter(None, [_fell(point), numbers]))
-            parts.append(f"{names[point['id']].full}{f' ({inside})' if inside else ''}")
-        if parts:
-            sentences.append(f"{_start(_SAID[word].format('; '.join(parts)))}.")
-    if not sentences:
-        return []
-    sizes = sorted({point["across"]["rates"]["harmful_score"]["seeds"] for point in together})
-    sentences.insert(0, f"Over {join([str(size) for size in sizes])} seeds together:")
-    if tested := [test for test in tests.values() if test.get("p_holm") is not None]:
-        number = _count(tested[0]["comparisons"], "comparison")
-        sentences.append(
-            f"These p-values are of t tests over the seeds, corrected by Holm for {number} of {tested[0]['family']} "
-            f"with the undefended run. They hold if {tested[0]['assumption']}."
-        )
-    return sentences
-
-
-def _fell(cell: Cell) -> str:
-    """That task accuracy fell, where the decision's first reason is that it did."""
-    first = cell["decision"]["reasons"][0]
-    return (
-        f"{first[:1].lower()}{first[1:]}".rstrip(".").replace(" (", ", ").rstrip(")") if " fell from " in first else ""
-    )
-
-
-def _p(test: Mapping[str, Any]) -> str:
-    text = p_value(test.get("p_holm"))
-    return f", {text}" if text else ""
-
-
-def _start(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
-def _by_arm(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
-    """What single models came to, a sentence for each word, then one for each defense that came to several."""
+def ranked(cells: list[Cell]) -> dict[str, list[Finding]]:
+    """The findings by the harmful rows of their attacks (in words), the attacks that did most to the undefended runs
+    first. Of each, by what is left in whole percents, then by the price; what broke its model comes last."""
     groups: dict[str, list[Finding]] = {}
-    for one in found:
-        label = names[one.cell["id"]]
-        groups.setdefault(f"{label.arm} with {label.topology}", []).append(one)
-    by_word: dict[str, list[str]] = {}
-    mixed: list[str] = []
-    for name, some in groups.items():
-        counts = Counter(one.word for one in some)
-        if len(counts) == 1:
-            fell = _fell(some[0].cell) if len(some) == 1 else ""
-            by_word.setdefault(some[0].word, []).append(f"{name} ({fell})" if fell else name)
-        else:
-            parts = join([f"{word} in {counts[word]}" for word in WORDS if word in counts])
-            mixed.append(f"{name}: {parts} of {_runs([one.cell for one in some])}.")
-    sentences = [f"{_start(_SAID[word].format('; '.join(by_word[word])))}." for word in WORDS if word in by_word]
-    return sentences + mixed
+    for one in findings(cells):
+        groups.setdefault(rows_in_words(one.cell), []).append(one)
+    return {
+        rows: sorted(found, key=_rank) for rows, found in sorted(groups.items(), key=lambda group: -_harm(group[1]))
+    }
 
 
-def _runs(cells: list[Cell]) -> str:
-    """How many models these are: seeds of one attack, attacks with one seed, or both."""
-    attacks, seeds = len({attack_of(cell) for cell in cells}), seeds_of(cells)
-    if attacks == 1:
-        return _count(len(cells), "seed")
-    return _count(len(cells), "attack") if seeds == 1 else f"{len(cells)} runs ({attacks} attacks, {seeds} seeds)"
+def _rank(one: Finding) -> tuple[Any, ...]:
+    left = measured(one.cell, "harmful_score")
+    cost = 0.0
+    for rate, _, way in _PRICES:
+        ours, theirs = measured(one.cell, rate), measured(one.reference, rate)
+        if ours and theirs:
+            cost += max(0.0, way * (ours["value"] - theirs["value"]))
+    shown_as = percent(left["value"]) if left else "101%"  # equal is what reads as equal
+    return one.word == "broke", int(shown_as.strip("<>%")), {"<": -1, ">": 1}.get(shown_as[0], 0), cost
 
 
-def _attacks(cells: list[Cell]) -> list[str]:
-    """What each attack did to the plainly aligned model, its seeds together."""
-    names = labels(cells)
-    attacks: dict[str, list[tuple[Cell, Cell]]] = {}
-    for cell in sorted(filter(undefended, cells), key=story_order):
-        before = related(cells, cell, "aligned")
-        if not attacked(cell) or cell["alignment"] == "none" or not before:
-            continue
-        if measured(cell, "harmful_score") and measured(before, "harmful_score"):
-            attacks.setdefault(attack_of(cell), []).append((cell, before))
-    sentences = []
-    for pairs in attacks.values():
-        raised = sum(shown(cell["against_aligned"]) == 1 for cell, _ in pairs)
-        label = names[pairs[0][0]["id"]]
-        where = ", ".join(filter(None, [label.topology, label.rows]))
-        if len(pairs) == 1:
-            (cell, before), clear = pairs[0], "The attack took" if raised else "It is not shown that the attack took"
-            low, high = before["rates"]["harmful_score"], cell["rates"]["harmful_score"]
-            sentences.append(
-                f"{clear} the undefended harmful score from {percent(low['value'])} {interval(low)} "
-                f"to {percent(high['value'])} {interval(high)} ({where})."
-            )
-            continue
-        after, first = (sorted(one["rates"]["harmful_score"]["value"] for one in side) for side in zip(*pairs))
-        sentences.append(
-            f"In {raised} of {_count(len(pairs), 'seed')} the attack is shown to have raised the undefended harmful "
-            f"score, from {_range(first)} before to {_range(after)} after it ({where})."
-        )
-    return sentences
+def _harm(found: list[Finding]) -> float:
+    scores = [rate["value"] for one in found if (rate := measured(one.reference, "harmful_score"))]
+    return sum(scores) / len(scores) if scores else 0.0
 
 
-def _range(values: list[float]) -> str:
-    low, high = percent(values[0]), percent(values[-1])
-    return low if low == high else f"{low} to {high}"
+def share(rate: Mapping[str, Any]) -> str:
+    return f"{percent(rate['value'])} {interval(rate)}"
+
+
+def prompts(rate: Mapping[str, Any]) -> str:
+    return "tries at harmful prompts" if rate.get("samples") else "harmful prompts"
+
+
+def capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
