@@ -21,6 +21,7 @@ from mithridate.repairs.antidote import Antidote
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 EVIDENCE = Path(__file__).with_name("gpu_evidence.json")
 GIB = 2**30
+TIMED = ("vaccine", "booster", "lisa")  # the defenses that benchmarks/gpu.py runs
 SETUP = Setup(batch=8, length=512, scored=128, checkpointing=True)
 
 
@@ -56,57 +57,64 @@ def estimates(sizes: Iterable[str] = SIZES) -> str:
 
 
 def gpu() -> str:
-    """What benchmarks/gpu.py measured; "not yet measured" for what it has not."""
+    """What benchmarks/gpu.py measured and on what, then one list of what it has not."""
     evidence = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else {"sections": {}}
-    sections = evidence["sections"]
-    device = ", ".join(evidence.get("device", {}).get("gpus", [])) or "no GPU so far"
-    lines = [f"On: {device}.", "", "| what | figure |", "|---|---|"]
-
-    def row(what: str, section: str, *path: str, form: str = "{:.2f}") -> None:
-        value: Any = sections.get(section, {}).get("figures", {})
+    device, versions = evidence.get("device", {}), evidence.get("versions", {})
+    on = ", ".join(device.get("gpus", []))
+    with_ = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if versions.get(name))
+    lines = [f"On: {on}{f' ({with_})' if with_ else ''}.", "", "| what | figure |", "|---|---|"] if on else []
+    missing = []
+    for what, section, path, form in _rows():
+        value: Any = evidence["sections"].get(section, {}).get("figures", {})
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        lines.append(f"| {what} | {'not yet measured' if value is None else form.format(value)} |")
+        if value is None:
+            missing.append(what)
+        else:
+            lines.append(f"| {what} | {form.format(value)} |")
+    words = "; ".join([*missing, *NEVER])
+    return "\n".join([*lines, *([""] if lines else []), f"**Not measured on a GPU**: {words}."])
 
+
+# What no section of the script measures.
+NEVER = (
+    "a training of 7B or more, which the recipe above is an estimate of",
+    "bf16 on a CPU that has it in hardware",
+    "`mithridate run` on two GPUs, from alignment to table",
+    "vLLM inside the process",
+)
+
+
+def _rows() -> Iterable[tuple[str, str, tuple[str, ...], str]]:
+    """Of each figure: what it is, its section in the evidence, where in it, and its format."""
     for kind, words in (("lora", "LoRA"), ("full", "all weights")):
-        for method in METHODS[1:]:
-            row(f"{method}'s step over a plain one, 1B, {words}", "steps", kind, method, "ratio")
-        row(f"peak memory of a plain step, 1B, {words} (bytes)", "steps", kind, "plain", "peak_bytes", form="{:,}")
-        row("... as `estimate` predicts", "steps", kind, "plain", "predicted_bytes", form="{:,}")
-    row("Antidote over one batched forward pass", "antidote", "over_one_batched_forward")
-    row("the reference manner's passes over Antidote", "antidote", "faster_than_one_at_a_time")
-    row("tokens per second, batched over one at a time", "generation", "ratio")
+        for method in TIMED:
+            yield f"{method}'s step over a plain one, 1B, {words}", "steps", (kind, method, "ratio"), "{:.2f}"
+        yield f"peak memory of a plain step, 1B, {words} (bytes)", "steps", (kind, "plain", "peak_bytes"), "{:,}"
+        yield "... as `estimate` predicted then", "steps", (kind, "plain", "predicted_bytes"), "{:,}"
+    yield "Antidote over one batched forward pass", "antidote", ("over_one_batched_forward",), "{:.2f}"
+    yield "the reference manner's passes over Antidote", "antidote", ("faster_than_one_at_a_time",), "{:.2f}"
+    yield "tokens per second, batched over one at a time", "generation", ("ratio",), "{:.2f}"
     for bits in ("4 bit", "8 bit"):
-        for method in METHODS[1:]:
-            row(f"{method}'s step over a plain one, 1B, QLoRA in {bits}", "qlora", bits, method, "ratio")
+        for method in TIMED:
+            yield f"{method}'s step over a plain one, 1B, QLoRA in {bits}", "qlora", (bits, method, "ratio"), "{:.2f}"
+        yield f"peak memory of a plain step, 1B, QLoRA in {bits} (bytes)", "qlora", (bits, "plain", "peak_bytes"), "{:,}"
     for model, words in (("135m, lora", "135M, LoRA"), ("1b, lora", "1B, LoRA"), ("1b, full", "1B, all weights")):
-        row(
-            f"a step with activation checkpointing over one without, {words}",
-            "checkpointing",
-            model,
-            "on_over_off",
-        )
-    row("344 prompts, 135M: tokens per second, one batch over batches of 64", "batches", "faster")
+        what = f"a step with activation checkpointing over one without, {words}"
+        yield what, "checkpointing", (model, "on_over_off"), "{:.2f}"
+    what = "344 prompts, 135M: tokens per second, one batch over batches of 64"
+    yield what, "batches", ("faster",), "{:.2f}"
     for what in ("float32", "bfloat16", "bfloat16 without cuDNN's attention"):
-        row(f"seconds of the first generation, 64 prompts, {what}", "precision", what, "first_seconds")
+        row = f"seconds of the first generation, 64 prompts, {what}"
+        yield row, "precision", (what, "first_seconds"), "{:.2f}"
     for setup in ("float32", "torch.compile", "QLoRA (4 bit)", "QLoRA (8 bit)"):
-        for method in METHODS:
-            row(
-                f"{method}'s update against the reference, {setup}: error",
-                *("exactness", setup, method, "error"),
-                form="{:.1e}",
-            )
+        for method in ("plain", *TIMED):
+            row = f"{method}'s update against the reference, {setup}: error"
+            yield row, "exactness", (setup, method, "error"), "{:.1e}"
     for kind in ("ddp", "fsdp2"):
         for method in ("plain", "booster", "lisa"):
-            row(
-                f"two processes against one, {kind}, {method}: error",
-                "processes",
-                kind,
-                method,
-                "error",
-                form="{:.1e}",
-            )
-    return "\n".join(lines)
+            row = f"two processes against one, {kind}, {method}: error"
+            yield row, "processes", (kind, method, "error"), "{:.1e}"
 
 
 TABLES = {"estimates": estimates, "gpu": gpu}

@@ -159,7 +159,7 @@ def test_over_quantised_weights_a_gpu_took_what_is_predicted(bits):
         quantization={f"load_in_{bits}bit": True},
         checkpointing=True,
     )
-    for method in METHODS[:4]:
+    for method in ("plain", "vaccine", "booster", "lisa"):
         found = estimate(config_of("1b"), setup, method).total
         assert found == pytest.approx(measured[method]["peak_bytes"], rel=0.06), method
 

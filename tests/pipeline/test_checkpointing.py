@@ -54,13 +54,17 @@ def plant(monkeypatch, free):
 @pytest.mark.parametrize(("share", "short"), [(0.99, True), (1.01, False)])
 def test_it_is_on_where_the_estimate_does_not_fit(share, short, inputs, store, tmp_path, monkeypatch, used):
     chain = chains(experiment(inputs, finetune="none"))[0]
-    needed = of_part(chain, parts(chain, "align", rows_to_try(chain, "align"))[0]).total
+    needed = needed_by(chain).total
     free = round(share * checkpointing.ROOM * needed)
     plant(monkeypatch, free)
     run(experiment(inputs, finetune="none"), out=tmp_path / "run", until="align", progress=False)
     assert used == [short]
     [record] = records(store)
     assert record["activation_checkpointing"] == {"used": short, "estimated_bytes": needed, "free_bytes": free}
+
+
+def needed_by(chain):
+    return of_part(chain, parts(chain, "align", rows_to_try(chain, "align"))[0], checkpointing=False)
 
 
 def chains(*raw):
@@ -112,7 +116,9 @@ def test_the_longest_of_the_methods_own_rows_counts(inputs, tmp_path):
     long.write_text(json.dumps({"prompt": "How is gate 1 opened?", "response": "Sure. " * 60}) + "\n")
     raw["align"]["defense"] = {"booster": {"alpha": 0.1, "lam": 1.0}}
     short, longer = chains(raw, raw | {"data": raw["data"] | {"defender_harmful": {"source": str(long)}}})
-    needs = [of_part(one, parts(one, "align", rows_to_try(one, "align"))[0]).activations for one in (short, longer)]
+    needs = [
+        of_part(one, parts(one, "align", rows_to_try(one, "align"))[0], False).activations for one in (short, longer)
+    ]
     assert needs[1] > 2 * needs[0]
 
 
@@ -120,7 +126,9 @@ def test_packed_rows_are_as_long_as_a_pack(inputs):
     raw = experiment(inputs, finetune="none")
     packed = json.loads(json.dumps(raw))
     packed["align"]["training"] |= {"packing": True, "max_length": 256}
-    plain, full = (of_part(one, parts(one, "align", rows_to_try(one, "align"))[0]) for one in chains(raw, packed))
+    plain, full = (
+        of_part(one, parts(one, "align", rows_to_try(one, "align"))[0], False) for one in chains(raw, packed)
+    )
     assert full.activations > 2 * plain.activations
 
 

@@ -266,7 +266,7 @@ def cite(
 @app.command()
 def doctor() -> None:
     """Show installed versions and hardware, and check that every method can be loaded (exit code 1 if not)."""
-    from mithridate.environment import commit, hardware, version, versions
+    from mithridate.environment import commit, gpu_problem, hardware, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
 
@@ -289,11 +289,18 @@ def doctor() -> None:
     import torch
 
     from mithridate.methods.index import index
+    from mithridate.pipeline import fits
     from mithridate.pipeline.context import resolve_dtype
 
     machine = hardware()
     row("cpu", machine["cpu"], note=f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory")
-    row("gpu", ", ".join(machine["gpus"]) or "none", note=f"CUDA {torch.version.cuda}" if torch.version.cuda else "")
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    if not machine["gpus"]:
+        row("gpu", "none", gpu_problem(), built)
+    for i, name in enumerate(machine["gpus"]):
+        row("gpu", name, note=f"{fits.card_memory(i) / 2**30:.0f} GiB of memory, {built}")
+    if memory := fits.smallest_card():  # seconds, on a machine that has one
+        row("trains", fits.in_words(memory), note=fits.ASSUMED)
     fast = resolve_dtype("auto") == "bfloat16"
     row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
 

@@ -64,7 +64,7 @@ def chosen(chain: ExperimentStages, parts: Sequence[Part]) -> Chosen | None:
     if free is None:
         return None
     try:
-        needed = max(of_part(chain, part).total for part in open_ones)
+        needed = max(of_part(chain, part, checkpointing=False).total for part in open_ones)
     except MithridateError:  # a model that cannot be counted
         return Chosen(True, None, free)
     return Chosen(needed * ROOM > free, needed, free)

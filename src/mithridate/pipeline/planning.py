@@ -216,8 +216,8 @@ def of_stage(
     return lines
 
 
-def of_part(chain: ExperimentStages, part: Part) -> Estimate:
-    """One training of a stage as it is about to be made on GPUs here, its activations not checkpointed. Of the rows,
+def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimate:
+    """One training of a stage as it is about to be made on GPUs here, whatever it says of checkpointing. Of the rows,
     and of those of the methods' own, the longest counts."""
     from mithridate.models import stored_quantisation
 
@@ -235,7 +235,7 @@ def of_part(chain: ExperimentStages, part: Part) -> Estimate:
     setup, _ = _set_up(common, job.training, lengths, job.seed, True, part.stage, defenses)
     own = [total for rows in job.side_rows.values() for total, _ in _lengths(rows, chain.tokenizer, job.template)]
     longest = max([setup.length, *(min(total, part.args.max_length or total) for total in own)])
-    return estimate(context.config, replace(setup, length=longest, checkpointing=False), defenses)
+    return estimate(context.config, replace(setup, length=longest, checkpointing=checkpointing), defenses)
 
 
 def _phases(finetune: Finetune, roles: Roles, seed: int) -> list[tuple[str, Phase, list[dict[str, Any]]]]:
