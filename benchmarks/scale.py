@@ -7,14 +7,21 @@ The tables stand between `<!-- NAME: generated -->` and `<!-- NAME: end -->`; a 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mithridate.estimate import METHODS, estimate, repair
+import yaml
+
+from mithridate.estimate import estimate, repair
 from mithridate.estimate.trace import SIZES, Setup, config_of
 from mithridate.repairs.antidote import Antidote
 
@@ -39,7 +46,7 @@ def estimates(sizes: Iterable[str] = SIZES) -> str:
         config = config_of(size)
         for full in (False, True):
             setup = replace(SETUP, full=full)
-            for method in METHODS:
+            for method in ("plain", *TIMED):
                 one = estimate(config, setup, method)
                 ddp = estimate(config, replace(setup, processes=8), method)
                 fsdp = estimate(config, replace(setup, processes=8, sharded=True), method)
@@ -98,7 +105,12 @@ def _rows() -> Iterable[tuple[str, str, tuple[str, ...], str]]:
     for bits in ("4 bit", "8 bit"):
         for method in TIMED:
             yield f"{method}'s step over a plain one, 1B, QLoRA in {bits}", "qlora", (bits, method, "ratio"), "{:.2f}"
-        yield f"peak memory of a plain step, 1B, QLoRA in {bits} (bytes)", "qlora", (bits, "plain", "peak_bytes"), "{:,}"
+        yield (
+            f"peak memory of a plain step, 1B, QLoRA in {bits} (bytes)",
+            "qlora",
+            (bits, "plain", "peak_bytes"),
+            "{:,}",
+        )
     for model, words in (("135m, lora", "135M, LoRA"), ("1b, lora", "1B, LoRA"), ("1b, full", "1B, all weights")):
         what = f"a step with activation checkpointing over one without, {words}"
         yield what, "checkpointing", (model, "on_over_off"), "{:.2f}"
@@ -117,7 +129,71 @@ def _rows() -> Iterable[tuple[str, str, tuple[str, ...], str]]:
             yield row, "processes", (kind, method, "error"), "{:.1e}"
 
 
-TABLES = {"estimates": estimates, "gpu": gpu}
+# -- the recipe for 7B ------------------------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parents[1] / "examples" / "qlora_7b.yaml"
+ANSWER, ROW = 128, 512  # tokens of an answer, and of a row with it
+SPEED, PRICE = 500, 1.0  # assumed: tokens a second of plain training on one card; dollars of a card's hour
+SEVERAL = 8
+
+
+def recipe_inputs(folder: Path) -> None:
+    """What the recipe takes as given, beside a copy of its file: the shape of Qwen2.5-7B under its name (with the
+    embedded model's tokenizer), and rows of ROW tokens with answers of ANSWER."""
+    from transformers import Qwen2Config
+
+    from mithridate.models import load_tokenizer, resolve_model
+
+    shutil.copy(RECIPE, folder)
+    raw = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    model = folder / raw["model"]
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"), True)
+    tokenizer.save_pretrained(model)
+    shape = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    Qwen2Config(**shape, num_key_value_heads=4, vocab_size=152064).save_pretrained(model)
+    (folder / "data").mkdir()
+    for role, source in raw["data"].items():
+        _write_rows(folder / source["source"], role, source["take"], tokenizer)
+        if "test" in source:
+            _write_rows(folder / source["test"]["source"], f"{role} test", source["test"]["take"], tokenizer)
+
+
+def _write_rows(file: Path, name: str, count: int, tokenizer: Any) -> None:
+    text = "a" + " a" * (ANSWER - 3)  # and the end of its turn, two tokens
+    prompts = [f"{name} {i:05d}" for i in range(count)]
+    turns = [{"role": "user", "content": prompts[0]}, {"role": "assistant", "content": text}]
+    more = " a" * (ROW - len(tokenizer(tokenizer.apply_chat_template(turns, tokenize=False))["input_ids"]))
+    rows = ({"prompt": prompt + more, "response": text, "label": text} for prompt in prompts)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def recipe() -> str:
+    """What `mithridate estimate` prints of the recipe, on one card and on several, with the commands."""
+    several = ["--accelerate", "ddp", "-o", f"processes={SEVERAL}"]
+    accumulation = [f"{stage}.training.gradient_accumulation_steps=1" for stage in ("align", "finetune")]
+    several += [word for each in accumulation for word in ("-o", each)]
+    shown = []
+    for more, cards in (([], 1), (several, SEVERAL)):
+        words = ["estimate", RECIPE.name, *more, "--tokens-per-second", str(SPEED * cards), "--price", f"{PRICE:g}"]
+        shown.append(f"```\n$ mithridate {' '.join(words)}\n{_printed(words)}\n```")
+    return "\n\n".join(shown)
+
+
+def _printed(words: list[str]) -> str:
+    from mithridate.cli import main as command
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.ExitStack() as ending:
+        recipe_inputs(Path(folder))
+        before = os.environ.get("COLUMNS")
+        os.environ["COLUMNS"] = "200"
+        ending.callback(lambda: os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before))
+        out = ending.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        code = command(words)
+    assert code == 0, out.getvalue()
+    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+
+
+TABLES = {"estimates": estimates, "recipe": recipe, "gpu": gpu}
 
 
 def between(name: str, text: str) -> str:

@@ -85,7 +85,8 @@ def test_two_adapters_over_a_quantised_base(inputs, tmp_path, monkeypatch):
     done = run(raw, out=tmp_path / "run")
     assert done.results["complete"] and {(q, n) for q, _, n in seen} == {("bitsandbytes", seen[0][2])}
     assert sorted(carried for _, carried, _ in seen) == [False, False, True, True]  # defended and not, each stage
-    cell = next(c["id"] for c in done.results["cells"] if c["role"] == "defended" or c["repair"] == "none")
+    trained = [c for c in done.results["cells"] if c["finetuning"] == "sft" and c["alignment"] == "booster"]
+    cell = next(c["id"] for c in trained if c["repair"] == "none")
     merged = export_cell(tmp_path / "run", cell, tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(merged).eval()
     adapter = export_cell(tmp_path / "run", cell, tmp_path / "adapter", merged=False)

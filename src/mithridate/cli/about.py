@@ -43,6 +43,10 @@ def estimate(
             "--tokens-per-second", help="Measured speed of plain training over all processes; adds the hours."
         ),
     ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", help="Price of one GPU's hour; adds what each training costs. With the speed."),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", help="MODEL only: a method's name, or {name: {field: value}}; default: all."),
@@ -68,6 +72,8 @@ def estimate(
 
     if speed is not None and not speed > 0:
         raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
+    if price is not None and (speed is None or not price >= 0):
+        raise InputError("--price: expected a number from 0 on, together with --tokens-per-second")
     left_out: list[str] = []
     sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in context.params}
     given = {name for name, source in sources.items() if source == "COMMANDLINE"}
@@ -112,10 +118,12 @@ def estimate(
                 lines += planning.of_model(what, setup, [name])
             except InputError as error:  # which this set-up has nothing for
                 left_out.append(f"{name} is left out: {error}")
-    table = new_table(*planning.TITLES, *(["hours"] if speed else []))
+    table = new_table(*planning.TITLES, *(["hours"] if speed else []), *([] if price is None else ["cost"]))
     for line in lines:
-        took = "" if speed is None or isinstance(line.needs, Repair) else f"{planning.hours(line, speed):.3g}"
-        table.add_row(*line.cells(), *([took] if speed else []))
+        took = 0.0 if speed is None or isinstance(line.needs, Repair) else planning.hours(line, speed)
+        costs = took * line.setup.processes * (price or 0)
+        more = [f"{took:.3g}" if took else ""] if speed else []
+        table.add_row(*line.cells(), *more, *([] if price is None else [f"{costs:.2f}" if took else ""]))
     typer.echo(planning.described(lines))
     print_table(table)
     for note in left_out:
