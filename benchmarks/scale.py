@@ -79,8 +79,8 @@ def gpu() -> str:
             missing.append(what)
         else:
             lines.append(f"| {what} | {form.format(value)} |")
-    words = "; ".join([*missing, *NEVER])
-    return "\n".join([*lines, *([""] if lines else []), f"**Not measured on a GPU**: {words}."])
+    listed = [f"- {what}" for what in (*missing, *NEVER)]
+    return "\n".join([*lines, *([""] if lines else []), "Not measured on a GPU:", "", *listed])
 
 
 # What no section of the script measures.
