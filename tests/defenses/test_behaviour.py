@@ -300,7 +300,12 @@ def test_naming_the_step_waits_for_no_device(tmp_path, monkeypatch):
             return loss
 
         monkeypatch.setattr(cls, "training_step", step)
-        args = {"max_steps": 4, "gradient_accumulation_steps": 2, "logging_steps": 100}
+        args = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 100,
+        }
         trainer_for(model("full", torch.float32), tmp_path / cls.__name__, data=USER, cls=cls, **args).train()
         monkeypatch.undo()
         counts.append(taken)

@@ -99,7 +99,7 @@ def test_a_model_that_cannot_be_counted_has_it(inputs, monkeypatch):
     from mithridate.errors import UnsupportedSetup
     from mithridate.pipeline import planning
 
-    def refuse(*args):
+    def refuse(*args, **kwargs):
         raise UnsupportedSetup("depends on values", "measure")
 
     plant(monkeypatch, 2**40)
