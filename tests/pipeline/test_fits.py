@@ -155,6 +155,17 @@ def test_what_is_over_by_the_estimates_error_is_not_refused(inputs, store, tmp_p
     assert len(stages(store, "align")) == 1
 
 
+@pytest.mark.parametrize("problem", [UnsupportedSetup("depends on values", "measure"), TypeError("no such field")])
+def test_what_cannot_be_counted_is_not_refused(problem, inputs, store, tmp_path, monkeypatch):
+    def needs(*args, **kwargs):
+        raise problem
+
+    monkeypatch.setattr(fits, "_needs", needs)
+    monkeypatch.setattr(fits, "smallest_card", lambda: 1)
+    run(experiment(inputs, finetune="none"), out=tmp_path / "out", until="align", progress=False)
+    assert len(stages(store, "align")) == 1
+
+
 def test_measured_figures_bear_out_when_a_training_is_refused():
     """On an H200 no estimate was further above what was taken than what a training is refused beyond."""
     evidence = json.loads((fits_root() / "benchmarks" / "gpu_evidence.json").read_text())["sections"]

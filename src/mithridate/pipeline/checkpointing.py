@@ -58,6 +58,7 @@ def chosen(chain: ExperimentStages, parts: Sequence[Part]) -> Chosen | None:
         parts: the trainings of the stage.
     """
     from mithridate.pipeline.planning import of_part
+    from mithridate.pipeline.training import LIBRARY_ERRORS
 
     open_ones = [part for part in parts if asked(part.job.training) is None]
     free = free_on_each(chain.launch.processes if chain.launch else 1) if open_ones else None
@@ -65,7 +66,7 @@ def chosen(chain: ExperimentStages, parts: Sequence[Part]) -> Chosen | None:
         return None
     try:
         needed = max(of_part(chain, part, checkpointing=False).total for part in open_ones)
-    except MithridateError:  # a model that cannot be counted
+    except (MithridateError, *LIBRARY_ERRORS):  # not to be counted
         return Chosen(True, None, free)
     return Chosen(needed * ROOM > free, needed, free)
 

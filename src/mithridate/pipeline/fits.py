@@ -76,6 +76,8 @@ def require(chain: ExperimentStages, part: Part) -> None:
     Raises:
         InputError: it needs more than a GPU has, with what would fit.
     """
+    from mithridate.pipeline.training import LIBRARY_ERRORS
+
     memory = smallest_card()
     if memory is None:
         return
@@ -85,9 +87,7 @@ def require(chain: ExperimentStages, part: Part) -> None:
         if needed <= OVER * memory:
             return
         remedies = [f"{what} ({_gib(size)})" for what, size in _smaller(chain, part) if size <= SHARE * memory]
-    except InputError:
-        raise
-    except MithridateError:  # a model that cannot be counted
+    except (MithridateError, *LIBRARY_ERRORS):  # not to be counted; what is wrong with it, if anything, others tell
         return
     advice = f"It would fit with {', or '.join(remedies)}" if remedies else "Take a smaller model, or a larger GPU"
     raise InputError(
