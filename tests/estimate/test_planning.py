@@ -1,6 +1,7 @@
 """`mithridate estimate`: of an experiment, with its own rows and settings, and of a model with each method."""
 
 import json
+import re
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     priced = ["--tokens-per-second", "1", "--price", "36", "--accelerate", "ddp", "-o", "processes=2"]
     monkeypatch.setenv("COLUMNS", "250")
     assert cli.main(["estimate", str(file), "--cpu", *priced]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [re.sub("[│┃]", " ", line).split() for line in capsys.readouterr().out.splitlines()]
     [titles], [row] = ([row for row in rows if row[:1] == [name]] for name in ("stage", "align"))
     assert titles[-2:] == ["hours", "cost"]
     assert float(row[-1]) == pytest.approx(2 * 36 * float(row[-2]), rel=0.01)  # two processes, 36 an hour each

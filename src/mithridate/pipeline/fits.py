@@ -27,6 +27,8 @@ KINDS: Mapping[str, Setup] = {
     "QLoRA (4 bit)": replace(LEAST, quantization=NF4),
     "all weights": replace(LEAST, full=True),
 }
+# Bytes of a weight, whatever else a training needs: as it is held; and its gradient and AdamW's moments, in float32.
+_LEAST_BYTES = {"LoRA": 2, "QLoRA (4 bit)": 0.5, "all weights": 16}
 ASSUMED = f"by estimate: Llama's shapes, {LEAST.batch} x {LEAST.length} tokens, activations checkpointed"
 # Of a card's memory, what a plan should fill: steps took up to 1.05 times their estimate on an H200 (1B), and CUDA
 # itself and the allocator's fragments come on top.
@@ -37,15 +39,23 @@ OVER = 1.15
 
 def largest(memory: int) -> dict[str, str | None]:
     """Of each kind of training, the largest size of model that a GPU of so many bytes trains; None: not even the
-    smallest."""
+    smallest. Passes are looked at from the largest size on whose weights alone leave room: one or two a kind, which
+    takes seconds."""
     found: dict[str, str | None] = {}
     for kind, setup in KINDS.items():
-        found[kind] = None
-        for size in SIZES:  # from the smallest on; what needs more than it has ends it, so that it takes seconds
-            if estimate(config_of(size), setup).total > SHARE * memory:
-                break
-            found[kind] = size
+        room = [size for size in SIZES if weights_of(size) * _LEAST_BYTES[kind] <= SHARE * memory]
+        fitting = (size for size in reversed(room) if estimate(config_of(size), setup).total <= SHARE * memory)
+        found[kind] = next(fitting, None)
     return found
+
+
+def weights_of(size: str) -> int:
+    """How many weights a size has."""
+    config: Any = config_of(size)
+    kv = config.num_key_value_heads / config.num_attention_heads
+    layer = config.hidden_size * (2 * config.hidden_size * (1 + kv) + 3 * config.intermediate_size + 2)
+    ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return round(config.num_hidden_layers * layer + ends + config.hidden_size)
 
 
 def in_words(memory: int) -> str:
