@@ -33,6 +33,7 @@ Sections and their figures:
                 steps in the same set-up, which is what its arithmetic costs by itself. exact: e <= 4 p + 1e-6
                 (8 bit: + 1e-3, an input that is rounded to the other of two neighbours).
     qlora       {"4 bit" | "8 bit": as in steps}, of an adapter over quantised weights.
+    recipe      as of one set-up of qlora: the recipe for 7B in docs/scale.md, whose estimate is beside it.
     processes   {"ddp" | "fsdp2": {method: {"error": e, "exact": true}}}: two processes with 4 rows each against one
                 with 8, in float32; exact: e < 1e-4. Vaccine's norm is each process's own and is left out.
 
@@ -58,7 +59,7 @@ from benchmarks.on_gpu import GPU, Figures, NotMeasured, TooSlow, at_most, forge
 from benchmarks.on_gpu.exactness import exactness, processes, worker
 from benchmarks.on_gpu.generation import batches, generation, precision
 from benchmarks.on_gpu.repair import antidote
-from benchmarks.on_gpu.steps import checkpointing, qlora, steps
+from benchmarks.on_gpu.steps import checkpointing, qlora, recipe, steps
 from mithridate.environment import hardware, versions
 
 OUT = Path(__file__).with_name("gpu_evidence.json")
@@ -73,6 +74,7 @@ SECTIONS: dict[str, Section] = {  # what is worth most comes first
     "generation": generation,
     "exactness": exactness,
     "qlora": qlora,
+    "recipe": recipe,
     "processes": processes,
 }
 

@@ -7,20 +7,28 @@ The tables stand between `<!-- NAME: generated -->` and `<!-- NAME: end -->`; a 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mithridate.estimate import METHODS, estimate, repair
+import yaml
+
+from mithridate.estimate import estimate, repair
 from mithridate.estimate.trace import SIZES, Setup, config_of
 from mithridate.repairs.antidote import Antidote
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 EVIDENCE = Path(__file__).with_name("gpu_evidence.json")
 GIB = 2**30
+TIMED = ("vaccine", "booster", "lisa")  # the defenses that benchmarks/gpu.py runs
 SETUP = Setup(batch=8, length=512, scored=128, checkpointing=True)
 
 
@@ -38,7 +46,7 @@ def estimates(sizes: Iterable[str] = SIZES) -> str:
         config = config_of(size)
         for full in (False, True):
             setup = replace(SETUP, full=full)
-            for method in METHODS:
+            for method in ("plain", *TIMED):
                 one = estimate(config, setup, method)
                 ddp = estimate(config, replace(setup, processes=8), method)
                 fsdp = estimate(config, replace(setup, processes=8, sharded=True), method)
@@ -56,60 +64,145 @@ def estimates(sizes: Iterable[str] = SIZES) -> str:
 
 
 def gpu() -> str:
-    """What benchmarks/gpu.py measured; "not yet measured" for what it has not."""
+    """What benchmarks/gpu.py measured and on what, then one list of what it has not."""
     evidence = json.loads(EVIDENCE.read_text()) if EVIDENCE.exists() else {"sections": {}}
-    sections = evidence["sections"]
-    device = ", ".join(evidence.get("device", {}).get("gpus", [])) or "no GPU so far"
-    lines = [f"On: {device}.", "", "| what | figure |", "|---|---|"]
-
-    def row(what: str, section: str, *path: str, form: str = "{:.2f}") -> None:
-        value: Any = sections.get(section, {}).get("figures", {})
+    device, versions = evidence.get("device", {}), evidence.get("versions", {})
+    on = ", ".join(device.get("gpus", []))
+    with_ = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl") if versions.get(name))
+    lines = [f"On: {on}{f' ({with_})' if with_ else ''}.", "", "| what | figure |", "|---|---|"] if on else []
+    missing = []
+    for what, section, path, form in _rows():
+        value: Any = evidence["sections"].get(section, {}).get("figures", {})
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        lines.append(f"| {what} | {'not yet measured' if value is None else form.format(value)} |")
+        if value is None:
+            missing.append(what)
+        else:
+            lines.append(f"| {what} | {form.format(value)} |")
+    listed = [f"- {what}" for what in (*missing, *NEVER)]
+    return "\n".join([*lines, *([""] if lines else []), "Not measured on a GPU:", "", *listed])
 
+
+# What no section of the script measures.
+NEVER = (
+    "a whole run of 7B or more",
+    "what `run` chooses of activation checkpointing",
+    "bf16 on a CPU that has it in hardware",
+    "`mithridate run` on two GPUs, from alignment to table",
+    "vLLM inside the process",
+)
+
+
+def _rows() -> Iterable[tuple[str, str, tuple[str, ...], str]]:
+    """Of each figure: what it is, its section in the evidence, where in it, and its format."""
     for kind, words in (("lora", "LoRA"), ("full", "all weights")):
-        for method in METHODS[1:]:
-            row(f"{method}'s step over a plain one, 1B, {words}", "steps", kind, method, "ratio")
-        row(f"peak memory of a plain step, 1B, {words} (bytes)", "steps", kind, "plain", "peak_bytes", form="{:,}")
-        row("... as `estimate` predicts", "steps", kind, "plain", "predicted_bytes", form="{:,}")
-    row("Antidote over one batched forward pass", "antidote", "over_one_batched_forward")
-    row("the reference manner's passes over Antidote", "antidote", "faster_than_one_at_a_time")
-    row("tokens per second, batched over one at a time", "generation", "ratio")
+        for method in TIMED:
+            yield f"{method}'s step over a plain one, 1B, {words}", "steps", (kind, method, "ratio"), "{:.2f}"
+        yield f"peak memory of a plain step, 1B, {words} (bytes)", "steps", (kind, "plain", "peak_bytes"), "{:,}"
+        yield "... as `estimate` predicted then", "steps", (kind, "plain", "predicted_bytes"), "{:,}"
+    yield "Antidote over one batched forward pass", "antidote", ("over_one_batched_forward",), "{:.2f}"
+    yield "the reference manner's passes over Antidote", "antidote", ("faster_than_one_at_a_time",), "{:.2f}"
+    yield "tokens per second, batched over one at a time", "generation", ("ratio",), "{:.2f}"
     for bits in ("4 bit", "8 bit"):
-        for method in METHODS[1:]:
-            row(f"{method}'s step over a plain one, 1B, QLoRA in {bits}", "qlora", bits, method, "ratio")
-    for model, words in (("135m, lora", "135M, LoRA"), ("1b, lora", "1B, LoRA"), ("1b, full", "1B, all weights")):
-        row(
-            f"a step with activation checkpointing over one without, {words}",
-            "checkpointing",
-            model,
-            "on_over_off",
+        for method in TIMED:
+            yield f"{method}'s step over a plain one, 1B, QLoRA in {bits}", "qlora", (bits, method, "ratio"), "{:.2f}"
+        yield (
+            f"peak memory of a plain step, 1B, QLoRA in {bits} (bytes)",
+            "qlora",
+            (bits, "plain", "peak_bytes"),
+            "{:,}",
         )
-    row("344 prompts, 135M: tokens per second, one batch over batches of 64", "batches", "faster")
+    for method in ("plain", *TIMED):
+        yield f"{method}'s step of the recipe for 7B, 4 x 512 tokens (ms)", "recipe", (method, "median_ms"), "{:.0f}"
+        yield f"{method}'s peak memory there (bytes)", "recipe", (method, "peak_bytes"), "{:,}"
+    for model, words in (("135m, lora", "135M, LoRA"), ("1b, lora", "1B, LoRA"), ("1b, full", "1B, all weights")):
+        what = f"a step with activation checkpointing over one without, {words}"
+        yield what, "checkpointing", (model, "on_over_off"), "{:.2f}"
+    what = "344 prompts, 135M: tokens per second, one batch over batches of 64"
+    yield what, "batches", ("faster",), "{:.2f}"
     for what in ("float32", "bfloat16", "bfloat16 without cuDNN's attention"):
-        row(f"seconds of the first generation, 64 prompts, {what}", "precision", what, "first_seconds")
-    for setup in ("float32", "torch.compile", "QLoRA (4 bit)", "QLoRA (8 bit)"):
-        for method in METHODS:
-            row(
-                f"{method}'s update against the reference, {setup}: error",
-                *("exactness", setup, method, "error"),
-                form="{:.1e}",
-            )
+        row = f"seconds of the first generation, 64 prompts, {what}"
+        yield row, "precision", (what, "first_seconds"), "{:.2f}"
+    for setup in ("float32", "torch.compile", "QLoRA (4 bit)", "QLoRA (8 bit)", "QLoRA (4 bit), two adapters"):
+        for method in ("plain", *TIMED):
+            row = f"{method}'s update against the reference, {setup}: error"
+            yield row, "exactness", (setup, method, "error"), "{:.1e}"
     for kind in ("ddp", "fsdp2"):
         for method in ("plain", "booster", "lisa"):
-            row(
-                f"two processes against one, {kind}, {method}: error",
-                "processes",
-                kind,
-                method,
-                "error",
-                form="{:.1e}",
-            )
-    return "\n".join(lines)
+            row = f"two processes against one, {kind}, {method}: error"
+            yield row, "processes", (kind, method, "error"), "{:.1e}"
 
 
-TABLES = {"estimates": estimates, "gpu": gpu}
+# -- the recipe for 7B ------------------------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parents[1] / "examples" / "qlora_7b.yaml"
+ANSWER, ROW = 128, 512  # tokens of an answer, and of a row with it
+SPEED, PRICE = 500, 1.0  # assumed: tokens a second of plain training on one card; dollars of a card's hour
+SEVERAL = 8
+
+
+def shape_of_7b() -> Any:
+    """Qwen2.5-7B's."""
+    from transformers import Qwen2Config
+
+    shape = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    return Qwen2Config(**shape, num_key_value_heads=4, vocab_size=152064)
+
+
+def recipe_inputs(folder: Path) -> None:
+    """What the recipe takes as given, beside a copy of its file: the shape of Qwen2.5-7B under its name (with the
+    embedded model's tokenizer), and rows of ROW tokens with answers of ANSWER."""
+    from mithridate.models import load_tokenizer, resolve_model
+
+    shutil.copy(RECIPE, folder)
+    raw = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    model = folder / raw["model"]
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"), True)
+    tokenizer.save_pretrained(model)
+    shape_of_7b().save_pretrained(model)
+    (folder / "data").mkdir()
+    for role, source in raw["data"].items():
+        _write_rows(folder / source["source"], role, source["take"], tokenizer)
+        if "test" in source:
+            _write_rows(folder / source["test"]["source"], f"{role} test", source["test"]["take"], tokenizer)
+
+
+def _write_rows(file: Path, name: str, count: int, tokenizer: Any) -> None:
+    text = "a" + " a" * (ANSWER - 3)  # and the end of its turn, two tokens
+    prompts = [f"{name} {i:05d}" for i in range(count)]
+    turns = [{"role": "user", "content": prompts[0]}, {"role": "assistant", "content": text}]
+    more = " a" * (ROW - len(tokenizer(tokenizer.apply_chat_template(turns, tokenize=False))["input_ids"]))
+    rows = ({"prompt": prompt + more, "response": text, "label": text} for prompt in prompts)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def recipe() -> str:
+    """What `mithridate estimate` prints of the recipe, on one card and on several, with the commands."""
+    several = ["--accelerate", "ddp", "-o", f"processes={SEVERAL}"]
+    accumulation = [f"{stage}.training.gradient_accumulation_steps=1" for stage in ("align", "finetune")]
+    several += [word for each in accumulation for word in ("-o", each)]
+    shown = []
+    for more, cards in (([], 1), (several, SEVERAL)):
+        words = ["estimate", RECIPE.name, *more, "--tokens-per-second", str(SPEED * cards), "--price", f"{PRICE:g}"]
+        shown.append(f"```\n$ mithridate {' '.join(words)}\n{_printed(words)}\n```")
+    return "\n\n".join(shown)
+
+
+def _printed(words: list[str]) -> str:
+    from mithridate.cli import main as command
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.ExitStack() as ending:
+        recipe_inputs(Path(folder))
+        before = os.environ.get("COLUMNS")
+        os.environ["COLUMNS"] = "200"
+        ending.callback(lambda: os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before))
+        out = ending.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        code = command(words)
+    assert code == 0, out.getvalue()
+    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+
+
+TABLES = {"estimates": estimates, "recipe": recipe, "gpu": gpu}
 
 
 def between(name: str, text: str) -> str:

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.on_gpu import DEVICE, GPU, Figures, NotMeasured, TooSlow, at_most, said
 from benchmarks.on_gpu.runs import LISA, METHODS, defense, rows, trainer_for
+from mithridate.models.carried import carry
+from mithridate.models.quantisation import dequantised as plain_model
 from mithridate.pipeline.launch import SHIPPED
 from tests.defenses import reference
 from tests.tiny import save_tiny, tiny_llama
@@ -121,10 +123,15 @@ def quantised(folder: Path, bits: int) -> Any:
     return adapted(base)
 
 
-def dequantised(model: Any, folder: Path) -> Any:
-    """The same weights as a plain model in float64."""
+def over_another(folder: Path) -> Any:
+    """An adapter over weights in 4 bit that carry one already, as under topology double."""
+    return adapted(carry(quantised(folder, 4)))
+
+
+def dequantised(model: Any, folder: Path, under: Callable[[Any], Any] = lambda model: model.unload()) -> Any:
+    """The same weights as a plain model in float64; `under` makes what the adapter lies over."""
     own = copy.deepcopy({n: p.detach().cpu() for n, p in model.named_parameters() if "lora_" in n})
-    base = quantised(folder, 4).unload().dequantize()
+    base = plain_model(under(quantised(folder, 4)))
     plain = adapted(base.cpu())
     with torch.no_grad():
         for name, p in plain.named_parameters():
@@ -147,6 +154,11 @@ def exactness(tiny: bool, folder: Path, figures: Figures) -> None:
             lambda: quantised(folder / "quantised", 4),
             {},
             partial(dequantised, folder=folder / "quantised"),
+        ),
+        "QLoRA (4 bit), two adapters": (
+            lambda: over_another(folder / "quantised"),
+            {},
+            partial(dequantised, folder=folder / "quantised", under=carry),
         ),
         # its products round the activations to 8 bits: the rule is that of the same model, in its own arithmetic
         "QLoRA (8 bit)": (

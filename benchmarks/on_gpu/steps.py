@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, TrainerCallback
 
 from benchmarks.on_gpu import GPU, Figures, NotMeasured, forget_memory, made, now, peak_memory, said, small_llama
 from benchmarks.on_gpu.runs import METHODS, defense, rows, trainer_for
+from benchmarks.scale import RECIPE, shape_of_7b
 from mithridate.estimate import estimate
 from mithridate.estimate.trace import Setup, config_of
 from mithridate.models.quantisation import quantisation_of
@@ -179,6 +181,16 @@ def qlora(tiny: bool, folder: Path, figures: Figures) -> None:
         except Exception as problem:
             found["reason"] = said(problem)
         forget_memory()
+
+
+def recipe(tiny: bool, folder: Path, figures: Figures) -> None:
+    """As `qlora`, of the recipe in docs/scale.md: 7B in 4 bit, twice quantised."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise NotMeasured("bitsandbytes is not installed")
+    config = tiny_llama(hidden_size=64, intermediate_size=128).config if tiny else shape_of_7b()
+    sizes = {"length": 64, "batch": 2, "steps": 4} if tiny else {"length": 480, "batch": 4, "steps": 6}
+    fields = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["quantization"]
+    _steps(Bench(config, False, folder, **sizes, quantization=fields), 1, figures)
 
 
 def _steps(bench: Bench, rounds: int, found: Figures) -> None:

@@ -8,12 +8,15 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("mithridate", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
+
+_DRIVER = Path("/proc/driver/nvidia/version")  # there while NVIDIA's driver is loaded (Linux)
 
 
 @cache  # takes milliseconds, and every stage asks
@@ -68,6 +71,24 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def gpu_problem() -> str | None:
+    """Why torch sees no GPU although this machine has an NVIDIA driver; None where it sees one, there is no driver, or
+    the GPUs are hidden on purpose. Imports torch."""
+    import torch
+
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not _DRIVER.exists():
+        return None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    why = next((str(one.message).split("(Triggered")[0].strip() for one in said), "CUDA does not start")
+    if torch.version.cuda is None:
+        why = "this PyTorch is built without CUDA; install one with it (pytorch.org, Get started)"
+    return f"an NVIDIA driver is here, and torch sees no GPU: {why}. CUDA_VISIBLE_DEVICES='' says that none is wanted"
 
 
 def use_huge_pages() -> None:

@@ -137,7 +137,7 @@ def test_with_checkpointing_the_layers_are_run_again_and_without_they_are_not(tm
 def test_steps_and_checkpointing(tmp_path):
     """What is measured, and what is predicted. On a busy CPU a time may fall below its floor, which ends the script
     with 1 and a reason: times are not held here."""
-    code, sections = run(tmp_path, "steps", "checkpointing", "qlora")
+    code, sections = run(tmp_path, "steps", "checkpointing", "qlora", "recipe")
     reasons = [section["reason"] for section in sections.values() if section["status"] == "failed"]
     assert code == bool(reasons) and all("was not timed" in reason for reason in reasons), reasons
     for kind in ("lora", "full"):
@@ -149,6 +149,8 @@ def test_steps_and_checkpointing(tmp_path):
     for bits in ("4 bit", "8 bit"):
         found = sections["qlora"]["figures"][bits]
         assert found["booster"]["ratio"] > 0 and found["plain"]["predicted_bytes"] > 0
+    found = sections["recipe"]["figures"]
+    assert found["booster"]["ratio"] > 0 and found["plain"]["predicted_bytes"] > 0
     both = sections["checkpointing"]["figures"]["tiny, lora"]
     assert both["on_over_off"] > 0 and both["on"]["predicted_bytes"] < both["off"]["predicted_bytes"]
 
@@ -158,7 +160,7 @@ def test_exactness(tmp_path):
     code, sections = run(tmp_path, "exactness")
     assert code == 0, sections["exactness"].get("reason")
     found = sections["exactness"]["figures"]
-    for name in ("float32", "activation checkpointing", "QLoRA (4 bit)", "torch.compile"):
+    for name in ("float32", "activation checkpointing", *FOUR_BIT, "torch.compile"):
         for method in gpu_methods():
             assert found[name][method]["exact"] and found[name][method]["error"] < 1e-5, (name, method)
     for method in gpu_methods():
@@ -166,6 +168,9 @@ def test_exactness(tmp_path):
         like = "plain, four steps" if method in ("lisa", "plain, four steps") else "plain"
         assert found["float32"][method]["plain"] == found["float32"][like]["error"]
     assert found["fp16 mixed precision"]["reason"].startswith("not measured: ")
+
+
+FOUR_BIT = ("QLoRA (4 bit)", "QLoRA (4 bit), two adapters")
 
 
 def gpu_methods():
@@ -182,7 +187,8 @@ def test_one_method_that_fails_does_not_end_the_others_and_fails_the_run(tmp_pat
     monkeypatch.setattr(exactness, "trained", trained)
     monkeypatch.setattr(exactness, "expected", lambda model, method, folder: exactness.weights(model))
     monkeypatch.setattr(exactness, "quantised", lambda folder, bits: exactness.adapted(tiny_llama()))
-    monkeypatch.setattr(exactness, "dequantised", lambda model, folder: exactness.double(model))
+    monkeypatch.setattr(exactness, "dequantised", lambda model, folder, under=None: exactness.double(model))
+    monkeypatch.setattr(exactness, "carry", lambda model: model.unload())
     code, sections = run(tmp_path, "exactness")
     compiled = sections["exactness"]["figures"]["torch.compile"]
     assert compiled["vaccine"] == {"reason": "failed: ZeroDivisionError: by zero"} and compiled["lisa"]["exact"]

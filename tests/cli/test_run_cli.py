@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mithridate import cli
-from tests.pipeline.small import experiment, stages, weights, without_costs, write_inputs
+from tests.pipeline.small import experiment, not_finite_before, stages, weights, without_costs, write_inputs
 
 CELLS = ["sft-none-none-double-none-s0", "sft-sft-none-double-0.25-s0"]
 
@@ -168,11 +168,11 @@ def test_a_dry_run_starts_no_executor(command, file, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_loss_is_exit_code_1_and_names_the_step(command, file, store, tmp_path):
-    wild = ["-o", "finetune.training.learning_rate=1e12", "--dtype", "float32"]
-    code, out, err = command("run", file, *wild, "--out", tmp_path / "out")
+def test_a_broken_loss_is_exit_code_1_and_names_the_step(command, file, store, tmp_path, monkeypatch):
+    not_finite_before(monkeypatch, "finetune", 2)
+    code, out, err = command("run", file, "--dtype", "float32", "--out", tmp_path / "out")
     assert (code, out) == (1, "") and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("error: The trained weights are not finite at step 2")
+    assert err.splitlines()[-1].startswith("error: The training loss is not finite at step 2")
 
 
 def ended(state: Path) -> bool:

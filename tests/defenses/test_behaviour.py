@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer
 from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -273,6 +274,42 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_the_last_good_
     with pytest.raises(MithridateError, match="not finite at step 5"):
         trainer_for(net, tmp_path, defense=Poison(4), data=USER, learning_rate=0.01, **args).train()
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_naming_the_step_waits_for_no_device(tmp_path, monkeypatch):
+    """On a GPU, reading a number out of a tensor waits for all that was queued. The step is kept in a tensor, and read
+    where the Trainer logs or saves: between, a trainer with no defense reads as many numbers as SFTTrainer."""
+    read = 0
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal read
+            read += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for cls in (SFTTrainer, DefenseTrainer):
+        real, taken = cls.training_step, []
+
+        def step(self, *args, real=real, taken=taken, **kwargs):
+            nonlocal read
+            read = 0
+            with Reads():
+                loss = real(self, *args, **kwargs)
+            taken.append(read)
+            return loss
+
+        monkeypatch.setattr(cls, "training_step", step)
+        args = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "logging_steps": 100,
+        }
+        trainer_for(model("full", torch.float32), tmp_path / cls.__name__, data=USER, cls=cls, **args).train()
+        monkeypatch.undo()
+        counts.append(taken)
+    assert counts[0] == counts[1] and len(counts[0]) == 8
 
 
 def test_weights_that_are_not_finite_are_not_saved_although_the_loss_was(tmp_path):

@@ -1,6 +1,7 @@
 """`mithridate estimate`: of an experiment, with its own rows and settings, and of a model with each method."""
 
 import json
+import re
 
 import pytest
 
@@ -106,6 +107,13 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     assert cli.main(["estimate", str(file), "--cpu", "--tokens-per-second", "100"]) == 0
     said = capsys.readouterr().out
     assert "LoRA, float32, 1 process" in said and "vaccine" in said and "finetune" in said and "hours" in said
+    priced = ["--tokens-per-second", "1", "--price", "36", "--accelerate", "ddp", "-o", "processes=2"]
+    monkeypatch.setenv("COLUMNS", "250")
+    assert cli.main(["estimate", str(file), "--cpu", *priced]) == 0
+    rows = [re.sub("[│┃]", " ", line).split() for line in capsys.readouterr().out.splitlines()]
+    [titles], [row] = ([row for row in rows if row[:1] == [name]] for name in ("stage", "align"))
+    assert titles[-2:] == ["hours", "cost"]
+    assert float(row[-1]) == pytest.approx(2 * 36 * float(row[-2]), rel=0.01)  # two processes, 36 an hour each
     model = str(inputs / "model")
     assert cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16"]) == 0
     said = capsys.readouterr().out
@@ -134,6 +142,8 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
         (["1b", "-o", "seed=1"], "-o is for experiment files"),
         (["1b", "--accelerate", "zero3"], "expected ddp or fsdp2"),
         (["1b", "--tokens-per-second", "0"], "above 0"),
+        (["1b", "--price", "2"], "together with --tokens-per-second"),
+        (["1b", "--tokens-per-second", "5", "--price", "-1"], "from 0 on"),
     ],
 )
 def test_bad_input(arguments, said, capsys):

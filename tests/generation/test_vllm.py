@@ -134,6 +134,11 @@ def test_tokens_go_in_and_come_out_as_with_transformers(model, template):
     assert params == SamplingParams(temperature=0.0, max_tokens=12, stop_token_ids=[2], detokenize=False)
 
 
+def test_it_says_that_it_is_experimental(model, caplog):
+    Engine(str(model))
+    assert "has not run on a real engine" in caplog.text and "vllm serve" in caplog.text
+
+
 def test_sampling_passes_its_settings(model):
     texts(VLLM(Engine(str(model))), decoding=Decoding(3, temperature=0.8, top_p=0.9, seed=5))
     params = LLM.made[0].calls[0][1]

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.models.carried import carries, carry
 from mithridate.models.layers import merge_adapter
 from mithridate.models.quantisation import dequantised, quantisation_of
 from mithridate.repairs.antidote import Antidote
@@ -88,6 +89,38 @@ def test_merging_is_into_the_dequantised_base(bits, folder, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")  # a plain folder, which needs no bitsandbytes
     assert "quantization_config" not in again.config.to_dict()
     assert torch.equal(logits(again), logits(merged))
+
+
+@bits
+def test_a_carried_adapter_acts_on_and_is_none(bits, folder):
+    """Two adapters, one after the other: as the two over the same weights, and merged where those are dequantised."""
+    before = logits(adapted(base(folder, bits)))
+    model = carry(adapted(base(folder, bits)))
+    assert torch.equal(logits(model), before)
+    assert carries(model) and not [n for n, p in model.named_parameters() if p.requires_grad or "lora_" in n]
+    model = carry(adapted(model, seed=2))
+    both = logits(model)
+    third = adapted(model, seed=3)
+    trained = {n for n, p in third.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in third.named_parameters() if "lora_" in n}
+    whole = logits(third)
+    assert apart(whole, both) > 0.01 < apart(both, before)
+    loss = third.train()(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    assert all(p.grad is not None for n, p in third.named_parameters() if n in trained)
+    plain = base(folder, bits).dequantize()
+    for seed in (1, 2, 3):
+        plain = merge_adapter(adapted(plain, seed=seed))
+    close = 1e-5 if bits == 4 else 0.05
+    assert apart(logits(plain), whole) < close
+    merged = merge_adapter(third)
+    assert not carries(merged) and apart(logits(merged), logits(plain)) < 1e-6
+
+
+def test_what_is_no_lora_is_not_carried(folder):
+    model = get_peft_model(base(folder, 4), LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]))
+    with pytest.raises(UnsupportedSetup, match="DoraLinearVariant, not plain LoRA"):
+        carry(model)
 
 
 @bits

@@ -93,6 +93,18 @@ def without_costs(results: dict[str, Any]) -> dict[str, Any]:
     return results | {"cells": cells}
 
 
+def not_finite_before(patch, stage, step):
+    """One weight of a stage is no number from the beginning of optimizer step `step` on, on whatever device: when a
+    wild learning rate gets there is a matter of the device's arithmetic."""
+    from mithridate.pipeline import training
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if f"/{stage}-" in args.output_dir and state.global_step == step - 1:
+            self.trainer.params[0].data.view(-1)[:] = float("nan")
+
+    patch.setattr(training._Keep, "on_step_begin", on_step_begin)
+
+
 def in_child(work: Callable[[], Any], stderr: Path) -> int:
     """Runs `work` in a child. Returns its result as an exit code, or minus the number of the signal that killed it."""
     _, status = os.waitpid(start_child(work, stderr), 0)

@@ -387,7 +387,7 @@ def test_a_defense_that_does_not_shard_is_refused_before_any_compute(inputs, tmp
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="2 were asked for, and torch sees 1 GPUs"):
+    with pytest.raises(InputError, match="2 were asked for, and torch sees 1 GPU;"):
         TWO.check()
 
 

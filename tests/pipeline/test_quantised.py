@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import canonical, load_experiment
+from mithridate.models.carried import carries
 from mithridate.models.quantisation import quantisation_of
+from mithridate.pipeline import training
 from mithridate.pipeline.cell_export import export_cell
 from mithridate.pipeline.runner import run
 from mithridate.training.quantised import quantiser
@@ -67,6 +69,36 @@ def test_a_run_over_a_quantised_base(fields, targets, inputs, tmp_path):
     assert float((one - other).norm() / one.norm()) < (1e-5 if fields is FOUR else 0.1)
 
 
+def test_two_adapters_over_a_quantised_base(inputs, tmp_path, monkeypatch):
+    """The alignment's is carried: the fine-tune trains a fresh one over 4 bit. What is exported, merged or as an
+    adapter over its base, answers as the run's model did (`export_cell` asks it again)."""
+    seen, real = [], training.train
+
+    def train(trainer, *args, **kwargs):
+        model = trainer.model
+        seen.append((quantiser(model), carries(model), sum(p.numel() for p in trainer.params)))
+        return real(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(training, "train", train)
+    raw = quantised(inputs, topology="double", repair={"antidote": {"targets": "update"}})
+    raw["align"]["defense"] = {"booster": {"alpha": 0.1, "lam": 1.0}}
+    done = run(raw, out=tmp_path / "run")
+    assert done.results["complete"] and {(q, n) for q, _, n in seen} == {("bitsandbytes", seen[0][2])}
+    assert sorted(carried for _, carried, _ in seen) == [False, False, True, True]  # defended and not, each stage
+    trained = [c for c in done.results["cells"] if c["finetuning"] == "sft" and c["alignment"] == "booster"]
+    cell = next(c["id"] for c in trained if c["repair"] == "none")
+    merged = export_cell(tmp_path / "run", cell, tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(merged).eval()
+    adapter = export_cell(tmp_path / "run", cell, tmp_path / "adapter", merged=False)
+    base = AutoModelForCausalLM.from_pretrained(adapter / "base", dtype=torch.float32)
+    assert quantiser(base) is None
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        one = PeftModel.from_pretrained(base, adapter).eval()(input_ids=ids).logits
+        other = plain(input_ids=ids).logits
+    assert float((one - other).norm() / one.norm()) < 1e-5
+
+
 def test_the_quantised_model_is_another_model(inputs, tmp_path):
     digests = set()
     for fields in ("none", FOUR, FOUR | {"bnb_4bit_quant_type": "fp4"}, {"load_in_8bit": True}):
@@ -84,7 +116,6 @@ def test_the_field_reads_back_and_its_absence_changes_nothing(inputs):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"topology": "double"}, "topology: double merges the alignment's adapter"),
         ({"topology": "full"}, "align trains all weights"),
         ({"accelerate": "fsdp2", "processes": 2}, "quantised weights are not sharded here"),
         ({"evaluate": {"generator": "vllm"}}, "vllm would be given the dequantised model"),
@@ -109,8 +140,8 @@ def test_a_folder_stored_in_4_bit(inputs, tmp_path, monkeypatch):
     assert run(raw, out=tmp_path / "run").results["complete"]
     with pytest.raises(InputError, match="is not quantised again"):
         run(raw | {"quantization": FOUR}, out=tmp_path / "again")
-    with pytest.raises(InputError, match="stored quantised: topology: double"):
-        run(raw | {"topology": "double"}, out=tmp_path / "double")
+    with pytest.raises(InputError, match="stored quantised: align trains all weights"):
+        run(raw | {"topology": "full"}, out=tmp_path / "full")
     monkeypatch.setattr("mithridate.models.quantisation.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"stored: its weights are quantised.*bitsandbytes.*mithridate\[quant\]"):
         run(raw | {"seed": 1}, out=tmp_path / "without")

@@ -16,7 +16,7 @@ from mithridate.errors import MithridateError
 from mithridate.pipeline import training
 from mithridate.repairs.antidote import RepairReport
 from mithridate.results import folder as run_folder
-from tests.pipeline.small import experiment, in_child, stages, weights, without_costs, write_inputs
+from tests.pipeline.small import experiment, in_child, not_finite_before, stages, weights, without_costs, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +209,12 @@ def test_an_interrupt_is_exit_code_130_and_one_line(asked, undisturbed, store, t
     assert weights(store) == undisturbed[1]
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(inputs, store, tmp_path):
-    wild = {"learning_rate": 1e12, "max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 1}
-    asked = experiment(inputs, finetune__training=wild)
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(
+    inputs, store, tmp_path, monkeypatch
+):
+    often = {"learning_rate": 0.01, "max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 1}
+    asked = experiment(inputs, finetune__training=often)
+    not_finite_before(monkeypatch, "finetune", 2)
     for _ in range(2):  # the second run goes on from the checkpoint, and says the same
         with pytest.raises(MithridateError, match=r"not finite at step 2; .*Lower learning_rate") as error:
             run(asked, out=tmp_path / "out", progress=False)

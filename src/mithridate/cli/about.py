@@ -43,6 +43,10 @@ def estimate(
             "--tokens-per-second", help="Measured speed of plain training over all processes; adds the hours."
         ),
     ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", help="Price of one GPU's hour; adds what each training costs. With the speed."),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option("--method", help="MODEL only: a method's name, or {name: {field: value}}; default: all."),
@@ -68,6 +72,8 @@ def estimate(
 
     if speed is not None and not speed > 0:
         raise InputError(f"--tokens-per-second: expected a number above 0, got {speed}")
+    if price is not None and (speed is None or not price >= 0):
+        raise InputError("--price: expected a number from 0 on, together with --tokens-per-second")
     left_out: list[str] = []
     sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in context.params}
     given = {name for name, source in sources.items() if source == "COMMANDLINE"}
@@ -112,10 +118,12 @@ def estimate(
                 lines += planning.of_model(what, setup, [name])
             except InputError as error:  # which this set-up has nothing for
                 left_out.append(f"{name} is left out: {error}")
-    table = new_table(*planning.TITLES, *(["hours"] if speed else []))
+    table = new_table(*planning.TITLES, *(["hours"] if speed else []), *([] if price is None else ["cost"]))
     for line in lines:
-        took = "" if speed is None or isinstance(line.needs, Repair) else f"{planning.hours(line, speed):.3g}"
-        table.add_row(*line.cells(), *([took] if speed else []))
+        took = 0.0 if speed is None or isinstance(line.needs, Repair) else planning.hours(line, speed)
+        costs = took * line.setup.processes * (price or 0)
+        more = [f"{took:.3g}" if took else ""] if speed else []
+        table.add_row(*line.cells(), *more, *([] if price is None else [f"{costs:.2f}" if took else ""]))
     typer.echo(planning.described(lines))
     print_table(table)
     for note in left_out:
@@ -266,7 +274,7 @@ def cite(
 @app.command()
 def doctor() -> None:
     """Show installed versions and hardware, and check that every method can be loaded (exit code 1 if not)."""
-    from mithridate.environment import commit, hardware, version, versions
+    from mithridate.environment import commit, gpu_problem, hardware, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
 
@@ -289,11 +297,18 @@ def doctor() -> None:
     import torch
 
     from mithridate.methods.index import index
+    from mithridate.pipeline import fits
     from mithridate.pipeline.context import resolve_dtype
 
     machine = hardware()
     row("cpu", machine["cpu"], note=f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory")
-    row("gpu", ", ".join(machine["gpus"]) or "none", note=f"CUDA {torch.version.cuda}" if torch.version.cuda else "")
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    if not machine["gpus"]:
+        row("gpu", "none", gpu_problem(), built)
+    for i, name in enumerate(machine["gpus"]):
+        row("gpu", name, note=f"{fits.card_memory(i) / 2**30:.0f} GiB of memory, {built}")
+    if memory := fits.smallest_card():  # seconds, on a machine that has one
+        row("trains", fits.in_words(memory), note=fits.ASSUMED)
     fast = resolve_dtype("auto") == "bfloat16"
     row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
 

@@ -16,8 +16,8 @@ Memory of one process, in bytes, with N weights, n trained ones, c bytes a weigh
                  DDP     4 n                  the buckets in which gradients are exchanged
     activations  the highest sum A of all tensors that are alive at once in the passes, as the fake passes show. Where
                  no gradient is there before, those grow while the activations shrink: max(A, 4 n + A of a layer) - 4 n
-                 Over quantised weights, c for each weight of the largest linear layer, which is dequantised in passing
-                 Over quantised weights, c for each weight of the largest linear layer: it is dequantised in passing
+                 Over quantised weights, c for each weight of the largest linear layer: it is dequantised in passing.
+                 Over 8 bit, A has each linear layer's input, which its product keeps, checkpointed or not
     head         h s (c + 4) + t (32768 c + 4 x min(V, 32768))      s scored positions a micro-batch, t = min(s, 4096),
                                           h the hidden size, V the vocabulary; x = 0 on GPUs, 5 elsewhere (TRL's fused
                                           head, with and without its kernel)

@@ -174,6 +174,8 @@ def build(config: PretrainedConfig, setup: Setup) -> Any:
             except ValueError as error:
                 raise InputError(f"adapter: {error}") from error
     _on_a_fake_cpu(model)
+    if setup.quantization.get("load_in_8bit"):
+        _keep_inputs(model)
     if setup.checkpointing:
         # the state of the random numbers cannot be read from fake tensors, and changes no count
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -205,6 +207,28 @@ def _on_a_fake_cpu(model: nn.Module) -> None:
             setattr(module, name, made[id(old)])
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _keep_inputs(model: Any) -> None:
+    """Linear layers in 8 bit keep their input until their backward pass, checkpointed or not: bitsandbytes (0.50,
+    `MatMul8bitLt`) holds it beside what autograd saves, which is all that checkpointing lets go of."""
+    import torch
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
+            ctx.kept, ctx.weight = x, weight
+            return torch.nn.functional.linear(x, weight, bias)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return gradients[0] @ ctx.weight, None, None
+
+    base = _base_of(model)
+    head = base.get_output_embeddings()
+    for name, module in base.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not head and ".lora_" not in name:
+            module.forward = lambda x, m=module: Product.apply(x, m.weight, m.bias)
 
 
 def _base_of(model: Any) -> Any:
@@ -321,7 +345,8 @@ def layers_before(model: Any) -> int:
 def passes(config: PretrainedConfig, setup: Setup) -> tuple[Counts, Passes]:
     """What the passes need; see this module's docstring for which layers they are run on."""
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
-    key = replace(key, quantization={})  # the passes are those of the dequantised weights
+    # Passes over weights in 4 bit are those over the dequantised ones; over 8 bit, inputs are kept besides.
+    key = replace(key, quantization={"load_in_8bit": True} if setup.quantization.get("load_in_8bit") else {})
     return _passes(_Hashed(config, key))
 
 

@@ -80,11 +80,6 @@ def quantisation_problems(experiment: Experiment, what: str) -> list[str]:
     for stage in ("align", "finetune"):
         if getattr(experiment, stage) is not None and experiment.adapter_of(stage) is None:
             problems.append(f"{what}: {stage} trains all weights, and quantised ones hold no steps. Train an adapter")
-    if experiment.topology == "double" and experiment.align and experiment.finetune:
-        problems.append(
-            f"{what}: topology: double merges the alignment's adapter, for which the weights are dequantised, so that "
-            "the fine-tune would not train over a quantised base. Set topology: single, or align: none"
-        )
     if experiment.accelerate == "fsdp2":
         problems.append(f"{what}: quantised weights are not sharded here. Set accelerate: ddp or none")
     if "vllm" in experiment.evaluate.generator:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
+from mithridate.environment import gpu_problem
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.experiment.model import Experiment
 
@@ -38,8 +39,9 @@ def with_processes(experiment: Experiment, base: Path) -> Experiment:
 
         processes = int(raw.get("num_processes") or torch.cuda.device_count())
     if processes < 1:
+        why = gpu_problem() or "torch sees no GPU here"
         raise InputError(
-            "processes: torch sees no GPU here, so their number does not say how many. Set processes: 2 (say), or "
+            f"processes: {why}, so the number of GPUs does not say how many. Set processes: 2 (say), or "
             "accelerate: none"
         )
     return replace(experiment, accelerate=name, processes=processes)

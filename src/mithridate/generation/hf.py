@@ -33,7 +33,7 @@ from mithridate.generation.base import Answer, Conversation, Decoding, Failure, 
 from mithridate.generation.digests import tokenizer_digest, weights_digest
 from mithridate.generation.templates import beginning, prompt_tokens
 from mithridate.models import load_model, load_tokenizer, resolve_model
-from mithridate.models.memory import halved, out_of_memory
+from mithridate.models.memory import free_memory, halved, out_of_memory
 from mithridate.training.quantised import quantiser
 
 log = logging.getLogger(__name__)
@@ -204,11 +204,9 @@ def _that_fit(model: Any, prompts: list[list[int]], max_new_tokens: int) -> int:
     On an H200, 135M, 64 new tokens, a row took 1.1 times its cache; 344 rows in a batch gave 5.3 times the tokens per
     second of 64, and 1376 gave 16 times (benchmarks/gpu_evidence.json, "batches").
     """
-    device = model.get_input_embeddings().weight.device
-    if device.type != "cuda" or not prompts:
+    free = free_memory(model.get_input_embeddings().weight.device)
+    if free is None or not prompts:
         return BATCH
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(1, min(LARGEST_BATCH, free // 2 // _row_bytes(model, max(map(len, prompts)), max_new_tokens)))
 
 

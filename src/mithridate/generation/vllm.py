@@ -7,8 +7,8 @@
 Prompts are turned into tokens, and tokens into text, by the same code as in the transformers backend; vLLM sees token
 ids only, so that no template is applied twice. Its own server is reached through `generation.openai`.
 
-This file was written against vLLM's documented interface (`LLM`, `SamplingParams`, `LoRARequest`) and is tested with a
-stand-in for it: it has never run on a real engine, for want of a GPU.
+Experimental, and it says so where it is used: this file was written against vLLM's documented interface (`LLM`,
+`SamplingParams`, `LoRARequest`) and is tested with a stand-in for it; it has not run on a real engine.
 """
 
 import gc
@@ -54,6 +54,10 @@ class Engine:
             ) from error
         if max_lora_rank > _RANKS[-1]:
             raise InputError(f"vLLM takes adapters up to rank {_RANKS[-1]}, not {max_lora_rank}. Merge the adapter.")
+        log.warning(
+            "The generator vllm is experimental: it has not run on a real engine. The documented way is `vllm serve` "
+            "and the generator openai (docs/evaluation.md)."
+        )
         self._vllm, self.options = vllm, options
         self.files = resolve_model(name)
         self.tokenizer = load_tokenizer(self.files, needs_chat_template=False)

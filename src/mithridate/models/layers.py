@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.models import ModelFiles, check_safetensors, load_model, read_json
+from mithridate.models.carried import carry
 from mithridate.models.quantisation import dequantised
 from mithridate.repairs.delta import Delta
 from mithridate.repairs.linears import adapted, check_adapters, merge
@@ -26,8 +27,8 @@ class Layer:
         kind: "adapter" (a PEFT folder), "weights" (a whole model's folder, which takes the place of all before it), or
             "delta" (what a repair changed).
         path: the folder.
-        merge: whether an adapter is merged into the weights. Where it is not, a later adapter takes its place: it is
-            the same one, trained on (topology `single`).
+        merge: whether an adapter is merged into the weights (quantised weights carry it). Where it is not, a later
+            adapter takes its place: it is the same one, trained on (topology `single`).
     """
 
     kind: Literal["adapter", "weights", "delta"]
@@ -45,8 +46,8 @@ def assemble(
     (`Delta.merged`) merges the adapter beneath it for good.
 
     Weights are in `dtype`; unmerged adapters are in fp32. An adapter is merged into the weights in `dtype` that it was
-    trained over, in fp32 arithmetic with one rounding at the end. Quantised weights are dequantised for that, and
-    where a repair changed weights; from there on the model is a plain one.
+    trained over, in fp32 arithmetic with one rounding at the end. Quantised weights carry it instead (`carried.py`);
+    where a repair changed weights they are dequantised, and from there on the model is a plain one.
 
     Args:
         base: from `resolve_model`.
@@ -76,7 +77,8 @@ def assemble(
             trained_on = trained_on or isinstance(model, PeftModel)
             model = _with_adapter(model.unload() if isinstance(model, PeftModel) else model, layer.path, trainable)
             model.keeps_alignment = trained_on
-            model = merge_adapter(model) if layer.merge else model
+            if layer.merge:
+                model = merge_adapter(model) if quantiser(model) is None else carry(model)
             trained_on = False
     if not isinstance(model, PeftModel) and quantiser(model) is None:
         model.requires_grad_(True)

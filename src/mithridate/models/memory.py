@@ -1,4 +1,4 @@
-"""Where a batch does not fit into memory: half of it."""
+"""How much memory is free, and where a batch does not fit into it: half of the batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import logging
 import torch
 
 from mithridate.errors import MithridateError
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a GPU, what its allocator holds in reserve among them; None for a
+    CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -70,6 +70,8 @@ def quantised(files: ModelFiles, fields: Mapping[str, Any]) -> ModelFiles:
 def dequantised(model: Any, dtype: torch.dtype | None = None) -> Any:
     """The plain model that a quantised one computes with, its adapters over it: for what edits or merges weights.
 
+    An adapter that it carries (`carried.py`) is merged into the weights, in float32 with one rounding at the end.
+
     Args:
         model: quantised, a PEFT model or not; it is taken apart. A model that is not quantised is returned as it is.
         dtype: of the weights; None for the one that they are computed in. Adapters keep theirs.
@@ -78,12 +80,19 @@ def dequantised(model: Any, dtype: torch.dtype | None = None) -> Any:
     from peft import PeftModel, get_peft_model
     from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
+    from mithridate.models.carried import put_down
     from mithridate.training.quantised import quantiser
 
     if quantiser(model) is None:
         return model
     if not isinstance(model, PeftModel):
-        return model.dequantize(dtype) if dtype is not None else model.dequantize()
+        carried = put_down(model)
+        plain = model.dequantize(dtype) if dtype is not None else model.dequantize()
+        with torch.no_grad():
+            for name, change in carried.items():
+                weight = plain.get_submodule(name).weight
+                weight.copy_(weight.float() + change.to(weight.device))
+        return plain
     adapters = {}
     for name, config in model.peft_config.items():
         tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)

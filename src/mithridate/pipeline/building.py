@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.experiment.methods import around_prompts, repair_of
-from mithridate.pipeline import precheck
+from mithridate.pipeline import checkpointing, precheck
 from mithridate.pipeline.assembly import aligned_layers, input_layers, load, load_layers
 from mithridate.pipeline.generators import open_generator
 from mithridate.pipeline.jobs import ATTACK_ROWS, attack_rows, job_of, made_rows, repair_rows
@@ -66,8 +66,11 @@ def _train(
         sequences=[left.sequences for _, left in counted],
     )
     record: dict[str, Any] = {}
+    if found := checkpointing.chosen(chain, [part for part, _ in counted]):
+        job = replace(job, training=found.training() | job.training)
+        record["activation_checkpointing"] = found.record()
     if chain.launch:
-        record = launch.run(job, chain.launch, work)
+        record |= launch.run(job, chain.launch, work)
     else:
         training.run_job(job, work)
     steps = json.loads((work / "history.json").read_text())[-1]["step"]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.models import EMBEDDED, ModelFiles
+from mithridate.models.carried import carries
 from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
 from mithridate.repairs.delta import Delta
@@ -88,5 +89,6 @@ def _write_adapter(
     config.base_model_name_or_path = named
     model.save_pretrained(str(aside), save_embedding_layers=False)
     if separate:
-        model.unload().save_pretrained(str(aside / "base"))
+        under = model.unload()
+        (dequantised(under) if carries(under) else under).save_pretrained(str(aside / "base"))
         tokenizer.save_pretrained(aside / "base")

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from mithridate.environment import gpu_problem
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.experiment.processes import SHIPPED, read_accelerate
 from mithridate.files import replace_file
@@ -75,12 +76,16 @@ class Launch:
 
         gpus = torch.cuda.device_count()
         if self.kind == "fsdp2" and not gpus:
+            why = gpu_problem() or "torch sees none here"
             raise UnsupportedSetup(
-                "accelerate: Accelerate shards weights (FSDP2) on GPUs only, and torch sees none here.",
+                f"accelerate: Accelerate shards weights (FSDP2) on GPUs only: {why}.",
                 "set accelerate: ddp, which runs on CPUs too, or none.",
             )
         if gpus and self.processes > gpus:
-            raise InputError(f"processes: {self.processes} were asked for, and torch sees {gpus} GPUs; one GPU each")
+            raise InputError(
+                f"processes: {self.processes} were asked for, and torch sees {gpus} GPU{'s' if gpus > 1 else ''}; one "
+                f"GPU each. Set processes: {gpus}"
+            )
 
 
 def launch_of(experiment: Experiment) -> Launch | None:

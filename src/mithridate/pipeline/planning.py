@@ -14,11 +14,14 @@ from mithridate.experiment.methods import attack_of, defenses_of, part_of, repai
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
+from mithridate.pipeline.checkpointing import asked
 
 if TYPE_CHECKING:
     from mithridate.experiment.config import Experiment, Finetune
     from mithridate.experiment.roles import Roles
     from mithridate.methods.base import Method
+    from mithridate.pipeline.precheck import Part
+    from mithridate.pipeline.stages import ExperimentStages
 
 GIB = 2**30
 
@@ -213,6 +216,28 @@ def of_stage(
     return lines
 
 
+def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimate:
+    """One training of a stage as it is about to be made on GPUs here, whatever it says of checkpointing. Of the rows,
+    and of those of the methods' own, the longest counts."""
+    from mithridate.models import stored_quantisation
+
+    context, job, launch = chain.context, part.job, chain.launch
+    common = Setup(
+        full=job.adapter is None,
+        adapter=job.adapter or chain.experiment.adapter,
+        quantization=job.base.quantization or stored_quantisation(job.base.path),
+        dtype=context.dtype,  # pyright: ignore[reportArgumentType]
+        processes=launch.processes if launch else 1,
+        sharded=launch is not None and launch.kind == "fsdp2",
+    )
+    defenses = defenses_of(job.defense)
+    lengths = _lengths(job.rows, chain.tokenizer, job.template)
+    setup, _ = _set_up(common, job.training, lengths, job.seed, True, part.stage, defenses)
+    own = [total for rows in job.side_rows.values() for total, _ in _lengths(rows, chain.tokenizer, job.template)]
+    longest = max([setup.length, *(min(total, part.args.max_length or total) for total in own)])
+    return estimate(context.config, replace(setup, length=longest, checkpointing=checkpointing), defenses)
+
+
 def _phases(finetune: Finetune, roles: Roles, seed: int) -> list[tuple[str, Phase, list[dict[str, Any]]]]:
     """The trainings of an attack: what each is called, and its rows."""
     attack = attack_of(finetune)
@@ -279,17 +304,15 @@ def _set_up(
     most = args.max_length or max(total for total, _ in lengths)
     longest = sorted((min(total, most) for total, _ in lengths), reverse=True)
     answers = sorted((answer for _, answer in lengths), reverse=True)[: args.per_device_train_batch_size]
-    # the new name and its old alias; not from `args`, whose default is this machine's
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    asked = [training[name] for name in names if training.get(name) is not None]
+    checkpointing = asked(training)  # not from `args`, whose default is this machine's
     setup = replace(
         common,
         batch=args.per_device_train_batch_size,
-        length=longest[0],
-        scored=max(round(sum(answers) / len(answers)), 1),
+        length=most if args.packing else longest[0],
+        scored=None if args.packing else max(round(sum(answers) / len(answers)), 1),
         accumulation=args.gradient_accumulation_steps,
         steps=steps,
-        checkpointing=bool(asked[0] if asked else gpu),
+        checkpointing=gpu if checkpointing is None else checkpointing,
     )
     return setup, max(round(sum(longest) / len(longest)), 1)
 

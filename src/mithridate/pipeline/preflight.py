@@ -8,7 +8,7 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.files import digest
-from mithridate.pipeline import precheck
+from mithridate.pipeline import fits, precheck
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.graph import Graph, Node
 from mithridate.pipeline.jobs import rows_to_try
@@ -74,10 +74,12 @@ def _check_stage(node: Node, here: bool, findings: Findings) -> None:
         if chain.launch and here:
             chain.launch.check()
     with findings.noting():
-        _check_training(chain, stage, config, findings)
+        _check_training(chain, stage, config, findings, here)
 
 
-def _check_training(chain: ExperimentStages, stage: Stage, config: dict[str, Any], findings: Findings) -> None:
+def _check_training(
+    chain: ExperimentStages, stage: Stage, config: dict[str, Any], findings: Findings, here: bool
+) -> None:
     rows = rows_to_try(chain, stage.name)
     parts = precheck.parts(chain, stage.name, rows)
     steps = precheck.steps(chain, stage.name, parts)
@@ -89,6 +91,9 @@ def _check_training(chain: ExperimentStages, stage: Stage, config: dict[str, Any
     setup = digest(["set-up", stage.name, config | {"rows": len(rows)}, stage.data, chain.context.base.digest])
     if setup not in chain.context.checked:
         chain.context.checked.add(setup)
+        for part in parts if here else ():
+            with findings.noting():
+                fits.require(chain, part)
         with tempfile.TemporaryDirectory() as folder:
             precheck.try_out(chain, stage.name, parts, Path(folder))
     if stage.name != "finetune" or not chain.attack.needs_model:  # whose rows are counted once they are there

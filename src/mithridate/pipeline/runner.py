@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mithridate.environment import use_huge_pages
+from mithridate.environment import gpu_problem, use_huge_pages
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_cells, swept_paths
 from mithridate.experiment.methods import method_of
@@ -133,6 +133,8 @@ def run_cells(
         InputError: with every problem that is cheap to find; nothing has been computed then.
     """
     use_huge_pages()
+    if problem := gpu_problem():
+        logger.warning("Computing on the CPU: %s", problem)
     source, findings = source or experiments[0], Findings()
     chains = stages_of(experiments, base, where, progress, None, allowed, findings)
     # Where it is one of those that are run, what is written says all that was resolved.
