@@ -16,7 +16,7 @@ from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
 
 if TYPE_CHECKING:
-    from mithridate.experiment.config import Experiment, Finetune
+    from mithridate.experiment.config import Budget, Experiment, Finetune
     from mithridate.experiment.roles import Roles
     from mithridate.methods.base import Method
 
@@ -189,6 +189,8 @@ def of_stage(
         lengths = _lengths_of(found[1], roles, tokenizer, template)
         setup = replace(common, batch=8, length=max((total for total, _ in lengths), default=1))
         needs = replace(repair(config, setup, found[1], len(lengths)), method=found[0])
+        if stage == "repair" and experiment.budget:
+            needs = replace(needs, flops=_tried(needs.flops, experiment, experiment.budget, roles, config, tokenizer))
         return [Line(stage, setup, needs, needs.flops)]
     settings = getattr(experiment, stage)
     acting = dict(zip(settings.defense, defenses_of(settings.defense)))
@@ -211,6 +213,17 @@ def of_stage(
         snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
         lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own))
     return lines
+
+
+def _tried(flops: int, experiment: Experiment, budget: Budget, roles: Roles, config: Any, tokenizer: Any) -> int:
+    """Operations of a repair, of `flops` at one strength, where all strengths of a budget are tried, as they are where
+    none fits."""
+    from mithridate.protocols import protocol
+
+    use, tries = protocol(experiment.evaluate.protocol).task(roles.task_name), len(budget.strengths)
+    rows = use.prepare(roles.task_validation[: experiment.evaluate.limit])
+    answered = of_answers(config, tokenizer, rows, use.decoding().max_new_tokens)
+    return tries * flops + (tries + 1) * answered
 
 
 def _phases(finetune: Finetune, roles: Roles, seed: int) -> list[tuple[str, Phase, list[dict[str, Any]]]]:
