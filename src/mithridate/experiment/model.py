@@ -196,7 +196,7 @@ class Experiment:
     `quantization`: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it is
     loaded; none for not at all. `accelerate`: how several processes train together: ddp, fsdp2, the path of an
     Accelerate configuration, or none. `processes`: how many; one per GPU, or as that file says, if not given.
-    `budget`: what the repair after the fine-tune may cost, by which its strength is chosen; none: it is as `repair` says.
+    `budget`: what the repair after the fine-tune may cost, which chooses its strength; none: that is as `repair` says.
     `variants`: a list or mapping of {dotted path: value}, each of which sets several fields of the file at once ({}
     for none). `sweep`: lists of values by dotted path, of which every combination is run, of each variant; what a
     variant sets itself is not varied.
