@@ -72,8 +72,11 @@ if TYPE_CHECKING:
     from mithridate.methods.defense import Defense
 
 PLAIN = "plain"
-METHODS = (PLAIN, *(entry["name"] for entry in index() if entry["kind"] == "defenses"))
-"""Plain training, and that with each defense of this package."""
+_NEEDED = {entry["name"]: tuple(entry["required"]) for entry in index() if entry["kind"] == "defenses"}
+METHODS = (PLAIN, *(name for name, fields in _NEEDED.items() if not fields))
+"""Plain training, and that with each defense of this package whose fields all have defaults."""
+NEEDING = {name: fields for name, fields in _NEEDED.items() if fields}
+"""The other defenses of this package, with the fields that have none."""
 REPAIRS = tuple(entry["name"] for entry in index() if entry["kind"] == "repairs")
 
 _FP32 = 4

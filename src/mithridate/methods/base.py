@@ -77,7 +77,7 @@ class Cost:
             parts.append(_counted(self.forwards, "forward pass", "forward passes"))
         if self.copies or self.passing_copies:
             parts.append(_counted(self.copies + self.passing_copies, "copy", "copies") + " of the trained weights")
-        own = "its own data" if self.once_rows is None else f"{self.once_rows} rows of its own data"
+        own = "its own data" if self.once_rows is None else "some of its own data"
         if self.once_passes:
             parts.append(f"{_counted(self.once_passes, 'pass', 'passes')} over {own}, once")
         if self.once_forwards:
