@@ -112,7 +112,9 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     assert all(method in said for method in (*METHODS, "antidote")) and "all weights, bfloat16" in said
     assert NEEDING and all(f"{name} is left out, for it needs values" in said for name in NEEDING)
     assert "--method '{ewc: {lam: VALUE}}'" in said
-    assert cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16", "--method", "{ewc: {lam: 1}}"]) == 0
+    assert (
+        cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16", "--method", "{ewc: {lam: 1}}"]) == 0
+    )
     assert "ewc" in capsys.readouterr().out
     assert cli.main(["estimate", model, "--method", "lisa", "--accelerate", "fsdp2", "--processes", "8"]) == 0
     said = capsys.readouterr().out
