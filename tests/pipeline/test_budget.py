@@ -175,7 +175,7 @@ def test_strengths_are_tried_from_the_strongest_down(inputs):
         ({"accuracy": 0.1}, {"repair": "halve"}, "budget: repair.halve has no strength"),
         ({"accuracy": 2}, {}, "budget.accuracy: expected a fraction from 0 to 1, got 2"),
         ({}, {}, "budget.accuracy: missing"),
-        ({"accuracy": 0.1, "strength": 1}, {}, "budget.strength: no such field (did you mean `strengths`?)"),
+        ({"accuracy": 0.1, "strength": 1}, {}, "budget.strength: no such field; did you mean `strengths`?"),
         ({"accuracy": 0.1, "strengths": [0.5, 1.5]}, {}, "budget.strengths: 1.5: WiSEFT: a must be a number"),
         ({"accuracy": 0.1, "strengths": [0.5, 0.5]}, {}, "budget.strengths: expected different values"),
         ({"accuracy": 0.1, "strengths": [0.5, 0]}, {}, "budget.strengths: 0 changes nothing"),
