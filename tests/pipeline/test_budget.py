@@ -96,6 +96,7 @@ def test_the_strongest_setting_within_the_budget_is_taken(inputs, store, tmp_pat
     # what is kept is the repair at that strength
     assert same_weights(store / folder, repaired_at(inputs, tmp_path, 0.2))
     assert finished.results["notes"] == []
+    assert "; a taken: 0.2" in (tmp_path / "out" / "report.html").read_text()
     assert _misstated(cell, RunFolder(tmp_path / "out").recipe(cell["id"]), finished.results["model"]) is None
 
 
