@@ -64,7 +64,8 @@ def repair_within(
         model, delta = repaired(replace(repair, **{strength: value}))
         generator = Transformers(model, chain.tokenizer, **fields)
         after = _answered(chain, generator, "repair", work / ANSWERS / f"{number}.parquet")
-        loss = {key: paired_by_prompt(before, after)[key] for key in ("difference", "low", "high", "n")}
+        compared = paired_by_prompt(before, after)
+        loss = {key: compared[key] for key in ("difference", "low", "high", "n")}
         fits = bound(loss, budget.accuracy) == "below"
         tries.append({strength: value, "accuracy": _share(after), "loss": loss, "fits": fits})
         logger.info("%s: %s %g: %s", name, strength, value, _in_words(loss, budget, fits))
@@ -77,10 +78,9 @@ def repair_within(
     (work / FILE).write_text(json.dumps({**made, "tries": tries, "taken": taken}, indent=1), encoding="utf-8")
     if taken is not None:
         return {}
-    Delta(name, repair.settings() | {strength: None}, [_unfit(chain, name, budget, tries, before)]).save(
-        work / "model"
-    )
-    return {"said": [_unfit(chain, name, budget, tries, before)]}
+    said = [_unfit(chain, name, budget, tries, before)]
+    Delta(name, repair.settings() | {strength: None}, said, merged=False).save(work / "model")
+    return {"said": said}
 
 
 def within(folder: Path) -> dict[str, Any] | None:
