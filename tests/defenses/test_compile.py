@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.ewc import EWC
+from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import UnsupportedSetup
@@ -29,6 +30,7 @@ def defended(name):
         "vaccine": Vaccine(rho=1.5),
         "booster": Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0),
         "lisa": Lisa(alignment_dataset=SAFE, align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0),
+        "fewersteps": FewerSteps(share=0.5),  # 2 of 3
         "ewc": EWC(alignment_dataset=SAFE, lam=2.0, fisher_rows=4),
     }
     return own[name] if name in own else example("defenses", name)
