@@ -206,7 +206,7 @@ def test_a_budget_needs_a_task_with_a_validation_part(inputs, store, tmp_path):
     del made["data"]["task"]["validation_share"]
     with pytest.raises(InputError, match=r"budget\.accuracy: data.task has no validation part; set validation_share"):
         run(made, out=tmp_path / "out", progress=False)
-    made = asked(inputs, {"accuracy": 0.1}, finetune=None)
+    made = asked(inputs, {"accuracy": 0.1}, finetune=None, repair={"antidote": {"targets": "merged"}})
     del made["data"]["task"]
     with pytest.raises(InputError, match=r"budget\.accuracy: the experiment has no data.task"):
         run(made, out=tmp_path / "out", progress=False)
