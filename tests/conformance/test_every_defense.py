@@ -27,6 +27,7 @@ USUAL = helpers.USUAL | {"data": USER}
 THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 defenses = pytest.mark.parametrize("name", every("defenses"))
 kinds = pytest.mark.parametrize("kind", ["lora", "full"])
+BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs"]
 
 
 def run(folder, defense, kind="lora", **args):
@@ -119,6 +120,7 @@ def test_a_learning_rate_of_zero_moves_nothing_and_leaves_nothing(name, kind, tm
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
 
 
+@pytest.mark.shows("accumulation", "exact", methods=BASELINES)
 @defenses
 @kinds
 def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):
@@ -132,6 +134,7 @@ def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):
             assert error(got, one) < 1e-10
 
 
+@pytest.mark.shows("checkpointing", "exact", methods=BASELINES)
 @defenses
 @kinds
 def test_checkpointing_changes_nothing(name, kind, tmp_path):
@@ -140,6 +143,7 @@ def test_checkpointing_changes_nothing(name, kind, tmp_path):
     assert error(again, kept) < 1e-12
 
 
+@pytest.mark.shows("padding", "exact", methods=BASELINES)
 @defenses
 @kinds
 def test_padding_changes_nothing(name, kind, tmp_path):
@@ -206,6 +210,8 @@ def test_nothing_grows_over_fifty_steps(name, tmp_path):
 SETUPS = {"is_deepspeed_enabled": True, "args.ddp_static_graph": True, "args.auto_find_batch_size": True}
 
 
+@pytest.mark.shows("zero", "refused", methods=[*BASELINES, "ptst"])
+@pytest.mark.shows("other", "refused", methods=[*BASELINES, "ptst"])
 @defenses
 @pytest.mark.parametrize("path", SETUPS)
 def test_an_untested_set_up_is_refused_before_a_step(name, path, tmp_path):
@@ -237,6 +243,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.shows("together", "exact", methods=[*BASELINES, "ptst"])
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_two_act_together(a, b, tmp_path):
     """With one of two off, it is as if the other were alone; with both on, both act."""

@@ -15,6 +15,7 @@ from mithridate.defenses.ldifs import LDIFS
 from mithridate.defenses.lowerlr import LowerLR
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.training.setups import refuse_unreachable_places
 from mithridate.training.trainer import DefenseTrainer
 from tests.defenses.helpers import batch_of, clone, error, model, rows, same, trainer_for, update, weights
 from tests.defenses.reference import gradient, trainable
@@ -76,6 +77,8 @@ def plus(net, batch, term):
 # -- LowerLR, FewerSteps ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("full", "exact", methods=["lowerlr"])
+@pytest.mark.shows("lora", "exact", methods=["lowerlr"])
 @kinds
 @splits
 def test_lower_lr_is_a_smaller_step(kind, split, batches, tmp_path):
@@ -84,6 +87,8 @@ def test_lower_lr_is_a_smaller_step(kind, split, batches, tmp_path):
     assert error(moved(net, tmp_path, LowerLR(factor=0.3), split), want) < 1e-12
 
 
+@pytest.mark.shows("full", "exact", methods=["fewersteps"])
+@pytest.mark.shows("lora", "exact", methods=["fewersteps"])
 @kinds
 @splits
 def test_fewer_steps_are_a_shorter_schedule(kind, split, batches, tmp_path):
@@ -182,6 +187,8 @@ def of_each_row(net, batch):
     return found
 
 
+@pytest.mark.shows("full", "exact", methods=["safetymix"])
+@pytest.mark.shows("lora", "exact", methods=["safetymix"])
 @kinds
 @pytest.mark.parametrize("split", [(10, 1), (5, 2), (2, 5)])
 def test_safety_mix_is_training_on_all_rows_of_the_mixture(kind, split, batches, tmp_path):
@@ -242,6 +249,8 @@ def naive_kl(net, start, batch, axis="vocabulary"):
     return total / count
 
 
+@pytest.mark.shows("full", "exact", methods=["kl"])
+@pytest.mark.shows("lora", "exact", methods=["kl"])
 @kinds
 @splits
 def test_kl_is_over_the_vocabulary_at_answer_tokens(kind, split, batches, tmp_path):
@@ -289,6 +298,8 @@ def ewc_directions(start, fisher, batch, lam):
     return directions
 
 
+@pytest.mark.shows("full", "exact", methods=["ewc"])
+@pytest.mark.shows("lora", "exact", methods=["ewc"])
 @kinds
 @splits
 def test_ewc_pulls_by_the_fisher_of_single_rows(kind, split, batches, tmp_path):
@@ -350,6 +361,8 @@ def naive_ldifs(net, start, batch, keep=lambda term: True):
     return sum((term / count for term in total.values() if keep(term / count)), torch.zeros(()).requires_grad_())
 
 
+@pytest.mark.shows("full", "exact", methods=["ldifs"])
+@pytest.mark.shows("lora", "exact", methods=["ldifs"])
 @kinds
 @splits
 def test_ldifs_is_the_masked_mean_over_all_layers(kind, split, batches, tmp_path):
@@ -361,3 +374,21 @@ def test_ldifs_is_the_masked_mean_over_all_layers(kind, split, batches, tmp_path
     # the port's threshold: a layer whose term reaches 0.1 is dropped
     dropped = wanted(net, lambda n: plus(n, user, 0.5 * naive_ldifs(n, start, user, lambda term: 0.5 * term < 0.1)))
     assert error(dropped, want) > 1e-3, "no layer's term reaches the threshold here"
+
+
+# -- what terms of the loss cannot have -------------------------------------------------------------------------------
+
+
+@pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs"])
+@pytest.mark.shows("compile", "refused", methods=["kl", "ldifs"])
+@pytest.mark.parametrize("defense", [KL(lam=1.0), LDIFS(rho=1.0)])
+def test_terms_of_the_loss_are_refused_on_sharded_weights_and_under_compile(defense, tmp_path, monkeypatch):
+    name = type(defense).__name__
+    with pytest.raises(UnsupportedSetup, match=f"{name}: .* not tested under torch.compile") as refused:
+        trainer_for(model(), tmp_path, defense=defense, torch_compile=True, torch_compile_backend="eager")
+    assert "torch_compile=False" in refused.value.remedy
+    t = trainer_for(model(), tmp_path)
+    monkeypatch.setattr(type(t), "_sharded", True)
+    with pytest.raises(UnsupportedSetup, match=f"{name}: .* not tested on sharded weights") as refused:
+        refuse_unreachable_places(t, defense)
+    assert "plain data parallelism" in refused.value.remedy

@@ -11,22 +11,29 @@ import torch
 from torch._dynamo.utils import counters
 
 from mithridate.defenses.booster import Booster
+from mithridate.defenses.ewc import EWC
+from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense
+from tests.conformance.methods import example
 from tests.defenses.helpers import error, model, rows, trainer_for, update, weights
 
 USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful")
+PLAIN = ("lowerlr", "fewersteps", "safetymix", "ewc")  # baselines without a term of the loss, which is refused
 EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
 def defended(name):
-    return {
+    own = {
         "vaccine": Vaccine(rho=1.5),
         "booster": Booster(harmful_dataset=HARMFUL, alpha=0.3, lam=2.0),
         "lisa": Lisa(alignment_dataset=SAFE, align_steps=1, finetune_steps=2, rho=0.5, proximal_start=0.0),
-    }[name]
+        "fewersteps": FewerSteps(share=0.5),  # 2 of 3
+        "ewc": EWC(alignment_dataset=SAFE, lam=2.0, fisher_rows=4),
+    }
+    return own[name] if name in own else example("defenses", name)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +53,9 @@ def both_ways(name, kind, folder, compiler, **args):
 
 @pytest.mark.shows("compile", "exact")
 @pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
-@pytest.mark.parametrize("name", ["vaccine", "booster", "lisa"])
+@pytest.mark.parametrize(
+    "name", ["vaccine", "booster", "lisa", *(pytest.param(n, marks=pytest.mark.slow) for n in PLAIN)]
+)
 def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
     counters.clear()
     off, plain = both_ways(name, kind, tmp_path, EAGER)

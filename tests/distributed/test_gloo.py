@@ -75,6 +75,8 @@ def test_both_processes_end_with_the_same_weights(name, backend, together):
 
 @pytest.mark.shows("ddp", "exact", methods=["booster", "lisa"])
 @pytest.mark.shows("fsdp2", "exact", methods=["booster", "lisa"])
+@pytest.mark.shows("ddp", "exact", methods=["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs"])
+@pytest.mark.shows("fsdp2", "exact", methods=["lowerlr", "fewersteps", "safetymix", "ewc"])
 @pytest.mark.parametrize(("backend", "name"), [run for run in RUNS if run[1] in EXACT])
 def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     got = together[0][f"{backend}: {name}"]["update"]
@@ -127,7 +129,7 @@ def test_the_fidelity_of_a_sharded_step_counts_every_shard(together):
         assert log["booster/perturbation_length"] == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.shows("fsdp2 tied", "refused", methods=["vaccine", "booster", "lisa"])
+@pytest.mark.shows("fsdp2 tied", "refused", methods=sorted(by_name("defenses")))
 def test_trained_tied_embeddings_under_fsdp2_are_refused(together, folder, tmp_path):
     """With or without a defense, for transformers trains them wrongly. Where that is mended, this fails: lift it."""
     for said in together[0]["refused"].values():

@@ -391,6 +391,10 @@ def test_a_method_is_estimated_from_what_it_states():
     assert (found.extra, found.checkpoints) == (copy, plain.checkpoints + copy)
     assert 2.5 < found.ratio < 3 and found.passes == "3.5 forward, 2.5 backward"
     assert estimate(config(), FULL, [stating(once_passes=1)], rows=FULL.batch).once == plain.flops
+    seen = stating(once_passes=1, once_rows=FULL.batch)
+    assert estimate(config(), FULL, [seen], rows=100 * FULL.batch).once == plain.flops
+    assert estimate(config(), FULL, [seen, seen], rows=100 * FULL.batch).once == 2 * plain.flops
+    assert estimate(config(), FULL, [seen], rows=FULL.batch // 2).once == pytest.approx(plain.flops / 2, abs=1)
     smaller = estimate(config(), FULL, [stating(batch_factor=0.5)])
     assert (smaller.activations, smaller.flops) == (half.activations, half.flops)
 

@@ -7,7 +7,7 @@ import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
-from mithridate.estimate import METHODS
+from mithridate.estimate import METHODS, NEEDING
 from mithridate.estimate.trace import Setup
 from mithridate.experiment.config import load_experiment
 from mithridate.pipeline import planning
@@ -118,6 +118,12 @@ def test_the_command(inputs, tmp_path, capsys, monkeypatch):
     assert cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16"]) == 0
     said = capsys.readouterr().out
     assert all(method in said for method in (*METHODS, "antidote")) and "all weights, bfloat16" in said
+    assert NEEDING and all(f"{name} is left out, for it needs values" in said for name in NEEDING)
+    assert "--method '{ewc: {lam: VALUE}}'" in said
+    assert (
+        cli.main(["estimate", model, "--full", "--batch", "2", "--length", "16", "--method", "{ewc: {lam: 1}}"]) == 0
+    )
+    assert "ewc" in capsys.readouterr().out
     assert cli.main(["estimate", model, "--method", "lisa", "--accelerate", "fsdp2", "--processes", "8"]) == 0
     said = capsys.readouterr().out
     assert "8 processes, weights sharded (FSDP2)" in said and "booster" not in said

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mithridate.methods import by_name
 from tests import support_matrix
-from tests.support_matrix import PAGE, REPAIRS, SETUPS, TRAINING, collected, gpu_table, page, table
+from tests.support_matrix import PAGE, REPAIRS, SETUPS, TABLES, collected, gpu_table, page, table
 
 
 def test_the_page_is_what_the_marked_tests_declare():
@@ -54,6 +55,9 @@ def test_gpu_rows_come_from_a_measurement_or_say_that_there_is_none():
 
 
 def test_every_set_up_has_one_place():
-    assert (
-        len(TRAINING) == 3 and len(set(SETUPS.values())) == len(SETUPS) and len(set(REPAIRS.values())) == len(REPAIRS)
-    )
+    assert len(set(SETUPS.values())) == len(SETUPS) and len(set(REPAIRS.values())) == len(REPAIRS)
+
+
+def test_every_method_has_a_column():
+    columns = [method for _, methods in TABLES.values() for method in methods]
+    assert sorted(columns) == sorted([*by_name("defenses"), *by_name("repairs")])

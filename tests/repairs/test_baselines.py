@@ -78,6 +78,7 @@ def error(got, want):
     return math.sqrt(square / sum((w**2).sum() for w in want.values()))
 
 
+@pytest.mark.shows("weights", "exact", methods=["wiseft"])
 @settings
 @pytest.mark.parametrize("a", [0.3, 1.0])
 def test_wiseft_is_the_mean_of_the_weights(setting, a):
@@ -112,6 +113,7 @@ def test_a_mean_of_factors_is_another_model():
     assert error(effective(wrong), effective(model)) > 1e-4
 
 
+@pytest.mark.shows("weights", "exact", methods=["randomnoise"])
 @settings
 def test_random_noise_is_as_long_as_the_share_of_the_update(setting):
     """For each weight: as far as WiSEFT moves it, in a direction that has nothing to do with the way back."""
@@ -140,6 +142,7 @@ def test_random_noise_depends_on_the_seed_and_the_weight_alone():
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.shows("weights", "exact", methods=["randommask"])
 @pytest.mark.parametrize("targets", ["adapters", "update", "merged"])
 @pytest.mark.parametrize("scope", ["row", "tensor", "global"])
 def test_random_mask_is_antidote_s_control(targets, scope):
@@ -172,6 +175,7 @@ def test_random_mask_removes_as_many_of_each_row_and_says_its_name():
         RandomMask().apply(tiny_llama())
 
 
+@pytest.mark.shows("weights", "exact", methods=["lox"])
 @settings
 def test_lox_goes_beyond_the_aligned_model(setting):
     if setting == "full":

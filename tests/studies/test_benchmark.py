@@ -164,6 +164,7 @@ def test_what_is_wrong_with_a_file_is_said(inputs, changes, words):
         ({"finetune__defense": {"lisa": {}}}, "has a defense or a repair of its own"),
         ({"sweep": {"seed": [0, 1]}}, "experiment: has a sweep"),
         ({"finetune": None}, "experiment.finetune: none"),
+        ({"budget": {"accuracy": 0.1}}, "experiment: has a budget"),
     ],
 )
 def test_an_experiment_that_is_not_the_undefended_one_is_refused(inputs, changes, words):

@@ -66,7 +66,7 @@ def estimate(
     ] = True,
 ) -> None:
     """Estimate the memory, FLOPs and disk of an experiment or a model, without loading weights."""
-    from mithridate.estimate import METHODS, REPAIRS, Repair
+    from mithridate.estimate import METHODS, NEEDING, REPAIRS, Repair
     from mithridate.experiment.config import load_experiment, methods_of
     from mithridate.pipeline import planning
 
@@ -118,6 +118,9 @@ def estimate(
                 lines += planning.of_model(what, setup, [name])
             except InputError as error:  # which this set-up has nothing for
                 left_out.append(f"{name} is left out: {error}")
+        for name, fields in () if method else NEEDING.items():
+            values = ", ".join(f"{field}: VALUE" for field in fields)
+            left_out.append(f"{name} is left out, for it needs values: --method '{{{name}: {{{values}}}}}'")
     table = new_table(*planning.TITLES, *(["hours"] if speed else []), *([] if price is None else ["cost"]))
     for line in lines:
         took = 0.0 if speed is None or isinstance(line.needs, Repair) else planning.hours(line, speed)

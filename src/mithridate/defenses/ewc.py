@@ -22,8 +22,8 @@ a pull of B to 0 alone. A weight without a gradient in a step is not stepped, as
 are taken in training mode, with the run's own dropout, by draws that leave the run's own as they are. Under data
 parallelism every process goes through all of the rows.
 
-Cost: a forward and backward pass, two copies of the trained weights, and once fisher_rows passes of one row (estimates
-say as many as there are alignment rows). Supported: LoRA and full weights, gradient accumulation (exact), activation
+Cost: a forward and backward pass, two copies of the trained weights, and once fisher_rows passes of one row.
+Supported: LoRA and full weights, gradient accumulation (exact), activation
 checkpointing, mixed precision, data parallelism. Refused: fewer alignment rows than fisher_rows.
 """
 
@@ -92,7 +92,7 @@ class EWC(Defense):
         return cls(alignment_dataset=rows_of("alignment", 7), lam=0.5, fisher_rows=5)
 
     def cost(self) -> Cost:
-        return Cost(copies=2, saved=2, once_passes=1)
+        return Cost(copies=2, saved=2, once_passes=1, once_rows=self.fisher_rows)
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)

@@ -72,8 +72,11 @@ if TYPE_CHECKING:
     from mithridate.methods.defense import Defense
 
 PLAIN = "plain"
-METHODS = (PLAIN, *(entry["name"] for entry in index() if entry["kind"] == "defenses"))
-"""Plain training, and that with each defense of this package."""
+_NEEDED = {entry["name"]: tuple(entry["required"]) for entry in index() if entry["kind"] == "defenses"}
+METHODS = (PLAIN, *(name for name, fields in _NEEDED.items() if not fields))
+"""Plain training, and that with each defense of this package whose fields all have defaults."""
+NEEDING = {name: fields for name, fields in _NEEDED.items() if fields}
+"""The other defenses of this package, with the fields that have none."""
 REPAIRS = tuple(entry["name"] for entry in index() if entry["kind"] == "repairs")
 
 _FP32 = 4
@@ -169,11 +172,22 @@ def estimate(
         head=_head_bytes(counts, own_rows),
         flops=(_training_flops(counts, own, own_rows) + round(added)) * step,
         plain_flops=plain * step,
-        once=round((cost.once_passes * plain + cost.once_forwards * ahead) * rows / setup.batch),
+        once=sum(_once(one.cost(), plain, ahead, rows) // setup.batch for one in method),
         passes=f"{cost.passes + cost.forwards:.3g} forward, {cost.passes:.3g} backward",
         kept=_FP32 * n * (1 + setup.snapshots),
         checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
     )
+
+
+def _once(cost: Cost, passed: int, ahead: int, rows: int) -> int:
+    """Operations of what a method does once, times the rows of a micro-batch.
+
+    Args:
+        passed, ahead: operations of a micro-batch's forward and backward pass, and of a forward pass.
+        rows: that the methods have of their own.
+    """
+    seen = rows if cost.once_rows is None else min(rows, cost.once_rows)
+    return round((cost.once_passes * passed + cost.once_forwards * ahead) * seen)
 
 
 def made(kind: str, name: str) -> Any:

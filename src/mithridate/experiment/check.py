@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import Findings, InputError
 from mithridate.experiment import adapter_fields, training_fields
-from mithridate.experiment.model import Align, Attack, Experiment, Finetune
+from mithridate.experiment.model import Align, Attack, Budget, Experiment, Finetune
 from mithridate.experiment.processes import with_processes
 from mithridate.methods.fields import field_problems
 from mithridate.problems import error_of, nearest
@@ -74,6 +74,8 @@ def with_defaults(experiment: Experiment, where: str = "experiment") -> Experime
     made = replace(experiment, **stages, repair=repair)  # pyright: ignore[reportArgumentType]
     if not problems:
         problems += _place_problems(made)
+    if not problems and made.budget:
+        made = _budgeted(made, made.budget, problems)
     if problems:
         raise error_of(where, problems)
     return made
@@ -222,6 +224,55 @@ def _place_problems(experiment: Experiment) -> list[str]:
                 "alignment. Put it under finetune.defense"
             )
     return problems
+
+
+_TRIES = 6  # where a budget does not say which strengths may be taken
+
+
+def _budgeted(experiment: Experiment, budget: Budget, problems: list[str]) -> Experiment:
+    """The experiment with the strengths that its budget may take, strongest first, of which the repair has the
+    strongest; notes what is wrong with the budget."""
+    from mithridate.experiment.methods import method_of, repair_of
+
+    chosen = repair_of(experiment, post_alignment=False)
+    if chosen is None:
+        problems.append(
+            "budget: there is no repair after the fine-tune whose strength it could choose. Set `repair`, or leave "
+            "`budget` out; the strength of a defense is chosen by a benchmark"
+        )
+        return experiment
+    name, repair = chosen
+    strength = repair.strength
+    value: Any = getattr(repair, strength) if strength else None
+    if strength is None or not isinstance(value, int | float) or isinstance(value, bool):
+        problems.append(
+            f"budget: repair.{name} has no strength that it could choose, for none of its fields says how much it "
+            "does. Leave `budget` out"
+        )
+        return experiment
+    if "task" not in experiment.data:
+        problems.append(
+            "budget.accuracy: the experiment has no data.task whose accuracy could be held. Give it one, or leave "
+            "`budget` out"
+        )
+    if experiment.evaluate.generator.keys() != {"transformers"}:
+        problems.append("budget: models that are only tried are answered for by transformers. Set evaluate.generator")
+    nothing: Any = (repair.off or {}).get(strength, 0)
+    halves = [nothing + (value - nothing) / 2**i for i in range(_TRIES)]
+    found = budget.strengths or halves
+    for one in found:
+        try:
+            method_of(type(repair), {**experiment.repair[name], strength: one})
+        except InputError as error:
+            problems.append(f"budget.strengths: {one}: {error}")
+    if nothing in found:
+        where = "budget.strengths" if budget.strengths else f"repair.{name}.{strength}"
+        problems.append(f"{where}: {nothing:g} changes nothing, which is what is left where no strength fits anyway")
+    elif len(set(found)) < len(found):
+        problems.append(f"budget.strengths: expected different values, got {budget.strengths}")
+    found = sorted(found, key=lambda one: abs(one - nothing), reverse=True)
+    repairs = {**experiment.repair, name: {**experiment.repair[name], strength: found[0]}}
+    return replace(experiment, repair=repairs, budget=replace(budget, strengths=found))
 
 
 def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from mithridate.experiment.model import HARMFUL, Experiment, Finetune
@@ -58,6 +59,15 @@ def repair_of(experiment: Experiment, post_alignment: bool) -> tuple[str, Repair
         if (cls.stage == POST_ALIGNMENT) == post_alignment:
             return name, method_of(cls, settings)
     return None
+
+
+def repair_settings(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The fields of an experiment's repair as keys and tables have them: where a budget chooses its strength, the
+    budget is in the place of that."""
+    settings, cls = dict(experiment.repair[name]), by_name("repairs")[name]
+    if experiment.budget and cls.stage != POST_ALIGNMENT:
+        settings[cls.strength] = asdict(experiment.budget)
+    return settings
 
 
 def acting(experiment: Experiment, upto: str) -> list[Method]:

@@ -174,6 +174,19 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the repair after the fine-tune may cost; the strongest setting within it is taken.
+
+    `accuracy`: how much of the task's accuracy may be lost against the unrepaired model on the validation part, by the
+    upper end of the difference's 95 % interval. `strengths`: the values of the repair's strength that may be taken; if
+    not given, the one that the repair has and five more, each half as far from the value that changes nothing.
+    """
+
+    accuracy: Fraction
+    strengths: list[int | float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment file. A stage that is not run is None (`repair`: empty).
 
@@ -183,6 +196,7 @@ class Experiment:
     `quantization`: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it is
     loaded; none for not at all. `accelerate`: how several processes train together: ddp, fsdp2, the path of an
     Accelerate configuration, or none. `processes`: how many; one per GPU, or as that file says, if not given.
+    `budget`: what the repair after the fine-tune may cost, which chooses its strength; none: that is as `repair` says.
     `variants`: a list or mapping of {dotted path: value}, each of which sets several fields of the file at once ({}
     for none). `sweep`: lists of values by dotted path, of which every combination is run, of each variant; what a
     variant sets itself is not varied.
@@ -204,6 +218,7 @@ class Experiment:
     align: Annotated[Align | None, BeforeValidator(places.or_none)] = None
     finetune: Annotated[Finetune | None, BeforeValidator(places.or_none)] = None
     repair: Methods = field(default_factory=dict)
+    budget: Annotated[Budget | None, BeforeValidator(places.or_none)] = None
     evaluate: Evaluate = field(default_factory=Evaluate)
     variants: Variants = field(default_factory=dict)
     sweep: dict[str, list[Any]] = field(default_factory=dict)
@@ -234,6 +249,7 @@ _PARTS = {
     ("finetune",): Finetune,
     ("finetune", "attack"): Attack,
     ("finetune", "adapter"): Adapter,
+    ("budget",): Budget,
     ("evaluate",): Evaluate,
     ("data",): Source,
 }
@@ -263,7 +279,7 @@ def plain(experiment: Experiment) -> dict[str, Any]:
     """The experiment as mappings and lists, as a file would have it; defenses that act in an order of their own are a
     list, which keeps it."""
     raw = asdict(experiment)
-    for name, absent in (("quantization", {}), ("system", None), ("variants", {})):
+    for name, absent in (("quantization", {}), ("system", None), ("budget", None), ("variants", {})):
         if raw[name] == absent:  # as in files from before there was the field, whose digests stay theirs
             del raw[name]
     for stage in ("align", "finetune"):
@@ -274,7 +290,7 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system` and
+    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system`, `budget` and
     `variants` where they are given); `load_experiment` reads it back."""
     return stable(plain(experiment))
 

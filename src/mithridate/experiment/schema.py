@@ -59,6 +59,7 @@ def experiment_schema() -> Schema:
         parts[stage]["properties"]["defense"] = {"$ref": "#/$defs/defenses"}
         parts[stage]["properties"]["training"] = {"$ref": "#/$defs/training"}
     schema["properties"]["repair"] = {"$ref": "#/$defs/repairs"}
+    schema["properties"]["budget"] = _one_of({"enum": ["none", None]}, {"$ref": "#/$defs/Budget"})
     several = _several([name for name in schema["properties"] if name not in ("sweep", "variants")])
     schema["properties"] |= several
     evaluate = parts["Evaluate"]["properties"]

@@ -35,6 +35,7 @@ class Cost:
         saved: such copies that lie in a checkpoint.
         once_passes: passes over the method's own data that are made once.
         once_forwards: forward passes without gradient over its own data that are made once (a repair's calibration).
+        once_rows: of its own data, the rows that these passes are over; None: all. That of two methods is not summed.
         batch_factor: rows that the step's own passes see, as a multiple of the batch size that was asked for.
         changes: of a repair, the weights that it may change: those of the "adapter", all "linear" layers', or "all".
         kept: of a repair, bytes on disk for each entry of these weights.
@@ -50,6 +51,7 @@ class Cost:
     saved: float = 0.0
     once_passes: float = 0.0
     once_forwards: float = 0.0
+    once_rows: int | None = None
     batch_factor: float = 1.0
     changes: Literal["adapter", "linear", "all"] = "all"
     kept: float = 0.0
@@ -75,10 +77,11 @@ class Cost:
             parts.append(_counted(self.forwards, "forward pass", "forward passes"))
         if self.copies or self.passing_copies:
             parts.append(_counted(self.copies + self.passing_copies, "copy", "copies") + " of the trained weights")
+        own = "its own data" if self.once_rows is None else "some of its own data"
         if self.once_passes:
-            parts.append(_counted(self.once_passes, "pass", "passes") + " over its own data, once")
+            parts.append(f"{_counted(self.once_passes, 'pass', 'passes')} over {own}, once")
         if self.once_forwards:
-            parts.append(_counted(self.once_forwards, "forward pass", "forward passes") + " over its own data, once")
+            parts.append(f"{_counted(self.once_forwards, 'forward pass', 'forward passes')} over {own}, once")
         if self.batch_factor != 1:
             parts.append(f"{self.batch_factor:g} times the rows")
         return ", ".join(parts) or "nothing"

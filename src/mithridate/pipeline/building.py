@@ -6,15 +6,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mithridate.experiment.methods import around_prompts, repair_of
+from mithridate.methods import Repair
 from mithridate.pipeline import checkpointing, precheck
 from mithridate.pipeline.assembly import aligned_layers, input_layers, load, load_layers
+from mithridate.pipeline.budgets import repair_within
 from mithridate.pipeline.generators import open_generator
 from mithridate.pipeline.jobs import ATTACK_ROWS, attack_rows, job_of, made_rows, repair_rows
 from mithridate.pipeline.stages import VERSIONS, ExperimentStages, Stage
 from mithridate.protocols import protocol
+
+if TYPE_CHECKING:
+    from mithridate.repairs.delta import Delta
 
 
 def make(chain: ExperimentStages, stage: Stage) -> bool:
@@ -78,20 +83,28 @@ def _train(
     return record | {"said": precheck.said(chain, name, counted)}
 
 
-def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> None:
+def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any] | None:
     from mithridate.models.quantisation import dequantised
 
     chosen = repair_of(chain.experiment, post_alignment=stage.name == "harden")
     assert chosen
-    _, repair = chosen
+    name, repair = chosen
 
     def load(kind: str) -> Any:
         model = load_layers(chain, input_layers(chain, stage.name, kind))
         return model if repair.cost().changes == "adapter" else dequantised(model)  # 4 bits hold no new values
 
     models = {field: load(kind) for field, kind in repair.model_inputs().items()}
-    model = load("repaired")
-    repair.apply(model, **repair_rows(chain, repair), **models, tokenizer=chain.tokenizer).save(work / "model")
+    rows = repair_rows(chain, repair)
+
+    def repaired(one: Repair) -> tuple[Any, Delta]:
+        model = load("repaired")
+        return model, one.apply(model, **rows, **models, tokenizer=chain.tokenizer)
+
+    if stage.name == "repair" and chain.experiment.budget:
+        return repair_within(chain, chain.experiment.budget, name, repair, repaired, work)
+    repaired(repair)[1].save(work / "model")
+    return None
 
 
 def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> None:

@@ -37,7 +37,7 @@ def undefended(experiment: Experiment) -> Experiment:
     """The same experiment without any defense or repair."""
     align = experiment.align and replace(experiment.align, defense={})
     finetune = experiment.finetune and replace(experiment.finetune, defense={})
-    return replace(experiment, align=align, finetune=finetune, repair={})
+    return replace(experiment, align=align, finetune=finetune, repair={}, budget=None)
 
 
 def seeds_asked(experiments: Sequence[Experiment]) -> list[int]:

@@ -17,7 +17,7 @@ from mithridate.methods.registry import by_name
 from mithridate.pipeline.checkpointing import asked
 
 if TYPE_CHECKING:
-    from mithridate.experiment.config import Experiment, Finetune
+    from mithridate.experiment.config import Budget, Experiment, Finetune
     from mithridate.experiment.roles import Roles
     from mithridate.methods.base import Method
     from mithridate.pipeline.precheck import Part
@@ -192,6 +192,8 @@ def of_stage(
         lengths = _lengths_of(found[1], roles, tokenizer, template)
         setup = replace(common, batch=8, length=max((total for total, _ in lengths), default=1))
         needs = replace(repair(config, setup, found[1], len(lengths)), method=found[0])
+        if stage == "repair" and experiment.budget:
+            needs = replace(needs, flops=_tried(needs.flops, experiment, experiment.budget, roles, config, tokenizer))
         return [Line(stage, setup, needs, needs.flops)]
     settings = getattr(experiment, stage)
     acting = dict(zip(settings.defense, defenses_of(settings.defense)))
@@ -236,6 +238,17 @@ def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimat
     own = [total for rows in job.side_rows.values() for total, _ in _lengths(rows, chain.tokenizer, job.template)]
     longest = max([setup.length, *(min(total, part.args.max_length or total) for total in own)])
     return estimate(context.config, replace(setup, length=longest, checkpointing=checkpointing), defenses)
+
+
+def _tried(flops: int, experiment: Experiment, budget: Budget, roles: Roles, config: Any, tokenizer: Any) -> int:
+    """Operations of a repair, of `flops` at one strength, where all strengths of a budget are tried, as they are where
+    none fits."""
+    from mithridate.protocols import protocol
+
+    use, tries = protocol(experiment.evaluate.protocol).task(roles.task_name), len(budget.strengths)
+    rows = use.prepare(roles.task_validation[: experiment.evaluate.limit])
+    answered = of_answers(config, tokenizer, rows, use.decoding().max_new_tokens)
+    return tries * flops + (tries + 1) * answered
 
 
 def _phases(finetune: Finetune, roles: Roles, seed: int) -> list[tuple[str, Phase, list[dict[str, Any]]]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.environment import gpu_problem, use_huge_pages
-from mithridate.errors import InputError
+from mithridate.errors import InputError, MithridateError
 from mithridate.experiment.config import Experiment, load_cells, swept_paths
 from mithridate.experiment.methods import method_of
 from mithridate.methods import by_name
 from mithridate.pipeline.assembly import weights_digest
+from mithridate.pipeline.budgets import unrepaired
 from mithridate.pipeline.context import NOTHING_ALLOWED, Allowed, quiet_libraries, stages_told
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.experiments import located, place_of, seeds_asked, stages_of, undefended, with_undefended
@@ -72,7 +73,8 @@ def run(
     Raises:
         InputError: the file, a field, `until`, the data or the model is bad, or the folder is not this run's; nothing
             has been computed then, and every problem that was found is named.
-        MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there.
+        MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there. Or
+            `until` is `repair`, and a budget has left a model unrepaired, which the store has.
     """
     if isinstance(overrides, str):
         raise InputError(f"overrides: expected a list of texts, got one; give [{overrides!r}]")
@@ -163,6 +165,8 @@ def run_cells(
             for node in graph.wanted:
                 maker.make(node)
                 logger.info("%s: %s", node.stage.name, node.folder)
+            if unfit := [text for node in graph.wanted if (text := unrepaired(node.folder))]:
+                raise MithridateError("\n".join(unfit))
             return Run(folder)
         # A judge with a model of its own comes last, so that it is loaded once and not beside a model in training.
         if any(judge.about.size != "none" for chain in chains for judge in chain.judges()):

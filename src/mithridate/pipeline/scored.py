@@ -7,6 +7,7 @@ from typing import Any
 
 from mithridate.experiment.config import swept_values
 from mithridate.pipeline.assembly import weights_digest
+from mithridate.pipeline.budgets import within
 from mithridate.pipeline.experiments import undefended
 from mithridate.pipeline.graph import ScoredModel
 from mithridate.pipeline.stages import ExperimentStages, Stage
@@ -42,6 +43,7 @@ def cell_of(model: ScoredModel, costs: dict[str, dict[str, Any]], swept: list[st
         history=_history(chain, upto),
         swept=swept_values(experiment, swept, upto),
         weights=weights_digest(chain, upto),
+        budget=within(chain.folder(chain.repair)) if chain.repair and upto == "repair" else None,
     )
 
 

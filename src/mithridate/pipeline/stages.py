@@ -28,6 +28,7 @@ from mithridate.experiment.methods import (
     defenses_of,
     part_of,
     repair_of,
+    repair_settings,
 )
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Method, Phase
@@ -43,6 +44,7 @@ VERSIONS = {
 }
 
 _NOT_GIVEN = "required by this experiment, but missing"
+VALIDATION = "task_validation"  # the part of the data that budgets are held on
 # What of a generator's fields decides how fast it answers, and not what.
 _PACE = ("batch_size", "concurrency", "timeout", "retries", "api_key_env")
 
@@ -186,12 +188,38 @@ class ExperimentStages:
         if chosen is None:
             return None
         method, repair = chosen
-        settings = {method: self.experiment.repair[method]}
+        settings = {method: repair_settings(self.experiment, method)}
         config = {"repair": settings, "topology": self.experiment.topology, "dtype": self.context.dtype}
         config |= self._template()
-        data = self._data([*repair.data_roles().values()], {})
+        roles = [*repair.data_roles().values()]
+        if name == "repair" and self.experiment.budget:
+            config["asked"] = self._asked_within_budget()
+            roles.append(VALIDATION)
+        data = self._data(roles, {})
         parents = self._parents(parent) | self._asked(name, self.align if name == "harden" else self.start, [repair])
         return Stage(name, config, parents, data)
+
+    def _asked_within_budget(self) -> dict[str, Any]:
+        """How the models are asked that a repair under a budget tries.
+
+        Raises:
+            InputError: the task has no validation part, or no rule that scores its answers.
+        """
+        settings, task = self.experiment.evaluate, self.context.roles.task_name
+        if VALIDATION not in self.context.roles.parts():
+            raise InputError("budget.accuracy: data.task has no validation part; set validation_share")
+        if not protocol(settings.protocol).task(task).rule:
+            raise InputError(
+                f"budget.accuracy: answers to {task} are not right or wrong but compared by a judge. Take a task with "
+                "a rule, or leave `budget` out"
+            )
+        around = [around_prompts(self.experiment, upto) for upto in ("finetune", "repair")]
+        return {
+            "protocol": settings.protocol,
+            "generator": {name: _deciding(fields) for name, fields in settings.generator.items()},
+            "limit": settings.limit,
+            **({"at_test": [[vars(one) for one in each] for each in around]} if any(around) else {}),
+        }
 
     def _asked(self, name: str, aligned: Stage | None, methods: Sequence[Method]) -> dict[str, str]:
         """The stages beside the chain that stage `name` needs, for models that its methods ask for: name to key."""

@@ -8,8 +8,10 @@ https://arxiv.org/abs/2109.01903. For safety after fine-tuning: https://arxiv.or
 
 With a = 0 nothing is changed, bit for bit; a = 1 is the aligned model. (The paper's alpha is 1 - a: the weight of the
 fine-tuned model.) Where the fine-tune trained a LoRA adapter of its own (topology double) this is the adapter scaled
-by 1 - a; the mean is one of weights, W + scaling * B A, not of factors, so that it is the same in every topology. Its
-rival at matched strength is `RandomNoise(scale=a)`, which moves each weight as far in a random direction.
+by 1 - a; the mean is one of weights, W + scaling * B A, not of factors, so that it is the same in every topology. It
+has no control of its own (`controls`): with the way back to the aligned model left out nothing of it is left. Its
+rival at matched strength is a method beside it, `RandomNoise(scale=a)`, which moves each weight as far in a random
+direction.
 
 Cost: none but reading both models: no pass, no data. Memory: both models, and one weight in float32 at a time.
 

@@ -305,6 +305,8 @@ def settings_table(run: Run) -> Table:
             ", ".join(f"{key} {value}" for key, value in flatten(parts).items())
             for parts in (cell.get("settings") or {}, {**attack_settings(cell), **(cell.get("swept") or {})})
         )
+        if budget := cell.get("budget"):
+            settings += f"; {budget['strength']} taken: {'none' if budget['taken'] is None else budget['taken']}"
         rows.append([name_entry(cell, run.names), Entry(settings or "–"), Entry(attack or "–"), Entry(cell["id"])])
     columns = [name_column(), Column("Defense"), Column("Attack and swept fields"), Column("Cell in results.json")]
     return Table("settings", "Settings of each run", columns, rows)

@@ -45,6 +45,7 @@ class Cell:
     swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
     trained: dict[str, int] | None = None  # rows, harmful_rows, steps, dropped, of its last training
     weights: str | None = None  # digest of the model's content; None where a server answered
+    budget: dict[str, Any] | None = None  # the repair's tries within a budget, and the strength that was taken
 
     @property
     def alignment(self) -> str:
@@ -339,6 +340,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "control": cell.control,
         "final": cell.final,
         "settings": cell.settings,
+        **({"budget": cell.budget} if cell.budget else {}),
         **({"swept": cell.swept} if cell.swept else {}),
         **_rates(cell.rows),
         **({"capability": cell.capability} if cell.capability else {}),

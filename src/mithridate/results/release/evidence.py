@@ -344,7 +344,7 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
 
 def _made(experiment: Any, upto: str) -> Any:
     """What results.json calls an experiment's model after a stage."""
-    from mithridate.experiment.methods import repair_of
+    from mithridate.experiment.methods import repair_of, repair_settings
     from mithridate.results.table import Cell
 
     settings: dict[str, Any] = dict(experiment.align.defense) if experiment.align else {}
@@ -353,7 +353,7 @@ def _made(experiment: Any, upto: str) -> Any:
     for post_alignment in (True, False):
         repair = repair_of(experiment, post_alignment)
         if repair and (post_alignment or upto == "repair"):
-            settings[repair[0]] = experiment.repair[repair[0]]
+            settings[repair[0]] = repair_settings(experiment, repair[0])
     return Cell(experiment, upto, [], key="", aligned="", undefended="", settings=settings)
 
 

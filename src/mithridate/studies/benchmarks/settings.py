@@ -270,6 +270,8 @@ def _experiment_problems(given: BenchmarkFile, experiment: Experiment) -> list[s
         return [*problems, "experiment.finetune: none, and without the user's fine-tune there is no attack"]
     if experiment.finetune.defense or experiment.repair or (experiment.align and experiment.align.defense):
         problems.append("experiment: has a defense or a repair of its own; the methods are named under `methods`")
+    if experiment.budget:
+        problems.append("experiment: has a budget; strengths are chosen within `bounds`, by the benchmark's one rule")
     if given.bounds.accuracy is not None and "task" not in experiment.data:
         problems.append(
             "bounds.accuracy: the experiment has no data.task whose accuracy could be held. Give it one, or set "
