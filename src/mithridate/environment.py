@@ -70,6 +70,16 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
+def driver_gpus() -> list[str]:
+    """The GPUs that NVIDIA's driver lists, for where torch is not loaded; none where there is no driver."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.splitlines()
+
+
 def use_huge_pages() -> None:
     """Asks torch to ask for huge pages (Linux, CPU), unless the environment says otherwise.
 

@@ -186,10 +186,30 @@ def test_the_version(command):
 
 def test_doctor_shows_versions_machine_store_and_methods(command, monkeypatch, tmp_path):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "not" / "yet"))
-    code, out, _ = command("doctor")
+    code, out, _ = command("doctor", "--load")
     assert code == 0
     for shown in ("torch", "trl", "cpu", "gpu", "bfloat16", "not/yet", "GB free", "booster", "antidote", "works"):
         assert shown in out
+
+
+def test_doctor_alone_tells_versions_and_machine_without_loading_anything(monkeypatch, tmp_path):
+    """Loading takes seconds: that is `--load`."""
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "not" / "yet"))
+    done = real(code="from mithridate import cli; import sys; cli.main(['doctor']); print('torch' in sys.modules)")
+    for shown in ("torch", "trl", "cpu", "gpu", "not/yet", "GB free", "mithridate doctor --load"):
+        assert shown in done.stdout
+    assert "works" not in done.stdout and done.stdout.splitlines()[-1] == "False"
+
+
+def test_doctor_asks_the_driver_for_gpus(command, monkeypatch, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    out = command("doctor")[1]
+    assert "NVIDIA H100 80GB HBM3" in out and "whether PyTorch sees it" in out
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert "NVIDIA-SMI" not in command("doctor")[1]
 
 
 def test_doctor_finds_what_is_too_old(command, monkeypatch):

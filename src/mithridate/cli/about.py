@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,7 +118,7 @@ def estimate(
         took = "" if speed is None or isinstance(line.needs, Repair) else f"{planning.hours(line, speed):.3g}"
         table.add_row(*line.cells(), *([took] if speed else []))
     typer.echo(planning.described(lines))
-    print_table(table)
+    print_table(table, keys=2)
     for note in left_out:
         typer.echo(note)
 
@@ -264,9 +265,13 @@ def cite(
 
 
 @app.command()
-def doctor() -> None:
-    """Show installed versions and hardware, and check that every method can be loaded (exit code 1 if not)."""
-    from mithridate.environment import commit, hardware, version, versions
+def doctor(
+    load: Annotated[
+        bool, typer.Option("--load", help="Also import PyTorch and every method, which takes some seconds more.")
+    ] = False,
+) -> None:
+    """Show installed versions and hardware (exit code 1 if a version does not fit, or with --load if a method fails)."""
+    from mithridate.environment import commit, driver_gpus, hardware, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
 
@@ -286,17 +291,16 @@ def doctor() -> None:
         else:
             row(name, found or "not installed", None if found and needed.contains(found) else f"needs {needed}")
 
-    import torch
+    if load:
+        import torch
 
-    from mithridate.methods.index import index
-    from mithridate.pipeline.context import resolve_dtype
-
+        cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    else:
+        cuda = "whether PyTorch sees it: doctor --load"
     machine = hardware()
+    gpus = machine["gpus"] if load else driver_gpus()
     row("cpu", machine["cpu"], note=f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory")
-    row("gpu", ", ".join(machine["gpus"]) or "none", note=f"CUDA {torch.version.cuda}" if torch.version.cuda else "")
-    fast = resolve_dtype("auto") == "bfloat16"
-    row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
-
+    row("gpu", ", ".join(gpus) or "none", note=cuda if gpus or load else "")
     store = default_root()
     there = next(folder for folder in (store, *store.parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -311,6 +315,25 @@ def doctor() -> None:
         cached = any((cache_folder() / "models").glob(f"{name}-*"))
         installed = version(model.requirement.split("==")[0])
         row(name, "in the cache" if cached else "installed" if installed else "not here", note=model.requirement)
+    if load:
+        _load(row)
+    else:
+        for registry, name in _plugins():
+            row(name, "declared", note=registry.group)
+    print_table(table)
+    if not load:
+        typer.echo("Whether PyTorch and every method can be loaded: mithridate doctor --load")
+    if not ok:
+        raise typer.Exit(FAILED)
+
+
+def _load(row: Callable[..., None]) -> None:
+    """A row for the number type, every method and every plug-in, which are imported."""
+    from mithridate.methods.index import index
+    from mithridate.pipeline.context import resolve_dtype
+
+    fast = resolve_dtype("auto") == "bfloat16"
+    row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
     try:
         import mithridate.training.trainer  # noqa: F401 (whether it can be)
 
@@ -325,9 +348,6 @@ def doctor() -> None:
             row(name, "works", note=registry.group)
         except InputError as error:
             row(name, "fails", str(error))
-    print_table(table)
-    if not ok:
-        raise typer.Exit(FAILED)
 
 
 def _requirements() -> list[tuple[str, Any, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -238,10 +239,12 @@ def compare(
 def _print_verdict(verdict: Any) -> None:
     from rich.markup import escape
 
-    table = new_table("model", "criterion", "result", "reason")
-    for found in verdict.findings:
-        table.add_row(escape(found.cell), found.criterion, found.outcome, escape(found.words))
-    print_table(table)
+    for cell, findings in groupby(verdict.findings, key=lambda found: found.cell):
+        typer.echo(cell)
+        table = new_table("criterion", "result", "reason")
+        for found in findings:
+            table.add_row(found.criterion, found.outcome, escape(found.words))
+        print_table(table)
     about = verdict.about
     rules = f", rules {about['rules']}" if about["rules"] else ""
     typer.echo(f"protocol {about['protocol']}: judge {about['judge']}{rules}; part {about['part'] or 'not stated'}")
