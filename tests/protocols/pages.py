@@ -18,6 +18,7 @@ FIXTURES = "rows in the publisher's schema, written by hand for the tests; never
 EXERCISED = {
     "embedded-harmful": "run for real, in every demo and test run",
     "embedded-benign": "run for real, in every demo and test run",
+    "labels": "the rule tested on hand-written answers",
     "sentiment": "run for real, in every demo and test run",
     "advbench": "read from a file of the published rows; " + FIXTURES,
     "beavertails": FIXTURES,

@@ -28,6 +28,7 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", metavar="DIR", help="Also write the figures: SVG.")
     ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Write the page without what models said.")] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite --out even if it is not a report page.")
     ] = False,
@@ -44,7 +45,7 @@ def report(
         )
     from mithridate.report.build import build_report, export_figures, export_tables
 
-    typer.echo(f"report: {build_report(folder, out)}")
+    typer.echo(f"report: {build_report(folder, out, redact)}")
     if tables:
         typer.echo(f"tables: {len(export_tables(folder, tables))} files in {tables}")
     if figures:
@@ -215,6 +216,10 @@ def compare(
         list[str] | None,
         typer.Option(metavar="ID", help="Which models: ID, or ID=ID.", show_default="all that both have"),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compare by this judge's verdicts.", show_default="the protocol's own"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write it: FILE.csv or FILE.json.")] = None,
 ) -> None:
     """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
@@ -225,7 +230,7 @@ def compare(
     from mithridate.results.comparison import compare as found_in
 
     pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
-    found = found_in(first, second, pairs)  # pyright: ignore[reportArgumentType] (two parts each)
+    found = found_in(first, second, pairs, judge)  # pyright: ignore[reportArgumentType] (two parts each)
     if out:
         text = found.json() if out.suffix == ".json" else found.to_pandas().to_csv(index=False)
         try:
