@@ -205,7 +205,7 @@ def test_doctor_asks_the_driver_for_gpus(command, monkeypatch, tmp_path):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3'\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     out = command("doctor")[1]
     assert "NVIDIA H100 80GB HBM3" in out and "whether PyTorch sees it" in out
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")

@@ -395,7 +395,7 @@ def test_terminal_table_fits_and_says_the_main_numbers(width):
     text = printed(synthetic.demo_results(), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    row = next(line for line in text.splitlines() if "Lisa (fine-tuning stage)" in line and "10%" in line)
+    row = next(line for line in text.splitlines() if "Lisa (fine-tuning" in line and " 10% " in line)
     assert re.search(r"\s10%\s+22%\s+\[16, 31\]\s+0%\s+2%\s+95%\s+−72", row)  # incoherent, benign refused, accuracy
     trained = [line.strip() for line in text.splitlines() if "adapter" in line]
     assert trained == ["one adapter", "two adapters"]
