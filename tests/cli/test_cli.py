@@ -180,6 +180,18 @@ def test_cite(command):
     assert code == 3 and out == "" and "did you mean `lisa`" in err
 
 
+def test_the_shell_is_told_what_may_follow(monkeypatch):
+    monkeypatch.setenv("_MITHRIDATE_COMPLETE", "complete_bash")
+    for words, number, told in (
+        ("mithridate re", "1", {"repair", "report", "reproduce"}),
+        ("mithridate report --re", "2", {"--redact", "--replace"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", number)
+        done = real()
+        assert (done.returncode, set(done.stdout.split())) == (0, told), done.stderr
+
+
 def test_the_version(command):
     assert command("--version") == (0, f"mithridate {mithridate.__version__}\n", "")
 

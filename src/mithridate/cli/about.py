@@ -270,7 +270,7 @@ def doctor(
         bool, typer.Option("--load", help="Also import PyTorch and every method, which takes some seconds more.")
     ] = False,
 ) -> None:
-    """Show installed versions and hardware (exit code 1 if a version does not fit, or with --load if a method fails)."""
+    """Show installed versions and hardware (exit code 1 if a version does not fit or, with --load, a method fails)."""
     from mithridate.environment import commit, driver_gpus, hardware, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
