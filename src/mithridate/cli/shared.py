@@ -90,7 +90,7 @@ def _pieces(table: Any, width: int, keys: int) -> Iterator[Any]:
     if sum(full) + 3 * len(full) + 1 <= width:
         yield table
         return
-    if sum(least) + 3 * len(least) + 1 <= width:
+    if sum(least) + 3 * len(least) + 1 <= width or len(least) <= keys:
         _share(table.columns, least, full, width - 3 * len(least) - 1)
         yield table
         return
