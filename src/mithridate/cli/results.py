@@ -26,7 +26,7 @@ def report(
         Path | None, typer.Option("--tables", metavar="DIR", help="Also write the tables: Markdown, CSV and LaTeX.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="Also write the figures: SVG.")
+        Path | None, typer.Option("--figures", metavar="DIR", help="Also write the figures: SVG and PDF.")
     ] = None,
     redact: Annotated[bool, typer.Option("--redact", help="Write the page without what models said.")] = False,
     replace: Annotated[
