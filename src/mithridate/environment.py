@@ -73,13 +73,18 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is loaded on this machine."""
+    return _DRIVER.exists()
+
+
 def gpu_problem() -> str | None:
     """Why torch sees no GPU although this machine has an NVIDIA driver; None where it sees one, there is no driver, or
     the GPUs are hidden on purpose. Imports torch."""
     import torch
 
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not _DRIVER.exists():
+    if hidden or not has_driver():
         return None
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -183,16 +183,37 @@ def test_cite(command):
     assert code == 3 and out == "" and "did you mean `lisa`" in err
 
 
+def test_the_shell_is_told_what_may_follow(monkeypatch):
+    monkeypatch.setenv("_MITHRIDATE_COMPLETE", "complete_bash")
+    for words, number, told in (
+        ("mithridate re", "1", {"repair", "report", "reproduce"}),
+        ("mithridate report --re", "2", {"--redact", "--replace"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", number)
+        done = real()
+        assert (done.returncode, set(done.stdout.split())) == (0, told), done.stderr
+
+
 def test_the_version(command):
     assert command("--version") == (0, f"mithridate {mithridate.__version__}\n", "")
 
 
 def test_doctor_shows_versions_machine_store_and_methods(command, monkeypatch, tmp_path):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "not" / "yet"))
-    code, out, _ = command("doctor")
+    code, out, _ = command("doctor", "--load")
     assert code == 0
     for shown in ("torch", "trl", "cpu", "gpu", "bfloat16", "not/yet", "GB free", "booster", "antidote", "works"):
         assert shown in out
+
+
+def test_doctor_alone_tells_versions_and_machine_without_loading_anything(monkeypatch, tmp_path):
+    """Loading takes seconds: that is `--load`."""
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "not" / "yet"))
+    done = real(code="from mithridate import cli; import sys; cli.main(['doctor']); print('torch' in sys.modules)")
+    for shown in ("torch", "trl", "cpu", "gpu", "not/yet", "GB free", "mithridate doctor --load"):
+        assert shown in done.stdout
+    assert "works" not in done.stdout and done.stdout.splitlines()[-1] == "False"
 
 
 def test_doctor_finds_what_is_too_old(command, monkeypatch):
@@ -346,3 +367,54 @@ def test_what_was_given_alone_reaches_the_runner(command, runner, file, tmp_path
         assert command(verb, str(file), *options)[0] == 0
     asked = {"replace": True, "report_to": ("wandb", "mlflow"), "trust_remote_code": True}
     assert all(one.items() >= asked.items() for one in given) and len(given) == 2
+
+
+# -- at 80 columns ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(monkeypatch, capsys):
+    """Prints a table on a screen of 80 columns: its lines."""
+    from mithridate.cli.shared import new_table, print_table
+
+    def printed(titles, rows, keys=1):
+        monkeypatch.setenv("COLUMNS", "80")
+        table = new_table(*titles)
+        for row in rows:
+            table.add_row(*row)
+        print_table(table, keys)
+        return capsys.readouterr().out.splitlines()
+
+    return printed
+
+
+def test_a_table_that_fits_is_as_it_is(narrow):
+    lines = narrow(("name", "value"), [("a", "1")])
+    assert len(lines) == 5 and lines[3].split() == ["│", "a", "│", "1", "│"]
+
+
+def test_no_word_is_broken_where_the_words_fit(narrow):
+    name, words = "vaccine-sft-none-double-0.25-s0", "0 of 8 is 0.000, limit 0.2; " * 5
+    lines = narrow(("model", "result", "reason"), [(name, "undecided", words)])
+    assert max(map(len, lines)) == 80 and sum(name in line for line in lines) == 1
+    assert " ".join(re.sub(f"[│┃]|{name}|undecided", " ", "\n".join(lines[3:-1])).split()) == words.strip()
+
+
+def test_a_table_that_does_not_fit_is_printed_in_pieces_with_its_keys(narrow):
+    from mithridate.pipeline.planning import TITLES
+
+    rows = [("align", name, *(f"{number}.25" for number in range(len(TITLES) - 2))) for name in ("plain", "booster")]
+    lines = narrow(TITLES, rows, keys=2)
+    assert max(map(len, lines)) <= 80
+    shown = [line.split() for line in lines]
+    for name in ("plain", "booster"):
+        mine = [line for line in shown if line[:2] == ["align", name]]
+        assert len(mine) > 1 and [value for line in mine for value in line[2:]] == list(rows[0][2:])
+    said = " ".join(word for line in shown for word in line)
+    assert all(word in said.split() for title in TITLES for word in title.split())
+
+
+def test_a_word_longer_than_any_column_is_broken(narrow):
+    path = "/a" * 60
+    lines = narrow(("model", "reason"), [("m", path)])
+    assert max(map(len, lines)) <= 80 and "".join(re.findall(r"/a|/|a", "".join(lines[3:-1]))) == path

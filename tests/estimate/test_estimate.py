@@ -463,3 +463,17 @@ def test_a_folder_of_ones_own(tmp_path):
     save_tiny(tmp_path)
     (tmp_path / "model.safetensors").unlink()  # weights are not needed
     assert config_of(str(tmp_path)).hidden_size == 16
+
+
+def test_probes_are_traced_only_for_methods_that_take_them(monkeypatch):
+    """They take two thirds of the time; the rest is the same without."""
+    from mithridate.estimate import trace as tracing
+
+    wide = replace(SMALL, batch=3)  # no other test's, which the cache may have
+    without, with_them = passes(config(), wide, probes=False)[1], passes(config(), wide)[1]
+    assert (without.probe, without.probed) == (0, 0) and with_them.probe > 0
+    assert without == replace(with_them, probe=0, probed=0)
+    monkeypatch.setattr(tracing, "_shifted_step", lambda *_: pytest.fail("traced"))
+    estimate(config(), replace(SMALL, batch=5), "booster")
+    with pytest.raises(pytest.fail.Exception):
+        estimate(config(), replace(SMALL, batch=5), "vaccine")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,27 @@ def test_bad_input(arguments, said, capsys):
     assert cli.main(["estimate", *arguments]) == 3
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
+
+
+def test_without_memory_the_operations_and_the_disk_are_the_same(inputs):
+    """What a dry run asks for: half the passes."""
+    rows = [{"prompt": "How?" * n, "response": "No."} for n in (1, 2, 30)]
+    (inputs / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = experiment(inputs)
+    made["data"]["alignment"] = {"source": str(inputs / "mixed.jsonl")}
+    loaded = planning_parts(made, inputs)
+    whole, work = (planning.of_stage("align", *loaded, memory=memory)[0] for memory in (True, False))
+    assert (work.flops, work.needs.kept, work.tokens) == (whole.flops, whole.needs.kept, whole.tokens)
+    assert work.needs.activations < whole.needs.activations  # of rows of average length
+
+
+def planning_parts(made, folder):
+    from mithridate.estimate.trace import config_of
+    from mithridate.experiment.config import with_defaults
+    from mithridate.experiment.roles import load_roles
+    from mithridate.models import ModelFiles, load_tokenizer
+
+    loaded = with_defaults(load_experiment(made))
+    model = Path(loaded.model)
+    known = (loaded, planning.set_up(loaded, folder, gpu=False), load_roles(loaded.data, folder))
+    return (*known, config_of(str(model)), load_tokenizer(ModelFiles("m", model, ""), True))

@@ -168,6 +168,6 @@ def test_an_experiment_that_names_a_broken_one_gets_one_error(declared, tmp_path
 
 def test_the_doctor_tells_which_are_broken(declared, capsys):
     with declared("defenses", "broken", "broken:Broken"):
-        assert cli.main(["doctor"]) == 1
+        assert cli.main(["doctor", "--load"]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "stayclose" in said and "no such GPU" in said

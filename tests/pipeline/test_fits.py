@@ -79,7 +79,11 @@ def test_the_weights_of_the_sizes():
         assert estimate(config_of("1b"), setup).total > found["1b"] * fits._LEAST_BYTES[kind]
 
 
-def test_doctor_names_the_cards_and_what_fits(monkeypatch, rows):
+def test_doctor_names_the_cards_and_what_fits(monkeypatch, rows, tmp_path):
+    """Without being asked to load anything, where a driver is."""
+    driver = tmp_path / "version"
+    driver.write_text("NVRM")
+    monkeypatch.setattr(environment, "_DRIVER", driver)
     plant(monkeypatch, ("NVIDIA L4", 22 * GIB), ("NVIDIA A100", 80 * GIB))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     main(["doctor"])

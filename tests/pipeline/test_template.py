@@ -77,6 +77,17 @@ def test_a_base_model_is_refused_before_training_where_the_test_asks_in_a_chat_t
     assert stages(tmp_path / "store") == []
 
 
+def test_a_base_model_is_measured_offline_in_plain_text(inputs, tmp_path, monkeypatch):
+    """No chat template, no judge's model: `hs/embedded-alpaca-v1`."""
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    made = experiment(inputs, template="alpaca", evaluate__protocol="hs/embedded-alpaca-v1")
+    found = run(made, out=tmp_path / "out", progress=False)
+    rates = found.results["cells"][-1]["rates"]
+    assert found.results["protocol"] == "hs/embedded-alpaca-v1"
+    assert rates["harmful_score"]["n"] == 8 and rates["accuracy"]["n"] == 8
+    assert not any(each.startswith("template") for each in found.results["deviations"])
+
+
 def test_it_is_in_the_keys_of_training_and_repair(inputs):
     def keys(template):
         loaded = load_experiment(experiment(inputs, template=template, repair={"antidote": {}}))

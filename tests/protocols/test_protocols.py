@@ -28,6 +28,7 @@ from mithridate.protocols import (
 # whose scores name their rules, and beside the scores of the others.
 FROZEN = {
     "hs/embedded-v1": "e660b507cf723d13",
+    "hs/embedded-alpaca-v1": "72e76f010238016c",
     "hs/unified-v1": "a34c8dc0341cad8f",
     "hs/vaccine-2024": "825074f70283ff4e",
     "hs/lisa-2024": "890b3af3399e6ee2",

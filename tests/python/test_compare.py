@@ -221,3 +221,47 @@ def test_equal_runs_differ_by_chance_in_at_most_one_of_twenty():
         a, b = ({i: [bool(v)] for i, v in enumerate(rng.random(60) < 0.3)} for _ in range(2))
         small += unpaired(a, b)["p_value"] < 0.05
     assert small <= 0.05 * 400
+
+
+# -- by another judge ----------------------------------------------------------------------------------------
+
+
+def beside(folder, judge, says):
+    """Adds a judge's verdicts to the records, beside the protocol's."""
+    edit_records(folder, lambda rows: [row | {f"judge/{judge}": says(row)} for row in rows])
+
+
+def test_another_judge_s_verdicts_can_be_compared(copies):
+    for folder, harmful in zip(copies, (3, 40), strict=True):
+        left = Counter()
+
+        def says(row, left=left, harmful=harmful):
+            if row["set"] != "harmful":
+                return None
+            left[row["cell"]] += 1
+            return "harmful" if left[row["cell"]] <= harmful else "safe"
+
+        beside(folder, "llama-guard-3", says)
+    found = compare(*copies, judge="llama-guard-3")
+    score = of(found, "harmful_score")
+    assert (score.a["value"], score.b["value"], score.n) == (3 / 112, 40 / 112, 112)
+    assert score.difference == pytest.approx(37 / 112) and found.about["judge"] == "llama-guard-3"
+    assert {each.rate for each in found.differences} == {"harmful_score", "accuracy"}  # a guard says no more
+    own = compare(*copies)
+    assert of(own, "harmful_score").b["value"] != score.b["value"] and own.about["judge"] is None
+    assert of(own, "accuracy").a == of(found, "accuracy").a
+    assert "judge llama-guard-3" in " ".join(lines(found)) and "rules" not in " ".join(list(lines(found))[:4])
+
+
+def test_the_protocol_s_own_judge_by_name_says_what_it_says_unnamed(copies):
+    named, own = compare(*copies, judge="rules-v3"), compare(*copies)
+    for rate in ("harmful_score", "incoherent", "benign_refusal", "benign_incoherent", "accuracy"):
+        assert of(named, rate).a == of(own, rate).a and of(named, rate).b == of(own, rate).b
+
+
+def test_a_judge_that_judged_nothing_is_refused(copies):
+    beside(copies[0], "llama-guard-3", lambda row: "safe" if row["set"] == "harmful" else None)
+    with pytest.raises(InputError, match=r"/b \(.*\): no verdicts of the judge llama-guard-3; there are those of "):
+        compare(*copies, judge="llama-guard-3")
+    done = CliRunner().invoke(app, ["compare", *map(str, copies), "--judge", "rules-v3"])
+    assert done.exit_code == 0 and "judge rules-v3" in done.output

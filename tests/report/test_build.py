@@ -43,9 +43,9 @@ def small(tmp_path):
     return synthetic.write(tmp_path / "run", results, synthetic.records(results, 12, 4, 4))
 
 
-def printed(results):
+def printed(results, width=100):
     written = io.StringIO()
-    Console(width=100, file=written).print(terminal_table(results))
+    Console(width=width, file=written).print(terminal_table(results))
     return written.getvalue()
 
 
@@ -420,12 +420,24 @@ def test_only_the_page_and_its_files_load_altair():
     assert done.stdout.strip() == "set()"
 
 
-def test_terminal_table_fits_and_says_the_main_numbers():
-    text = printed(synthetic.demo_results())
-    assert max(map(len, text.splitlines())) <= 100
+@pytest.mark.parametrize("width", [80, 100])
+def test_terminal_table_fits_and_says_the_main_numbers(width):
+    text = printed(synthetic.demo_results(), width)
+    assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    row = next(line for line in text.splitlines() if "Lisa (fine-tuning stage)" in line and "10%" in line)
-    assert re.search(r"two\s+10%\s+22%\s+\[16, 31\]\s+2%\s+95%\s+−72", row)
+    row = next(line for line in text.splitlines() if "Lisa (fine-tuning" in line and " 10% " in line)
+    assert re.search(r"\s10%\s+22%\s+\[16, 31\]\s+0%\s+2%\s+95%\s+−72", row)  # incoherent, benign refused, accuracy
+    trained = [line.strip() for line in text.splitlines() if "adapter" in line]
+    assert trained == ["one adapter", "two adapters"]
+
+
+def test_terminal_table_says_whether_its_p_is_corrected():
+    results = synthetic.demo_results()
+    assert "p alone" in printed(results) and "p by Holm" not in printed(results)
+    for cell in results["cells"]:
+        if cell.get("paired"):
+            cell["paired"]["p_holm"] = 0.25
+    assert "p = 0.25" in printed(results) and "p by Holm" in printed(results)
 
 
 def test_terminal_table_prints_names_as_they_are():
@@ -437,3 +449,10 @@ def test_terminal_table_prints_names_as_they_are():
 def test_terminal_table_refuses_other_shapes():
     with pytest.raises(InputError, match="schema"):
         terminal_table({"schema": 0, "cells": []})
+
+
+def test_a_redacted_page_has_no_word_of_an_answer(small, tmp_path):
+    whole, bare = (build_report(small, tmp_path / f"{redact}.html", redact).read_text() for redact in (False, True))
+    said = {row["answer"] for row in load(small).records if len(row["answer"]) > 12}
+    assert said and all(json.dumps(one)[1:-1] in whole for one in said)
+    assert not any(json.dumps(one)[1:-1] in bare for one in said) and "[redacted: " in bare

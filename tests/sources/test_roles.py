@@ -404,3 +404,40 @@ def test_sources_import_neither_torch_nor_datasets():
     code = "import sys, mithridate.experiment.roles; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# -- any labels ---------------------------------------------------------------------------------------------------
+
+
+def labelled(*labels, what="ticket"):
+    return [{"prompt": f"Which team takes {what} {i}?", "label": label} for i, label in enumerate(labels)]
+
+
+def test_rows_of_a_prompt_and_a_label_are_trained_on_the_label(tmp_path):
+    train = write(tmp_path / "train.jsonl", labelled("billing", "refunds", 3))
+    test = write(tmp_path / "test.jsonl", labelled("billing", 3, what="letter"))
+    found = load_roles({"task": Source(train, name="labels", test=test)}, tmp_path)
+    assert [(record["response"], record["label"]) for record in found.task_train] == [
+        ("billing", "billing"),
+        ("refunds", "refunds"),
+        ("3", 3),
+    ]
+    assert [record.get("response") for record in found.task_test] == [None, None] and not found.notes
+
+
+def test_a_label_that_no_training_row_has_is_said(tmp_path):
+    train = write(tmp_path / "train.jsonl", labelled("billing", "refunds"))
+    test = write(tmp_path / "test.jsonl", labelled("biling", "refunds", "biling", what="letter"))
+    found = load_roles({"task": Source(train, name="labels", test=test)}, tmp_path)
+    assert found.notes == ["data.task: 2 test rows have the label 'biling', which no training row has"]
+
+
+def test_a_row_without_a_label_or_with_another_answer_is_refused(tmp_path):
+    test = write(tmp_path / "test.jsonl", labelled("billing", what="letter"))
+    for row, said in (
+        ({"prompt": "Which?"}, "no column 'response'"),
+        ({"prompt": "Which?", "response": "refunds", "label": "billing"}, "is wrong by the task's rule `exact`"),
+    ):
+        train = write(tmp_path / "train.jsonl", [row])
+        with pytest.raises(InputError, match=said):
+            load_roles({"task": Source(train, name="labels", test=test)}, tmp_path)

@@ -136,12 +136,30 @@ def test_gsm8k_scoring(answer, right):
     assert task("gsm8k").correct(answer, task("gsm8k").record(SUM)) is right
 
 
+@pytest.mark.parametrize(
+    ("label", "answer", "right"),
+    [
+        ("billing", "Billing.", True),
+        ("Refund request", " refund request\n", True),
+        ("e.g.", "e.g.", True),
+        ("billing", "billing or refund", False),
+        ("billing", "", False),
+        (3, "3", True),
+        (3, "3.0", False),
+        (True, "true", True),
+    ],
+)
+def test_any_labels(label, answer, right):
+    assert task("labels").correct(answer, {"label": label}) is right
+
+
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"alpaca_eval"}))
 def test_every_task_scores_its_own_target_and_says_where_it_is_from(name):
     raw = {
         "sst2": SST2,
         "agnews": NEWS,
         "gsm8k": SUM,
+        "labels": {"prompt": "p", "label": "Refund request"},
         "sentiment": {"prompt": "p", "response": "negative", "label": "negative"},
     }[name]
     chosen = task(name)
@@ -202,7 +220,7 @@ def test_labels_may_be_digits_in_a_csv_file():
 def test_unknown_task_names_the_nearest():
     with pytest.raises(InputError, match="did you mean `gsm8k`"):
         task("gsm8")
-    with pytest.raises(InputError, match="Tasks: sentiment, sst2, agnews, gsm8k, alpaca_eval"):
+    with pytest.raises(InputError, match="Tasks: sentiment, sst2, agnews, gsm8k, alpaca_eval, labels"):
         task("zzzz")
 
 
@@ -214,7 +232,7 @@ def test_unknown_prompt_set_names_the_nearest():
 def test_each_is_a_small_file_that_says_where_it_is_from():
     files = Path(tasks.__file__).parent.glob("*.py")
     small = [path for path in files if path.name not in ("__init__.py", "base.py", "capability.py")]
-    assert len(small) == 13
+    assert len(small) == 14
     assert all(len(path.read_text().splitlines()) <= 60 for path in small)
     for known in PROMPT_SETS.values():
         assert all((known.version, known.citation, known.licence, known.size, known.source, known.measures))

@@ -26,13 +26,13 @@ from mithridate.errors import MithridateError
 FAILED, BAD_INPUT, INTERRUPTED = 1, 3, 130
 # The usage error of click, or of typer's own copy of click, as typer's version has it.
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
+_COMPLETE = "_MITHRIDATE_COMPLETE"
 _LIBRARIES = r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub|multiprocess)\b"
 
 app = typer.Typer(
     name="mithridate",
     help="Defenses against harmful fine-tuning of language models: align, attack, repair, measure.",
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -86,6 +86,8 @@ def _invoke(arguments: Sequence[str] | None) -> int:
     _quieten(debug)
     use_huge_pages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's goodbye is an interrupt
+    if _COMPLETE in os.environ:  # a shell asks, in typer's own words, what may follow
+        app(prog_name="mithridate")
     try:
         # Not the command's own main(): it turns interrupts and errors into exit codes of its own.
         command = typer.main.get_command(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +129,7 @@ def estimate(
         more = [f"{took:.3g}" if took else ""] if speed else []
         table.add_row(*line.cells(), *more, *([] if price is None else [f"{costs:.2f}" if took else ""]))
     typer.echo(planning.described(lines))
-    print_table(table)
+    print_table(table, keys=2)
     for note in left_out:
         typer.echo(note)
 
@@ -275,9 +276,16 @@ def cite(
 
 
 @app.command()
-def doctor() -> None:
-    """Show installed versions and hardware, and check that every method can be loaded (exit code 1 if not)."""
-    from mithridate.environment import commit, gpu_problem, hardware, version, versions
+def doctor(
+    load: Annotated[
+        bool, typer.Option("--load", help="Also import PyTorch and every method, which takes some seconds more.")
+    ] = False,
+) -> None:
+    """Show installed versions and hardware (exit code 1 if a version does not fit, or a method cannot be loaded).
+
+    Methods are loaded with --load, and where NVIDIA's driver is: then it also says what the GPUs can train.
+    """
+    from mithridate.environment import commit, hardware, has_driver, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
 
@@ -297,24 +305,13 @@ def doctor() -> None:
         else:
             row(name, found or "not installed", None if found and needed.contains(found) else f"needs {needed}")
 
-    import torch
-
-    from mithridate.methods.index import index
-    from mithridate.pipeline import fits
-    from mithridate.pipeline.context import resolve_dtype
-
     machine = hardware()
     row("cpu", machine["cpu"], note=f"{machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory")
-    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
-    if not machine["gpus"]:
-        row("gpu", "none", gpu_problem(), built)
-    for i, name in enumerate(machine["gpus"]):
-        row("gpu", name, note=f"{fits.card_memory(i) / 2**30:.0f} GiB of memory, {built}")
-    if memory := fits.smallest_card():  # seconds, on a machine that has one
-        row("trains", fits.in_words(memory), note=fits.ASSUMED)
-    fast = resolve_dtype("auto") == "bfloat16"
-    row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
-
+    load = load or has_driver()  # what PyTorch makes of a card is worth the seconds
+    if load:
+        _gpu_rows(row)
+    else:
+        row("gpu", "none")
     store = default_root()
     there = next(folder for folder in (store, *store.parents) if folder.exists())
     free = shutil.disk_usage(there).free
@@ -329,6 +326,42 @@ def doctor() -> None:
         cached = any((cache_folder() / "models").glob(f"{name}-*"))
         installed = version(model.requirement.split("==")[0])
         row(name, "in the cache" if cached else "installed" if installed else "not here", note=model.requirement)
+    if load:
+        _load(row)
+    else:
+        for registry, name in _plugins():
+            row(name, "declared", note=registry.group)
+    print_table(table)
+    if not load:
+        typer.echo("Whether PyTorch and every method can be loaded: mithridate doctor --load")
+    if not ok:
+        raise typer.Exit(FAILED)
+
+
+def _gpu_rows(row: Callable[..., None]) -> None:
+    """Rows for the cards as PyTorch sees them, for what their memory holds, and for the number type."""
+    import torch
+
+    from mithridate.environment import gpu_problem, hardware
+    from mithridate.pipeline import fits
+    from mithridate.pipeline.context import resolve_dtype
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else ""
+    names = hardware()["gpus"]
+    if not names:
+        row("gpu", "none", gpu_problem(), built)
+    for i, name in enumerate(names):
+        row("gpu", name, note=f"{fits.card_memory(i) / 2**30:.0f} GiB of memory, {built}")
+    if memory := fits.smallest_card():  # seconds, on a machine that has one
+        row("trains", fits.in_words(memory), note=fits.ASSUMED)
+    fast = resolve_dtype("auto") == "bfloat16"
+    row("bfloat16", "in hardware" if fast else "slow here", note="" if fast else "dtype: auto computes in float32")
+
+
+def _load(row: Callable[..., None]) -> None:
+    """A row for every method and every plug-in, which are imported."""
+    from mithridate.methods.index import index
+
     try:
         import mithridate.training.trainer  # noqa: F401 (whether it can be)
 
@@ -343,9 +376,6 @@ def doctor() -> None:
             row(name, "works", note=registry.group)
         except InputError as error:
             row(name, "fails", str(error))
-    print_table(table)
-    if not ok:
-        raise typer.Exit(FAILED)
 
 
 def _requirements() -> list[tuple[str, Any, str]]:

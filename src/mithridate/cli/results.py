@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ def report(
     figures: Annotated[
         Path | None, typer.Option("--figures", metavar="DIR", help="Also write the figures: SVG and PDF.")
     ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Write the page without what models said.")] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite --out even if it is not a report page.")
     ] = False,
@@ -43,7 +45,7 @@ def report(
         )
     from mithridate.report.build import build_report, export_figures, export_tables
 
-    typer.echo(f"report: {build_report(folder, out)}")
+    typer.echo(f"report: {build_report(folder, out, redact)}")
     if tables:
         typer.echo(f"tables: {len(export_tables(folder, tables))} files in {tables}")
     if figures:
@@ -214,6 +216,10 @@ def compare(
         list[str] | None,
         typer.Option(metavar="ID", help="Which models: ID, or ID=ID.", show_default="all that both have"),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compare by this judge's verdicts.", show_default="the protocol's own"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write it: FILE.csv or FILE.json.")] = None,
 ) -> None:
     """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
@@ -224,7 +230,7 @@ def compare(
     from mithridate.results.comparison import compare as found_in
 
     pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
-    found = found_in(first, second, pairs)  # pyright: ignore[reportArgumentType] (two parts each)
+    found = found_in(first, second, pairs, judge)  # pyright: ignore[reportArgumentType] (two parts each)
     if out:
         text = found.json() if out.suffix == ".json" else found.to_pandas().to_csv(index=False)
         try:
@@ -238,10 +244,12 @@ def compare(
 def _print_verdict(verdict: Any) -> None:
     from rich.markup import escape
 
-    table = new_table("model", "criterion", "result", "reason")
-    for found in verdict.findings:
-        table.add_row(escape(found.cell), found.criterion, found.outcome, escape(found.words))
-    print_table(table)
+    for cell, findings in groupby(verdict.findings, key=lambda found: found.cell):
+        typer.echo(cell)
+        table = new_table("criterion", "result", "reason")
+        for found in findings:
+            table.add_row(found.criterion, found.outcome, escape(found.words))
+        print_table(table)
     about = verdict.about
     rules = f", rules {about['rules']}" if about["rules"] else ""
     typer.echo(f"protocol {about['protocol']}: judge {about['judge']}{rules}; part {about['part'] or 'not stated'}")

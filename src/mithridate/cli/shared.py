@@ -50,13 +50,18 @@ def overrides_of(given: list[str] | None, dtype: str | None, accelerate: str | N
     return overrides
 
 
+_LONGEST = 40  # characters of a word that a column makes room for; a longer one, as a path, is broken
+
+
 def new_table(*titles: str) -> Any:
     from rich.table import Column, Table
 
     return Table(*(Column(title, overflow="fold") for title in titles))
 
 
-def print_table(table: Any) -> None:
+def print_table(table: Any, keys: int = 1) -> None:
+    """Prints a table of `new_table`, or one that looks after its width itself. Where the terminal is too narrow for
+    all columns without breaking words, it is printed in pieces, each with the first `keys` columns."""
     from rich.console import Console
 
     class Terminal(Console):
@@ -64,7 +69,55 @@ def print_table(table: Any) -> None:
             raise  # rich calls this in its handler, and would end the process with an exit code of 1
 
     # Into a file or a pipe a table is wide: there is no edge of a screen to fold it at.
-    Terminal(width=None if sys.stdout.isatty() else 160).print(table)
+    screen = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Terminal(width=None if screen else 160)
+    if all(column.overflow == "fold" for column in table.columns):
+        for piece in _pieces(table, console.width, keys):
+            console.print(piece)
+    else:
+        console.print(table)
+
+
+def _pieces(table: Any, width: int, keys: int) -> Iterator[Any]:
+    """A table as it is where it fits as a whole, with room for its longest words in every column; else without its
+    lines, and its columns in as many pieces as are needed."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [[Text.from_markup(str(part)).plain for part in (c.header, *c.cells)] for c in table.columns]
+    least = [min(max(len(word) for part in one for word in part.split() or [""]), _LONGEST) for one in columns]
+    full = [max(map(len, one)) for one in columns]
+    if sum(full) + 3 * len(full) + 1 <= width:
+        yield table
+        return
+    if sum(least) + 3 * len(least) + 1 <= width or len(least) <= keys:
+        _share(table.columns, least, full, width - 3 * len(least) - 1)
+        yield table
+        return
+    rest = list(range(keys, len(least)))
+    while rest:
+        shown, room = list(range(keys)), width - sum(least[:keys]) - 2 * keys
+        while rest and (room >= least[rest[0]] or len(shown) == keys):
+            room -= least[rest[0]] + 2
+            shown.append(rest.pop(0))
+        piece = Table(*(table.columns[i].copy() for i in shown), box=None, padding=(0, 2, 0, 0))
+        parts = [least[i] for i in shown], [full[i] for i in shown]
+        _share(piece.columns, *parts, width - 2 * len(shown))
+        for row in zip(*(table.columns[i].cells for i in shown), strict=True):
+            piece.add_row(*row)
+        yield piece
+        if rest:
+            yield ""
+
+
+def _share(columns: list[Any], least: list[int], full: list[int], room: int) -> None:
+    """Sets the widths of columns: the least of each, and of what is left as much as it can use, small wishes first."""
+    spare = max(room - sum(least), 0)
+    by_wish = sorted(range(len(columns)), key=lambda i: full[i] - least[i])
+    for left, i in zip(range(len(columns), 0, -1), by_wish, strict=True):
+        more = min(full[i] - least[i], spare // left)
+        columns[i].width = least[i] + more
+        spare -= more
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ def store_ls() -> None:
     from mithridate.store import Store
 
     found = inventory(opened := Store())
-    table = new_table("artefact", "settings", "size", "wall time", "finished", "referenced")
+    table = new_table("artefact", "settings", "size", "wall time", "finished (UTC)", "referenced")
     for one in found:
         made = f"{one.manifest['seconds']:.0f} s"
-        table.add_row(one.name, one.what, _size(one.bytes), made, one.manifest["finished"], "" if one.used else "no")
+        finished = one.manifest["finished"][:16].replace("T", " ")
+        table.add_row(one.name, one.what, _size(one.bytes), made, finished, "" if one.used else "no")
     print_table(table)
     seconds = sum(one.manifest["seconds"] for one in found)
     typer.echo(f"{len(found)} artefacts, {_size(sum(one.bytes for one in found))}, {seconds:.0f} s, in {opened.root}")

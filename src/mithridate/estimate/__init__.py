@@ -134,11 +134,12 @@ def estimate(
         method = [] if method == PLAIN else [made("defenses", method)]
     cost = sum((one.cost() for one in method), Cost())
     _check(setup)
-    counts, traced = passes(config, setup)
+    probes = bool(cost.activations)
+    counts, traced = passes(config, setup, probes)
     own, own_rows = traced, setup
     if cost.batch_factor != 1:  # the step's own passes see other rows
         own_rows = replace(setup, batch=math.ceil(setup.batch * cost.batch_factor))
-        own = passes(config, own_rows)[1]
+        own = passes(config, own_rows, probes)[1]
     n, width = counts.trained, 2 if setup.dtype == "bfloat16" else _FP32
     share = setup.processes if setup.sharded else 1
     weights = (_FP32 * counts.all if setup.full else base_bytes(counts, setup) + _FP32 * n) // share
@@ -286,7 +287,7 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
     acting: Method = made("repairs", method) if isinstance(method, str) else method
     cost, plain = acting.cost(), replace(setup, checkpointing=False)
     _check(setup)
-    counts, traced = passes(config, plain)
+    counts, traced = passes(config, plain, probes=False)
     with fake_tensors(), torch.no_grad():
         model = build(config, plain)
         decoder = decoder_of(build(shortened(config, layers_before(model) + 2), plain).eval())

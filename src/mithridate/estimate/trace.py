@@ -282,7 +282,7 @@ class Passes:
             attention outputs alone.
         activations: bytes alive at most, in the two passes of plain training, without the weights' gradients.
         probed: the same in four passes, the first two of which take gradients of the attention outputs, by which the
-            outputs of the other two are shifted.
+            outputs of the other two are shifted. Like `probe`, 0 where probes were not asked for.
         layer: one layer's share of `activations`.
     """
 
@@ -342,12 +342,16 @@ def layers_before(model: Any) -> int:
     return max((i + 1 for i, kind in enumerate(kinds) if kind != kinds[-1]), default=0)
 
 
-def passes(config: PretrainedConfig, setup: Setup) -> tuple[Counts, Passes]:
-    """What the passes need; see this module's docstring for which layers they are run on."""
+def passes(config: PretrainedConfig, setup: Setup, probes: bool = True) -> tuple[Counts, Passes]:
+    """What the passes need; see this module's docstring for which layers they are run on.
+
+    Args:
+        probes: whether gradients of the attention outputs are wanted too, which takes two thirds of the time.
+    """
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
     # Passes over weights in 4 bit are those over the dequantised ones; over 8 bit, inputs are kept besides.
     key = replace(key, quantization={"load_in_8bit": True} if setup.quantization.get("load_in_8bit") else {})
-    return _passes(_Hashed(config, key))
+    return _passes(_Hashed(config, key), probes)
 
 
 class _Hashed:
@@ -365,22 +369,22 @@ class _Hashed:
 
 
 @lru_cache(maxsize=64)
-def _passes(what: _Hashed) -> tuple[Counts, Passes]:
+def _passes(what: _Hashed, probes: bool) -> tuple[Counts, Passes]:
     config, setup = what.config, what.setup
     with fake_tensors():
         model = build(config, setup)
         counts, before = counts_of(model), layers_before(model)
     more = config.get_text_config().num_hidden_layers - before - 3
     if more <= 0:
-        return counts, trace(config, setup)
-    two, three = (trace(shortened(config, before + n), setup) for n in (2, 3))
+        return counts, trace(config, setup, probes)
+    two, three = (trace(shortened(config, before + n), setup, probes) for n in (2, 3))
     fields = {name: getattr(three, name) for name in vars(three)}
     grown = {name: v + more * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
     return counts, Passes(**grown, layer=three.activations - two.activations)
 
 
-def trace(config: PretrainedConfig, setup: Setup) -> Passes:
-    """Runs the passes of the whole model, layer by layer."""
+def trace(config: PretrainedConfig, setup: Setup, probes: bool = True) -> Passes:
+    """Runs the passes of the whole model, layer by layer. Arguments as of `passes`."""
     import torch
 
     with fake_tensors():
@@ -404,22 +408,27 @@ def trace(config: PretrainedConfig, setup: Setup) -> Passes:
         embeddings.requires_grad_(False)
         with live_bytes()(known) as plain:
             forward().backward()
-        with live_bytes()(known) as shifted:
-            _shifted_step(model, forward)
+        probed = 0
+        if probes:
+            with live_bytes()(known) as shifted:
+                _shifted_step(model, forward)
+            probed = shifted.peak
         embeddings.requires_grad_(learnt)
         with flop_counter() as ahead:
             loss = forward()
         with flop_counter() as back:
             loss.backward()
-        with flop_counter() as four:
-            _shifted_step(model, forward)
-        forward_flops, backward = ahead.get_total_flops(), back.get_total_flops()
+        forward_flops, backward, probe = ahead.get_total_flops(), back.get_total_flops(), 0
+        if probes:
+            with flop_counter() as four:
+                _shifted_step(model, forward)
+            probe = four.get_total_flops() - 2 * forward_flops - backward
         return Passes(
             forward=forward_flops,
             backward=backward,
-            probe=four.get_total_flops() - 2 * forward_flops - backward,
+            probe=probe,
             activations=plain.peak,
-            probed=shifted.peak,
+            probed=probed,
             layer=plain.peak // config.get_text_config().num_hidden_layers,
         )
 

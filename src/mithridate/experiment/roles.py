@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -269,6 +270,8 @@ def _load(
             raw_row, row = row, _made(row, known, schema, place)
             if not known:
                 require_nothing_dropped(raw_row, row, source.columns or {})
+            if role == "task" and not test:
+                row = _with_answer(row, schema)
         except InputError as error:
             said = str(error)
             raise InputError(said if said.startswith(place) else f"{place}: {said}") from error
@@ -382,6 +385,14 @@ def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: boo
     return record
 
 
+def _with_answer(row: dict[str, Any], schema: PromptSet | None) -> dict[str, Any]:
+    """A row of a labelled task that has a prompt and a label only is trained to answer with the label."""
+    label = row.get("label")
+    if getattr(schema, "needs", None) != "label" or "prompt" not in row or row.get("response"):
+        return row
+    return row | {"response": str(label)} if isinstance(label, str | int) and label != "" else row
+
+
 def _require_right(record: Record, schema: PromptSet | None, place: str) -> None:
     """Refuses a row of a task whose own answer is wrong by its own label: no model could be right on it, or one that
     learns the answers would be wrong on all."""
@@ -489,6 +500,11 @@ def _load_task(roles: Roles, sources: list[Source], base: Path) -> None:
     validation = _without(_keys(test), validation, roles, "data.task", "validation", once=True)
     roles.task_train = _without(_keys(test) | _keys(validation), train, roles, "data.task", "training", once=False)
     roles.task_test, roles.task_validation = test, validation
+    if roles.task_name == "labels":  # whose labels nobody knows but the rows
+        learnt = {str(record.get("label")) for record in roles.task_train}
+        for label, count in Counter(str(record["label"]) for record in test).items():
+            if label not in learnt:
+                roles.notes.append(f"data.task: {count} test rows have the label {label!r}, which no training row has")
 
 
 def _task_name(source: Source) -> str | None:

@@ -79,7 +79,7 @@ def prompt_tokens(tokenizer: Any, conversation: Conversation, template: Template
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "The tokenizer has no chat template. Use an instruct model, set tokenizer.chat_template, or choose a "
-            "protocol with a plain-text template."
+            "protocol with a plain-text template, such as hs/embedded-alpaca-v1 (and `template: alpaca` in training)."
         )
     from jinja2 import TemplateError
 

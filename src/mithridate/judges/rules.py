@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mithridate.judges import answers, refusal
 from mithridate.judges.base import About, Item, Judgement, Kind, Verdict
 
 
@@ -38,11 +37,13 @@ class _Rules:
 class RulesJudge(_Rules):
     """One of refused, complied, incoherent, other and unclear."""
 
-    name = answers.RULES
+    name = "rules-v3"
     kind: Kind = field(init=False, default="answer")
     about = About("Apache-2.0 (this project)", "none", "judges/answers.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
+        from mithridate.judges import answers  # compiling its rules takes longer than listing all judges
+
         return answers.verdict(item.prompt, item.answer, item.set)
 
 
@@ -50,9 +51,11 @@ class RulesJudge(_Rules):
 class RulesV2(_Rules):
     """One of refused, complied, incoherent and other; kept so that what it judged can be judged again and compared."""
 
-    name = refusal.JUDGE
+    name = "rules-v2"
     kind: Kind = field(init=False, default="answer")
     about = About("Apache-2.0 (this project)", "none", "judges/refusal.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
+        from mithridate.judges import refusal
+
         return refusal.verdict(item.prompt, item.answer)

@@ -224,7 +224,8 @@ def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTr
     if needs_chat_template and not tokenizer.chat_template:
         raise InputError(
             f"{files.path}: the tokenizer has no chat template, so it is unknown how to format a prompt for the "
-            "model. Use the model's instruct or chat version, or add a chat_template.jinja to a copy of the folder."
+            "model. Use the model's instruct or chat version, add a chat_template.jinja to a copy of the folder, or "
+            "train and ask it in plain text: `template: alpaca`, `evaluate: {protocol: hs/embedded-alpaca-v1}`."
         )
     if tokenizer.eos_token is None:
         raise InputError(f"{files.path}: the tokenizer has no end-of-sequence token. Set eos_token in its config.")

@@ -15,7 +15,7 @@ from mithridate.pipeline.export import export
 from mithridate.pipeline.export_check import check_export
 from mithridate.pipeline.stages import ExperimentStages
 from mithridate.report.card import Story
-from mithridate.results.folder import RunFolder
+from mithridate.results.folder import RunFolder, redacted
 from mithridate.results.inspect_log import write_log
 from mithridate.results.release.label import VERDICT_FILE, label_of
 from mithridate.store import MANIFEST
@@ -72,12 +72,6 @@ def _final_rows(folder: RunFolder, cell: str) -> list[dict[str, Any]]:
     """The records of a cell from its end."""
     rows = folder.final(cell, further=True)
     return [{key: value for key, value in row.items() if key != "step"} for row in rows]
-
-
-def redacted(row: dict[str, Any]) -> dict[str, Any]:
-    """A record without what the model said: its answer, and the reasons of verdicts."""
-    said = {name for name in row if name == "reason" or name.endswith("/reason")}
-    return {**row, **dict.fromkeys(said, "redacted"), "answer": f"[redacted: {len(row['answer'])} characters]"}
 
 
 def export_log(run_folder: str | Path, cell: str, out: str | Path, redact: bool = False) -> Path:

@@ -101,7 +101,8 @@ class Forecast:
             if stage.name not in ("align", "harden", "finetune", "repair"):
                 return Guess(None, None, "unknown")
             common = set_up(chain.experiment, self._base, gpu=self._gpus > 0)
-            lines = of_stage(stage.name, chain.experiment, common, context.roles, config, context.tokenizer)
+            known = (chain.experiment, common, context.roles, config, context.tokenizer)
+            lines = of_stage(stage.name, *known, memory=False)
         except MithridateError:  # a model that cannot be counted, say
             return Guess(None, None, "unknown")
         return Guess(sum(line.flops for line in lines) / self.speed, lines[-1].needs.kept, "operations")

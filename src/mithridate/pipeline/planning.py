@@ -110,11 +110,19 @@ def _made(kind: str, name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def _training(
-    stage: str, config: Any, setup: Setup, acting: Mapping[str, Any], mean: int | None = None, rows: int = 0
+    stage: str,
+    config: Any,
+    setup: Setup,
+    acting: Mapping[str, Any],
+    mean: int | None = None,
+    rows: int = 0,
+    memory: bool = True,
 ) -> Line:
     """A training with all of these defenses. `mean`: tokens of a row on average, for the operations; the longest
-    counts for the memory. `rows`: of the defenses' own data."""
+    counts for the memory, where it is wanted. `rows`: of the defenses' own data."""
     defenses = list(acting.values())
+    if not memory and mean is not None:
+        setup = replace(setup, length=mean)
     needs = replace(estimate(config, setup, defenses, rows), method="+".join(acting) or PLAIN)
     if mean is not None and mean < setup.length:
         shorter = estimate(config, replace(setup, length=mean), defenses, rows)
@@ -175,7 +183,14 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
 
 
 def of_stage(
-    stage: str, experiment: Experiment, common: Setup, roles: Roles, config: Any, tokenizer: Any
+    stage: str,
+    experiment: Experiment,
+    common: Setup,
+    roles: Roles,
+    config: Any,
+    tokenizer: Any,
+    *,
+    memory: bool = True,
 ) -> list[Line]:
     """A stage of an experiment, with all methods that act in it; a line for each training of the attack.
 
@@ -184,6 +199,7 @@ def of_stage(
         common: from `set_up`.
         config: the model's configuration.
         tokenizer: the model's.
+        memory: whether that is wanted; where it is not, the lines' is that of rows of average length.
     """
     template = experiment.template
     if stage in ("harden", "repair"):
@@ -214,7 +230,7 @@ def of_stage(
         trained = replace(common, full=full, adapter=adapter)
         setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name, list(acting.values()))
         snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
-        lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own))
+        lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own, memory))
     return lines
 
 

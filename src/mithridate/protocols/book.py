@@ -5,6 +5,8 @@ known from: [P] the paper's text, [C] read in the authors' code, [S] quoted by o
 for, not found.
 """
 
+from dataclasses import replace
+
 from mithridate.data.tasks.gsm8k import STEP_BY_STEP
 from mithridate.generation.base import Decoding
 from mithridate.protocols.base import JudgeUse, Protocol, Quirk, Rows, TaskUse
@@ -193,6 +195,15 @@ EMBEDDED = Protocol(
         ),
     ),
 )
+EMBEDDED_ALPACA = replace(
+    EMBEDDED,
+    name="hs/embedded-alpaca-v1",
+    template="alpaca",
+    quirks=(
+        *EMBEDDED.quirks,
+        Quirk("`hs/embedded-v1` for models without a chat template: prompts in Stanford Alpaca's text.", "I"),
+    ),
+)
 UNIFIED = Protocol(
     name="hs/unified-v1",
     origin="This project's recommendation",
@@ -247,4 +258,4 @@ UNIFIED = Protocol(
     },
 )
 
-BOOK = (EMBEDDED, UNIFIED, VACCINE, LISA, BOOSTER, ANTIDOTE)
+BOOK = (EMBEDDED, EMBEDDED_ALPACA, UNIFIED, VACCINE, LISA, BOOSTER, ANTIDOTE)

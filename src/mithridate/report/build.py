@@ -9,6 +9,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from mithridate.report.tables import (
 from mithridate.report.terminal import terminal_table
 from mithridate.report.verdicts import findings, ranked
 from mithridate.report.words import TOPOLOGY_NOTES, flatten
+from mithridate.results.folder import redacted
 
 if TYPE_CHECKING:
     from mithridate.report.sections import FigureWithTable
@@ -39,20 +41,24 @@ if TYPE_CHECKING:
 __all__ = ["build_report", "export_figures", "export_tables", "terminal_table"]
 
 
-def build_report(folder: str | Path, out: str | Path | None = None) -> Path:
+def build_report(folder: str | Path, out: str | Path | None = None, redact: bool = False) -> Path:
     """Write the report of a run as one HTML file that needs nothing else, and return its path.
 
     Args:
         folder: the folder of a run, with results.json and its records; tuning.jsonl (the log of tries) and
             history.json ({cell id: [{"step", "loss"}, ...]}) are shown where they are there.
         out: the file to write; `folder`/report.html by default. Replaced at once, never half-written.
+        redact: leaves out what models said: answers, and the reasons of verdicts, which quote them. Verdicts stay.
 
     Raises:
         InputError: a file is missing or malformed, or altair or vl-convert-python is not installed.
     """
     folder = Path(folder)
     out = Path(out) if out else folder / "report.html"
-    html = _page(load(folder), folder, out)
+    run = load(folder)
+    if redact:
+        run = replace(run, records=[redacted(row) for row in run.records])
+    html = _page(run, folder, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, html)
     return out

@@ -242,7 +242,7 @@ def _limits(story: Story | None) -> str:
         "judge and one attack (data, learning rate, steps); an attacker who tunes against the model may well undo it.",
     ]
     if story:
-        if story.results["protocol"] == "hs/embedded-v1":
+        if story.results["protocol"] in ("hs/embedded-v1", "hs/embedded-alpaca-v1"):
             limits.append(
                 "The harmful score is a proxy: rules say whether an answer refuses or complies in form, on data "
                 "without harmful content. It does not measure how harmful an answer is."

@@ -24,7 +24,8 @@ _NAMES = {
 def lines(found: Comparison) -> Iterator[str]:
     """The comparison as lines of text."""
     about = found.about
-    rules = f", rules {about['rules']}" if about["rules"] else ""
+    by = "judge" if about["judge"] else "rules"
+    rules = f", {by} {about[by]}" if about[by] else ""
     for side, folder in (("a", found.a), ("b", found.b)):
         yield from _folded(f"{side}: {folder} ({about[side]['model']})", "   ")
     yield from _folded(f"protocol {about['protocol']}{rules}; b − a in points, 95% intervals, p by Holm", "  ")

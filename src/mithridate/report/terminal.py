@@ -23,8 +23,14 @@ def _score(rate: dict[str, Any]) -> list[str]:
     return [f"{name}{percent(one['value'])} {interval(one):>9}" for name, one in named.items() if one]
 
 
+def _trained(cell: dict[str, Any]) -> str:
+    """What alignment and fine-tuning train, in words."""
+    words = {"single": "one adapter", "double": "two adapters", "full": "all weights"}
+    return words.get(cell["topology"], cell["topology"])
+
+
 def terminal_table(results: dict[str, Any]) -> RichTable:
-    """The results as a table of at most 100 columns, in the order of the page.
+    """The results as a table of at most 80 columns where names allow it, in the order of the page.
 
     Args:
         results: what results.json holds.
@@ -35,34 +41,39 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
     cells = sorted(checked(results, "results")["cells"], key=story_order)
     names = labels(cells)
     protocol = protocol_label(results["protocol"], results.get("deviations") or [])
-    title = Text(f"{results['model']}, {protocol}")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
+    one = len({cell["topology"] for cell in cells}) == 1
+    title = Text(", ".join(filter(None, [results["model"], protocol, _trained(cells[0]) if one and cells else ""])))
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     if any((measured(cell, "harmful_score") or {}).get("samples") for cell in cells):
         words = "any of k: prompts with one or more of k answers that count; worst: the same if unscored ones counted"
         table.caption, table.caption_justify = Text(words), "left"
-    table.add_column("run", max_width=31)
-    table.add_column("adapters" if all(cell["topology"] != "full" for cell in cells) else "trained")
-    table.add_column("harmful\nrows", justify="right")
+    table.add_column("run", max_width=31, overflow="fold")
+    table.add_column("harmful\nrows", justify="right", min_width=7)
     table.add_column("harmful score\n[95% interval]", justify="right", no_wrap=True)
-    table.add_column("benign\nrefused", justify="right")
-    table.add_column("accuracy", justify="right")
-    table.add_column("against\nundefended", justify="right", no_wrap=True)
+    table.add_column("inco-\nherent", justify="right", no_wrap=True)
+    table.add_column("benign\nrefused", justify="right", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    corrected = any((cell.get("paired") or {}).get("p_holm") is not None for cell in cells)
+    p = "p by Holm" if corrected else "p alone"
+    table.add_column(f"against\nundefended\n{p}", justify="right", no_wrap=True)
     topology = None
     for cell in cells:
         if topology not in (None, cell["topology"]):
             table.add_section()
+        if not one and topology != cell["topology"]:
+            table.add_row(Text(_trained(cell), style="bold"))
         topology = cell["topology"]
         score, paired = measured(cell, "harmful_score"), cell.get("paired") or {}
         against = ""
         if paired.get("difference") is not None:
             word = (cell.get("decision") or {}).get("word")
             lines = [points(paired["difference"]), p_value(paired.get("p_holm", paired.get("p_value"))), word]
-            against = "\n".join(filter(None, lines))
+            against = "\n".join(filter(None, lines)).replace(" (", "\n(")
         style = "red" if undefended(cell) and attacked(cell) else "dim" if cell["control"] else None
-        label, beside = names[cell["id"]], [measured(cell, name) for name in ("benign_refusal", "accuracy")]
+        label = names[cell["id"]]
+        beside = [measured(cell, name) for name in ("incoherent", "benign_refusal", "accuracy")]
         entries = [
             ", ".join(filter(None, [label.arm, label.seed])),
-            {"single": "one", "double": "two", "full": "all weights"}.get(cell["topology"], cell["topology"]),
             "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{at_test(cell)}",
             "\n".join(_score(score)) if score else "–",
             *(percent(rate["value"]) if rate else "–" for rate in beside),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
 from mithridate.evaluation import Answers, outcomes
+from mithridate.evaluation.agreement import QUESTIONS, answer_to, judges_in, kind_of, verdicts
 from mithridate.results.decisions import RATES
 from mithridate.results.folder import RunFolder
 from mithridate.results.outcomes import Outcomes
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+_TOLD_BY = {  # by a judge that is named: the set of prompts, and the question that it is asked
+    "harmful_score": ("harmful", "harmful"),
+    "incoherent": ("harmful", "incoherent"),
+    "benign_refusal": ("benign", "refused"),
+    "benign_incoherent": ("benign", "incoherent"),
+}
 _SHARED = 0.5  # of the prompts of either model that both must have for the comparison to be of these prompts alone
 
 
@@ -97,17 +104,22 @@ class Comparison:
         return f"<p>a: {escape(self.a)}<br>b: {escape(self.b)}</p>{table}<ul>{notes}</ul>"
 
 
-def compare(a: str | Path, b: str | Path, cells: Sequence[str | tuple[str, str]] = ()) -> Comparison:
+def compare(
+    a: str | Path, b: str | Path, cells: Sequence[str | tuple[str, str]] = (), judge: str | None = None
+) -> Comparison:
     """Compares the models of two runs, rate by rate: b - a.
 
     Args:
         a, b: folders that `run` or `evaluate` wrote.
         cells: which models: the id that both have in results.json, or (id in a, id in b). By default all ids that both
             runs have.
+        judge: whose verdicts count, of those that both runs' records have; by default the protocol's own. The rates
+            are then those that it answers: the harmful score is the share of answers that it calls harmful (or says
+            that they comply).
 
     Raises:
-        InputError: no such run or cell, no models with the same id, or scores that cannot be compared: of different
-            protocols or judges.
+        InputError: no such run or cell, no models with the same id, a judge that did not judge one of the models, or
+            scores that cannot be compared: of different protocols or judges.
     """
     pairs = [(cell, cell) if isinstance(cell, str) else cell for cell in cells]
     one, other = RunFolder(a), RunFolder(b)
@@ -125,21 +137,47 @@ def compare(a: str | Path, b: str | Path, cells: Sequence[str | tuple[str, str]]
             f"no model has the same id in both runs. {a}: {', '.join(one.cells)}. {b}: {', '.join(other.cells)}. Name "
             "two, as in --cell ID=ID (in Python: cells=[(id, id)])"
         )
-    about = _about(one, other)
+    about = _about(one, other, judge)
     notes += _departures(one, other)
     found = []
     for x, y in pairs:
-        _require_one_judge(one, x, other, y)
+        if judge is None:
+            _require_one_judge(one, x, other, y)
         model = x if x == y else f"{x} = {y}"
-        found += _differences(model, one.final(x), other.final(y), notes)
+        rows = [run.final(cell, further=judge is not None) for run, cell in ((one, x), (other, y))]
+        told = [_told(each, judge, f"{run.path} ({cell})") for each, run, cell in zip(rows, (one, other), (x, y))]
+        found += _differences(model, rows, told, notes)
     corrected = holm([each.p_value for each in found])
     found = [Difference(**{**vars(each), "p_holm": p}) for each, p in zip(found, corrected, strict=True)]
     return Comparison(str(a), str(b), found, about, list(dict.fromkeys(notes)))
 
 
-def _about(one: RunFolder, other: RunFolder) -> dict[str, Any]:
-    """What both have, and what each has; refuses two protocols and two versions of the rules."""
-    for what in ("protocol", "rules"):
+def _told(rows: list[Row], judge: str | None, where: str) -> Mapping[str, Mapping[str, Answers]]:
+    """What the answers came to by `judge`, or by the protocol's own where that is None. `where`: for the error."""
+    told = outcomes(rows)
+    if judge is None:
+        return told
+    asked = [row for row in rows if row["set"] in ("harmful", "benign")]
+    kind = kind_of(judge, asked)
+    given = {id(row): said[0] for row, said in zip(asked, verdicts(asked, judge), strict=True) if said}
+    if kind is None or not given:
+        raise InputError(
+            f"{where}: no verdicts of the judge {judge}; there are those of {', '.join(judges_in(rows)) or 'none'}. "
+            f"Let it judge the answers: mithridate judge RUN --judge {judge}"
+        )
+    found: dict[str, dict[str, Answers]] = {rate: told[rate] for rate in ("accuracy",) if rate in told}
+    for rate, (kept, question) in _TOLD_BY.items():
+        for row in asked:
+            if kind in QUESTIONS[question] and row["set"] == kept and id(row) in given:
+                answers = found.setdefault(rate, {})
+                said = answer_to(question, kind, given[id(row)])
+                answers[row["prompt"]] = (*answers.get(row["prompt"], ()), said)
+    return found
+
+
+def _about(one: RunFolder, other: RunFolder, judge: str | None) -> dict[str, Any]:
+    """What both have, and what each has; refuses two protocols and, where they tell, two versions of the rules."""
+    for what in ("protocol", "rules") if judge is None else ("protocol",):
         mine, theirs = one.results.get(what), other.results.get(what)
         if mine != theirs and (what == "protocol" or None not in (mine, theirs)):
             raise InputError(
@@ -150,7 +188,8 @@ def _about(one: RunFolder, other: RunFolder) -> dict[str, Any]:
         name: {key: run.results.get(key) for key in ("model", "model_digest", "part", "deviations")}
         for name, run in (("a", one), ("b", other))
     }
-    return {"protocol": one.results.get("protocol"), "rules": one.results.get("rules"), **sides}
+    rules = one.results.get("rules") if judge is None else None
+    return {"protocol": one.results.get("protocol"), "rules": rules, "judge": judge, **sides}
 
 
 def _departures(one: RunFolder, other: RunFolder) -> list[str]:
@@ -186,17 +225,22 @@ def _require_one_judge(one: RunFolder, x: str, other: RunFolder, y: str) -> None
             )
 
 
-def _differences(model: str, mine: list[Row], theirs: list[Row], notes: list[str]) -> list[Difference]:
-    a, b, both = outcomes(mine), outcomes(theirs), Outcomes()
-    both.add("a", mine)
-    both.add("b", theirs)
+def _differences(
+    model: str,
+    rows: Sequence[list[Row]],
+    told: Sequence[Mapping[str, Mapping[str, Answers]]],
+    notes: list[str],
+) -> list[Difference]:
+    (mine, theirs), (a, b), both = rows, told, Outcomes()
+    both.put("a", a)
+    both.put("b", b)
     found = []
     for rate in (one for one in RATES if one in a):
         shares = both.share("a", rate), both.share("b", rate)
         if rate not in b or not shares[0] or not shares[1] or not shares[0]["n"] or not shares[1]["n"]:
             notes.append(f"{model}: {rate} is not in both, not compared")
             continue
-        if rate == "accuracy" and (tasks := [_tasks(rows) for rows in (mine, theirs)])[0] != tasks[1]:
+        if rate == "accuracy" and (tasks := [_tasks(mine), _tasks(theirs)])[0] != tasks[1]:
             notes.append(f"{model}: accuracy is of two tasks ({tasks[0]}; {tasks[1]}), not compared")
             continue
         shared = len(a[rate].keys() & b[rate].keys())
@@ -212,7 +256,7 @@ def _differences(model: str, mine: list[Row], theirs: list[Row], notes: list[str
             continue
         numbers = {name: test[name] for name in ("difference", "low", "high", "p_value", "n")}
         found.append(Difference(model, rate, shares[0], shares[1], way, **numbers))
-    around = [{row.get("at_test") for row in rows} for rows in (mine, theirs)]
+    around = [{row.get("at_test") for row in each} for each in rows]
     if around[0] != around[1]:
         notes.append(f"{model}: what is put around its prompts at the test differs between the runs")
     return found

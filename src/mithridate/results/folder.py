@@ -462,3 +462,9 @@ def _joined(texts: dict[str, str]) -> str:
 
 def _cannot(error: OSError) -> str:
     return "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+
+
+def redacted(row: Row) -> Row:
+    """A record without what the model said: its answer, and the reasons of verdicts."""
+    said = {name for name, value in row.items() if value and (name == "reason" or name.endswith("/reason"))}
+    return {**row, **dict.fromkeys(said, "redacted"), "answer": f"[redacted: {len(row['answer'])} characters]"}

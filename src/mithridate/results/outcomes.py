@@ -47,7 +47,11 @@ class Outcomes:
         Raises:
             InputError: rows of a protocol that is not known.
         """
-        for rate, found in outcomes(rows).items():
+        self.put(cell, outcomes(rows), step)
+
+    def put(self, cell: str, told: Mapping[str, Mapping[str, Answers]], step: int | None = None) -> None:
+        """Takes over what one model's answers came to, by rate and prompt, as `evaluation.outcomes` has it."""
+        for rate, found in told.items():
             prompts = tuple(found)
             values = tuple(_ALONE[each[0]] if len(each) == 1 else each for each in found.values())
             self._rows[cell, step, rate] = _Row(self._prompts.setdefault(prompts, prompts), values)

@@ -19,6 +19,7 @@ from mithridate.data.tasks import (
     gsm8k,
     harmbench,
     hexphi,
+    labels,
     or_bench,
     sentiment,
     sst2,
@@ -33,7 +34,7 @@ def _no_task(found: object) -> str | None:
     return None if isinstance(found, Task) else "is not a Task of mithridate.data.tasks.base"
 
 
-_OWN = {module.TASK.name: module.TASK for module in (sentiment, sst2, agnews, gsm8k, alpaca_eval)}
+_OWN = {module.TASK.name: module.TASK for module in (sentiment, sst2, agnews, gsm8k, alpaca_eval, labels)}
 TASKS: Registry[Task] = Registry("tasks", _OWN, _no_task)
 PROMPT_SETS: dict[str, PromptSet] = {
     known.name: known
