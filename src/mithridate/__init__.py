@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mithridate.repairs.lox import LoX
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.safelora import SafeLoRA
     from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.comparison import Comparison, compare
     from mithridate.results.release import GateVerdict, Limits, gate
@@ -58,6 +59,7 @@ _PUBLIC = {
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
@@ -92,6 +94,7 @@ __all__ = [
     "RandomMask",
     "RandomNoise",
     "Run",
+    "SafeLoRA",
     "SafetyMix",
     "UnsupportedSetup",
     "Vaccine",
