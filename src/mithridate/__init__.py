@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mithridate.repairs.lox import LoX
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.resta import RESTA
     from mithridate.repairs.safelora import SafeLoRA
     from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.comparison import Comparison, compare
@@ -56,6 +57,7 @@ _PUBLIC = {
     "LowerLR": "mithridate.defenses.lowerlr",
     "MithridateError": "mithridate.errors",
     "PTST": "mithridate.defenses.ptst",
+    "RESTA": "mithridate.repairs.resta",
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
@@ -76,6 +78,7 @@ __all__ = [
     "KL",
     "LDIFS",
     "PTST",
+    "RESTA",
     "Antidote",
     "Booster",
     "Comparison",

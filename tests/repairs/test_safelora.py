@@ -26,10 +26,8 @@ def naive(tuned, aligned, base, tau=None, number=None):
         c = v @ v.T / np.sqrt((v**2).sum())
         mapped[name] = c @ u
         cosines[name] = (mapped[name] * u).sum() / np.sqrt((mapped[name] ** 2).sum() * (u**2).sum())
-    if number is None:
-        chosen = [n for n in linear if cosines[n] <= tau]
-    else:
-        chosen = sorted(linear, key=cosines.get)[:number]
+    below = [n for n in linear if number is None and cosines[n] <= tau]
+    chosen = below if number is None else sorted(linear, key=cosines.get)[:number]
     return tuned | {n: aligned[n] + mapped[n] for n in chosen}, cosines
 
 
@@ -102,8 +100,8 @@ def test_the_trial_threshold_of_the_public_number_mode_maps_nothing():
 
 
 def test_c_is_no_projector():
-    """C = V V^T / ||V|| with V = diag(1, 3): (cos t, sin t) goes to (cos t, 9 sin t) / sqrt(10). Twice as long a V maps
-    to twice as long an update, and mapping twice is not mapping once."""
+    """C = V V^T / ||V|| with V = diag(1, 3): (cos t, sin t) goes to (cos t, 9 sin t) / sqrt(10). Twice as long a V
+    maps to twice as long an update, and mapping twice is not mapping once."""
     model, aligned, base, names = simple()
     for name in names:
         turned(model, name, 0.3)
@@ -123,18 +121,20 @@ def test_c_is_no_projector():
     torch.testing.assert_close(longer, 2 * want, rtol=1e-14, atol=0)
 
 
-def test_the_choice_does_not_depend_on_the_scaling_or_on_float16_storage():
+def test_the_choice_does_not_depend_on_float16_storage():
     """The trap: cosines in the models' own dtype choose other layers."""
     chosen = {}
     for dtype in (torch.float64, torch.float32, torch.float16):
         model, aligned, base, names = simple()
         for name, angle in zip(names, (0.1, 0.2, 0.3, 0.4), strict=True):
             turned(model, name, angle)
-        tau = 0.95
         for one in (model, aligned, base):
             one.to(dtype)
-        chosen[dtype] = list(SafeLoRA(tau=tau).apply(model, aligned=aligned, base=base).changes)
-    assert chosen[torch.float64] == chosen[torch.float32] == chosen[torch.float16] != []
+        chosen[dtype] = list(SafeLoRA(tau=0.63).apply(model, aligned=aligned, base=base).changes)
+    # The cosines are 0.805, 0.645, 0.601 and 0.611.
+    assert (
+        chosen[torch.float64] == chosen[torch.float32] == chosen[torch.float16] == [f"{n}.lora_B" for n in names[2:]]
+    )
 
 
 @settings
@@ -163,7 +163,7 @@ def test_what_it_cannot_do_is_refused_by_name():
     assert "target_modules" in str(refused.value)
     with pytest.raises(InputError, match="`finetune` is none"):
         SafeLoRA().check_run(topology="double", finetuned=False, adapter=True)
-    with pytest.raises(InputError, match="tau .* and number .* exclude each other"):
+    with pytest.raises(InputError, match=r"tau .* and number .* exclude each other"):
         SafeLoRA(tau=0.3, number=4)
     for wrong in ({"tau": 2}, {"tau": "x"}, {"number": -1}, {"number": 1.5}):
         with pytest.raises(InputError, match="must be a"):

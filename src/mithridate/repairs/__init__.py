@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from mithridate.repairs.lox import LoX
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.resta import RESTA
     from mithridate.repairs.safelora import SafeLoRA
     from mithridate.repairs.wiseft import WiSEFT
 
-__all__ = ["Antidote", "LoX", "RandomMask", "RandomNoise", "SafeLoRA", "WiSEFT", "by_name"]
+__all__ = ["RESTA", "Antidote", "LoX", "RandomMask", "RandomNoise", "SafeLoRA", "WiSEFT", "by_name"]
 
 
 def by_name() -> Mapping[str, type[Repair]]:
