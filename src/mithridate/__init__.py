@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
     from mithridate.repairs.resta import RESTA
+    from mithridate.repairs.safedelta import SafeDelta
     from mithridate.repairs.safelora import SafeLoRA
     from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.comparison import Comparison, compare
@@ -61,6 +62,7 @@ _PUBLIC = {
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SafeDelta": "mithridate.repairs.safedelta",
     "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
@@ -97,6 +99,7 @@ __all__ = [
     "RandomMask",
     "RandomNoise",
     "Run",
+    "SafeDelta",
     "SafeLoRA",
     "SafetyMix",
     "UnsupportedSetup",

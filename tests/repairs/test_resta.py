@@ -144,5 +144,5 @@ def test_what_it_cannot_do_is_refused_by_name():
         {"direction": "x"},
         {"seed": -1},
     ):
-        with pytest.raises(InputError, match="RESTA: .* must be"):
+        with pytest.raises(InputError, match=r"RESTA: .* must be"):
             RESTA(**({"alpha": 0.5} | wrong))

@@ -160,8 +160,8 @@ class SafeLoRA(Repair):
             if name not in alignment:
                 raise InputError(
                     f"SafeLoRA: the alignment left {name} as it was in the base model, so there is no direction to "
-                    "map its update into. Give alignment and fine-tune the same target_modules, and the base model that "
-                    "the alignment began with."
+                    "map its update into. Give alignment and fine-tune the same target_modules, and the base "
+                    "model that the alignment began with."
                 )
         own = all(_over_aligned(new, old) for new, old in linear.values())
 
