@@ -19,8 +19,9 @@ that the user's run changed (embeddings, norms, biases, the output head) goes ba
 
 The authors' code (ColinLu50/SafeDelta) has blocks of 2048 columns and the factors s / 2 and out / 4096, which fit
 models of width 4096. Here they are fractions: `block` = 1/2 of the model's width, out / width. So this is their rule
-at width 4096, and elsewhere a variant: s is the size that a kept change may have in a square layer, in any model. `guarded` = 0.15, `damp` = 0.01 and `step` = 4 are the code's, read there; s = 0.1 is its default (one of its
-scripts has 0.11). None of these was compared with the paper's text.
+at width 4096, and elsewhere a variant: s is the size that a kept change may have in a square layer, in any model.
+`guarded` = 0.15, `damp` = 0.01 and `step` = 4 are the code's, read there; s = 0.1 is its default (one of its scripts
+has 0.11). None of these was compared with the paper's text.
 
 Differs from it too in:
 - float64, and a stable order of equal 1 / d^2 (all entries of a column); there float32 and an unstable sort.
