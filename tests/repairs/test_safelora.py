@@ -85,8 +85,9 @@ def simple():
 
 
 def test_the_trial_threshold_of_the_public_number_mode_maps_nothing():
-    """The trap: a copy of the public code maps every layer below 0.3 while it looks for the threshold. Here three
-    layers are below it, and one is asked for; the others stay as they are bit for bit."""
+    """The trap: the public code maps every layer below 0.3 while it looks for the threshold, and has to put them back;
+    and it takes all layers that tie with the last one. Here three tie below it, and one is asked for; the others stay
+    as they are bit for bit."""
     model, aligned, base, names = simple()
     for name in names[:3]:  # orthogonal to both directions: C U = 0, cosine 0
         layer = model.get_submodule(f"base_model.model.{name}")

@@ -22,8 +22,8 @@ is made as long as C U is, its direction kept. With `tau` below 0 nothing change
 
 Differs from the authors' code in:
 - `number` layers exactly, of equal cos the earlier one; there every layer with a cos up to that of the last, rounded
-  to five places, so more of them on ties. A copy of that code without the line that puts unchosen layers back (in
-  AsFT's repository) also changes those below 0.3, a trial threshold of the number mode.
+  to five places, so more of them on ties. (Its number mode first maps what is below 0.3, to learn the cosines. It was
+  reported as a bug of that code that these layers stay mapped; as read here it puts them back.)
 - float32 or wider, whatever the models are stored in; there in the models' own dtype, and it was reported that float16
   and bfloat16 choose differently.
 - layers go by name; there pairs are formed by order, and a layer is taken whose name contains a target's.
