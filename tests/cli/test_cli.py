@@ -84,9 +84,12 @@ def runner(monkeypatch, tmp_path):
         fake.calls.append((folder, cell, out, merged))
         return out
 
-    fake.run, fake.export_cell = run, export_cell
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    monkeypatch.setattr("mithridate.pipeline.runner", fake, raising=False)
+    fake.run = run
+    export = types.ModuleType("mithridate.pipeline.cell_export")
+    export.export_cell = export_cell
+    for module in (fake, export):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(module.__name__, module, raising=False)
     return fake
 
 

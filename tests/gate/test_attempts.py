@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +277,7 @@ def rows_of_a_step_in_place_of_the_last(folder):
 
 @attempt("undecided", "records", "not the file")
 def rows_of_another_cell_copied_in(folder):
-    aligned = experiment()
-    aligned.finetune = None
+    aligned = replace(experiment(), finetune=None)
     models = [(aligned, "align", good()), (experiment(), "finetune", bad())]
     write_run(folder, [*models, (experiment(defense=LISA), "finetune", bad())])
     source = "sft-none-none-double-none-s0"

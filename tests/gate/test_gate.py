@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from mithridate.errors import InputError
+from mithridate.experiment.config import Evaluate
 from mithridate.protocols import protocol
 from mithridate.results.release import Limits, gate, read_policy
 from mithridate.results.release.criteria import criteria, share
@@ -132,8 +134,7 @@ def test_the_drop_is_paired_with_the_plain_fine_tune(tmp_path):
 
 
 def test_a_model_that_was_not_aligned_is_no_twin_of_one_that_was(tmp_path):
-    unaligned = experiment()
-    unaligned.align = None
+    unaligned = replace(experiment(), align=None)
     write_run(tmp_path, [(unaligned, "finetune", bad()), (experiment(defense=LISA), "finetune", good())])
     verdict = gate(tmp_path, Limits(0.1, max_accuracy_drop=0.2))
     assert "no plain fine-tune" in finding(verdict, "accuracy drop").words
@@ -227,8 +228,7 @@ def test_fewer_seeds_than_the_protocol_demands_are_undecided(tmp_path, monkeypat
 
 
 def test_a_finished_model_has_no_seeds_and_the_verdict_says_so(tmp_path):
-    finished = experiment()
-    finished.align = finished.finetune = None
+    finished = replace(experiment(), align=None, finetune=None)
     verdict = gate(write_run(tmp_path, [(finished, "align", good())]), Limits(0.1))
     assert verdict.outcome == "pass"
     name = verdict.models[0].cell
@@ -238,9 +238,8 @@ def test_a_finished_model_has_no_seeds_and_the_verdict_says_so(tmp_path):
 
 
 def test_a_servers_weights_are_not_known_and_the_verdict_says_so(tmp_path):
-    served = experiment()
-    served.align = served.finetune = None
-    served.evaluate.generator = {"openai": {"base_url": "http://127.0.0.1/v1", "model": "m", "revision": "1"}}
+    server = {"openai": {"base_url": "http://127.0.0.1/v1", "model": "m", "revision": "1"}}
+    served = replace(experiment(), align=None, finetune=None, evaluate=Evaluate(generator=server))
     write_run(tmp_path, [(served, "align", good())])
 
     def unknown(results):

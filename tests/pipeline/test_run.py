@@ -712,7 +712,7 @@ DROPPING = {"num_train_epochs": 3.0, "per_device_train_batch_size": 3, "dataload
         ({"finetune__training": {"packing": True}}, "finetune.training.packing: .*set max_steps"),
         ({"model": "./elsewhere"}, "no such folder"),
         ({"data__alignment": {"source": "elsewhere.jsonl"}}, "elsewhere.jsonl: no such file"),
-        ({"data__test_harmful": {"source": "embeded"}}, "data.test_harmful: unknown source 'embeded'.*'embedded'"),
+        ({"data__test_harmful": {"source": "embeded"}}, "data.test_harmful: unknown source 'embeded'.*`embedded`"),
         ({"evaluate__part": "validation"}, "data.test_harmful: has no validation part; set validation_share"),
     ],
 )

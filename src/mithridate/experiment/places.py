@@ -1,7 +1,7 @@
 """The shorthands of an experiment file, and its fields by dotted path.
 
 The types of `model.py` read the shorthands by these functions as they validate; `put` opens them on the way to a field
-below, so that `align.defense.vaccine.rho` is a place where `align.defense` is `vaccine`. Nothing is changed in place.
+below, so that `align.defense.NAME.rho` is a place where `align.defense` is `NAME`. Nothing is changed in place.
 """
 
 from __future__ import annotations
