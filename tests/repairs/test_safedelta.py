@@ -75,7 +75,7 @@ def naive(aligned, tuned, h, s, width=WIDTH):
 
 
 @settings
-@pytest.mark.parametrize("s", [0.003, 0.1])
+@pytest.mark.parametrize("s", [0.3, 3.0])
 def test_it_is_the_rule_in_every_layer(setting, s):
     model, aligned = models(setting)
     tuned, start = effective(model), effective(aligned)
@@ -86,7 +86,7 @@ def test_it_is_the_rule_in_every_layer(setting, s):
         want[name], count = naive(start[name], tuned[name], naive_h(xs[name.removesuffix(".weight")]), s)
         kept, entries = kept + count, entries + want[name].size
     delta = SafeDelta(s=s).apply(model, safety=ROWS, tokenizer=tiny_tokenizer(), aligned=aligned)
-    assert 0.01 < kept / entries < 0.86
+    assert 20 < kept < 0.86 * entries
     assert error(tuned, want) > 1e-3 and error(start, want) > 1e-3
     assert error(effective(model), want) < 1e-10
     assert f"{kept / entries:.2%} of the linear layers' entries" in "\n".join(delta.notes)
@@ -167,7 +167,7 @@ def test_the_inputs_are_those_of_the_aligned_model_without_pads_in_any_batch():
     made = []
     for batch_size in (1, 4):
         model, aligned = models("double")
-        delta = SafeDelta().apply(
+        delta = SafeDelta(s=1.0).apply(
             model, safety=ROWS, tokenizer=tiny_tokenizer(), aligned=aligned, batch_size=batch_size
         )
         made.append((effective(model), delta))
@@ -178,7 +178,7 @@ def test_fewer_rows_are_drawn_by_the_seed():
     digests = []
     for seed in (0, 0, 1):
         model, aligned = models("double")
-        repair = SafeDelta(samples=2, seed=seed)
+        repair = SafeDelta(s=1.0, samples=2, seed=seed)
         digests.append(repair.apply(model, safety=ROWS, tokenizer=tiny_tokenizer(), aligned=aligned).digest)
     assert digests[0] == digests[1] != digests[2]
 
