@@ -185,10 +185,10 @@ def test_a_tasks_rows_must_be_right_by_their_own_rule(inputs, store, tmp_path, r
 
 
 def test_a_page_that_cannot_be_written_is_said_before_anything_is_computed(inputs, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(precheck, "find_spec", lambda name: None if name == "plotly" else object())
+    monkeypatch.setattr(precheck, "find_spec", lambda name: None if name == "vl_convert" else object())
     for call in (preview, run):
         with pytest.raises(
-            InputError, match=r"the report page at the end of a run needs the package plotly: pip inst"
+            InputError, match=r"the report page at the end of a run needs the package vl_convert: pip inst"
         ):
             call(experiment(inputs), out=tmp_path / "out")
     assert not stages(store)

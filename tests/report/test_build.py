@@ -7,15 +7,18 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 
+import altair
 import markupsafe
 import pytest
 from rich.console import Console
 
 from mithridate.errors import InputError
-from mithridate.report import bars, lines, plots
+from mithridate.report import colours, figures
 from mithridate.report.build import build_report, terminal_table
+from mithridate.report.groups import curve, resistance_pairs
 from mithridate.report.load import load
 from mithridate.report.sections import sections
 from mithridate.report.words import labels, story_order
@@ -58,6 +61,11 @@ def data(page, name):
     return json.loads(found(rf'<script type="application/json" id="{name}">(.*?)</script>', page))
 
 
+def rows(figure):
+    """The rows that a figure draws, those of reference lines apart."""
+    return figure.chart.data.values
+
+
 def test_the_policy_allows_exactly_the_scripts_and_styles_of_the_page(page):
     policy = html.unescape(found(r'Content-Security-Policy" content="([^"]+)"', page))
     assert policy.startswith("default-src 'none'; ")
@@ -67,7 +75,7 @@ def test_the_policy_allows_exactly_the_scripts_and_styles_of_the_page(page):
         digests = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts}
         allowed = found(rf"{tag}-src ([^;]+);", policy).split()
         assert {f"'sha256-{digest}'" for digest in digests} == set(allowed)
-        assert len(texts) == 2
+        assert len(texts) == {"script": 2, "style": 1}[tag]
 
 
 def test_the_page_refers_to_nothing_outside(page):
@@ -93,8 +101,7 @@ def test_markup_in_results_is_escaped(small):
     page = build_report(small).read_text(encoding="utf-8")
     assert "<script>document" not in page
     assert str(markupsafe.escape(synthetic.SCRIPT)) in page
-    for figure in data(page, "figures-data").values():
-        assert "<img" not in json.dumps(figure)
+    assert "<img" not in found(r'<script type="application/json" id="figures-data">(.*?)</script>', page)
 
 
 def test_the_answers_hold_every_final_answer_once(folder, page):
@@ -118,21 +125,32 @@ def test_every_figure_has_a_table_and_words(page):
         assert "<caption><span>" in one
 
 
-def test_figures_are_valid_for_plotly(page):
-    go = pytest.importorskip("plotly.graph_objects")
+def test_figures_are_valid_name_no_address_and_leave_their_colours_to_the_page(page):
     for figure in data(page, "figures-data").values():
-        go.Figure(figure)  # raises at an unknown property or a bad value
+        altair.Chart.from_dict(figure | {"autosize": "fit"})  # raises at an unknown property or a bad value
+        assert "//" not in json.dumps(figure)
+        assert figure["width"] == "container"
+        axis = figure["config"]["axis"]
+        assert {axis["labelColor"], axis["titleColor"]} == {"var(--ink)"} and axis["gridColor"] == "var(--line)"
+    for name in ("--ink", "--line"):
+        assert re.search(rf"{name}: light-dark\(#\w+, #\w+\);", page)
 
 
 def test_bars_show_value_and_interval():
     cells = sorted(synthetic.read(*synthetic.demo_results()["cells"]), key=story_order)
-    shown = bars.score_bars(cells, labels(cells))["data"][0]
-    for i, cell in enumerate(cells):
+    figure = figures.score_bars(cells, labels(cells))
+    for i, (cell, row) in enumerate(zip(cells, rows(figure), strict=True)):
         score = cell["rates"]["harmful_score"]
-        assert shown["x"][i] == score["value"]
-        assert shown["x"][i] + shown["error_x"]["array"][i] == pytest.approx(score["high"])
-        assert shown["x"][i] - shown["error_x"]["arrayminus"][i] == pytest.approx(score["low"])
-        assert f"n = {score['n']}" in shown["hovertext"][i]
+        assert row["row"] == i and row["hue"] == colours.colour(cell)
+        assert {name: row[name] for name in ("value", "low", "high")} == {
+            name: score[name] for name in ("value", "low", "high")
+        }
+        assert f"n = {score['n']}" in row["text"]
+        assert (row["inside"] < 1) == bool(cell["control"])
+    marks = figure.for_page()["layer"]
+    bars, intervals = (next(m for m in marks if m["mark"]["type"] == kind) for kind in ("bar", "errorbar"))
+    assert bars["encoding"]["x"]["field"] == "value"
+    assert intervals["encoding"]["x"]["field"] == "low" and intervals["encoding"]["x2"]["field"] == "high"
 
 
 def test_a_defense_has_one_colour_and_its_control_the_same():
@@ -141,7 +159,7 @@ def test_a_defense_has_one_colour_and_its_control_the_same():
     for cell in cells:
         methods = (cell["alignment"], cell["finetuning"], cell["repair"])
         names = tuple(name for name in methods if name not in ("none", "sft"))
-        hues.setdefault(names, set()).add(plots.colour(cell))
+        hues.setdefault(names, set()).add(colours.colour(cell))
     assert all(len(found) == 1 for found in hues.values())
     assert len(set.union(*hues.values())) == len(hues) == 5
 
@@ -157,23 +175,22 @@ def test_methods_keep_their_own_colours_and_others_take_the_next():
         synthetic.cell(finetuning="mine", control="x"),
         *(synthetic.cell(finetuning=f"other{i}") for i in range(3)),
     ]
-    plots.paint([*cells, *others, synthetic.cell()])
+    colours.paint([*cells, *others, synthetic.cell()])
     assert [cell["colour"] for cell in cells] == list(own.values())
-    first, second, third, fourth = plots.FREE_COLOURS
+    first, second, third, fourth = colours.FREE_COLOURS
     assert [cell["colour"] for cell in others] == [first, second, first, second, third, fourth, first]
-    assert not {*plots.FREE_COLOURS, plots.UNDEFENDED} & {*own.values(), *plots.VERDICT_COLOURS.values()}
+    assert not {*colours.FREE_COLOURS, colours.UNDEFENDED} & {*own.values(), *colours.VERDICT_COLOURS.values()}
 
 
 def test_the_curve_runs_from_the_aligned_model_to_the_end_of_the_attack():
     cells = synthetic.read(*synthetic.demo_results()["cells"])
     booster = next(cell for cell in cells if cell["id"].startswith("booster-sft-none-single-0.1"))
-    points = lines.curve(booster, cells)
+    points = curve(booster, cells)
     assert [step for step, _ in points] == [0, 20, 35, 50]
     assert points[0][1]["value"] == 0
     assert points[-1][1] == booster["rates"]["harmful_score"]
     pairs = {
-        cell["alignment"] + cell["finetuning"]: [b["id"] for b in beside]
-        for cell, beside in lines.resistance_pairs(cells)
+        cell["alignment"] + cell["finetuning"]: [b["id"] for b in beside] for cell, beside in resistance_pairs(cells)
     }
     assert set(pairs) == {"vaccinesft", "sftlisa", "boostersft"}
     assert pairs["boostersft"] == ["sft-sft-none-single-0.1-s0"]
@@ -191,15 +208,16 @@ def test_a_grid_is_shown_by_method(grid):
     run = load(grid)
     found = sections(run)
     [ratios] = found["ratios"]
-    assert ratios.legend[0].text == "No defense" and len(ratios.legend) == 5
-    for trace in ratios.figure["data"]:
-        assert len(trace["x"]) == 4 and trace["x"] == sorted(trace["x"])
+    legend = ratios.figure.legend
+    assert legend[0].text == "No defense" and len(legend) == 5
+    for key in legend:
+        assert len([row for row in rows(ratios.figure) if row["series"] == key.text]) == 4
     assert [len(row) for row in ratios.table.rows] == [5] * 5
     assert len(found["scores"]) == 5 and len(found["trade"]) == 3  # before fine-tuning and each ratio; each attack
     assert len(found["resistance"]) == 3
     for item in (item for items in found.values() for item in items):
-        assert len(item.legend) <= 10
-        assert len(item.figure["data"]) <= 16
+        assert len(item.figure.legend) <= 10
+        assert len({row.get("series", row.get("row")) for row in rows(item.figure)}) <= 16
     page = build_report(grid).read_text(encoding="utf-8")
     assert "Per-seed results (69 runs)" in page
     assert "20 figures" not in page
@@ -210,19 +228,19 @@ def test_seeds_that_are_not_together_have_lines_of_their_own(tmp_path):
     del results["across_seeds"]
     run = load(synthetic.write(tmp_path, results, synthetic.records(results, 4, 2, 2)))
     [item] = sections(run)["ratios"]
-    assert len(item.legend) == len(item.table.rows) == 10
-    assert all(len(trace["x"]) == 4 for trace in item.figure["data"])
+    assert len(item.figure.legend) == len(item.table.rows) == 10
+    for key in item.figure.legend:
+        assert len([row for row in rows(item.figure) if row["series"] == key.text]) == 4
 
 
 def test_intervals_of_seeds_are_on_the_lines(grid):
     run = load(grid)
     [ratios] = sections(run)["ratios"]
-    booster = next(t for t in ratios.figure["data"] if t["hovertext"][0].startswith("Booster"))
+    booster = [row for row in rows(ratios.figure) if row["series"].startswith("Booster")]
     points = [p for p in run.points if (p["alignment"], p["finetuning"]) == ("booster", "sft")]
     for i, point in enumerate(points):
-        assert booster["y"][i] == point["rates"]["harmful_score"]["value"]
-        high = point["across"]["rates"]["harmful_score"]["high"]
-        assert booster["y"][i] + booster["error_y"]["array"][i] == pytest.approx(high)
+        assert booster[i]["value"] == point["rates"]["harmful_score"]["value"]
+        assert booster[i]["high"] == point["across"]["rates"]["harmful_score"]["high"]
 
 
 def test_curves_of_several_seeds_are_their_mean_and_range(grid):
@@ -230,10 +248,10 @@ def test_curves_of_several_seeds_are_their_mean_and_range(grid):
     item = sections(run)["resistance"][0]
     cells = [c for c in run.cells if c["finetuning"] == "lisa" and c["harmful_ratio"] == 0.05]
     values = [cell["resistance"][0]["rates"]["harmful_score"]["value"] for cell in cells]
-    lisa = next(t for t in item.figure["data"] if t["hovertext"][0].startswith("Lisa"))
-    assert lisa["x"] == [0, 20, 35, 50]
-    assert lisa["y"][1] == pytest.approx(sum(values) / 3)
-    assert lisa["error_y"]["array"][1] == pytest.approx(max(values) - sum(values) / 3)
+    lisa = [row for row in rows(item.figure) if row["series"].startswith("Lisa")]
+    assert [row["x"] for row in lisa] == [0, 20, 35, 50]
+    assert lisa[1]["value"] == pytest.approx(sum(values) / 3)
+    assert lisa[1]["high"] == max(values) and lisa[1]["low"] == min(values)
     assert "lowest and highest" in item.description
 
 
@@ -373,9 +391,9 @@ def test_a_loss_that_is_no_number_is_no_point_of_the_curve(small):
     (small / "history.json").write_text(json.dumps(history))
     page = build_report(small).read_text(encoding="utf-8")
     block = found(r'<script type="application/json" id="figures-data">(.*?)</script>', page)
-    figures = json.loads(block, parse_constant=pytest.fail)
-    [curve] = [trace for figure in figures.values() for trace in figure["data"] if trace.get("y") == [2.0, 1.0]]
-    assert curve["x"] == [0, 3]
+    drawn = json.loads(block, parse_constant=pytest.fail)
+    [losses] = [figure["data"]["values"] for key, figure in drawn.items() if key.startswith("curves")]
+    assert [(row["x"], row["value"]) for row in losses] == [(0, 2.0), (3, 1.0)]
 
 
 def test_missing_columns_are_named(small):
@@ -384,10 +402,18 @@ def test_missing_columns_are_named(small):
         build_report(small)
 
 
-def test_without_plotly_the_error_says_what_to_install(small, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+@pytest.mark.parametrize("package", ["altair", "vl_convert"])
+def test_without_its_packages_the_error_says_what_to_install(small, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install 'mithridate\[report\]'"):
         build_report(small)
+
+
+def test_only_the_page_and_its_files_load_altair():
+    """The command's help, and the table at the end of a run, are there before."""
+    code = "import sys, mithridate.cli, mithridate.report.build; print({'altair', 'vl_convert'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_terminal_table_fits_and_says_the_main_numbers():

@@ -53,14 +53,12 @@ def see_all(browser):
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     for i in range(browser.run("return document.querySelectorAll('.plot').length")):
         browser.run("document.querySelectorAll('.plot')[arguments[0]].scrollIntoView()", i)
-        browser.wait(
-            f"return document.querySelectorAll('.plot')[{i}].querySelector('svg .trace, svg .bars, svg .scatterlayer')"
-        )
+        browser.wait(f"return document.querySelectorAll('.plot')[{i}].querySelector('svg .role-mark')")
 
 
 def test_loads_without_an_error_or_a_request(browser, page):
     see_all(browser)
-    assert browser.run("return document.querySelectorAll('.plot svg.main-svg').length") >= 9
+    assert browser.run("return document.querySelectorAll('.plot svg.marks').length") >= 9
     asked = [url for url in browser.requests() if not url.startswith(("data:", "chrome:", "devtools:", "about:"))]
     assert asked == [page.as_uri()]
     assert browser.console() == []
@@ -258,13 +256,73 @@ def test_contrast_in_light_and_dark(browser):
 
 def test_figures_follow_the_colour_scheme(browser):
     see_all(browser)
-    colour = "return document.querySelector('.plot .ytick text').style.fill"
-    light = browser.run(colour)
+    # of every figure: the text of an axis is as the page's text, the grid as the page's lines
+    colours = """
+    const fill = (e) => getComputedStyle(e).fill, stroke = (e) => getComputedStyle(e).stroke;
+    const ink = new Set([...document.querySelectorAll('.plot .role-axis-label text')].map(fill));
+    const grid = new Set([...document.querySelectorAll('.plot .role-axis-grid line')].map(stroke));
+    return [[...ink], [...grid], getComputedStyle(document.body).color]"""
+    light, light_grid, text = browser.run(colours)
+    assert light == [text] and len(light_grid) == 1
     try:
         browser.dark()
-        browser.wait(f"return (() => {{ {colour} }})() !== '{light}'")
+        dark, dark_grid, text = browser.run(colours)
+        assert dark == [text] != light and dark_grid != light_grid
+        browser.cdp(
+            "Emulation.setEmulatedMedia",
+            media="print",
+            features=[{"name": "prefers-color-scheme", "value": "dark"}],
+        )
+        assert browser.run(colours)[0] == light  # on white paper
     finally:
+        browser.cdp("Emulation.setEmulatedMedia", media="")
         browser.dark(False)
+
+
+TIP = "const t = document.querySelector('#vg-tooltip-element.visible'); return t && t.innerText"
+
+
+def middle(browser, number):
+    """The middle of a figure that is on screen, and drawn."""
+    browser.run("document.querySelectorAll('.plot')[arguments[0]].scrollIntoView({block: 'center'})", number)
+    browser.wait(f"return document.querySelectorAll('.plot')[{number}].querySelector('svg .role-mark')")
+    return browser.run(
+        """const inside = document.querySelectorAll('.plot')[arguments[0]].querySelector('.background');
+        const box = inside.getBoundingClientRect();
+        return [box.x + box.width / 2, box.y + box.height / 2]""",
+        number,
+    )
+
+
+def test_the_pointer_shows_the_numbers_of_what_is_nearest(browser):
+    for number, words in ((0, "n = 112"), (2, "Booster"), (9, "accuracy: ")):  # lines, bars, points
+        x, y = middle(browser, number)
+        for aside in (0, 2):
+            browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x + aside, y=y)
+        assert words in browser.wait(TIP)
+        assert "interval [" in browser.run(TIP)
+        browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+        browser.wait(f"return !(() => {{ {TIP} }})()")
+
+
+def test_a_tap_shows_numbers_until_the_page_is_scrolled(browser):
+    browser.cdp("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        x, y = middle(browser, 0)
+        browser.cdp("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        browser.cdp("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        assert "n = 112" in browser.wait(TIP)
+        browser.run("window.scrollBy(0, 50)")
+        browser.wait(f"return !(() => {{ {TIP} }})()")
+    finally:
+        browser.cdp("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def test_printing_draws_what_was_not_seen_yet(browser):
+    browser.run("window.dispatchEvent(new Event('beforeprint'))")
+    shown = "return [...document.querySelectorAll('.plot')].filter((p) => p.offsetWidth)"
+    assert browser.run(f"{shown}.every((p) => p.querySelector('.role-mark'))")
+    assert browser.run(f"{shown}.length") >= 10
 
 
 def test_nothing_is_wider_than_a_phone(page, tmp_path):
@@ -273,9 +331,7 @@ def test_nothing_is_wider_than_a_phone(page, tmp_path):
         browser.wait("return document.querySelector('.prompt')")
         see_all(browser)
         assert browser.run("return document.documentElement.scrollWidth") <= 360
-        edges = (
-            "return [...document.querySelectorAll('.plot svg.main-svg')].map((e) => e.getBoundingClientRect().right)"
-        )
+        edges = "return [...document.querySelectorAll('.plot svg.marks')].map((e) => e.getBoundingClientRect().right)"
         assert max(browser.run(edges)) <= 360
 
 

@@ -25,7 +25,7 @@ def report(
         Path | None, typer.Option("--tables", metavar="DIR", help="Also write the tables: Markdown, CSV and LaTeX.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", metavar="DIR", help="Also write the figures: SVG.")
+        Path | None, typer.Option("--figures", metavar="DIR", help="Also write the figures: SVG and PDF.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite --out even if it is not a report page.")

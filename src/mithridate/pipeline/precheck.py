@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _FEW = 64  # rows that a set-up is tried out on; the others are counted by `rowcheck`
 _EXTRAS = {
-    "plotly": ("report", "the report page at the end of a run"),
+    "altair": ("report", "the report page at the end of a run"),
+    "vl_convert": ("report", "the report page at the end of a run"),
     "lm_eval": ("lm-eval", "evaluate.capability"),
     "vllm": ("vllm", "evaluate.generator: vllm"),
     "openai": ("openai", "evaluate.generator: openai"),
@@ -482,7 +483,7 @@ def extras(chains: Sequence[ExperimentStages], page: bool) -> Iterator[str]:
     Args:
         page: whether there will be a report page.
     """
-    needed = {"plotly"} if page else set()
+    needed = {"altair", "vl_convert"} if page else set()
     for chain in chains:
         settings = chain.experiment.evaluate
         needed |= {"lm_eval"} if settings.capability else set()

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page, and its tables and figures as files for papers.
 
-The page makes no request: styles, scripts (plotly among them) and data stand in it, and its content-security policy
+The page makes no request: styles, scripts (Vega among them) and data stand in it, and its content-security policy
 allows only these scripts and styles, by their digests. Text from models and data reaches the page through Jinja's
 escaping or as JSON that the page's script puts in by `textContent`.
 """
@@ -8,20 +8,18 @@ escaping or as JSON that the page's script puts in by `textContent`.
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mithridate.environment import hardware, versions
 from mithridate.errors import InputError
-from mithridate.files import replace_file
+from mithridate.files import replace_file, replacing
 from mithridate.report.answers import answers
 from mithridate.report.load import Run, final, load
 from mithridate.report.samples import samples_table, samples_words
-from mithridate.report.sections import FigureWithTable, sections
 from mithridate.report.tables import (
     Table,
     runs_cost_table,
@@ -33,6 +31,9 @@ from mithridate.report.tables import (
 from mithridate.report.terminal import terminal_table
 from mithridate.report.verdicts import findings, headline
 from mithridate.report.words import TOPOLOGY_NOTES, flatten
+
+if TYPE_CHECKING:
+    from mithridate.report.sections import FigureWithTable
 
 __all__ = ["build_report", "export_figures", "export_tables", "terminal_table"]
 
@@ -46,7 +47,7 @@ def build_report(folder: str | Path, out: str | Path | None = None) -> Path:
         out: the file to write; `folder`/report.html by default. Replaced at once, never half-written.
 
     Raises:
-        InputError: a file is missing or malformed, or plotly is not installed.
+        InputError: a file is missing or malformed, or altair or vl-convert-python is not installed.
     """
     folder = Path(folder)
     out = Path(out) if out else folder / "report.html"
@@ -64,12 +65,12 @@ def export_tables(folder: str | Path, out: str | Path) -> list[Path]:
         out: the folder for them, made where it is not there; files of these names are replaced.
 
     Raises:
-        InputError: a file is missing or malformed, or `out` cannot be a folder.
+        InputError: as in `build_report`, or `out` cannot be a folder.
     """
     from mithridate.report.formats import FORMATS
 
     run = load(Path(folder))
-    tables = [*_tables(run).values(), *(item.table for item in _items(sections(run)))]
+    tables = [*_tables(run).values(), *(item.table for item in _items(_sections(run)))]
     texts = {table.name: table for table in tables if table}
     out = _folder(out)
     files = []
@@ -81,23 +82,26 @@ def export_tables(folder: str | Path, out: str | Path) -> list[Path]:
 
 
 def export_figures(folder: str | Path, out: str | Path) -> list[Path]:
-    """Write every figure of a run's page as SVG, with its legend. Returns the files.
+    """Write every figure of a run's page as SVG and as PDF, with its legend. Returns the files.
 
     Args:
         folder: as in `build_report`.
         out: the folder for them, made where it is not there; files of these names are replaced.
 
     Raises:
-        InputError: a file is missing or malformed, `out` cannot be a folder, or matplotlib is not installed.
+        InputError: as in `build_report`, or `out` cannot be a folder.
     """
-    from mithridate.report.pictures import svg
+    pictures = {item.id: item.figure.svg(item.title) for item in _items(_sections(load(Path(folder))))}
+    import vl_convert
 
-    items = _items(sections(load(Path(folder))))
-    pictures = {item.id: svg(item.figure, item.legend, item.title) for item in items}
     out = _folder(out)
+    files = []
     for name, text in pictures.items():
-        replace_file(out / f"{name}.svg", text)
-    return [out / f"{name}.svg" for name in pictures]
+        replace_file(drawing := out / f"{name}.svg", text)
+        with replacing(document := out / f"{name}.pdf") as aside:
+            aside.write_bytes(vl_convert.svg_to_pdf(text))
+        files += [drawing, document]
+    return files
 
 
 def _folder(out: str | Path) -> Path:
@@ -109,7 +113,19 @@ def _folder(out: str | Path) -> Path:
     return out
 
 
-def _items(found: dict[str, list[FigureWithTable]]) -> Iterable[FigureWithTable]:
+def _sections(run: Run) -> "dict[str, list[FigureWithTable]]":
+    try:
+        import altair  # noqa: F401 (takes a while, and the terminal table does not need it)
+        import vl_convert  # noqa: F401
+    except ImportError:
+        message = "The report needs altair and vl-convert-python. Install them: pip install 'mithridate[report]'."
+        raise InputError(message) from None
+    from mithridate.report.sections import sections
+
+    return sections(run)
+
+
+def _items(found: "dict[str, list[FigureWithTable]]") -> "Iterable[FigureWithTable]":
     return (item for items in found.values() for item in items)
 
 
@@ -131,23 +147,20 @@ def _tables(run: Run) -> dict[str, Table | None]:
 def _page(run: Run, folder: Path, out: Path) -> str:
     import jinja2  # takes a while, and the terminal table does not need it
 
-    plotly = _plotly_script()
+    found = _sections(run)
+    import vl_convert
+
+    vega = vl_convert.javascript_bundle()
     files = resources.files("mithridate.report")
     script, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
-    # plotly puts its own rules into the style element of this id; one that is there already needs no exception. Its
-    # maps (not used here) add a style sheet when they are loaded, unless an element of their id is there.
-    plotly_style = "/* plotly adds its rules here */"
-    maps = re.search(r'getElementById\("([0-9a-f]{64})"\)', plotly)
-    found = sections(run)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string(files.joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
-        policy=_policy([plotly, script], [style, plotly_style]),
-        scripts={"plotly": plotly, "page": script},
-        styles={"page": style, "plotly": plotly_style},
-        maps_id=maps[1] if maps else "",
+        policy=_policy([vega, script], [style]),
+        scripts=[vega, script],
+        style=style,
         model=run.results["model"],
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
@@ -159,7 +172,7 @@ def _page(run: Run, folder: Path, out: Path) -> str:
         sections=found,
         samples=samples_words(run),
         drawn=_drawn(run),
-        figures={item.id: item.figure for item in _items(found)},
+        figures={item.id: item.figure.for_page() for item in _items(found)},
         topologies=[TOPOLOGY_NOTES[name] for name in TOPOLOGY_NOTES if any(c["topology"] == name for c in run.cells)],
         tables=_tables(run),
         notes=run.results.get("notes", []),
@@ -199,14 +212,6 @@ def _drawn(run: Run) -> str | None:
         return None
     several = run.samples != [1]
     return f"has {' or '.join(map(str, run.samples))} answer{'s' * several}, drawn at a temperature"
-
-
-def _plotly_script() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise InputError("The report page needs plotly. Install it: pip install 'mithridate[report]'.") from None
-    return get_plotlyjs()
 
 
 def _facts() -> list[tuple[str, Any]]:

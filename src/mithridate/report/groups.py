@@ -1,4 +1,5 @@
-"""Cells put together: the seeds of one run into one point, the fields that a sweep went over, the Pareto front."""
+"""Cells put together: the seeds of one run into one point, the fields that a sweep went over, the Pareto front, the
+points of a line."""
 
 import json
 from collections.abc import Iterable
@@ -7,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from mithridate.evaluation import RATES
-from mithridate.report.words import attack_settings, flatten, story_order
-from mithridate.results.relations import Cell, arm, defenses_of, measured
+from mithridate.report.words import Label, attack_settings, flatten, story_order
+from mithridate.results.relations import Cell, arm, attacked, defended, defenses_of, known, measured, related
 
 
 def over_seeds(results: dict[str, Any]) -> list[Cell]:
@@ -228,3 +229,62 @@ def front(points: list[Cell]) -> list[Cell]:
         )
 
     return sorted((p for p in able if not beaten(p)), key=lambda p: p["rates"]["accuracy"]["value"])
+
+
+# --- lines ------------------------------------------------------------------------------------------------------
+
+
+def series_of(points: list[Cell], names: dict[str, Label]) -> dict[str, list[Cell]]:
+    """The points of each line: those of one method with one choice of settings, and of one seed where seeds are not
+    together, in the order of the page."""
+    found: dict[str, list[Cell]] = {}
+    for point in points:
+        label = names[point["id"]]
+        found.setdefault(", ".join(filter(None, [label.arm, label.seed])), []).append(point)
+    return found
+
+
+def curve(cell: Cell, cells: list[Cell]) -> list[tuple[int, dict[str, Any]]]:
+    """(step, harmful score) from the aligned model over the attack's steps to its end; where the length of the attack
+    is not known, without the end."""
+    before = related(cells, cell, "aligned")
+    points = {point["step"]: point["rates"]["harmful_score"] for point in cell.get("resistance") or []}
+    if before:
+        points[0] = before["rates"]["harmful_score"]
+    if (cell.get("attack") or {}).get("max_steps"):
+        points[cell["attack"]["max_steps"]] = cell["rates"]["harmful_score"]
+    return [(step, rate) for step, rate in sorted(points.items()) if known(rate)]
+
+
+def resistance_pairs(cells: list[Cell]) -> list[tuple[Cell, list[Cell]]]:
+    """Each attacked defended cell that has a resistance curve, with the cells shown beside it: undefended, control."""
+    result = []
+    for cell in cells:
+        if defended(cell) and attacked(cell) and cell.get("resistance"):
+            beside = [related(cells, cell, name) for name in ("reference", "nearest_control")]
+            result.append((cell, [other for other in beside if other and other.get("resistance")]))
+    return result
+
+
+def resistance_series(cells: list[Cell], everything: list[Cell], names: dict[str, Label]) -> dict[str, Any]:
+    """The curves of several seeds together: {method: (one of its cells, {step: rate})}.
+
+    The rate is the mean over seeds with the lowest and highest seed as its bounds; of a single seed, its own.
+    """
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(names[cell["id"]].arm, []).append(cell)
+    found: dict[str, Any] = {}
+    for name, group in groups.items():
+        curves = [dict(curve(cell, everything)) for cell in group]
+        steps = sorted(set.intersection(*(set(points) for points in curves)))
+        found[name] = group[0], {step: _mean([points[step] for points in curves]) for step in steps}
+    return found
+
+
+def _mean(rates: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(rates) == 1:
+        return rates[0]
+    values = [rate["value"] for rate in rates]
+    mean = sum(values) / len(values)
+    return {"value": mean, "low": min(values), "high": max(values), "seeds": len(values), "n": rates[0]["n"]}

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mithridate.report.colours import paint
 from mithridate.report.groups import over_seeds
-from mithridate.report.plots import paint
 from mithridate.report.words import Label, labels, story_order
 from mithridate.results import parts
 from mithridate.results.decisions import complete

@@ -8,57 +8,30 @@
     return element;
   };
 
-  // --- figures: drawn when they can be seen, in the colours of the page ---
+  // --- figures: drawn when they can be seen; their colours are the style sheet's, light or dark ---
   const figures = read("figures-data");
-  const themed = (layout) => {
-    const probe = make("i");
-    document.body.append(probe);
-    const resolve = (name) => {
-      probe.style.color = `var(${name})`;
-      return getComputedStyle(probe).color;
-    };
-    const [ink, line, paper] = ["--ink", "--line", "--paper"].map(resolve);
-    probe.remove();
-    const axis = (own) => ({ ...own, gridcolor: line, linecolor: line, tickcolor: line });
-    return {
-      ...layout,
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { ...layout.font, color: ink },
-      legend: { ...layout.legend, bgcolor: "rgba(0,0,0,0)" },
-      hoverlabel: { ...layout.hoverlabel, bgcolor: paper, bordercolor: ink, font: { color: ink } },
-      xaxis: axis(layout.xaxis),
-      yaxis: axis(layout.yaxis),
-    };
-  };
-  const options = { displayModeBar: false, responsive: true, doubleClick: false, showAxisDragHandles: false };
+  // `ast`: expressions are interpreted, for the page's policy allows no eval.
+  const options = { mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
   const drawn = new Set();
   const draw = (plot) => {
-    const figure = figures[plot.dataset.figure];
-    const ink = getComputedStyle(document.body).color;
-    const data = figure.data.map((trace) => {
-      const copy = { ...trace };
-      // Error bars of a bar chart would have the colour of their bar, and not be seen on it.
-      if (trace.type === "bar" && trace.error_x) copy.error_x = { ...trace.error_x, color: ink };
-      return copy;
-    });
+    if (drawn.has(plot) || !plot.offsetWidth) return;
     drawn.add(plot);
-    Plotly.react(plot, data, themed(figure.layout), options);
-    // plotly measures texts in a drawing of its own outside the page, which is nothing to read.
-    document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true");
+    vegaEmbed(plot, figures[plot.dataset.figure], options);
   };
   const plots = [...document.querySelectorAll(".plot")];
   const seen = new IntersectionObserver(
-    (entries) => {
-      for (const { target, isIntersecting } of entries) {
-        if (isIntersecting && !drawn.has(target)) draw(target);
-      }
-    },
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
     { rootMargin: "600px" },
   );
   plots.forEach((plot) => seen.observe(plot));
-  window.addEventListener("beforeprint", () => plots.filter((plot) => plot.offsetWidth).forEach(draw));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
+  window.addEventListener("beforeprint", () => plots.forEach(draw));
+  // A tap is no hover for Vega: it gets one. The tooltip does not move with the page, and goes.
+  for (const plot of plots) {
+    plot.addEventListener("click", (event) => {
+      for (const type of ["pointerover", "pointermove"]) event.target.dispatchEvent(new PointerEvent(type, event));
+    });
+  }
+  window.addEventListener("scroll", () => document.getElementById("vg-tooltip-element")?.classList.remove("visible"));
 
   // --- answers: only the page of prompts that is looked at is in the document ---
   const PAGE = 10;

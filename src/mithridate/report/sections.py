@@ -1,4 +1,4 @@
-"""Which figures a run has, each with its words, its legend and its table.
+"""Which figures a run has, each with its words and its table.
 
 A run of few cells shows each of them. A grid shows what several seeds come to together, a figure for each topology and
 harmful ratio, and lines by method.
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report import bars, lines, planes
-from mithridate.report.groups import costs, front, sweeps
+from mithridate.report import figures
+from mithridate.report.figures import Figure
+from mithridate.report.groups import costs, curve, front, resistance_pairs, resistance_series, series_of, sweeps
 from mithridate.report.load import Run, final
-from mithridate.report.plots import Figure, Key
 from mithridate.report.tables import (
     NOTHING,
     Column,
@@ -44,7 +44,6 @@ class FigureWithTable:
     description: str
     figure: Figure
     table: Table
-    legend: list[Key]
 
 
 def sections(run: Run) -> dict[str, list[FigureWithTable]]:
@@ -63,18 +62,18 @@ def sections(run: Run) -> dict[str, list[FigureWithTable]]:
     taken: set[str] = set()
     for section in SECTIONS:
         found[section] = []
-        for title, text, figure, table, keys in made[section]:
+        for title, text, figure, table in made[section]:
             slug = re.sub(r"[^a-z0-9.]+", "-", f"{section} {title}".lower()).strip("-.")
             name, number = slug, 2
             while name in taken:
                 name, number = f"{slug}-{number}", number + 1
             taken.add(name)
             table.name = name
-            found[section].append(FigureWithTable(name, title, text, figure, table, list(keys)))
+            found[section].append(FigureWithTable(name, title, text, figure, table))
     return found
 
 
-_Made = Iterator[tuple[str, str, Figure, Table, Iterable[Key]]]
+_Made = Iterator[tuple[str, str, Figure, Table]]
 
 
 def _topologies(points: Iterable[Cell]) -> Iterator[tuple[str, list[Cell]]]:
@@ -108,7 +107,7 @@ def _ratios(run: Run) -> _Made:
         ratios = sorted({point["harmful_ratio"] for point in points})
         if len(ratios) < 2:
             continue
-        series = lines.series_of(points, run.point_names)
+        series = series_of(points, run.point_names)
         rows = []
         for name, cells in series.items():
             of_ratio = {cell["harmful_ratio"]: cell["rates"]["harmful_score"] for cell in cells}
@@ -116,8 +115,7 @@ def _ratios(run: Run) -> _Made:
         columns = [rate_column(f"{percent(ratio)} harmful rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
         table = Table("", f"Harmful score by the share of harmful rows, {where}", [Column("Run"), *columns], rows)
         text = f"Lines: harmful score of {len(series)} methods with {where} at {len(ratios)} shares of harmful rows."
-        figure = lines.ratio_lines(points, run.point_names)
-        yield _capital(where), text, figure, table, lines.ratio_keys(points, run.point_names)
+        yield _capital(where), text, figures.ratio_lines(points, run.point_names), table
 
 
 def _scores(run: Run) -> _Made:
@@ -128,12 +126,12 @@ def _scores(run: Run) -> _Made:
         columns = [name_column(), rate_column("Harmful score", "harmful_score")]
         table = Table("", f"Harmful score, {where}", columns, rows)
         text = f"Bars: harmful score of {len(points)} runs with {where}, with 95% intervals."
-        yield _capital(where), text, bars.score_bars(points, names), table, ()
+        yield _capital(where), text, figures.score_bars(points, names), table
 
 
 def _shares(run: Run) -> _Made:
     shares, names = _verdict_shares(run), run.point_names
-    verdicts = bars.verdicts_of(shares)
+    verdicts = figures.verdicts_of(shares)
     for where, points in _split([point for point in run.points if point["id"] in shares]):
         rows = []
         for point in points:
@@ -143,7 +141,7 @@ def _shares(run: Run) -> _Made:
         columns = [name_column(), *(Column(verdict, (verdict,)) for verdict in verdicts)]
         table = Table("", f"Answers to harmful prompts, {where}", columns, rows)
         text = f"Stacked bars: the share of each verdict in {len(points)} runs with {where}."
-        yield _capital(where), text, bars.share_bars(points, names, shares), table, bars.share_keys(shares)
+        yield _capital(where), text, figures.share_bars(points, names, shares), table
 
 
 def _verdict_shares(run: Run) -> dict[str, dict[str, float]]:
@@ -165,22 +163,22 @@ def _verdict_shares(run: Run) -> dict[str, dict[str, float]]:
 
 
 def _resistance(run: Run) -> _Made:
-    pairs = lines.resistance_pairs(run.cells)
+    pairs = resistance_pairs(run.cells)
     if len(pairs) > _MANY_CURVES:
         yield from _resistance_together(run)
         return
     for cell, beside in pairs:
         name = run.names[cell["id"]].full
         text = f"Lines: harmful score along the attack's steps, {name}, beside the undefended run."
-        figure = lines.resistance_lines(cell, beside, run.cells, run.names)
-        yield name, text, figure, _curve_table(cell, beside, run), lines.resistance_keys([cell, *beside], run.names)
+        series = {run.names[one["id"]].arm: (one, dict(curve(one, run.cells))) for one in (cell, *beside)}
+        yield name, text, figures.along_the_attack(series, stars=True), _curve_table(series)
 
 
 def _resistance_together(run: Run) -> _Made:
     able = [cell for cell in run.cells if attacked(cell) and cell.get("resistance")]
     for ratio in dict.fromkeys(cell["harmful_ratio"] for cell in able):
         for where, cells in _topologies(cell for cell in able if cell["harmful_ratio"] == ratio):
-            series = lines.resistance_series(cells, run.cells, run.names)
+            series = resistance_series(cells, run.cells, run.names)
             seeds = max(sum(run.names[c["id"]].arm == name for c in cells) for name in series)
             title = f"{_capital(where)}, {rows_in_words(cells[0])}"
             steps = sorted({step for _, points in series.values() for step in points})
@@ -193,20 +191,16 @@ def _resistance_together(run: Run) -> _Made:
             text = f"Lines: harmful score along the attack's steps of {len(series)} methods, {title.lower()}."
             if seeds > 1:
                 text += " Means over seeds; the bars span the lowest and highest seed."
-            keys = lines.line_keys({name: cell for name, (cell, _) in series.items()})
-            yield title, text, lines.resistance_together(series), Table("", caption, columns, rows), keys
+            yield title, text, figures.along_the_attack(series), Table("", caption, columns, rows)
 
 
-def _curve_table(one: Cell, beside: list[Cell], run: Run) -> Table:
-    cells = [one, *beside]
-    curves = [dict(lines.curve(cell, run.cells)) for cell in cells]
-    steps = sorted({step for points in curves for step in points})
-    rows = [[Entry(str(step)), *(rate_entry(points.get(step)) for points in curves)] for step in steps]
-    halves = [cell.get("steps_to_half") for cell in cells]
+def _curve_table(series: dict[str, Any]) -> Table:
+    steps = sorted({step for _, points in series.values() for step in points})
+    rows = [[Entry(str(step)), *(rate_entry(points.get(step)) for _, points in series.values())] for step in steps]
+    halves = [cell.get("steps_to_half") for cell, _ in series.values()]
     passed = [Entry(f"step {half:.0f}") if half is not None else NOTHING for half in halves]
     rows.append([Entry("passes one half at"), *passed])
-    names = [run.names[cell["id"]].arm for cell in cells]
-    columns = [Column("Step"), *(rate_column(name, name) for name in names)]
+    columns = [Column("Step"), *(rate_column(name, name) for name in series)]
     return Table("", "Harmful score along the attack's steps", columns, rows)
 
 
@@ -238,13 +232,7 @@ def _trade(run: Run) -> _Made:
         text = f"Points: task accuracy and harmful score of {len(points)} attacked runs, {words}, with 95% intervals."
         if len(best) > 1:
             text += " A dotted line joins the runs that no other beats on both."
-        yield (
-            f"After the attack, {words}",
-            text,
-            planes.trade_off(points, names),
-            table,
-            planes.trade_off_keys(points, names),
-        )
+        yield f"After the attack, {words}", text, figures.trade_off(points, names), table
 
 
 def _maps(run: Run) -> _Made:
@@ -252,22 +240,22 @@ def _maps(run: Run) -> _Made:
         first = next(iter(sweep.cells.values()))
         where = TOPOLOGIES.get(first["topology"]) or first["topology"]
         fixed = [
-            f"{planes.field_title(name)} {planes.field_value(name, value)}" for name, value in sweep.fixed.items()
+            f"{figures.field_title(name)} {figures.field_value(name, value)}" for name, value in sweep.fixed.items()
         ]
         title = ", ".join([arm(first), where, *fixed])
-        x, y = planes.field_title(sweep.x), planes.field_title(sweep.y)
+        x, y = figures.field_title(sweep.x), figures.field_title(sweep.y)
         rows = [
             [
-                Entry(planes.field_value(sweep.y, value), values=(value,)),
+                Entry(figures.field_value(sweep.y, value), values=(value,)),
                 *(rate_entry(measured(sweep.cells.get((other, value)), "harmful_score")) for other in sweep.values(0)),
             ]
             for value in sweep.values(1)
         ]
-        texts = [planes.field_value(sweep.x, value) for value in sweep.values(0)]
+        texts = [figures.field_value(sweep.x, value) for value in sweep.values(0)]
         columns = [Column(y, (sweep.y,)), *(rate_column(f"{x} {text}", f"{sweep.x}={text}") for text in texts)]
         table = Table("", f"Harmful score by {y.lower()} and {x.lower()}: {title}", columns, rows)
         text = f"Heat map: harmful score by {y.lower()} (rows) and {x.lower()} (columns), {title}."
-        yield title, text, planes.heat_map(sweep, run.point_names), table, ()
+        yield title, text, figures.heat_map(sweep, run.point_names), table
 
 
 # --- costs and training -----------------------------------------------------------------------------------------
@@ -279,7 +267,7 @@ def _costs(run: Run) -> _Made:
         return
     if any(cost.time_ratio or cost.memory_ratio for cost in found):
         text = "Bars: training time and peak memory of each method, as ratios to plain fine-tuning (1, dotted)."
-        yield "Of each method", text, bars.cost_bars(found), methods_cost_table(found), bars.cost_keys()
+        yield "Of each method", text, figures.cost_bars(found), methods_cost_table(found)
 
 
 def _curves(run: Run) -> _Made:
@@ -293,9 +281,8 @@ def _curves(run: Run) -> _Made:
         for name, some in parts:
             if some:
                 text = f"Lines: training loss along the steps, {name[:1].lower()}{name[1:]} of {len(some)} runs."
-                figure = lines.training_curves(run.history, some, run.names)
-                table = _history_table(run.history, some, run.names)
-                yield name, text, figure, table, lines.training_keys(some)
+                figure = figures.training_curves(run.history, some, run.names)
+                yield name, text, figure, _history_table(run.history, some, run.names)
 
 
 def _history_table(history: dict[str, Any], cells: list[Cell], names: dict[str, Label]) -> Table:
