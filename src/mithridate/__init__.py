@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mithridate.repairs.lox import LoX
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.resta import RESTA
+    from mithridate.repairs.safedelta import SafeDelta
+    from mithridate.repairs.safelora import SafeLoRA
     from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.comparison import Comparison, compare
     from mithridate.results.release import GateVerdict, Limits, gate
@@ -55,9 +58,12 @@ _PUBLIC = {
     "LowerLR": "mithridate.defenses.lowerlr",
     "MithridateError": "mithridate.errors",
     "PTST": "mithridate.defenses.ptst",
+    "RESTA": "mithridate.repairs.resta",
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SafeDelta": "mithridate.repairs.safedelta",
+    "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
@@ -74,6 +80,7 @@ __all__ = [
     "KL",
     "LDIFS",
     "PTST",
+    "RESTA",
     "Antidote",
     "Booster",
     "Comparison",
@@ -92,6 +99,8 @@ __all__ = [
     "RandomMask",
     "RandomNoise",
     "Run",
+    "SafeDelta",
+    "SafeLoRA",
     "SafetyMix",
     "UnsupportedSetup",
     "Vaccine",

@@ -34,7 +34,8 @@ def the_model(repair):
 
 def inputs_of(repair):
     """Its declared inputs: content-free rows, and each model, as objects of their own."""
-    models = {"base": lambda: tiny_llama(), "aligned": lambda: tiny_llama(), "start": lambda: tiny_llama()}
+    models = {"base": lambda: adapted(tiny_llama(), 3).merge_and_unload(), "aligned": lambda: tiny_llama()}
+    models["start"] = models["aligned"]
     models["unaligned"] = lambda: adapted(tiny_llama(), 2).merge_and_unload()
     rows = {name: records_of(role) for name, role in repair.data_roles().items()}
     return rows | {n: models[kind]() for n, kind in repair.model_inputs().items()} | {"tokenizer": tiny_tokenizer()}

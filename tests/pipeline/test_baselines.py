@@ -95,3 +95,48 @@ def test_the_random_repairs_need_no_calibration(inputs, tmp_path, repair):
     del asked["data"]["calibration_harmful"]
     finished = run(asked, out=tmp_path / "out", until="evaluate", progress=False)
     assert finished.results["cells"][-1]["repair"] == next(iter(repair))
+
+
+@pytest.mark.parametrize("topology", ["double", pytest.param("single", marks=pytest.mark.slow)])
+def test_the_published_repairs_in_one_sweep(inputs, tmp_path, topology):
+    """Each with the models and rows that it declares: RESTA has an unaligned model trained for it."""
+    from transformers import AutoModelForCausalLM
+
+    repairs = [
+        {"safelora": {"tau": 1.0}},
+        {"resta": {"alpha": 0.5}},
+        {"resta": {"alpha": 0.5, "dare": 0.5, "placement": "vector"}},
+        {"safedelta": {"s": 0.01, "samples": 4}},
+    ]
+    asked = experiment(
+        inputs,
+        topology=topology,
+        align__training__max_steps=2,
+        finetune__training__max_steps=2,
+        sweep={"repair": repairs},
+    )
+    finished = run(asked, out=tmp_path / "out", progress=False)
+    cells = [cell for cell in finished.results["cells"] if cell["repair"] != "none"]
+    assert [cell["repair"] for cell in cells] == ["safelora", "resta", "resta", "safedelta"]
+    made = [plain(tmp_path / "out", cell, tmp_path / str(i)) for i, cell in enumerate(cells)]
+    [tuned] = [
+        plain(tmp_path / "out", cell, tmp_path / "tuned")
+        for cell in finished.results["cells"]
+        if cell["finetuning"] == "sft" and cell["repair"] == "none"
+    ]
+    [before] = [
+        plain(tmp_path / "out", cell, tmp_path / "aligned")
+        for cell in finished.results["cells"]
+        if cell["alignment"] == "sft" and cell["finetuning"] == "none"
+    ]
+    v = before - AutoModelForCausalLM.from_pretrained(inputs / "model").state_dict()[KEY]
+    mapped = before + v @ v.T @ (tuned - before) / v.norm()
+    torch.testing.assert_close(made[0], mapped, atol=1e-6, rtol=1e-4)
+    assert all(not torch.equal(weight, tuned) for weight in made)
+    assert not torch.equal(made[1], made[2])
+
+
+def test_a_projection_into_an_alignment_that_is_not_there_is_refused_before_anything_is_trained(inputs, tmp_path):
+    asked = experiment(inputs, align="none", repair={"safelora": {}})
+    with pytest.raises(InputError, match=r"repair.safelora: .* `align` is none"):
+        run(asked, out=tmp_path / "out", progress=False)

@@ -299,6 +299,7 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
         ours = [m for m in linears if m.weight.requires_grad or cost.changes != "adapter"]
         sizes = [m.weight.numel() for m in ours]
         features = sum(m.in_features for m in ours)
+        pairs = sum(m.in_features**2 for m in ours)
         if cost.changes == "all":
             sizes = [p.numel() for p in model.parameters()]
     width = 2 if setup.dtype == "bfloat16" else _FP32
@@ -314,7 +315,7 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
         method=type(acting).__name__.lower(),
         weights=one * (1 + len(acting.model_inputs())),
         activations=activations,
-        norms=round(cost.per_input * features + cost.working * max(sizes, default=0)),
+        norms=round(cost.per_input * features + cost.per_pair * pairs + cost.working * max(sizes, default=0)),
         flops=round(per_batch * math.ceil(rows / setup.batch)),
         passes=f"{', '.join(said)} in all" if said else "none",
         kept=math.ceil(cost.kept * sum(sizes)),

@@ -205,8 +205,14 @@ def _place_problems(experiment: Experiment) -> list[str]:
         finetuned = experiment.finetune is not None and not before
         adapter = experiment.adapter_of("finetune" if finetuned else "align") is not None
         kept = adapter and (finetuned or (experiment.align is not None and experiment.topology == "single"))
+        method = method_of(cls, values)
+        if experiment.align is None and {"base", "aligned"} <= set(method.model_inputs().values()):
+            problems.append(
+                f"repair.{name}: compares the aligned model with the base, and `align` is none, so that they are one. "
+                "Set `align`"
+            )
         try:
-            method_of(cls, values).check_run(topology=experiment.topology, finetuned=finetuned, adapter=kept)
+            method.check_run(topology=experiment.topology, finetuned=finetuned, adapter=kept)
         except InputError as error:
             problems.append(f"repair.{name}.{error}")
     for before, names in placed.items():

@@ -41,6 +41,7 @@ class Cost:
         kept: of a repair, bytes on disk for each entry of these weights.
         working: of a repair, bytes held for each entry of the largest of these weights while it works.
         per_input: of a repair, bytes held for each input feature of these weights.
+        per_pair: of a repair, bytes held for each pair of input features of one weight.
     """
 
     passes: float = 1.0
@@ -57,6 +58,7 @@ class Cost:
     kept: float = 0.0
     working: float = 0.0
     per_input: float = 0.0
+    per_pair: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         """Of two methods in one training: each adds what it takes beyond plain training."""

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from mithridate.repairs.lox import LoX
     from mithridate.repairs.randommask import RandomMask
     from mithridate.repairs.randomnoise import RandomNoise
+    from mithridate.repairs.resta import RESTA
+    from mithridate.repairs.safedelta import SafeDelta
+    from mithridate.repairs.safelora import SafeLoRA
     from mithridate.repairs.wiseft import WiSEFT
 
-__all__ = ["Antidote", "LoX", "RandomMask", "RandomNoise", "WiSEFT", "by_name"]
+__all__ = ["RESTA", "Antidote", "LoX", "RandomMask", "RandomNoise", "SafeDelta", "SafeLoRA", "WiSEFT", "by_name"]
 
 
 def by_name() -> Mapping[str, type[Repair]]:

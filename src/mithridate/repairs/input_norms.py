@@ -1,8 +1,8 @@
-"""What a model's linear layers see on a set of conversations: the norms of their inputs, in one batched pass."""
+"""What a model's linear layers see on conversations: norms and products of their inputs, in one batched pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from mithridate.progress import Progress
 from mithridate.repairs.linears import plain
 from mithridate.repairs.rows import as_rows, token_ids
 
-__all__ = ["as_rows", "input_norms", "token_ids"]
+__all__ = ["as_rows", "input_norms", "input_products", "token_ids"]
 
 
 def _require_positions(model: Any, rows: list[list[int]]) -> None:
@@ -30,11 +30,37 @@ def _require_positions(model: Any, rows: list[list[int]]) -> None:
             )
 
 
-@torch.inference_mode()
 def input_norms(
     model: Any, modules: Mapping[str, nn.Module], rows: list[list[int]], batch_size: int
 ) -> dict[str, Tensor]:
-    """sqrt(mean over rows of ||x_j||_2^2 over the row's tokens) for each input feature j of each module: [in], fp64.
+    """sqrt(mean over rows of ||x_j||_2^2 over the row's tokens) for each input feature j of each module: [in], fp64,
+    on the CPU. See `_summed`."""
+    sums = _summed(model, modules, rows, batch_size, lambda tokens: tokens.double().square_().sum(dim=0))
+    return {name: (total / len(rows)).sqrt().cpu() for name, total in sums.items()}
+
+
+def input_products(
+    model: Any, modules: Mapping[str, nn.Module], rows: list[list[int]], batch_size: int
+) -> dict[str, Tensor]:
+    """Mean over rows of X^T X for each module, X [tokens, in] a row's inputs: [in, in], fp32 (fp64 where the model
+    computes in it), where the module is. See `_summed`."""
+
+    def product(tokens: Tensor) -> Tensor:
+        wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        return wide.T @ wide
+
+    return {n: total / len(rows) for n, total in _summed(model, modules, rows, batch_size, product).items()}
+
+
+@torch.inference_mode()
+def _summed(
+    model: Any,
+    modules: Mapping[str, nn.Module],
+    rows: list[list[int]],
+    batch_size: int,
+    of: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """The sum over batches of `of(tokens)`, a sum over tokens [tokens, in], for each module.
 
     Pad tokens are left out, dropout is off, so that the batch size has no influence. The LM head is run only
     where one of the modules lies in it.
@@ -52,7 +78,7 @@ def input_norms(
     """
     sums: dict[str, Tensor] = {}
     keep = places = torch.empty(0)  # of the batch at hand: which places hold tokens, [rows, width]; their numbers
-    latest: dict[int, tuple[Tensor, Tensor]] = {}  # the last input of so many features, and its squared norms
+    latest: dict[int, tuple[Tensor, Tensor]] = {}  # the last input of so many features, and `of` it
 
     def hook(name: str):
         def add(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -70,9 +96,9 @@ def input_norms(
                     "prune an adapter on attention layers instead (targets='adapters').",
                 )
             tokens = x.flatten(0, 1).index_select(0, places.to(x.device))
-            squares = tokens.double().square_().sum(dim=0)
-            latest[x.shape[-1]] = (seen, squares)
-            sums[name] = sums.get(name, 0) + squares
+            summed = of(tokens)
+            latest[x.shape[-1]] = (seen, summed)
+            sums[name] = sums.get(name, 0) + summed
 
         return add
 
@@ -113,9 +139,7 @@ def input_norms(
             handle.remove()
         for module, mode in training:
             module.training = mode
-    norms = {}
     for name in modules:
-        norms[name] = (sums[name] / len(rows)).sqrt().cpu()
-        if not bool(torch.isfinite(norms[name]).all()):
+        if not bool(torch.isfinite(sums[name]).all()):
             raise MithridateError(f"{name}: its inputs on the calibration set are not finite; the model is broken.")
-    return norms
+    return sums
