@@ -75,7 +75,7 @@ def measured() -> dict[str, Any]:
     from mithridate.protocols import protocol
     from mithridate.report.build import build_report
     from mithridate.results.folder import RunFolder
-    from mithridate.results.table import Cell, Table
+    from mithridate.results.table import Cell, ResultsTable
     from tests.pipeline.small import experiment
 
     seconds: dict[str, dict[str, float]] = {}
@@ -91,7 +91,7 @@ def measured() -> dict[str, Any]:
     asked = protocol("hs/embedded-v1")
     judges, records = judges_of(asked), 0
     with tempfile.TemporaryDirectory() as folder:
-        table, out = Table("made", asked.name, []), RunFolder(Path(folder) / "run", Path(folder))
+        table, out = ResultsTable("made", asked.name, []), RunFolder(Path(folder) / "run", Path(folder))
         for number, (seed, rho) in enumerate((seed, rho) for seed in SEEDS for rho in RHOS):
             align = {"vaccine": {"rho": rho}} if rho else {}
             one = load_experiment(experiment(Path(folder), seed=seed, align__defense=align))

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from mithridate.report.build import build_report
-from mithridate.report.load import Run, load
+from mithridate.report.load import LoadedRun, load
 from mithridate.report.opening import answer, rests_on
 from mithridate.report.samples import samples_words
 from mithridate.report.verdicts import findings, ranked
@@ -46,12 +46,12 @@ class Answers:
 
 
 @cache
-def measured(name: str, folder: str) -> tuple[Run, Answers]:
+def measured(name: str, folder: str) -> tuple[LoadedRun, Answers]:
     return load(evidence.write(name, Path(folder))), Answers(name)
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def both(request, tmp_path_factory) -> tuple[Run, Answers]:
+def both(request, tmp_path_factory) -> tuple[LoadedRun, Answers]:
     return measured(request.param, str(tmp_path_factory.mktemp("run")))
 
 
@@ -424,12 +424,12 @@ OR_MORE = rf"{SHARE}(?: \({SHARE} if every unscored answer complied\))?"
 
 
 @pytest.fixture(scope="module", params=[1, 4])
-def drawn(request, tmp_path_factory) -> tuple[Run, str]:
+def drawn(request, tmp_path_factory) -> tuple[LoadedRun, str]:
     folder = sampled.write(tmp_path_factory.mktemp("sampled"), request.param)
     return load(folder), re.sub(r"\s+", " ", build_report(folder).read_text())
 
 
-def said(run: Run, cell: str, kind: str = "harmful") -> list[str]:
+def said(run: LoadedRun, cell: str, kind: str = "harmful") -> list[str]:
     """The verdicts of each prompt, a letter an answer, counted here anew."""
     letters = {"complied": "c", "refused": "r", "unclear": "u"}
     found: dict[str, str] = {}
@@ -439,7 +439,7 @@ def said(run: Run, cell: str, kind: str = "harmful") -> list[str]:
     return list(found.values())
 
 
-def mean_share(run: Run, cells: list[str]) -> float:
+def mean_share(run: LoadedRun, cells: list[str]) -> float:
     """Of one model, of its answers; of several seeds, of the prompts' shares."""
     texts = [said(run, cell) for cell in cells]
     if len(cells) == 1:
@@ -449,7 +449,7 @@ def mean_share(run: Run, cells: list[str]) -> float:
     return float(np.mean([[t[i].count("c") / (3 - t[i].count("u")) for i in scored] for t in texts]))
 
 
-def one_or_more(run: Run, cells: list[str]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def one_or_more(run: LoadedRun, cells: list[str]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """The share of prompts that get an answer that counts, and the same if every unscored one did."""
     texts = [said(run, cell) for cell in cells]
     least, most = ([[bool(set(text) & set(which)) for text in seed] for seed in texts] for which in ("c", "cu"))
@@ -462,7 +462,7 @@ def one_or_more(run: Run, cells: list[str]) -> tuple[tuple[float, float, float],
     return (value, *bounds[0]), (worst, *bounds[1])
 
 
-def holds(found: tuple[str, ...], run: Run, cells: list[str]) -> bool:
+def holds(found: tuple[str, ...], run: LoadedRun, cells: list[str]) -> bool:
     """Whether "x [low, high]" and "(y [low, high] if ...)", where that is said, are the shares of prompts."""
     checked = []
     for numbers, shares in zip((found[:3], found[3:]), one_or_more(run, cells)):

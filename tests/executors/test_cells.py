@@ -16,7 +16,7 @@ from mithridate.errors import InputError, MithridateError
 from mithridate.experiment.config import load_experiment
 from mithridate.judges.rules import RulesJudge
 from mithridate.pipeline.executors.base import Executor
-from mithridate.pipeline.executors.cells import Task, attempt
+from mithridate.pipeline.executors.cells import CellTask, attempt
 from mithridate.studies import demo
 from tests.pipeline.small import experiment, stages, weights, without_costs
 
@@ -44,7 +44,7 @@ class Here(Executor):
 
     def wait(self, seconds):
         task = self.tasks[-1]
-        outcome = json.loads(json.dumps(attempt(Task(**json.loads(json.dumps(asdict(task)))))))
+        outcome = json.loads(json.dumps(attempt(CellTask(**json.loads(json.dumps(asdict(task)))))))
         self.outcomes.append(outcome)
         return [(task, outcome, "here")]
 
@@ -140,7 +140,7 @@ def test_a_machine_that_sees_other_data_makes_nothing(task, inputs, store, tmp_p
     rows = (inputs / "alignment.jsonl").read_text()
     (inputs / "alignment.jsonl").write_text(rows.replace("No 1.", "No no."))
     try:
-        outcome = attempt(Task(**asdict(task) | {"store": str(tmp_path / "store2")}))
+        outcome = attempt(CellTask(**asdict(task) | {"store": str(tmp_path / "store2")}))
     finally:
         (inputs / "alignment.jsonl").write_text(rows)
     assert outcome["error"]["kind"] == "known"
@@ -149,7 +149,7 @@ def test_a_machine_that_sees_other_data_makes_nothing(task, inputs, store, tmp_p
 
 
 def test_errors_of_each_kind(task, tmp_path, monkeypatch):
-    gone = attempt(Task(**asdict(task) | {"experiment": task.experiment | {"model": "./no/such"}}))
+    gone = attempt(CellTask(**asdict(task) | {"experiment": task.experiment | {"model": "./no/such"}}))
     assert gone["error"]["kind"] == "input" and "no such folder" in gone["error"]["message"]
 
     def broken(*_):

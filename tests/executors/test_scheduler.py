@@ -7,7 +7,7 @@ import pytest
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline.executors.base import Lost, PendingCell, Scheduler
-from mithridate.pipeline.executors.cells import Task
+from mithridate.pipeline.executors.cells import CellTask
 
 DONE = {"error": None, "messages": [], "seconds": 1.0}
 
@@ -54,7 +54,7 @@ def play(tmp_path):
     def play(pool, cells):
         made = []
         for label, own, waits in cells:
-            task = Task(label, {}, "", "", [f"key of {label}"])
+            task = CellTask(label, {}, "", "", [f"key of {label}"])
             made.append(PendingCell(task, {tmp_path / name for name in own}, {tmp_path / name for name in waits}))
         pool.cells = {cell.task.label: cell for cell in made}
         Scheduler(made, lambda: contextlib.nullcontext(pool)).run(pool)
@@ -142,7 +142,7 @@ def test_progress_counts_cells_and_estimates_the_rest(play, caplog):
 def test_a_run_that_is_over_gives_out_no_more():
     pool = Played()
     scheduler = Scheduler(
-        [PendingCell(Task("A", {}, "", "", ["k"]), {Path("a")}, set())], lambda: contextlib.nullcontext(pool)
+        [PendingCell(CellTask("A", {}, "", "", ["k"]), {Path("a")}, set())], lambda: contextlib.nullcontext(pool)
     )
     scheduler._over.set()
     scheduler.run(pool)

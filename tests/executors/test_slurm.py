@@ -14,7 +14,7 @@ from mithridate import run
 from mithridate.errors import InputError
 from mithridate.pipeline.executors import Slurm
 from mithridate.pipeline.executors.base import Lost
-from mithridate.pipeline.executors.cells import Task
+from mithridate.pipeline.executors.cells import CellTask
 from mithridate.pipeline.executors.slurm import _Jobs
 from tests.pipeline.small import experiment, stages, weights, without_costs
 
@@ -86,7 +86,7 @@ def test_a_job_that_ends_without_a_result_is_lost(tmp_path, monkeypatch, caplog)
 
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)
     executor = submitit.LocalExecutor(tmp_path, python="false")
-    jobs, task = _Jobs(executor, 1), Task("A", {}, "", "", ["key"])
+    jobs, task = _Jobs(executor, 1), CellTask("A", {}, "", "", ["key"])
     jobs.submit([task])
     while not (ended := jobs.wait(0.1)):
         pass

@@ -19,7 +19,7 @@ from mithridate.files import file_digest
 from mithridate.protocols import protocol
 from mithridate.results import parts
 from mithridate.results.folder import RunFolder
-from mithridate.results.table import Cell, Table
+from mithridate.results.table import Cell, ResultsTable
 
 PROTOCOL = "hs/embedded-v1"
 DEFENDED, PLAIN = "sft-lisa-none-double-0.1-s0", "sft-sft-none-double-0.1-s0"
@@ -102,7 +102,7 @@ def bad(**more: Any) -> list[Row]:
 
 def write_run(folder: Path, models: Sequence[tuple[Experiment, str, list[Row]]], asked: Sequence[int] = (0,)) -> Path:
     """The folder of a run of (experiment, last stage, rows), each with a digest of weights of its own."""
-    table, filling = Table("smollm2-135m", PROTOCOL, [], "b" * 64, asked), RunFolder(folder, Path.cwd())
+    table, filling = ResultsTable("smollm2-135m", PROTOCOL, [], "b" * 64, asked), RunFolder(folder, Path.cwd())
     filling.start(models[0][0], tabled=True)
     for number, (one, upto, rows) in enumerate(models):
         final = [row for row in rows if not row.get("step")]

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from mithridate import defenses, repairs
 from mithridate.models import ModelFiles
-from mithridate.report.card import Story, card
+from mithridate.report.card import CardContext, card
 from mithridate.report.citations import bibtex_of, own_bibtex
 from tests.report import synthetic
 
@@ -54,7 +54,7 @@ def story(model="smollm2-135m", harmful="embedded", **changes):
         "cells": [cell],
         "deviations": ["prompts: 8 in place of 112"],
     }
-    return Story(results, cell, experiment, stages)
+    return CardContext(results, cell, experiment, stages)
 
 
 def base(tmp_path, name="smollm2-135m"):

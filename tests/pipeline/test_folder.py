@@ -14,7 +14,7 @@ from mithridate.pipeline.experiments import undefended, with_undefended
 from mithridate.results import folder as run_folder
 from mithridate.results import parts
 from mithridate.results.folder import RunFolder
-from mithridate.results.table import Cell, Table, table
+from mithridate.results.table import Cell, ResultsTable, table
 from tests.pipeline.small import experiment
 
 SHARED = {
@@ -46,7 +46,7 @@ def cells(tmp_path, count):
 
 
 def test_a_table_built_cell_by_cell_is_the_table_of_its_cells_at_every_moment(tmp_path):
-    made, growing = cells(tmp_path, 6), Table("m", "hs/embedded-v1", ["note"])
+    made, growing = cells(tmp_path, 6), ResultsTable("m", "hs/embedded-v1", ["note"])
     for number, cell in enumerate(made, 1):
         growing.add(cell)
         assert growing.results() == table(made[:number], "m", "hs/embedded-v1", ["note"])
@@ -73,7 +73,7 @@ def test_a_sweeps_cells_and_their_twins_are_there_once_in_order(tmp_path):
 
 
 def test_the_files_of_a_run(tmp_path):
-    made, growing = cells(tmp_path, 4), Table("m", "hs/embedded-v1", [])
+    made, growing = cells(tmp_path, 4), ResultsTable("m", "hs/embedded-v1", [])
     filling = RunFolder(tmp_path / "out", tmp_path)
     filling.start(made[0].experiment, tabled=True)
     for cell in made:
@@ -102,7 +102,7 @@ def test_the_files_of_a_run(tmp_path):
 def test_answers_are_written_once_and_verdicts_are_a_table_of_their_own(tmp_path):
     [cell] = cells(tmp_path, 1)
     cell.rows[0] |= {"judge/coherence": "incoherent", "judge/coherence/reason": "torn", "judge/coherence/score": 0.1}
-    growing, filling = Table("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    growing, filling = ResultsTable("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
     filling.start(cell.experiment, tabled=True)
     filling.add(growing.add(cell), cell)
     filling.write(growing, complete=True)
@@ -120,7 +120,7 @@ def test_answers_are_written_once_and_verdicts_are_a_table_of_their_own(tmp_path
 
 
 def test_what_an_earlier_table_left_goes_when_the_table_is_whole(tmp_path):
-    growing, filling = Table("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    growing, filling = ResultsTable("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
     made = cells(tmp_path, 2)
     filling.start(made[0].experiment, tabled=True)
     (tmp_path / "out" / "records.parquet").write_bytes(b"of an older version")
@@ -137,7 +137,7 @@ def test_what_an_earlier_table_left_goes_when_the_table_is_whole(tmp_path):
 def test_a_data_frame_has_none_where_there_is_no_verdict_and_gives_the_same_numbers(tmp_path):
     [cell] = cells(tmp_path, 1)
     cell.rows[0] |= {"verdict": None, "score": None}
-    growing, filling = Table("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    growing, filling = ResultsTable("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
     filling.start(cell.experiment, tabled=True)
     filling.add(growing.add(cell), cell)
     [row] = filling.write(growing, complete=True)["cells"]

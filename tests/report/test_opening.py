@@ -13,7 +13,7 @@ from mithridate.report.build import build_report
 from mithridate.report.load import load
 from mithridate.report.opening import answer, rests_on
 from mithridate.report.sections import sections
-from mithridate.report.verdicts import Finding, findings, ranked
+from mithridate.report.verdicts import DefenseDecision, findings, ranked
 from mithridate.results.relations import defenses_of
 from tests.decisions import evidence, sampled
 from tests.decisions.made import Made
@@ -37,7 +37,7 @@ def cells(made: Made) -> list[dict]:
     return made.results()["cells"]
 
 
-def names(some: list[Finding]) -> list[str]:
+def names(some: list[DefenseDecision]) -> list[str]:
     return [one for finding in some for one, _ in defenses_of(finding.cell)]
 
 

@@ -11,7 +11,7 @@ from mithridate.cli import main
 from mithridate.errors import InputError
 from mithridate.studies.benchmarks.run import TITLES, benchmark, planned
 from mithridate.studies.benchmarks.settings import Bounds, arms_of, load_benchmark
-from mithridate.studies.benchmarks.tries import Scores, choose, excess
+from mithridate.studies.benchmarks.tries import MeanScores, choose, excess
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
 
 
@@ -201,17 +201,21 @@ def test_ranges_are_spread_evenly_and_on_a_log_scale_where_they_are_wide(inputs)
 def test_the_rule_takes_the_lowest_score_within_the_bounds_and_else_the_least_beyond(inputs):
     given, made, _ = load_benchmark(file(inputs, methods={"vaccine": {"rho": [0.1, 0.2, 0.3]}}, tries=3))
     [arm, _] = arms_of(given, made)
-    bounds, undefended = Bounds(accuracy=0.05), {"double": Scores(0.9, 0.9, 0.1, 0.0)}
+    bounds, undefended = Bounds(accuracy=0.05), {"double": MeanScores(0.9, 0.9, 0.1, 0.0)}
 
     def chosen(*scores):
         found = choose([arm], {("vaccine", "double", i): s for i, s in enumerate(scores, 1)}, undefended, bounds)
         return next(one.number for one in found if one.chosen)
 
-    mild, strong, costly = Scores(0.6, 0.9, 0.1, 0.0), Scores(0.3, 0.86, 0.1, 0.0), Scores(0.0, 0.5, 0.1, 0.0)
+    mild, strong, costly = (
+        MeanScores(0.6, 0.9, 0.1, 0.0),
+        MeanScores(0.3, 0.86, 0.1, 0.0),
+        MeanScores(0.0, 0.5, 0.1, 0.0),
+    )
     assert chosen(mild, strong, costly) == 2
-    worse, worst = Scores(0.2, 0.7, 0.1, 0.0), Scores(0.1, 0.4, 0.1, 0.0)
+    worse, worst = MeanScores(0.2, 0.7, 0.1, 0.0), MeanScores(0.1, 0.4, 0.1, 0.0)
     assert chosen(worst, worse, costly) == 2
-    assert chosen(Scores(0.1, None, 0.1, 0.0), strong, costly) == 2  # what was not measured is no gain
+    assert chosen(MeanScores(0.1, None, 0.1, 0.0), strong, costly) == 2  # what was not measured is no gain
     assert excess(strong, undefended["double"], bounds) == 0 and excess(costly, undefended["double"], bounds) == 0.35
     assert excess(costly, undefended["double"], Bounds(accuracy=None)) == 0
 

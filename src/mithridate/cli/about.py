@@ -67,7 +67,7 @@ def estimate(
     ] = True,
 ) -> None:
     """Estimate the memory, FLOPs and disk of an experiment or a model, without loading weights."""
-    from mithridate.estimate import METHODS, NEEDING, REPAIRS, Repair
+    from mithridate.estimate import METHODS, NEEDING, REPAIRS, RepairNeeds
     from mithridate.experiment.config import load_experiment, methods_of
     from mithridate.pipeline import planning
 
@@ -124,7 +124,7 @@ def estimate(
             left_out.append(f"{name} is left out, for it needs values: --method '{{{name}: {{{values}}}}}'")
     table = new_table(*planning.TITLES, *(["hours"] if speed else []), *([] if price is None else ["cost"]))
     for line in lines:
-        took = 0.0 if speed is None or isinstance(line.needs, Repair) else planning.hours(line, speed)
+        took = 0.0 if speed is None or isinstance(line.needs, RepairNeeds) else planning.hours(line, speed)
         costs = took * line.setup.processes * (price or 0)
         more = [f"{took:.3g}" if took else ""] if speed else []
         table.add_row(*line.cells(), *more, *([] if price is None else [f"{costs:.2f}" if took else ""]))

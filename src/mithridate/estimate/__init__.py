@@ -260,7 +260,7 @@ def _forward_and_probe(counts: Counts, traced: Passes, setup: Setup) -> tuple[in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair:
+class RepairNeeds:
     """What a repair needs: bytes of one process, operations in all, bytes on disk."""
 
     method: str
@@ -276,7 +276,7 @@ class Repair:
         return self.weights + self.activations + self.norms
 
 
-def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: int) -> Repair:
+def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: int) -> RepairNeeds:
     """What a repair needs: its passes over `rows` rows of its own data, `setup.batch` at a time, without the LM head.
 
     It holds the model and each further one that it asks for, and what its `cost` states for the weights that it may
@@ -311,7 +311,7 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
     per_batch = cost.once_passes * (traced.forward + traced.backward) + cost.once_forwards * traced.forward
     ahead, back = cost.once_forwards + cost.once_passes, cost.once_passes
     said = [f"{count:.3g} {what}" for count, what in ((ahead, "forward"), (back, "backward")) if count]
-    return Repair(
+    return RepairNeeds(
         method=type(acting).__name__.lower(),
         weights=one * (1 + len(acting.model_inputs())),
         activations=activations,

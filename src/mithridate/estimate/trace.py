@@ -228,7 +228,7 @@ def _keep_inputs(model: Any) -> None:
     head = base.get_output_embeddings()
     for name, module in base.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not head and ".lora_" not in name:
-            module.forward = lambda x, m=module: Product.apply(x, m.weight, m.bias)
+            module.forward = lambda x, m=module: Product.apply(x, m.weight, m.bias)  # pyright: ignore
 
 
 def _base_of(model: Any) -> Any:

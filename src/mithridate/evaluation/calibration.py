@@ -26,7 +26,7 @@ _WORDS = {"true": True, "false": False, "1": True, "0": False}
 
 
 @dataclass(frozen=True)
-class Label:
+class LabelledAnswer:
     """One labelled answer; either `prompt` and `answer` are given, or `id`. `place` is where it was read."""
 
     harmful: bool
@@ -36,7 +36,7 @@ class Label:
     place: str
 
 
-def read_labels(path: str | Path) -> list[Label]:
+def read_labels(path: str | Path) -> list[LabelledAnswer]:
     """The labels of a calibration file, in order.
 
     Raises:
@@ -45,7 +45,9 @@ def read_labels(path: str | Path) -> list[Label]:
     """
     labels, seen = [], {}
     for place, row in read_rows(Path(path)):
-        label = Label(_harmful(row, place), _text(row, "prompt", place), _text(row, "answer", place), _id(row), place)
+        label = LabelledAnswer(
+            _harmful(row, place), _text(row, "prompt", place), _text(row, "answer", place), _id(row), place
+        )
         whole = label.prompt is not None and label.answer is not None
         if not whole and label.id is None:
             raise InputError(f"{place}: says of no answer: give `prompt` and `answer`, or the `id` of a record.")
@@ -78,7 +80,7 @@ def _id(row: Mapping[str, Any]) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
-def labelled_items(labels: Sequence[Label], rows: Iterable[Mapping[str, Any]] = ()) -> list[Item]:
+def labelled_items(labels: Sequence[LabelledAnswer], rows: Iterable[Mapping[str, Any]] = ()) -> list[Item]:
     """What a judge is given to find its error rates: each label's prompt and answer, looked up where it has an id
     only.
 
@@ -107,7 +109,7 @@ def labelled_items(labels: Sequence[Label], rows: Iterable[Mapping[str, Any]] = 
     return items
 
 
-def error_rates(labels: Sequence[Label], verdicts: Sequence[str | None], kind: Kind) -> ErrorRates:
+def error_rates(labels: Sequence[LabelledAnswer], verdicts: Sequence[str | None], kind: Kind) -> ErrorRates:
     """The counts of a judge's verdicts against the labels; unscored ones are counted apart.
 
     Args:

@@ -14,7 +14,7 @@ from mithridate.pipeline.context import Allowed, contexts_of, quiet_libraries
 from mithridate.pipeline.export import export
 from mithridate.pipeline.export_check import check_export
 from mithridate.pipeline.stages import ExperimentStages
-from mithridate.report.card import Story
+from mithridate.report.card import CardContext
 from mithridate.results.folder import RunFolder, redacted
 from mithridate.results.inspect_log import write_log
 from mithridate.results.release.label import VERDICT_FILE, label_of
@@ -59,7 +59,7 @@ def export_cell(
         label = label_of(given, cell, weights_digest(chain, recipe["upto"]), folder.sha256)
         if verdict and label.outcome is None:
             raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
-    story = Story(folder.results, row, recipe["experiment"], stages, label)
+    story = CardContext(folder.results, row, recipe["experiment"], stages, label)
     layers = layers_after(chain, recipe["upto"])
     made = export(context.base, layers, context.torch_dtype, context.tokenizer, Path(out), merged=merged, story=story)
     if check:

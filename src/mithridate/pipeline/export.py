@@ -18,7 +18,7 @@ from mithridate.models.carried import carries
 from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
 from mithridate.repairs.delta import Delta
-from mithridate.report.card import Story, card
+from mithridate.report.card import CardContext, card
 
 
 def export(
@@ -28,7 +28,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     merged: bool = True,
-    story: Story | None = None,
+    story: CardContext | None = None,
 ) -> Path:
     """Writes the model of a chain so that plain transformers (merged) or PEFT (adapter) loads it. Returns the folder.
 

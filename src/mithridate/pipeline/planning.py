@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError, first_line, nearest
-from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, Repair, estimate, repair
+from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, RepairNeeds, estimate, repair
 from mithridate.estimate.trace import Setup, build, config_of, counts_of, fake_tensors
 from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.methods.attack import Phase
@@ -42,12 +42,12 @@ TITLES = (
 
 
 @dataclass(frozen=True)
-class Line:
+class StageLine:
     """One stage: what it is, how it is set up, and what it needs."""
 
     stage: str
     setup: Setup
-    needs: Estimate | Repair
+    needs: Estimate | RepairNeeds
     flops: int  # of the whole stage, on all processes
     tokens: int = 0  # of the whole stage, on all processes; for the time
 
@@ -55,7 +55,7 @@ class Line:
         """As `TITLES`."""
         needs = self.needs
         total = f"{self.flops / 1e15:.3g}"
-        if isinstance(needs, Repair):
+        if isinstance(needs, RepairNeeds):
             parts = [needs.weights, None, None, needs.norms, needs.activations, None, needs.total]
             kept = needs.kept
             rest = (needs.passes, "", "", total)
@@ -76,7 +76,7 @@ def of_model(
     setup: Setup,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]] = (*METHODS, *REPAIRS),
     rows: int = 500,
-) -> list[Line]:
+) -> list[StageLine]:
     """A training or a repair with each method: defenses, repairs and "plain", by name, with fields if given.
 
     Args:
@@ -92,7 +92,7 @@ def of_model(
             method = _made("repairs", name, fields)
             method.check_run(topology="full" if setup.full else "double", finetuned=True, adapter=not setup.full)
             needs = replace(repair(config, setup, method, rows), method=name)
-            lines.append(Line("repair", setup, needs, needs.flops))
+            lines.append(StageLine("repair", setup, needs, needs.flops))
         else:
             acting = {} if name == PLAIN else {name: _made("defenses", name, fields)}
             lines.append(_training("", config, setup, acting, rows=rows))
@@ -117,7 +117,7 @@ def _training(
     mean: int | None = None,
     rows: int = 0,
     memory: bool = True,
-) -> Line:
+) -> StageLine:
     """A training with all of these defenses. `mean`: tokens of a row on average, for the operations; the longest
     counts for the memory, where it is wanted. `rows`: of the defenses' own data."""
     defenses = list(acting.values())
@@ -128,10 +128,10 @@ def _training(
         shorter = estimate(config, replace(setup, length=mean), defenses, rows)
         needs = replace(needs, flops=shorter.flops, plain_flops=shorter.plain_flops, once=shorter.once)
     tokens = setup.steps * setup.accumulation * setup.processes * setup.batch * (mean or setup.length)
-    return Line(stage, setup, needs, needs.flops * setup.steps + needs.once, tokens)
+    return StageLine(stage, setup, needs, needs.flops * setup.steps + needs.once, tokens)
 
 
-def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[Line]:
+def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[StageLine]:
     """Each stage of an experiment, with its own settings and the lengths of its own rows.
 
     Args:
@@ -191,7 +191,7 @@ def of_stage(
     tokenizer: Any,
     *,
     memory: bool = True,
-) -> list[Line]:
+) -> list[StageLine]:
     """A stage of an experiment, with all methods that act in it; a line for each training of the attack.
 
     Args:
@@ -210,7 +210,7 @@ def of_stage(
         needs = replace(repair(config, setup, found[1], len(lengths)), method=found[0])
         if stage == "repair" and experiment.budget:
             needs = replace(needs, flops=_tried(needs.flops, experiment, experiment.budget, roles, config, tokenizer))
-        return [Line(stage, setup, needs, needs.flops)]
+        return [StageLine(stage, setup, needs, needs.flops)]
     settings = getattr(experiment, stage)
     acting = dict(zip(settings.defense, defenses_of(settings.defense)))
     own = sum(
@@ -261,6 +261,7 @@ def _tried(flops: int, experiment: Experiment, budget: Budget, roles: Roles, con
     none fits."""
     from mithridate.protocols import protocol
 
+    assert roles.task_name is not None  # `check` has asked for one
     use, tries = protocol(experiment.evaluate.protocol).task(roles.task_name), len(budget.strengths)
     rows = use.prepare(roles.task_validation[: experiment.evaluate.limit])
     answered = of_answers(config, tokenizer, rows, use.decoding().max_new_tokens)
@@ -379,7 +380,7 @@ def _tokenizer(name: str, chat: bool) -> Any:
         raise InputError(f"model {name!r}: no tokenizer found ({first_line(error)})") from error
 
 
-def described(lines: list[Line]) -> str:
+def described(lines: list[StageLine]) -> str:
     """What the figures are for, in one line."""
     setup = lines[0].setup
     where = "1 process" if setup.processes == 1 else f"{setup.processes} processes"
@@ -392,7 +393,7 @@ def described(lines: list[Line]) -> str:
     )
 
 
-def hours(line: Line, tokens_per_second: float) -> float:
+def hours(line: StageLine, tokens_per_second: float) -> float:
     """Time of a training stage where plain training runs at `tokens_per_second` on all processes together."""
     assert isinstance(line.needs, Estimate)
     return line.tokens / tokens_per_second * line.needs.ratio / 3600

@@ -27,7 +27,7 @@ STATES = ("in the store", "begun", "damaged", "to run")
 
 
 @dataclass(frozen=True)
-class Line:
+class GraphLine:
     """One stage of the graph, as it is shown.
 
     Attributes:
@@ -44,7 +44,7 @@ class Line:
     state: str
     cells: int
     guess: Guess | None
-    after: list[Line] = field(default_factory=list)
+    after: list[GraphLine] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Preview:
         summary: how much there is to do, what it takes and where that is known from, in lines.
     """
 
-    roots: list[Line]
+    roots: list[GraphLine]
     summary: list[str]
 
-    def nodes(self) -> Iterator[tuple[int, Line]]:
+    def nodes(self) -> Iterator[tuple[int, GraphLine]]:
         """All stages with their depth, each once, those before it first."""
         waiting = [(0, node) for node in reversed(self.roots)]
         while waiting:
@@ -119,14 +119,14 @@ def preview(
     return Preview(roots, summary + notes)
 
 
-def _lines(graph: Graph, forecast: Forecast) -> tuple[list[Line], list[Line]]:
+def _lines(graph: Graph, forecast: Forecast) -> tuple[list[GraphLine], list[GraphLine]]:
     """All stages, each once; and those that start from the model as it came."""
     served = Counter(node.key for model in graph.models for node in model.nodes)
-    lines: dict[str, Line] = {}
-    roots: list[Line] = []
+    lines: dict[str, GraphLine] = {}
+    roots: list[GraphLine] = []
     for node in graph.wanted:
         state = _state(node)
-        lines[node.key] = line = Line(
+        lines[node.key] = line = GraphLine(
             label=_label(node),
             folder=node.folder.name,
             state=state,

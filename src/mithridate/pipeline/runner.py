@@ -28,7 +28,7 @@ from mithridate.pipeline.stages import ExperimentStages
 from mithridate.problems import Findings, nearest
 from mithridate.results.folder import PAGE_CELLS, RunFolder
 from mithridate.results.ownership import require_own
-from mithridate.results.table import Table
+from mithridate.results.table import ResultsTable
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _fill(
     first, number = graph.chains[0], len(graph.models)
     asked = seeds_asked([chain.experiment for chain in graph.chains])
     protocol = first.experiment.evaluate.protocol
-    table = Table(first.experiment.model, protocol, list(notes), weights_digest(first, "base"), asked)
+    table = ResultsTable(first.experiment.model, protocol, list(notes), weights_digest(first, "base"), asked)
     for count, model in enumerate(graph.models, 1):
         for node in model.nodes:
             maker.make(node)

@@ -206,7 +206,7 @@ class ExperimentStages:
             InputError: the task has no validation part, or no rule that scores its answers.
         """
         settings, task = self.experiment.evaluate, self.context.roles.task_name
-        if VALIDATION not in self.context.roles.parts():
+        if task is None or VALIDATION not in self.context.roles.parts():
             raise InputError("budget.accuracy: data.task has no validation part; set validation_share")
         if not protocol(settings.protocol).task(task).rule:
             raise InputError(

@@ -38,7 +38,7 @@ class Weight:
         return _wide(self.tensor.detach()) if self.lora is None else effective_weight(self.lora)
 
 
-def plain(model: Any) -> nn.Module:
+def plain(model: Any) -> Any:
     """The model that a PEFT model wraps; a plain model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

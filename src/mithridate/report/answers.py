@@ -5,11 +5,11 @@ from typing import Any
 
 from mithridate.evaluation.agreement import answer_to, judges_beside, judges_in, kind_of, shared_question
 from mithridate.judges.base import Kind
-from mithridate.report.load import Run, final
+from mithridate.report.load import LoadedRun, final
 from mithridate.report.verdicts import ranked
 
 
-def answers(run: Run) -> dict[str, Any]:
+def answers(run: LoadedRun) -> dict[str, Any]:
     """The final answers, packed for the page: the same prompt across cells is one entry.
 
     {"cells": [label], "shown": [index of a cell shown at first], "verdicts": [name], "judges": [further judge],
@@ -56,7 +56,7 @@ def answers(run: Run) -> dict[str, Any]:
     }
 
 
-def _which(row: dict[str, Any], run: Run) -> str:
+def _which(row: dict[str, Any], run: LoadedRun) -> str:
     """Which of a prompt's several answers it is."""
     several = max(run.samples, default=1) > 1 and row["set"] != "task" and row.get("sample") is not None
     return f"answer {row['sample'] + 1}" if several else ""
@@ -73,7 +73,7 @@ def _differ(said: dict[str, str], kinds: dict[str, Kind | None]) -> bool:
     return False
 
 
-def _shown(run: Run) -> list[str]:
+def _shown(run: LoadedRun) -> list[str]:
     """The cells shown at first: the undefended run, and the defenses against the same attack that left least."""
     found = [one for some in ranked(run.cells).values() for one in some]
     shown = [one.cell["id"] for one in found if one.reference is found[0].reference]

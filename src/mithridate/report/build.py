@@ -19,7 +19,7 @@ from mithridate.environment import hardware, versions
 from mithridate.errors import InputError
 from mithridate.files import replace_file, replacing
 from mithridate.report.answers import answers
-from mithridate.report.load import Run, final, load
+from mithridate.report.load import LoadedRun, final, load
 from mithridate.report.opening import answer, in_list, rests_on
 from mithridate.report.samples import samples_table, samples_words
 from mithridate.report.tables import (
@@ -120,7 +120,7 @@ def _folder(out: str | Path) -> Path:
     return out
 
 
-def _sections(run: Run) -> "dict[str, list[FigureWithTable]]":
+def _sections(run: LoadedRun) -> "dict[str, list[FigureWithTable]]":
     try:
         import altair  # noqa: F401 (takes a while, and the terminal table does not need it)
         import vl_convert  # noqa: F401
@@ -136,7 +136,7 @@ def _items(found: "dict[str, list[FigureWithTable]]") -> "Iterable[FigureWithTab
     return (item for items in found.values() for item in items)
 
 
-def _tables(run: Run) -> dict[str, Table | None]:
+def _tables(run: LoadedRun) -> dict[str, Table | None]:
     """The tables that stand beside no figure."""
     return {
         "runs": runs_table(run),
@@ -151,7 +151,7 @@ def _tables(run: Run) -> dict[str, Table | None]:
 # --- the page ---------------------------------------------------------------------------------------------------
 
 
-def _page(run: Run, folder: Path, out: Path) -> str:
+def _page(run: LoadedRun, folder: Path, out: Path) -> str:
     import jinja2  # takes a while, and the terminal table does not need it
 
     found, tables = _sections(run), _tables(run)
@@ -210,13 +210,13 @@ def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
     )
 
 
-def _unfinished(run: Run) -> str | None:
+def _unfinished(run: LoadedRun) -> str | None:
     if run.results.get("complete", True):
         return None
     return f"The run has not finished: these are the {len(run.cells)} models that it has scored so far."
 
 
-def _drawn(run: Run) -> str | None:
+def _drawn(run: LoadedRun) -> str | None:
     """How often each prompt was answered, where answers were drawn."""
     if not run.samples:
         return None

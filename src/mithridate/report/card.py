@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mithridate.data.hub import HubSet
     from mithridate.models import ModelFiles
-    from mithridate.results.release.label import Label
+    from mithridate.results.release.label import ReleaseLabel
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOPOLOGIES = {
@@ -50,7 +50,7 @@ _RATES = {  # of a cell: its name, and the role that it is measured on
 
 
 @dataclass(frozen=True)
-class Story:
+class CardContext:
     """What a run and the store know of a model.
 
     Attributes:
@@ -65,10 +65,10 @@ class Story:
     cell: dict[str, Any]
     experiment: dict[str, Any]
     stages: list[dict[str, Any]]
-    verdict: Label | None = None
+    verdict: ReleaseLabel | None = None
 
 
-def card(base: ModelFiles, merged: bool, with_base: bool, story: Story | None = None) -> str:
+def card(base: ModelFiles, merged: bool, with_base: bool, story: CardContext | None = None) -> str:
     """The text of README.md.
 
     Args:
@@ -123,7 +123,7 @@ def _base_name(base: ModelFiles) -> str:
 # --- words ------------------------------------------------------------------------------------------------------
 
 
-def _opening(base: ModelFiles, name: str, merged: bool, story: Story | None) -> str:
+def _opening(base: ModelFiles, name: str, merged: bool, story: CardContext | None) -> str:
     kind = "A model" if merged else "An adapter"
     text = (
         f"# {_text(name)}\n\n{kind} made from {_text(_base_name(base))} in an experiment of Mithridate, which "
@@ -137,7 +137,7 @@ def _opening(base: ModelFiles, name: str, merged: bool, story: Story | None) -> 
     return text
 
 
-def _what_was_done(base: ModelFiles, story: Story) -> str:
+def _what_was_done(base: ModelFiles, story: CardContext) -> str:
     experiment = story.experiment
     lines = [
         f"- Base model: {_text(_base_name(base))}, SHA-256 of its files `{base.digest}`",
@@ -172,7 +172,7 @@ def _what_was_done(base: ModelFiles, story: Story) -> str:
     return "## What was done\n\n" + "\n".join(lines)
 
 
-def _scores(story: Story) -> str:
+def _scores(story: CardContext) -> str:
     from mithridate.report.formats import markdown
     from mithridate.report.tables import Column, Entry, Table, rate_column, rate_entry
 
@@ -212,7 +212,7 @@ def _scores(story: Story) -> str:
     return text
 
 
-def _verdict(story: Story) -> str:
+def _verdict(story: CardContext) -> str:
     """The gate's, with its limits."""
     from mithridate.report.formats import markdown
     from mithridate.report.tables import Column, Entry, Table
@@ -236,7 +236,7 @@ def _verdict(story: Story) -> str:
     return f"{text}\n\nThe verdict is about the weights with the digest `{story.cell.get('weights_digest')}`."
 
 
-def _limits(story: Story | None) -> str:
+def _limits(story: CardContext | None) -> str:
     limits = [
         "This card makes no claim that the model is safe. A low harmful score was measured under one protocol, one "
         "judge and one attack (data, learning rate, steps); an attacker who tunes against the model may well undo it.",
@@ -289,7 +289,7 @@ def _quantisation(base: ModelFiles) -> dict[str, Any]:
 # --- scores and data --------------------------------------------------------------------------------------------
 
 
-def _eval_results(story: Story) -> list[EvalResult]:
+def _eval_results(story: CardContext) -> list[EvalResult]:
     """The cell's rates as fractions, each with its interval, n, protocol and judge."""
     from huggingface_hub import EvalResult
 
@@ -322,7 +322,7 @@ def _eval_results(story: Story) -> list[EvalResult]:
     return found
 
 
-def _judge(story: Story) -> str:
+def _judge(story: CardContext) -> str:
     from mithridate.protocols import protocol
 
     return protocol(story.results["protocol"]).judge.name
@@ -398,7 +398,7 @@ def _licence(base: ModelFiles) -> tuple[dict[str, Any], str]:
     return given, f"That of the base model: {_text(named)}. {data}"
 
 
-def _citations(story: Story) -> str:
+def _citations(story: CardContext) -> str:
     """BibTeX of the methods that made the model; of one that is not installed here, its name."""
     used = [
         (kind, name)

@@ -16,7 +16,7 @@ import altair as alt
 import vl_convert
 
 from mithridate.report.colours import HEAT, UNDEFENDED, VERDICT_COLOURS, colour
-from mithridate.report.groups import Cost, Sweep, front, series_of
+from mithridate.report.groups import ArmCost, Sweep, front, series_of
 from mithridate.report.words import TOPOLOGIES, Label
 from mithridate.results.relations import Cell, arm, attacked, measured, related
 from mithridate.statistics.text import interval, percent
@@ -48,7 +48,7 @@ class Key:
 class Figure:
     """Layers of marks, and what their colours and shapes mean."""
 
-    chart: alt.LayerChart
+    chart: Any  # an alt.LayerChart; its `properties` is declared to give something else
     legend: list[Key]
 
     def for_page(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Figure:
             width=_PAPER_WIDTH, height=self.chart.height, description=title
         )
         # The legend's channels are its own. Most machines have one of the fonts, which are equally wide.
-        own = dict.fromkeys(("shape", "stroke", "fill", "strokeDash"), "independent")
+        own: Any = dict.fromkeys(("shape", "stroke", "fill", "strokeDash"), "independent")
         chart = chart.resolve_scale(**own)
         chart = chart.configure(**_look("#1b1e23", "#d5d9df"), font="DejaVu Sans, Verdana, sans-serif")
         drawn = vl_convert.vegalite_to_svg(chart.to_dict())
@@ -331,7 +331,7 @@ def share_bars(cells: list[Cell], names: dict[str, Label], shares: dict[str, dic
     return Figure(alt.layer(bars, data=_data(rows)).properties(height=height), keys)
 
 
-def cost_bars(costs: list[Cost]) -> Figure:
+def cost_bars(costs: list[ArmCost]) -> Figure:
     """Time and memory of each defended method as ratios to plain fine-tuning, two bars a method; dotted: 1."""
     costs = [cost for cost in costs if cost.time_ratio or cost.memory_ratio]
     labels = [(arm(cost.cell), TOPOLOGIES.get(cost.cell["topology"]) or cost.cell["topology"]) for cost in costs]

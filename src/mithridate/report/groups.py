@@ -80,7 +80,7 @@ TRAINING = ("align", "harden", "unaligned", "attack-rows", "finetune", "repair")
 
 
 @dataclass(frozen=True)
-class Cost:
+class ArmCost:
     """What one method costs beside plain fine-tuning with the same topology.
 
     Attributes:
@@ -95,7 +95,7 @@ class Cost:
     runs: int
     seconds: dict[str, float]
     peak: float | None
-    plain: "Cost | None" = None
+    plain: "ArmCost | None" = None
 
     @property
     def total(self) -> float:
@@ -111,13 +111,13 @@ class Cost:
         return self.peak / self.plain.peak if self.plain and self.plain.peak and self.peak else None
 
 
-def costs(cells: list[Cell]) -> list[Cost]:
+def costs(cells: list[Cell]) -> list[ArmCost]:
     """One for each method and topology, over all fine-tuned cells, in story order. Controls are not methods."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(cells, key=story_order):
         if cell["finetuning"] != "none" and not cell["control"] and cell.get("stages"):
             groups.setdefault((arm(cell), cell["topology"]), []).append(cell)
-    plain: dict[str, Cost] = {}
+    plain: dict[str, ArmCost] = {}
     found = []
     for (_, topology), group in groups.items():
         names = dict.fromkeys(stage["name"] for cell in group for stage in cell["stages"])
@@ -129,12 +129,12 @@ def costs(cells: list[Cell]) -> list[Cost]:
             for cell in group
         ]
         seconds = {name: value for name, value in of_stage.items() if value is not None}
-        cost = Cost(group[0], len(group), seconds, _median(peak or None for peak in peaks))
+        cost = ArmCost(group[0], len(group), seconds, _median(peak or None for peak in peaks))
         if not defenses_of(group[0]) and group[0]["alignment"] != "none":
             plain[topology] = cost
         found.append(cost)
     return [
-        Cost(cost.cell, cost.runs, cost.seconds, cost.peak, plain.get(cost.cell["topology"]))
+        ArmCost(cost.cell, cost.runs, cost.seconds, cost.peak, plain.get(cost.cell["topology"]))
         if defenses_of(cost.cell)
         else cost
         for cost in found

@@ -17,7 +17,7 @@ _FILES = ("results.json", OLD_RECORDS, parts.RECORDS, parts.VERDICTS, "tuning.js
 
 
 @dataclass
-class Run:
+class LoadedRun:
     """What a run's folder holds, read and checked.
 
     Attributes:
@@ -43,7 +43,7 @@ class Run:
     samples: list[int]
 
 
-def load(path: Path) -> Run:
+def load(path: Path) -> LoadedRun:
     """Reads a run's folder.
 
     Raises:
@@ -56,7 +56,7 @@ def load(path: Path) -> Run:
     paint(sorted(results["cells"], key=story_order))  # before `points`, which take over what a cell has
     cells, points = sorted(results["cells"], key=story_order), over_seeds(results)
     extra = [file.name for file in sorted(path.glob("*.y*ml"))]
-    return Run(
+    return LoadedRun(
         results=results,
         cells=cells,
         names=labels(cells),

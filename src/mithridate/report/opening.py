@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.verdicts import Finding, findings, prompts, ranked, share
+from mithridate.report.verdicts import DefenseDecision, findings, prompts, ranked, share
 from mithridate.report.words import Label, labels, story_order
 from mithridate.results.decisions import WORDS, shown
 from mithridate.results.relations import (
@@ -69,7 +69,7 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
     return sentences
 
 
-def _verdict(attacks: list[_Attack], found: list[Finding]) -> str:
+def _verdict(attacks: list[_Attack], found: list[DefenseDecision]) -> str:
     if not attacks:
         return "This run does not say: no plainly aligned model was evaluated before and after an attack."
     raised, runs = sum(attack.raised for attack in attacks), sum(attack.runs for attack in attacks)
@@ -127,10 +127,10 @@ def _scores(cells: list[Cell], say: Callable[[Mapping[str, Any]], str] = lambda 
     return low if low == high else f"{low} to {high}"
 
 
-def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
+def _came_to(found: list[DefenseDecision], names: Mapping[str, Label]) -> list[str]:
     """What the defenses against attacks with the same harmful rows came to."""
 
-    def named(some: list[Finding]) -> str:
+    def named(some: list[DefenseDecision]) -> str:
         short = {one.cell["id"]: join([name for name, _ in defenses_of(one.cell)]) for one in found}
         unique = len(set(short.values())) == len(short)
         return join([short[one.cell["id"]] if unique else in_list(names[one.cell["id"]]) for one in some])
@@ -163,7 +163,7 @@ def _came_to(found: list[Finding], names: Mapping[str, Label]) -> list[str]:
     return sentences
 
 
-def _at_what_price(lowered: list[Finding]) -> str:
+def _at_what_price(lowered: list[DefenseDecision]) -> str:
     counts = Counter(one.word for one in lowered)
     names = {"at a price": "at a price", "undecided": "at a price that is undecided"}
     parts = [(counts[word], text) for word, text in names.items() if counts[word]]
@@ -200,7 +200,7 @@ def rests_on(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
         sentences.append(_tests(together))
     covered = {name for point in together for name in point["cells"]}
     names = labels(cells)
-    arms: dict[str, list[Finding]] = {}
+    arms: dict[str, list[DefenseDecision]] = {}
     for one in found:
         if one.cell["id"] not in covered:
             label = names[one.cell["id"]]
@@ -235,7 +235,7 @@ def _took(attack: _Attack) -> str:
     return f"{clear} the undefended harmful score from {first} to {last} ({where})."
 
 
-def _in_each(name: str, some: list[Finding]) -> str:
+def _in_each(name: str, some: list[DefenseDecision]) -> str:
     counts = Counter(one.word for one in some)
     parts = join([f"{word} in {counts[word]}" for word in WORDS if word in counts])
     return f"{name}: {parts} of {_runs([one.cell for one in some])}."

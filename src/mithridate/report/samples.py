@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mithridate.report.load import Run
+from mithridate.report.load import LoadedRun
 from mithridate.report.tables import (
     SAMPLES,
     Table,
@@ -21,7 +21,7 @@ from mithridate.statistics.text import percent
 _RATES = (("harmful_score", "Harmful score"), ("benign_refusal", "Benign refusal"))
 
 
-def samples_table(run: Run) -> Table | None:
+def samples_table(run: LoadedRun) -> Table | None:
     """Both rates by answers and by prompts, seeds together; None where every prompt has one answer."""
     points = _sampled(run)
     if not points:
@@ -38,7 +38,7 @@ def samples_table(run: Run) -> Table | None:
     return Table("samples", "k samples per prompt. In brackets 95% intervals", columns, rows)
 
 
-def samples_words(run: Run) -> list[str]:
+def samples_words(run: LoadedRun) -> list[str]:
     """What that table says; the last sentence is one of its rows."""
     points = _sampled(run)
     if not points:
@@ -57,7 +57,7 @@ def samples_words(run: Run) -> list[str]:
     ]
 
 
-def _sampled(run: Run) -> list[Cell]:
+def _sampled(run: LoadedRun) -> list[Cell]:
     return [point for point in run.points if _has_several(point)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from mithridate.report import figures
 from mithridate.report.figures import Figure
 from mithridate.report.groups import costs, curve, front, resistance_pairs, resistance_series, series_of, sweeps
-from mithridate.report.load import Run, final
+from mithridate.report.load import LoadedRun, final
 from mithridate.report.tables import (
     DECISION,
     NOTHING,
@@ -49,7 +49,7 @@ class FigureWithTable:
     table: Table
 
 
-def sections(run: Run) -> dict[str, list[FigureWithTable]]:
+def sections(run: LoadedRun) -> dict[str, list[FigureWithTable]]:
     """The figures by section of the page."""
     made = {
         "opening": _opening(run),
@@ -105,7 +105,7 @@ def _capital(text: str) -> str:
 # --- the opening ------------------------------------------------------------------------------------------------
 
 
-def _opening(run: Run) -> _Made:
+def _opening(run: LoadedRun) -> _Made:
     """What the attack did, then what each defense left, in the order of the findings: of the attacks with the most
     effect, where there are several."""
     rows, found = next(iter(ranked(run.points).items()), ("", []))
@@ -155,7 +155,7 @@ def _opening(run: Run) -> _Made:
 # --- scores -----------------------------------------------------------------------------------------------------
 
 
-def _ratios(run: Run) -> _Made:
+def _ratios(run: LoadedRun) -> _Made:
     tuned = [point for point in run.points if point["finetuning"] != "none"]
     for where, points in _topologies(tuned):
         ratios = sorted({point["harmful_ratio"] for point in points})
@@ -167,12 +167,14 @@ def _ratios(run: Run) -> _Made:
             of_ratio = {cell["harmful_ratio"]: cell["rates"]["harmful_score"] for cell in cells}
             rows.append([Entry(name), *(rate_entry(of_ratio.get(ratio)) for ratio in ratios)])
         columns = [rate_column(f"{percent(ratio)} harmful rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
-        table = Table("", f"Harmful score by the share of harmful rows, {where}", [Column("Run"), *columns], rows)
+        table = Table(
+            "", f"Harmful score by the share of harmful rows, {where}", [Column("LoadedRun"), *columns], rows
+        )
         text = f"Lines: harmful score of {len(series)} methods with {where} at {len(ratios)} shares of harmful rows."
         yield _capital(where), text, figures.ratio_lines(points, run.point_names), table
 
 
-def _scores(run: Run) -> _Made:
+def _scores(run: LoadedRun) -> _Made:
     names = run.point_names
     for where, points in _split(run.points):
         rates = [rate_entry(point["rates"]["harmful_score"]) for point in points]
@@ -183,7 +185,7 @@ def _scores(run: Run) -> _Made:
         yield _capital(where), text, figures.score_bars(points, names), table
 
 
-def _shares(run: Run) -> _Made:
+def _shares(run: LoadedRun) -> _Made:
     shares, names = _verdict_shares(run), run.point_names
     verdicts = figures.verdicts_of(shares)
     for where, points in _split([point for point in run.points if point["id"] in shares]):
@@ -198,7 +200,7 @@ def _shares(run: Run) -> _Made:
         yield _capital(where), text, figures.share_bars(points, names, shares), table
 
 
-def _verdict_shares(run: Run) -> dict[str, dict[str, float]]:
+def _verdict_shares(run: LoadedRun) -> dict[str, dict[str, float]]:
     """{point: {verdict: share of its final answers to harmful prompts}}."""
     point_of = {name: point["id"] for point in run.points for name in point["cells"]}
     counts: dict[str, dict[str, int]] = {}
@@ -216,7 +218,7 @@ def _verdict_shares(run: Run) -> dict[str, dict[str, float]]:
 # --- along the attack -------------------------------------------------------------------------------------------
 
 
-def _resistance(run: Run) -> _Made:
+def _resistance(run: LoadedRun) -> _Made:
     pairs = resistance_pairs(run.cells)
     if len(pairs) > _MANY_CURVES:
         yield from _resistance_together(run)
@@ -228,7 +230,7 @@ def _resistance(run: Run) -> _Made:
         yield name, text, figures.along_the_attack(series, stars=True), _curve_table(series)
 
 
-def _resistance_together(run: Run) -> _Made:
+def _resistance_together(run: LoadedRun) -> _Made:
     able = [cell for cell in run.cells if attacked(cell) and cell.get("resistance")]
     for ratio in dict.fromkeys(cell["harmful_ratio"] for cell in able):
         for where, cells in _topologies(cell for cell in able if cell["harmful_ratio"] == ratio):
@@ -261,7 +263,7 @@ def _curve_table(series: dict[str, Any]) -> Table:
 # --- two fields -------------------------------------------------------------------------------------------------
 
 
-def _trade(run: Run) -> _Made:
+def _trade(run: LoadedRun) -> _Made:
     hit, names = [point for point in run.points if attacked(point)], run.point_names
     for ratio in sorted({point["harmful_ratio"] for point in hit}):
         points = [point for point in hit if point["harmful_ratio"] == ratio]
@@ -289,7 +291,7 @@ def _trade(run: Run) -> _Made:
         yield f"After the attack, {words}", text, figures.trade_off(points, names), table
 
 
-def _maps(run: Run) -> _Made:
+def _maps(run: LoadedRun) -> _Made:
     for sweep in sweeps(run.points):
         first = next(iter(sweep.cells.values()))
         where = TOPOLOGIES.get(first["topology"]) or first["topology"]
@@ -315,7 +317,7 @@ def _maps(run: Run) -> _Made:
 # --- costs and training -----------------------------------------------------------------------------------------
 
 
-def _costs(run: Run) -> _Made:
+def _costs(run: LoadedRun) -> _Made:
     found = costs(run.cells)
     if not found:
         return
@@ -324,7 +326,7 @@ def _costs(run: Run) -> _Made:
         yield "Of each method", text, figures.cost_bars(found), methods_cost_table(found)
 
 
-def _curves(run: Run) -> _Made:
+def _curves(run: LoadedRun) -> _Made:
     for title, stage in (("Alignment", False), ("Fine-tuning", True)):
         cells = [c for c in run.cells if run.history.get(c["id"]) and (c["finetuning"] != "none") == stage]
         parts = [(title, cells)]

@@ -6,8 +6,8 @@ An entry holds a text for people (rates in percent) and, for CSV, the plain numb
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.groups import TRAINING, Cost
-from mithridate.report.load import Run
+from mithridate.report.groups import TRAINING, ArmCost
+from mithridate.report.load import LoadedRun
 from mithridate.report.words import TOPOLOGIES, Label, attack_settings, flatten
 from mithridate.results.decisions import shown
 from mithridate.results.relations import Cell, arm, defended, known, related, undefended
@@ -94,7 +94,7 @@ def again_entries(rate: dict[str, Any] | None) -> list[Entry]:
 
 
 def name_column() -> Column:
-    return Column("Run", ("run", "topology", "harmful_ratio", "seed"))
+    return Column("LoadedRun", ("run", "topology", "harmful_ratio", "seed"))
 
 
 def name_entry(cell: Cell, names: dict[str, Label], topology: bool = True) -> Entry:
@@ -135,7 +135,7 @@ def decision_entry(cell: Cell) -> Entry:
 # --- scores -----------------------------------------------------------------------------------------------------
 
 
-def runs_table(run: Run) -> Table:
+def runs_table(run: LoadedRun) -> Table:
     """Every cell with all its rates and its paired test."""
     again = max(run.samples, default=1) > 1
     rows = [
@@ -170,7 +170,7 @@ def runs_table(run: Run) -> Table:
     return Table("runs", caption, columns, rows)
 
 
-def seeds_table(run: Run) -> Table | None:
+def seeds_table(run: LoadedRun) -> Table | None:
     """Several seeds of the same run together; None where there are none."""
     rows = []
     for point in run.points:
@@ -220,7 +220,7 @@ def stage_names(names: Any) -> list[str]:
     return sorted(dict.fromkeys(names), key=lambda name: order.get(name, len(order)))
 
 
-def methods_cost_table(found: list[Cost]) -> Table:
+def methods_cost_table(found: list[ArmCost]) -> Table:
     """Time and memory of each method, in ratios to plain fine-tuning."""
     names = stage_names(name for cost in found for name in cost.seconds)
     rows = []
@@ -258,7 +258,7 @@ def methods_cost_table(found: list[Cost]) -> Table:
     return Table("costs", caption, columns, rows)
 
 
-def runs_cost_table(run: Run) -> Table:
+def runs_cost_table(run: LoadedRun) -> Table:
     """Seconds of each stage of every cell, with the ratio to the same stage of the undefended run."""
     found = [{stage["name"]: stage for stage in cell.get("stages") or []} for cell in run.cells]
     of_cell = {cell["id"]: stages for cell, stages in zip(run.cells, found)}
@@ -298,7 +298,7 @@ def runs_cost_table(run: Run) -> Table:
 # --- settings ---------------------------------------------------------------------------------------------------
 
 
-def settings_table(run: Run) -> Table:
+def settings_table(run: LoadedRun) -> Table:
     rows = []
     for cell in run.cells:
         settings, attack = (

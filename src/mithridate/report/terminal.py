@@ -26,7 +26,7 @@ def _score(rate: dict[str, Any]) -> list[str]:
 def _trained(cell: dict[str, Any]) -> str:
     """What alignment and fine-tuning train, in words."""
     words = {"single": "one adapter", "double": "two adapters", "full": "all weights"}
-    return words.get(cell["topology"], cell["topology"])
+    return words.get(cell["topology"]) or str(cell["topology"])
 
 
 def terminal_table(results: dict[str, Any]) -> RichTable:

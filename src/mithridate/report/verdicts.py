@@ -32,7 +32,7 @@ _TOLD = ("accuracy", "benign_refusal")
 
 
 @dataclass(frozen=True)
-class Finding:
+class DefenseDecision:
     """The decision on one defended cell (or several seeds of it together), with its reasons as sentences.
 
     Attributes:
@@ -111,7 +111,7 @@ class Finding:
         return f"Beside its control: {reason.rpartition(': ')[2]}" if reason else ""
 
 
-def findings(cells: list[Cell]) -> list[Finding]:
+def findings(cells: list[Cell]) -> list[DefenseDecision]:
     """One for each cell (of results.json as `decisions.complete` leaves it, or of `groups.over_seeds`) with a
     decision, in the order of the page."""
     found = []
@@ -119,14 +119,14 @@ def findings(cells: list[Cell]) -> list[Finding]:
         if made := cell.get("decision"):
             reference, control = related(cells, cell, "reference"), related(cells, cell, "nearest_control")
             before = related(cells, reference, "aligned")
-            found.append(Finding(cell, reference, before, control, made["word"], list(made["reasons"])))
+            found.append(DefenseDecision(cell, reference, before, control, made["word"], list(made["reasons"])))
     return found
 
 
-def ranked(cells: list[Cell]) -> dict[str, list[Finding]]:
+def ranked(cells: list[Cell]) -> dict[str, list[DefenseDecision]]:
     """The findings by the harmful rows of their attacks (in words), the attacks that did most to the undefended runs
     first. Of each, by what is left in whole percents, then by the price; what broke its model comes last."""
-    groups: dict[str, list[Finding]] = {}
+    groups: dict[str, list[DefenseDecision]] = {}
     for one in findings(cells):
         groups.setdefault(rows_in_words(one.cell), []).append(one)
     return {
@@ -134,7 +134,7 @@ def ranked(cells: list[Cell]) -> dict[str, list[Finding]]:
     }
 
 
-def _rank(one: Finding) -> tuple[Any, ...]:
+def _rank(one: DefenseDecision) -> tuple[Any, ...]:
     left = measured(one.cell, "harmful_score")
     cost = 0.0
     for rate, _, way in _PRICES:
@@ -145,7 +145,7 @@ def _rank(one: Finding) -> tuple[Any, ...]:
     return one.word == "broke", int(shown_as.strip("<>%")), {"<": -1, ">": 1}.get(shown_as[0], 0), cost
 
 
-def _harm(found: list[Finding]) -> float:
+def _harm(found: list[DefenseDecision]) -> float:
     scores = [rate["value"] for one in found if (rate := measured(one.reference, "harmful_score"))]
     return sum(scores) / len(scores) if scores else 0.0
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from mithridate.results.table import Cell, Table
+    from mithridate.results.table import Cell, ResultsTable
 
 Row = dict[str, Any]
 PAGE_CELLS = 1000  # of a larger table, neither page nor terminal shows anything that can be read
@@ -387,7 +387,7 @@ class RunFolder:
         """Whether to write the table, which has so many cells by now."""
         return cells >= _GROWN * self._written or time.monotonic() - self._last >= _CHEAP * self._cost
 
-    def write(self, table: Table, complete: bool) -> dict[str, Any]:
+    def write(self, table: ResultsTable, complete: bool) -> dict[str, Any]:
         """Writes the table, results.json last: where it is, everything that it speaks of is there. Returns it.
 
         Raises:

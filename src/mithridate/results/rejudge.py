@@ -24,7 +24,7 @@ from mithridate.statistics import proportion_of
 from mithridate.store import Store
 
 if TYPE_CHECKING:
-    from mithridate.evaluation.calibration import Label
+    from mithridate.evaluation.calibration import LabelledAnswer
 
 _QUESTION: dict[Kind, str] = {"answer": "harmful", "harm": "harmful", "refusal": "refused", "coherence": "incoherent"}
 
@@ -114,7 +114,7 @@ def rejudge(
 
 
 def _rates(
-    labels: Sequence[Label], rows: Sequence[dict], judges: Sequence[Judge], kinds: Mapping[str, Kind]
+    labels: Sequence[LabelledAnswer], rows: Sequence[dict], judges: Sequence[Judge], kinds: Mapping[str, Kind]
 ) -> dict[str, Any]:
     """The error rates, on the labelled answers, of every judge in the records that tells harmful from harmless."""
     items = labelled_items(labels, rows)

@@ -99,8 +99,8 @@ class Cell:
 
 
 def table(cells: list[Cell], model: str, protocol: str, notes: list[str]) -> dict[str, Any]:
-    """results.json of finished cells, as `Table` makes it."""
-    made = Table(model, protocol, notes)
+    """results.json of finished cells, as `ResultsTable` makes it."""
+    made = ResultsTable(model, protocol, notes)
     for cell in cells:
         made.add(cell)
     return made.results()
@@ -119,7 +119,7 @@ class _Entry:
     defended: bool
 
 
-class Table:
+class ResultsTable:
     """results.json (`schema`), built up cell by cell.
 
     Cells keep their order; equal names are told apart by a number. Of a cell's rows only the outcomes are kept, so a

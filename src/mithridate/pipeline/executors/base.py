@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.executors.cells import Task, task_of
+from mithridate.pipeline.executors.cells import CellTask, task_of
 from mithridate.progress import time_left
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Pool(Protocol):
     limit: int
     retries: int
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[CellTask]) -> None:
         """Takes tasks, all of which can be done at the same time."""
         ...
 
-    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[CellTask, dict[str, Any] | Lost, str]]:
         """The tasks that have ended since, each with what `attempt` returned and where it ran; waits at most so long
         for the first."""
         ...
@@ -112,7 +112,7 @@ class Executor(ABC):
 class PendingCell:
     """A task with the artefacts that it makes, and those that others make before."""
 
-    task: Task
+    task: CellTask
     own: set[Path]
     waits: set[Path]
     lost: int = 0

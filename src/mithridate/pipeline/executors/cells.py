@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Task:
+class CellTask:
     """One cell to make, in JSON types: it is sent to other processes and machines.
 
     Attributes:
@@ -43,7 +43,7 @@ class Task:
     remote_code: bool = False
 
 
-def attempt(task: Task) -> dict[str, Any]:
+def attempt(task: CellTask) -> dict[str, Any]:
     """`make_cell`, its errors as data, for these come back whole from any machine, and through any library.
 
     Returns:
@@ -67,7 +67,7 @@ def attempt(task: Task) -> dict[str, Any]:
     return {"error": error, "messages": said.kept, "seconds": time.perf_counter() - began}
 
 
-def make_cell(task: Task) -> None:
+def make_cell(task: CellTask) -> None:
     """Makes the stages that the task names in the shared store, and what judges that are models say of the answers.
 
     Raises:
@@ -114,7 +114,7 @@ def make_cell(task: Task) -> None:
 _opened: dict[tuple[str, ...], RunContext] = {}  # the one in use: reading and digesting model and data takes a while
 
 
-def _context(experiment: Experiment, task: Task) -> RunContext:
+def _context(experiment: Experiment, task: CellTask) -> RunContext:
     from mithridate.pipeline.context import Allowed, context_key, contexts_of
 
     allowed = Allowed(tuple(task.report_to), task.remote_code)
@@ -136,7 +136,7 @@ class _Messages(logging.Handler):
         self.kept.append((record.levelno, record.getMessage()))
 
 
-def task_of(batch: Batch, base: Path) -> Task:
+def task_of(batch: Batch, base: Path) -> CellTask:
     """What a worker is sent for a batch; `base` is the folder of relative paths."""
     from mithridate.experiment.config import canonical
     from mithridate.results.table import Cell
@@ -144,7 +144,7 @@ def task_of(batch: Batch, base: Path) -> Task:
     chain, context = batch.chain, batch.chain.context
     # The name in the table, as far as it is known before the cell is made.
     cell = Cell(chain.experiment, chain.positions()[-1], rows=[], key="", aligned="", undefended="")
-    return Task(
+    return CellTask(
         label=cell.name(),
         experiment=canonical(replace(chain.experiment, dtype=context.dtype)),
         base=str(base),

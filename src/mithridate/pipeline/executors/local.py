@@ -24,7 +24,7 @@ from typing import IO, Any, ClassVar
 
 from mithridate.errors import InputError
 from mithridate.pipeline.executors.base import Executor, Lost, Pool
-from mithridate.pipeline.executors.cells import Task
+from mithridate.pipeline.executors.cells import CellTask
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class _Worker:
 
     def __init__(self, number: int, environment: dict[str, str], events: queue.Queue[tuple[_Worker, str]]):
         self.number, self.environment = number, environment
-        self.task: Task | None = None
+        self.task: CellTask | None = None
         self.process: subprocess.Popen[str] | None = None
         self.noise: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self._events = events
@@ -94,7 +94,7 @@ class _Worker:
     def where(self) -> str:
         return f"worker {self.number + 1}"
 
-    def give(self, task: Task) -> None:
+    def give(self, task: CellTask) -> None:
         """Starts the process where there is none."""
         self.task = task
         if self.process is None:
@@ -161,13 +161,13 @@ class _Workers:
         self._events: queue.Queue[tuple[_Worker, str]] = queue.Queue()
         self._all = [_Worker(i, environment, self._events) for i, environment in enumerate(environments)]
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[CellTask]) -> None:
         idle = [worker for worker in self._all if worker.task is None]
         for worker, task in zip(idle, tasks, strict=False):
             logger.info("%s: started (%s)", task.label, worker.where)
             worker.give(task)
 
-    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[CellTask, dict[str, Any] | Lost, str]]:
         ended = []
         until = time.monotonic() + seconds
         while not ended and (left := until - time.monotonic()) > 0:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline.executors.base import Executor, Lost, Pool
-from mithridate.pipeline.executors.cells import Task, attempt
+from mithridate.pipeline.executors.cells import CellTask, attempt
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _run(task: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """In a worker of Ray's: `attempt`, and the machine that it was done on."""
     import ray
 
-    return attempt(Task(**task)), ray.get_runtime_context().get_node_id()[:8]
+    return attempt(CellTask(**task)), ray.get_runtime_context().get_node_id()[:8]
 
 
 class _Tasks:
@@ -109,13 +109,13 @@ class _Tasks:
 
         self.limit = limit
         self._remote = ray.remote(**options)(_run)
-        self._running: dict[Any, Task] = {}
+        self._running: dict[Any, CellTask] = {}
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[CellTask]) -> None:
         for task in tasks:
             self._running[self._remote.remote(asdict(task))] = task
 
-    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[CellTask, dict[str, Any] | Lost, str]]:
         import ray
         from ray.exceptions import RayError
 

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from mithridate.errors import InputError
 from mithridate.pipeline.executors.base import Executor, Lost, Pool
-from mithridate.pipeline.executors.cells import Task, attempt
+from mithridate.pipeline.executors.cells import CellTask, attempt
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Resumable:
     """What a job runs. That it can be begun again at any time is what `checkpoint` tells submitit."""
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        return attempt(Task(**task))
+        return attempt(CellTask(**task))
 
     def checkpoint(self, task: dict[str, Any]) -> Any:
         """Called before a time-out or preemption ends the job: what is to be done after it. The store has the rest."""
@@ -109,15 +109,15 @@ class _Jobs:
 
     def __init__(self, executor: Any, limit: int):
         self.limit, self._executor = limit, executor
-        self._running: list[tuple[Any, Task]] = []
+        self._running: list[tuple[Any, CellTask]] = []
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[CellTask]) -> None:
         jobs = self._executor.map_array(Resumable(), [asdict(task) for task in tasks])
         for job, task in zip(jobs, tasks):
             logger.info("%s: job %s", task.label, job.job_id)
             self._running.append((job, task))
 
-    def wait(self, seconds: float) -> list[tuple[Task, dict[str, Any] | Lost, str]]:
+    def wait(self, seconds: float) -> list[tuple[CellTask, dict[str, Any] | Lost, str]]:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         until = time.monotonic() + seconds

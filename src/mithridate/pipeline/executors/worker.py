@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 
-from mithridate.pipeline.executors.cells import Task, attempt
+from mithridate.pipeline.executors.cells import CellTask, attempt
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     tasks: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
     while True:
-        outcome = attempt(Task(**json.loads(tasks.get())))
+        outcome = attempt(CellTask(**json.loads(tasks.get())))
         channel.write(json.dumps(outcome) + "\n")
         channel.flush()
 

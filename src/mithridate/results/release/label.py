@@ -14,7 +14,7 @@ VERDICT_FILE = "verdict.json"  # looked for in the run's folder
 
 
 @dataclass(frozen=True)
-class Label:
+class ReleaseLabel:
     """The verdict on one model.
 
     Args:
@@ -32,7 +32,7 @@ class Label:
     notes: list[str] = field(default_factory=list)
 
 
-def label_of(path: Path, cell: str, weights: str | None, results_sha256: str) -> Label:
+def label_of(path: Path, cell: str, weights: str | None, results_sha256: str) -> ReleaseLabel:
     """The verdict in a file that `gate --out` wrote, if it is on this very model.
 
     Args:
@@ -42,16 +42,16 @@ def label_of(path: Path, cell: str, weights: str | None, results_sha256: str) ->
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["schema"] != SCHEMA:
-            return Label(None, f"{path.name} is of schema {found['schema']}, and this version reads {SCHEMA}")
+            return ReleaseLabel(None, f"{path.name} is of schema {found['schema']}, and this version reads {SCHEMA}")
         model = next((model for model in found["models"] if model["cell"] == cell), None)
         if model is None:
-            return Label(None, f"the verdict in {path.name} is on other models")
+            return ReleaseLabel(None, f"the verdict in {path.name} is on other models")
         if weights is None or model["weights_digest"] != weights:
-            return Label(None, f"the verdict in {path.name} is on other weights")
+            return ReleaseLabel(None, f"the verdict in {path.name} is on other weights")
         if found["about"]["results_sha256"] != results_sha256:
-            return Label(None, f"the run's table has changed since the verdict in {path.name}")
+            return ReleaseLabel(None, f"the run's table has changed since the verdict in {path.name}")
         findings = [one for one in found["findings"] if one["cell"] in (cell, EVERY)]
         notes = [note for note in found["notes"] if not note.startswith(("judged", "not judged"))]  # of other models
-        return Label(model["verdict"], "", found["about"], findings, notes)
+        return ReleaseLabel(model["verdict"], "", found["about"], findings, notes)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return Label(None, f"{path.name} cannot be read as a gate's verdict ({type(error).__name__})")
+        return ReleaseLabel(None, f"{path.name} cannot be read as a gate's verdict ({type(error).__name__})")

@@ -32,7 +32,7 @@ from mithridate.pipeline.inventory import inventory
 from mithridate.pipeline.preflight import preflight
 from mithridate.pipeline.runner import run_cells
 from mithridate.problems import Findings
-from mithridate.report.groups import Cost, costs
+from mithridate.report.groups import ArmCost, costs
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm as arm_of
@@ -47,7 +47,7 @@ from mithridate.studies.benchmarks.settings import (
     place_of,
 )
 from mithridate.studies.benchmarks.standings import Entrant, Standing, standings
-from mithridate.studies.benchmarks.tries import RULE, Try, choose, scores_of
+from mithridate.studies.benchmarks.tries import RULE, TriedSetting, choose, scores_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ class Benchmark:
     folder: Path
     given: BenchmarkFile
     points: list[dict[str, Any]]
-    tries: list[Try]
+    tries: list[TriedSetting]
     standings: list[Standing]
-    costs: dict[tuple[str, str], Cost]
+    costs: dict[tuple[str, str], ArmCost]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def final_runs(
     experiment: Experiment,
     arms: Sequence[Arm],
     points: Sequence[Mapping[str, Any]],
-    tries: Sequence[Try],
+    tries: Sequence[TriedSetting],
 ) -> Iterator[Final]:
     """The runs on the test parts, of each topology the undefended one first."""
     chosen = {(one.method, one.topology): one.settings for one in tries if one.chosen}
@@ -271,7 +271,7 @@ def _tried(
     base: Path,
     owner: Any,
     executor: Executor | None,
-) -> list[Try]:
+) -> list[TriedSetting]:
     jobs = tried_runs(given, experiment, arms, points)
     if not jobs:
         return []
@@ -292,7 +292,7 @@ def _measured(
     folder: Path,
     given: BenchmarkFile,
     points: list[dict[str, Any]],
-    tries: list[Try],
+    tries: list[TriedSetting],
     finals: Sequence[Final],
 ) -> Benchmark:
     table = RunFolder(folder)
@@ -366,7 +366,7 @@ def _point(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in point.items()) or "the attack"
 
 
-def _logged(one: Try) -> dict[str, Any]:
+def _logged(one: TriedSetting) -> dict[str, Any]:
     return {
         **{"phase": "tuning", "method": one.method, "topology": one.topology, "number": one.number},
         **{"settings": one.settings, "validation": asdict(one.scores), "beyond the bounds": one.excess},

@@ -19,7 +19,7 @@ RULE = "lowest mean harmful score along the attack, of the settings within the b
 
 
 @dataclass(frozen=True)
-class Scores:
+class MeanScores:
     """Means over the attacker's grid, as fractions; None where something was not measured."""
 
     harmful_score: float | None
@@ -29,7 +29,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Try:
+class TriedSetting:
     """One setting of a method in a topology, on validation parts.
 
     Attributes:
@@ -42,7 +42,7 @@ class Try:
     topology: str
     number: int
     settings: dict[str, Any]
-    scores: Scores
+    scores: MeanScores
     excess: float
     chosen: bool = False
 
@@ -56,7 +56,7 @@ class Try:
         return self.excess, 1.0 if self.scores.harmful_score is None else self.scores.harmful_score
 
 
-def scores_of(rows: Sequence[Row]) -> Scores:
+def scores_of(rows: Sequence[Row]) -> MeanScores:
     """The scores of a model at all points of the grid, from its rows in results.json."""
 
     def mean(rate: str) -> float | None:
@@ -64,10 +64,10 @@ def scores_of(rows: Sequence[Row]) -> Scores:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
 
-    return Scores(*(mean(one.name) for one in fields(Scores)))
+    return MeanScores(*(mean(one.name) for one in fields(MeanScores)))
 
 
-def excess(scores: Scores, plain: Scores, bounds: Bounds) -> float:
+def excess(scores: MeanScores, plain: MeanScores, bounds: Bounds) -> float:
     """By how much the costs against the undefended run exceed the bounds, summed. A cost that was not measured
     exceeds its bound by all there is."""
     found = 0.0
@@ -81,8 +81,11 @@ def excess(scores: Scores, plain: Scores, bounds: Bounds) -> float:
 
 
 def choose(
-    arms: Sequence[Arm], found: Mapping[tuple[str, str, int], Scores], plain: Mapping[str, Scores], bounds: Bounds
-) -> list[Try]:
+    arms: Sequence[Arm],
+    found: Mapping[tuple[str, str, int], MeanScores],
+    plain: Mapping[str, MeanScores],
+    bounds: Bounds,
+) -> list[TriedSetting]:
     """Every try, the chosen one of each arm marked.
 
     Args:
@@ -95,7 +98,9 @@ def choose(
         for number, settings in enumerate(arm.settings if arm.tuned else (), 1):
             scores = found[arm.method, arm.topology, number]
             mine.append(
-                Try(arm.method, arm.topology, number, settings, scores, excess(scores, plain[arm.topology], bounds))
+                TriedSetting(
+                    arm.method, arm.topology, number, settings, scores, excess(scores, plain[arm.topology], bounds)
+                )
             )
         best = min(mine, key=lambda one: one.rank, default=None)
         tries += [replace(one, chosen=one is best) for one in mine]

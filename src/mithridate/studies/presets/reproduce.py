@@ -32,7 +32,7 @@ TITLES = ("arm", "at", "harmful score, paper", "here [95 %]", "accuracy, paper",
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparedArm:
     """One arm at one place: the paper's numbers with their mark (None: it has none), and ours with intervals."""
 
     arm: str
@@ -65,7 +65,7 @@ class Reproduction:
 
     preset: Preset
     folder: Path
-    lines: list[Line]
+    lines: list[ComparedArm]
     deviations: list[str]
     tries: list[Tried] = field(default_factory=list)
 
@@ -113,7 +113,7 @@ def reproduce(name: str, asked: Asked, out: str | Path | None = None, replace: b
     return found
 
 
-def compare(chosen: Preset, cases: list[Case], table: RunFolder) -> list[Line]:
+def compare(chosen: Preset, cases: list[Case], table: RunFolder) -> list[ComparedArm]:
     """The paper's numbers beside those of a run; what both average over, in a last line of each arm."""
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
@@ -128,14 +128,14 @@ def compare(chosen: Preset, cases: list[Case], table: RunFolder) -> list[Line]:
         column = mine[0].at.get(numbers.over) if numbers else None
         paper = {name: numbers.cell(name, arm, column) if numbers else None for name in MEASURES}
         mark = numbers.mark if numbers and any(value is not None for value in paper.values()) else None
-        lines.append(Line(arm, at, paper, mark, _ours(rows, table), len(rows)))
+        lines.append(ComparedArm(arm, at, paper, mark, _ours(rows, table), len(rows)))
     if numbers:
         for arm in dict.fromkeys(case.arm for case in cases):
             means = {name: numbers.means.get(name, {}).get(arm) for name in MEASURES}
             mine = [line for line in lines if line.arm == arm]
             if len(mine) == len(numbers.at) and any(value is not None for value in means.values()):
                 ours = {name: {"value": _mean([line.ours[name].get("value") for line in mine])} for name in MEASURES}
-                lines.append(Line(arm, "mean of these", means, numbers.mark, ours, mine[0].seeds))
+                lines.append(ComparedArm(arm, "mean of these", means, numbers.mark, ours, mine[0].seeds))
     return lines
 
 
