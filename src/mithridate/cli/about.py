@@ -10,8 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from mithridate import judges
 from mithridate.cli.shared import Accelerate, Overrides, new_table, overrides_of, print_table
-from mithridate.errors import InputError
+from mithridate.environment import commit, gpu_problem, hardware, has_driver, version, versions
+from mithridate.errors import InputError, nearest
+from mithridate.methods.index import index
+from mithridate.methods.registry import KINDS, by_name
+from mithridate.report.citations import bibtex_of, own_bibtex
 
 FAILED = 1
 
@@ -182,8 +187,6 @@ def methods(
     from mithridate.methods.index import facts, index
 
     if names:
-        from mithridate.errors import nearest
-
         for name in names:
             found = [facts(kind, name) for kind, known in _kinds().items() if name in known]
             if not found:
@@ -203,8 +206,6 @@ def methods(
 
 
 def _kinds() -> dict[str, Any]:
-    from mithridate.methods.registry import KINDS, by_name
-
     return {kind: by_name(kind) for kind in KINDS}
 
 
@@ -221,7 +222,6 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 
 def _measures() -> None:
-    from mithridate import judges
     from mithridate.data.tasks import PROMPT_SETS
     from mithridate.protocols import PROTOCOLS
 
@@ -242,7 +242,6 @@ def _measures() -> None:
 
 def _plugins() -> list[tuple[Any, str]]:
     """What other packages add: the registry and the name of each."""
-    from mithridate import judges
     from mithridate.data.tasks import TASKS
     from mithridate.protocols import PROTOCOLS
 
@@ -270,8 +269,6 @@ def cite(
     ] = None,
 ) -> None:
     """Print the BibTeX entries of methods, or of mithridate itself."""
-    from mithridate.report.citations import bibtex_of, own_bibtex
-
     typer.echo("\n\n".join(bibtex_of(name) for name in dict.fromkeys(names)) if names else own_bibtex())
 
 
@@ -285,7 +282,6 @@ def doctor(
 
     Methods are loaded with --load, and where NVIDIA's driver is: then it also says what the GPUs can train.
     """
-    from mithridate.environment import commit, hardware, has_driver, version, versions
     from mithridate.models import EMBEDDED, cache_folder
     from mithridate.store import default_root
 
@@ -342,7 +338,6 @@ def _gpu_rows(row: Callable[..., None]) -> None:
     """Rows for the cards as PyTorch sees them, for what their memory holds, and for the number type."""
     import torch
 
-    from mithridate.environment import gpu_problem, hardware
     from mithridate.pipeline import fits
     from mithridate.pipeline.context import resolve_dtype
 
@@ -360,8 +355,6 @@ def _gpu_rows(row: Callable[..., None]) -> None:
 
 def _load(row: Callable[..., None]) -> None:
     """A row for every method and every plug-in, which are imported."""
-    from mithridate.methods.index import index
-
     try:
         import mithridate.training.trainer  # noqa: F401 (whether it can be)
 

@@ -12,6 +12,9 @@ import typer
 
 from mithridate.cli.shared import RemoteCode, RunFolder, check_run, heard_or_not, new_table, print_table
 from mithridate.errors import InputError
+from mithridate.files import replace_file
+from mithridate.results.push import check_repo
+from mithridate.results.push import push as upload
 
 app = typer.Typer()
 
@@ -112,8 +115,6 @@ def export(
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: already exists and is not an empty folder; give another one")
     if push:
-        from mithridate.results.push import check_repo
-
         check_repo(push)
     from mithridate.pipeline.cell_export import export_cell
 
@@ -126,8 +127,6 @@ def export(
         if out:
             typer.echo(f"model: {exported}")
         if push:
-            from mithridate.results.push import push as upload
-
             typer.echo(f"on the Hub: {upload(where, push, public, replace)}")
 
 
@@ -186,7 +185,6 @@ def gate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON, and nothing else.")] = False,
 ) -> None:
     """Decide on interval bounds whether a run's models may ship: exit code 0 pass, 1 fail, 2 undecided."""
-    from mithridate.files import replace_file
     from mithridate.results.release import EXIT, read_policy
     from mithridate.results.release import gate as decide
     from mithridate.results.release.limits import SHARES, limits_of
@@ -225,7 +223,6 @@ def compare(
     """Compare the models of two runs: prompt by prompt where they were asked the same, else as two samples."""
     if out and out.suffix not in (".csv", ".json"):
         raise InputError(f"--out {out}: give a file that ends in .csv or .json")
-    from mithridate.files import replace_file
     from mithridate.report.side_by_side import lines
     from mithridate.results.comparison import compare as found_in
 

@@ -19,6 +19,7 @@ from mithridate.cli.shared import (
     print_table,
 )
 from mithridate.errors import InputError
+from mithridate.experiment.uploads import of_upload
 
 app = typer.Typer()
 
@@ -75,8 +76,6 @@ def run(
     """Run an experiment file: all stages and all cells of its sweep, then the table and the report page."""
     options, asked = _options(executor_option), _asked(replace, report_to, trust_remote_code)
     if upload:
-        from mithridate.experiment.uploads import of_upload
-
         override = [*of_upload(upload), *(override or [])]
         out = out or Path("runs") / f"{file.stem}-{upload.name.partition('.')[0]}"
     if not dry_run:

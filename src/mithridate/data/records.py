@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.columns import require_nothing_dropped
 from mithridate.errors import InputError, UnsupportedSetup, closest, nearest
+from mithridate.generation.templates import TEMPLATES, prompt_tokens
 from mithridate.rows import as_list
 from mithridate.rows import record as as_record
 
@@ -217,8 +218,6 @@ def training_dataset(
         "completion": [messages[-1:] for messages in conversations],
     }
     if template != "chat":
-        from mithridate.generation.templates import TEMPLATES
-
         tokenized = [_plain(record, tokenizer, TEMPLATES[template]) for record in records]
         columns["input_ids"] = [ids for ids, _ in tokenized]
         columns["labels"] = [labels for _, labels in tokenized]
@@ -244,8 +243,6 @@ def asked(record: Record) -> Conversation:
 
 def _plain(record: Record, tokenizer: Any, template: Any) -> tuple[list[int], list[int]]:
     """Token ids of a question and its answer under a plain-text template, and labels that are -100 in the question."""
-    from mithridate.generation.templates import prompt_tokens
-
     question = prompt_tokens(tokenizer, asked(record), template)
     answer = [*_ids(turns(record)[-1]["content"], tokenizer), tokenizer.eos_token_id]
     return question + answer, [-100] * len(question) + answer

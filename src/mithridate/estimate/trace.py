@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mithridate.errors import InputError, UnsupportedSetup, first_line
-from mithridate.models import shortened
+from mithridate.models import EMBEDDED, resolve_model, shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,8 +113,6 @@ def config_of(model: str) -> PretrainedConfig:
             num_key_value_heads=kv,
             tie_word_embeddings=tied,
         )
-    from mithridate.models import EMBEDDED, resolve_model
-
     folder = resolve_model(model).path if model in EMBEDDED else Path(model).expanduser()
     try:
         return AutoConfig.from_pretrained(folder if folder.is_dir() else model, trust_remote_code=False)

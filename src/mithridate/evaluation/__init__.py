@@ -28,6 +28,8 @@ from mithridate.data import tasks as known_tasks
 from mithridate.data.records import asked, check_record, prompt_text, records_of
 from mithridate.data.tasks.base import Scorer
 from mithridate.errors import InputError, MithridateError
+from mithridate.generation.base import Failure
+from mithridate.generation.templates import TEMPLATES
 from mithridate.judges.base import UNCLEAR, Item, Judge, Judgement, scored
 from mithridate.methods.base import TestTime
 from mithridate.progress import Progress
@@ -230,9 +232,7 @@ def answers(
         InputError: an unknown task, a rule that the task lacks, or a prompt that does not fit.
         MithridateError: some prompts could not be answered; what was answered is in the cache.
     """
-    from mithridate.generation.base import Failure
     from mithridate.generation.cache import cached_generate
-    from mithridate.generation.templates import TEMPLATES
 
     for name, records in sets.items():
         _check(name, records, protocol)

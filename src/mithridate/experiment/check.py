@@ -7,12 +7,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate import generation, judges
+from mithridate.data import tasks
 from mithridate.errors import Findings, InputError
 from mithridate.experiment import adapter_fields, training_fields
+from mithridate.experiment.methods import POST_ALIGNMENT, attack_of, defenses_of, method_of, repair_of
 from mithridate.experiment.model import Align, Attack, Budget, Experiment, Finetune
 from mithridate.experiment.processes import with_processes
+from mithridate.methods import by_name
 from mithridate.methods.fields import field_problems
 from mithridate.problems import error_of, nearest
+from mithridate.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from mithridate.methods import Phase
@@ -52,8 +57,6 @@ def with_defaults(experiment: Experiment, where: str = "experiment") -> Experime
     Raises:
         InputError: with every problem found, one a line.
     """
-    from mithridate.methods import by_name
-
     problems: list[str] = []
     stages: dict[str, Align | Finetune] = {}
     for name in ("align", "finetune"):
@@ -83,10 +86,6 @@ def with_defaults(experiment: Experiment, where: str = "experiment") -> Experime
 
 def _evaluate_problems(experiment: Experiment) -> list[str]:
     """Names and fields of protocol, generator, judges and tasks, and that each task has what scores it."""
-    from mithridate import generation, judges
-    from mithridate.data import tasks
-    from mithridate.protocols import PROTOCOLS
-
     settings, problems = experiment.evaluate, []
     if settings.protocol not in PROTOCOLS:
         problems.append(
@@ -164,8 +163,6 @@ def _attack(attack: Attack | dict[str, Any], known: Mapping[str, Any], problems:
 
 def _all_fields(path: str, values: dict[str, Any], cls: Any, problems: list[str]) -> dict[str, Any]:
     """The fields of one method, those that were not given with their defaults; notes what is wrong with them."""
-    from mithridate.experiment.methods import method_of
-
     names = [f.name for f in fields(cls) if f.init and f.name not in cls.roles]
     found = [f"{path}.{f}: comes from data.{cls.roles[f]}; leave it out" for f in values if f in cls.roles]
     own = {field: value for field, value in values.items() if field not in cls.roles}
@@ -193,9 +190,6 @@ def _adapter_problems(experiment: Experiment) -> list[str]:
 
 def _place_problems(experiment: Experiment) -> list[str]:
     """Methods where they cannot act, or that would have nothing to act on."""
-    from mithridate.experiment.methods import POST_ALIGNMENT, attack_of, defenses_of, method_of
-    from mithridate.methods import by_name
-
     problems = []
     placed: dict[bool, list[str]] = {True: [], False: []}
     for name, values in experiment.repair.items():
@@ -238,8 +232,6 @@ _TRIES = 6  # where a budget does not say which strengths may be taken
 def _budgeted(experiment: Experiment, budget: Budget, problems: list[str]) -> Experiment:
     """The experiment with the strengths that its budget may take, strongest first, of which the repair has the
     strongest; notes what is wrong with the budget."""
-    from mithridate.experiment.methods import method_of, repair_of
-
     chosen = repair_of(experiment, post_alignment=False)
     if chosen is None:
         problems.append(

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.data.columns import joined, require_known, require_nothing_dropped
+from mithridate.data.embedded import embedded_records
 from mithridate.data.files import ENDINGS, no_file, readable, rows_of
 from mithridate.data.hub import HUB, HubSet, hub_rows
 from mithridate.data.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
+from mithridate.data.tasks import prompt_set
+from mithridate.data.tasks import task as find_task
 from mithridate.data.tasks.base import PromptSet
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
@@ -239,8 +242,6 @@ def _load(
     if source.split and not known:
         raise InputError(f"{here}: `split` has a meaning for Hub data sets only; take it out")
     if source.source == "embedded":
-        from mithridate.data.embedded import embedded_records
-
         found = embedded_records(role, part, source.paired, None if role == "task" else source.name)
         rows: Iterable[tuple[str, dict[str, Any]]] = [
             (f"embedded {role}, row {i}", record) for i, record in enumerate(found, start=1)
@@ -342,8 +343,6 @@ def _selected(row: dict[str, Any], where: dict[str, Any], place: str) -> bool:
 
 def _schema(source: Source, role: str, task: str | None, here: str) -> PromptSet | None:
     """What the rows of a source are; None where they are records already."""
-    from mithridate.data.tasks import prompt_set
-
     known = _hub(source.source)
     own = None if source.source == "embedded" else source.name
     name = task if role == "task" else known.task if known else own
@@ -509,8 +508,6 @@ def _load_task(roles: Roles, sources: list[Source], base: Path) -> None:
 
 def _task_name(source: Source) -> str | None:
     """The task whose scorer applies; None for a user's own conversations, which have none."""
-    from mithridate.data.tasks import task as find_task
-
     known = _hub(source.source)
     own = (
         (known.task if "task" in known.roles else None)

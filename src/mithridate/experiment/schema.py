@@ -17,14 +17,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mithridate import judges
+from mithridate.data.tasks import TASKS
 from mithridate.environment import version
 from mithridate.experiment.adapter_fields import ALLOWED_IN_ADAPTER, NOT_IN_ADAPTER
 from mithridate.experiment.model import HARMFUL, Experiment
 from mithridate.experiment.roles import ROLES
 from mithridate.experiment.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
+from mithridate.generation import BACKENDS, NEEDED
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.methods.types import json_schema
+from mithridate.protocols import PROTOCOLS
 
 # Fields of SFTConfig and LoraConfig, by `python -m mithridate.experiment.schema --write`: no editor waits for torch.
 TRAINING = Path(__file__).with_name("training_fields.json")
@@ -39,9 +43,6 @@ Schema = dict[str, Any]
 
 def experiment_schema() -> Schema:
     """The schema, as JSON types. What another package adds is in it by name, with any fields: it is not imported."""
-    from mithridate.data.tasks import TASKS
-    from mithridate.protocols import PROTOCOLS
-
     schema = TypeAdapter(Experiment).json_schema()
     parts = schema["$defs"]
     for part in (schema, *parts.values()):
@@ -198,15 +199,11 @@ def _training(schema: Schema) -> Schema:
 
 
 def _judges(parts: Schema) -> dict[str, Schema]:
-    from mithridate import judges
-
     own = {name: _fields(judges.by_name(name), parts, ["generator"]) for name in judges.JUDGES}
     return dict.fromkeys(judges.names(), _ANY) | own
 
 
 def _generators() -> dict[str, Schema]:
-    from mithridate.generation import BACKENDS, NEEDED
-
     found = {}
     for name, known in BACKENDS.items():
         properties = {field: {"type": [_JSON[kind] for kind in kinds]} for field, kinds in known.items()}

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.methods.registry import Registry
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ def by_name(name: str) -> type[Judge]:
     Raises:
         InputError: no judge has that name, it was taken out, or another package's cannot be loaded.
     """
-    from mithridate.errors import nearest
-
     if name in TAKEN_OUT:
         raise InputError(f"judge `{name}` {TAKEN_OUT[name]}")
     if name in REGISTRY:

@@ -23,6 +23,7 @@ from mithridate.errors import InputError
 from mithridate.judges import neutral
 from mithridate.judges.base import VERDICTS, About, Item, Judgement, Kind
 from mithridate.judges.loading import load_classifier, load_tokenizer
+from mithridate.models import resolve_model
 
 if TYPE_CHECKING:
     from mithridate.models import ModelFiles
@@ -158,8 +159,6 @@ class Classifier:
         self._loaded = None
 
     def _files(self) -> ModelFiles:
-        from mithridate.models import resolve_model
-
         return resolve_model(self.model)
 
     def _load(self) -> _Loaded:

@@ -26,6 +26,8 @@ from mithridate.generation.base import (
     PromptTooLong,
     Template,
 )
+from mithridate.generation.openai import OpenAIServer
+from mithridate.generation.templates import prompt_tokens
 from mithridate.judges import neutral
 from mithridate.judges.base import About, Item, Judgement, Kind
 
@@ -191,8 +193,6 @@ class GenerativeJudge(ABC):
 
     def _check_template(self, tokenizer: Any) -> None:
         """Some chat templates silently leave out what they do not expect, and the judge would judge nothing."""
-        from mithridate.generation.templates import prompt_tokens
-
         probe = Item("probe of a question", "probe of an answer", "probe of a reference")
         for conversation in self.ask(probe):
             text = tokenizer.decode(prompt_tokens(tokenizer, conversation, self.template)).casefold()
@@ -218,8 +218,6 @@ class GenerativeJudge(ABC):
         return Transformers.open(self.model)
 
     def _behind_server(self, fields: dict[str, Any]) -> Generator:
-        from mithridate.generation.openai import OpenAIServer
-
         given: Any = ({"model": self.model} if self.model else {}) | fields
         try:
             return OpenAIServer(**given)

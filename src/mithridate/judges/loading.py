@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mithridate.errors import InputError, first_line
-from mithridate.models import ModelFiles
+from mithridate.models import EMBEDDED, ModelFiles, resolve_model
 
 
 def load_classifier(files: ModelFiles, dtype: str) -> Any:
@@ -42,8 +42,6 @@ def load_tokenizer(name: str) -> Any:
         InputError: there is none, or it cannot be read.
     """
     from transformers import AutoTokenizer
-
-    from mithridate.models import EMBEDDED, resolve_model
 
     folder = Path(name).expanduser()
     if name in EMBEDDED:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mithridate.judges import answers, refusal
 from mithridate.judges.base import About, Item, Judgement, Kind, Verdict
 
 
@@ -42,8 +43,6 @@ class RulesJudge(_Rules):
     about = About("Apache-2.0 (this project)", "none", "judges/answers.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
-        from mithridate.judges import answers  # compiling its rules takes longer than listing all judges
-
         return answers.verdict(item.prompt, item.answer, item.set)
 
 
@@ -56,6 +55,4 @@ class RulesV2(_Rules):
     about = About("Apache-2.0 (this project)", "none", "judges/refusal.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
-        from mithridate.judges import refusal
-
         return refusal.verdict(item.prompt, item.answer)

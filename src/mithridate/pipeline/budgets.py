@@ -22,7 +22,9 @@ from mithridate.pipeline.generators import open_generator
 from mithridate.pipeline.stages import VALIDATION, ExperimentStages
 from mithridate.protocols import protocol
 from mithridate.results.decisions import bound
+from mithridate.results.parts import write
 from mithridate.statistics.comparisons import paired_by_prompt
+from mithridate.store import MANIFEST
 
 if TYPE_CHECKING:
     from mithridate.generation.base import Generator
@@ -90,8 +92,6 @@ def within(folder: Path) -> dict[str, Any] | None:
 
 def unrepaired(folder: Path) -> str | None:
     """In words, that a budget has left a model as it was; None where the repair of `folder` has changed it."""
-    from mithridate.store import MANIFEST
-
     found = within(folder)
     if found is None or found["taken"] is not None:
         return None
@@ -104,7 +104,6 @@ Outcomes = dict[str, list[bool]]  # by prompt
 def _answered(chain: ExperimentStages, generator: Generator, upto: str, out: Path) -> Outcomes:
     """Whether the answers to the task's validation prompts are right; the answers are written to `out`."""
     from mithridate.evaluation import answers, outcomes
-    from mithridate.results.parts import write
 
     settings, roles = chain.experiment.evaluate, chain.context.roles
     records = {f"task:{roles.task_name}": roles.parts()[VALIDATION][: settings.limit]}

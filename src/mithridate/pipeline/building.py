@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.tasks.capability import capability
+from mithridate.evaluation import answers
 from mithridate.experiment.methods import around_prompts, repair_of
 from mithridate.methods import Repair
+from mithridate.models.quantisation import dequantised
 from mithridate.pipeline import checkpointing, precheck
 from mithridate.pipeline.assembly import aligned_layers, input_layers, load, load_layers
 from mithridate.pipeline.budgets import repair_within
@@ -17,6 +20,7 @@ from mithridate.pipeline.generators import open_generator
 from mithridate.pipeline.jobs import ATTACK_ROWS, attack_rows, job_of, made_rows, repair_rows
 from mithridate.pipeline.stages import VERSIONS, ExperimentStages, Stage
 from mithridate.protocols import protocol
+from mithridate.results.parts import write
 
 if TYPE_CHECKING:
     from mithridate.repairs.delta import Delta
@@ -84,8 +88,6 @@ def _train(
 
 
 def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any] | None:
-    from mithridate.models.quantisation import dequantised
-
     chosen = repair_of(chain.experiment, post_alignment=stage.name == "harden")
     assert chosen
     name, repair = chosen
@@ -108,9 +110,6 @@ def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]
 
 
 def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> None:
-    from mithridate.evaluation import answers
-    from mithridate.results.parts import write
-
     upto, step = stage.config["upto"], stage.config["step"]
     settings, parts, sets = chain.experiment.evaluate, chain.context.roles.parts(), chain.sets(step)
     records = {name: parts[role][: settings.limit] for name, role in sets.items()}
@@ -127,8 +126,6 @@ def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> None:
 
 
 def _measure_capability(chain: ExperimentStages, generator: Any, work: Path) -> None:
-    from mithridate.data.tasks.capability import capability
-
     settings = chain.experiment.evaluate
     scores = capability(generator.model, chain.context.tokenizer, settings.capability, limit=settings.limit)
     (work / "capability.json").write_text(json.dumps([vars(score) for score in scores], indent=1))

@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Evaluate, Experiment
-from mithridate.experiment.roles import Roles
+from mithridate.experiment.config import Evaluate, Experiment, quantisation_problems
+from mithridate.experiment.roles import Roles, load_roles
 from mithridate.files import canonical_json, digest
 from mithridate.judges import judge
 from mithridate.judges.base import Judge
-from mithridate.models import ModelFiles
+from mithridate.models import (
+    EMBEDDED,
+    ModelFiles,
+    load_config,
+    load_tokenizer,
+    resolve_model,
+    shortened,
+    stored_quantisation,
+)
+from mithridate.models.quantisation import quantised
 from mithridate.pipeline.rowcheck import RowCheck
 from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
@@ -71,8 +80,6 @@ class RunContext:
 
     @cached_property
     def tokenizer(self) -> Any:
-        from mithridate.models import load_tokenizer
-
         return load_tokenizer(self.base, needs_chat_template=False)  # a chain asks for one where it needs it
 
     @property
@@ -89,8 +96,6 @@ class RunContext:
 
     @cached_property
     def config(self) -> Any:
-        from mithridate.models import load_config
-
         return load_config(self.base)
 
     def rowcheck(self, template: str) -> RowCheck:
@@ -107,8 +112,6 @@ class RunContext:
         """A model of the base's architecture with one layer of random weights: enough to check a set-up on."""
         import torch
         from transformers import AutoModelForCausalLM
-
-        from mithridate.models import shortened
 
         config = shortened(self.config, 1, others=1)
         code = {"trust_remote_code": True} if self.base.remote_code else {}
@@ -147,9 +150,6 @@ def contexts_of(
     Raises:
         InputError: with every problem of the data and the models, and what `findings` has.
     """
-    from mithridate.experiment.roles import load_roles
-    from mithridate.models import resolve_model
-
     store, contexts, found = Store(), {}, Findings() if findings is None else findings
     for experiment in experiments:
         key = context_key(experiment)
@@ -188,10 +188,6 @@ def context_key(experiment: Experiment) -> str:
 
 def _quantised(experiment: Experiment, files: Any) -> Any:
     """The model's files, to be quantised as the experiment says; nothing is done to those of a server's model."""
-    from mithridate.experiment.config import quantisation_problems
-    from mithridate.models import stored_quantisation
-    from mithridate.models.quantisation import quantised
-
     if "openai" in experiment.evaluate.generator:
         return files
     if (files.path / "config.json").is_file() and stored_quantisation(files.path):
@@ -213,8 +209,6 @@ def _served(experiment: Experiment) -> Any:
 
 def located_model(name: str, base: Path) -> str:
     """A model's folder is found beside the experiment file, as its data are; other names are left as they are."""
-    from mithridate.models import EMBEDDED
-
     beside = base / Path(name).expanduser()
     if name not in EMBEDDED and "/" in name and not beside.exists() and not Path(name).expanduser().exists():
         # "models/nosuch" could be an id on the Hub, but for the models that lie in that folder here

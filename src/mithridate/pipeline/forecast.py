@@ -17,6 +17,7 @@ from mithridate.environment import hardware
 from mithridate.errors import MithridateError
 from mithridate.files import canonical_json
 from mithridate.pipeline.inventory import Artefact, inventory
+from mithridate.protocols import protocol
 from mithridate.store import Store
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ class Forecast:
     def _by_operations(self, chain: ExperimentStages, stage: Stage) -> Guess:
         from mithridate.estimate.trace import config_of
         from mithridate.pipeline.planning import of_answers, of_stage, set_up
-        from mithridate.protocols import protocol
 
         context, settings = chain.context, chain.experiment.evaluate
         if not (context.base.path / "config.json").is_file():  # not here yet, or behind a server

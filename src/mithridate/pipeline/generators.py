@@ -6,6 +6,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from mithridate.files import digest
+from mithridate.generation.openai import OpenAIServer
+from mithridate.generation.vllm import VLLM, Engine
 from mithridate.pipeline.assembly import content, content_digest, layers_after, load
 from mithridate.pipeline.stages import ExperimentStages
 
@@ -17,8 +19,6 @@ def open_generator(chain: ExperimentStages, upto: str, step: int | None = None) 
     """What answers as the model of `chain` after stage `upto` (at attack step `step`); the caller closes it."""
     [(name, fields)] = chain.experiment.evaluate.generator.items()
     if name == "openai":
-        from mithridate.generation.openai import OpenAIServer
-
         return OpenAIServer(**fields)
     if name == "vllm":
         return _vllm(chain, layers_after(chain, upto, step), fields.get("options", {}))
@@ -30,7 +30,6 @@ def open_generator(chain: ExperimentStages, upto: str, step: int | None = None) 
 def _vllm(chain: ExperimentStages, layers: list[Any], options: dict[str, Any]) -> Generator:
     """The context's engine serves as long as the models asked for are adapters over the same weights, so that a sweep
     of adapters is answered by one engine; weights into which something was merged are exported for it."""
-    from mithridate.generation.vllm import VLLM, Engine
     from mithridate.pipeline.export import export
 
     on_top = layers[-1] if layers and layers[-1].kind == "adapter" and not layers[-1].merge else None

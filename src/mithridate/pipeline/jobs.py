@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.records import training_dataset
 from mithridate.errors import InputError
 from mithridate.experiment.methods import defenses_of
 from mithridate.methods import Attack, Repair
@@ -62,8 +63,6 @@ def job_of(chain: ExperimentStages, name: str, rows: list[dict], layers: list[An
 
 def repair_rows(chain: ExperimentStages, repair: Repair) -> dict[str, Any]:
     """The rows of a repair by argument: records, or tokenised ones where the template is not the model's own."""
-    from mithridate.data.records import training_dataset
-
     rows = {name: chain.records(role) for name, role in repair.data_roles().items()}
     if chain.experiment.template == "chat":
         return rows

@@ -7,14 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.records import prompt_text, training_dataset, turns
 from mithridate.errors import InputError, first_line, nearest
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, RepairNeeds, estimate, repair
 from mithridate.estimate.trace import Setup, build, config_of, counts_of, fake_tensors
+from mithridate.experiment.config import with_defaults
 from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
+from mithridate.experiment.processes import with_processes
+from mithridate.experiment.roles import load_roles
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
+from mithridate.models import EMBEDDED, ModelFiles, load_tokenizer, resolve_model, stored_quantisation
 from mithridate.pipeline.checkpointing import asked
+from mithridate.pipeline.launch import launch_of
+from mithridate.protocols import protocol
 
 if TYPE_CHECKING:
     from mithridate.experiment.config import Budget, Experiment, Finetune
@@ -141,9 +148,6 @@ def of_experiment(experiment: Experiment, base: Path, gpu: bool) -> list[StageLi
     Raises:
         InputError: a method, the data or the model are bad, or the number of processes is open.
     """
-    from mithridate.experiment.config import with_defaults
-    from mithridate.experiment.roles import load_roles
-
     experiment = with_defaults(experiment)
     name = str(base / experiment.model) if (base / experiment.model).is_dir() else experiment.model
     config, tokenizer = config_of(name), _tokenizer(name, experiment.template == "chat")
@@ -237,8 +241,6 @@ def of_stage(
 def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimate:
     """One training of a stage as it is about to be made on GPUs here, whatever it says of checkpointing. Of the rows,
     and of those of the methods' own, the longest counts."""
-    from mithridate.models import stored_quantisation
-
     context, job, launch = chain.context, part.job, chain.launch
     common = Setup(
         full=job.adapter is None,
@@ -259,8 +261,6 @@ def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimat
 def _tried(flops: int, experiment: Experiment, budget: Budget, roles: Roles, config: Any, tokenizer: Any) -> int:
     """Operations of a repair, of `flops` at one strength, where all strengths of a budget are tried, as they are where
     none fits."""
-    from mithridate.protocols import protocol
-
     assert roles.task_name is not None  # `check` has asked for one
     use, tries = protocol(experiment.evaluate.protocol).task(roles.task_name), len(budget.strengths)
     rows = use.prepare(roles.task_validation[: experiment.evaluate.limit])
@@ -295,8 +295,6 @@ def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], n
 
     Attention over what came before is not in it, which counts for little beside the weights at the lengths of prompts.
     """
-    from mithridate.data.records import prompt_text
-
     with fake_tensors():
         weights = counts_of(build(config, Setup())).all
     prompts = tokenizer([prompt_text(dict(row)) for row in rows], add_special_tokens=False)["input_ids"]
@@ -304,9 +302,6 @@ def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], n
 
 
 def _sharded(experiment: Experiment, base: Path) -> bool:
-    from mithridate.experiment.processes import with_processes
-    from mithridate.pipeline.launch import launch_of
-
     if experiment.accelerate == "none":
         return False
     launch = launch_of(with_processes(experiment, base))
@@ -349,7 +344,6 @@ def _set_up(
 
 def _lengths(rows: Any, tokenizer: Any, template: str) -> list[tuple[int, int]]:
     """Of each row, the tokens of all turns and those after the last prompt."""
-    from mithridate.data.records import training_dataset, turns
     from mithridate.repairs.input_norms import token_ids
 
     if not rows:
@@ -366,8 +360,6 @@ def _lengths(rows: Any, tokenizer: Any, template: str) -> list[tuple[int, int]]:
 
 
 def _tokenizer(name: str, chat: bool) -> Any:
-    from mithridate.models import EMBEDDED, ModelFiles, load_tokenizer, resolve_model
-
     if name in EMBEDDED:
         return load_tokenizer(resolve_model(name), chat)
     if Path(name).is_dir():

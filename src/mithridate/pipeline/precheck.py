@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.records import conversation
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line
 from mithridate.experiment.methods import around_prompts, defenses_of, repair_of
 from mithridate.files import canonical_json
+from mithridate.generation.templates import CHAT, TEMPLATES, prompt_tokens
 from mithridate.methods.defense import arguments_of
 from mithridate.pipeline import rowcheck
 from mithridate.pipeline.jobs import job_of, repair_rows
@@ -361,8 +363,6 @@ def system_turn(chain: ExperimentStages) -> None:
     Raises:
         InputError: the model's chat template refuses system turns, or leaves them out.
     """
-    from mithridate.generation.templates import CHAT, prompt_tokens
-
     system = chain.experiment.system
     if system is None or not chain.context.here:
         return
@@ -382,8 +382,6 @@ def around_tests(chain: ExperimentStages) -> None:
     Raises:
         InputError: the model's chat template leaves it out.
     """
-    from mithridate.generation.templates import TEMPLATES, prompt_tokens
-
     template = TEMPLATES[protocol(chain.experiment.evaluate.protocol).template]
     for each in (one for upto in chain.positions() for one in around_prompts(chain.experiment, upto)):
         if not chain.context.here:
@@ -407,7 +405,6 @@ def tests(chain: ExperimentStages) -> None:
     """
     from mithridate.data.records import asked, prompt_text
     from mithridate.evaluation import surrounded
-    from mithridate.generation.templates import TEMPLATES, prompt_tokens
 
     context, settings, findings = chain.context.longest, chain.experiment.evaluate, Findings()
     sets = chain.sets()  # some are needed, whatever they hold
@@ -449,8 +446,6 @@ def tests(chain: ExperimentStages) -> None:
 
 
 def _text(record: dict[str, Any]) -> str:
-    from mithridate.data.records import conversation
-
     return "".join(f"{turn['content']}{' ' * 16}" for turn in conversation(record))
 
 

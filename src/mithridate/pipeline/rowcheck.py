@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mithridate.data.records import training_dataset, turns
 from mithridate.errors import InputError
 
 ATTACKER = "attacker_harmful"  # the role of the rows that attack
@@ -84,8 +85,6 @@ class RowCheck:
 
     def _masks(self, rows: Sequence[dict[str, Any]], args: Any) -> list[np.ndarray]:
         """Of each row, which of its tokens are in the loss, before anything is cut."""
-        from mithridate.data.records import training_dataset, turns
-
         # Whether rows are tokenised by us or by TRL is decided for all rows of a set together.
         several = any(sum(t["role"] == "assistant" for t in turns(row)) > 1 for row in rows)
         how = (several, args.assistant_only_loss, args.completion_only_loss)

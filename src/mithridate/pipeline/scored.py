@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mithridate.evaluation import judged
 from mithridate.experiment.config import swept_values
 from mithridate.pipeline.assembly import weights_digest
 from mithridate.pipeline.budgets import within
@@ -53,8 +54,6 @@ def judged_rows(chain: ExperimentStages, evaluation: Stage) -> list[dict[str, An
     The answers are what took long; verdicts are kept by content, so that no answer is judged twice alike.
     """
     import pyarrow.parquet as pq
-
-    from mithridate.evaluation import judged
 
     rows = pq.read_table(chain.folder(evaluation) / "records.parquet").to_pylist()
     settings = chain.experiment.evaluate

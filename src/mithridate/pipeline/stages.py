@@ -32,6 +32,7 @@ from mithridate.experiment.methods import (
 )
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Method, Phase
+from mithridate.models import load_tokenizer
 from mithridate.pipeline.context import RunContext
 from mithridate.pipeline.launch import launch_of
 from mithridate.protocols import protocol
@@ -79,8 +80,6 @@ class ExperimentStages:
     @cached_property
     def tokenizer(self) -> Any:
         """Of the base model, with a chat template where prompts are put into that, in training or at the test."""
-        from mithridate.models import load_tokenizer
-
         templates = (self.experiment.template, protocol(self.experiment.evaluate.protocol).template)
         return load_tokenizer(self.context.base, needs_chat_template="chat" in templates)
 

@@ -28,6 +28,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
+from mithridate.data.records import training_dataset
 from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.experiment.methods import method_of
 from mithridate.files import replace_file
@@ -361,8 +362,6 @@ def trainer_of(
         UnsupportedSetup: as `build_trainer`.
         InputError: as `build_trainer`; or an expression of `frozen` matches no trained tensor, or all are frozen.
     """
-    from mithridate.data.records import training_dataset
-
     tokenizer = load_tokenizer(job.base, needs_chat_template=job.template == "chat")
     defenses = []
     for name, settings in job.defense.items():

@@ -19,6 +19,7 @@ from mithridate.environment import hardware, versions
 from mithridate.errors import InputError
 from mithridate.files import replace_file, replacing
 from mithridate.report.answers import answers
+from mithridate.report.formats import FORMATS
 from mithridate.report.load import LoadedRun, final, load
 from mithridate.report.opening import answer, in_list, rests_on
 from mithridate.report.samples import samples_table, samples_words
@@ -74,8 +75,6 @@ def export_tables(folder: str | Path, out: str | Path) -> list[Path]:
     Raises:
         InputError: as in `build_report`, or `out` cannot be a folder.
     """
-    from mithridate.report.formats import FORMATS
-
     run = load(Path(folder))
     tables = [*_tables(run).values(), *(item.table for item in _items(_sections(run)))]
     texts = {table.name: table for table in tables if table}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate.data.hub import HUB
 from mithridate.errors import InputError
 from mithridate.models import EMBEDDED, stored_quantisation
 from mithridate.report.citations import bibtex_of
@@ -334,8 +335,6 @@ def _sources(experiment: dict[str, Any], role: str) -> list[str]:
 
 
 def _hub_set(name: str) -> HubSet | None:
-    from mithridate.data.hub import HUB
-
     return next((one for one in HUB.values() if one.id.casefold() == name.casefold()), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, nearest
 from mithridate.methods.index import facts
 from mithridate.methods.registry import KINDS, by_name
 
@@ -22,8 +22,6 @@ def bibtex_of(name: str, kinds: Iterable[str] = tuple(KINDS)) -> str:
     Raises:
         InputError: there is no such method, or it is another package's and cannot be loaded.
     """
-    from mithridate.errors import nearest
-
     kind = next((kind for kind in kinds if name in by_name(kind)), None)
     if kind is None:
         raise InputError(

@@ -21,6 +21,7 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
 from mithridate.files import replace_file
+from mithridate.models import ModelFiles
 from mithridate.pipeline.experiments import stages_of, undefended
 from mithridate.pipeline.jobs import attack_rows
 from mithridate.pipeline.runner import run_cells
@@ -134,8 +135,6 @@ def _target(target: Any, overrides: Sequence[str], cell: str | None) -> tuple[Ex
 
 def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     """What can be said before anything is computed."""
-    from mithridate.models import ModelFiles
-
     if "openai" in experiment.evaluate.generator:
         raise InputError("evaluate.generator: a model behind a server cannot be fine-tuned here; use transformers")
     extremes = _extremes(given, experiment)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.environment import use_huge_pages
 from mithridate.errors import InputError, MithridateError
+from mithridate.experiment.config import canonical, load_experiment
 
 if TYPE_CHECKING:
     from mithridate.experiment.config import Experiment
@@ -74,7 +75,6 @@ def make_cell(task: CellTask) -> None:
         MithridateError: (or InputError) a stage failed, or this machine reads another experiment out of the task than
             the one that sent it did.
     """
-    from mithridate.experiment.config import load_experiment
     from mithridate.pipeline.building import make
     from mithridate.pipeline.context import quiet_libraries
     from mithridate.pipeline.graph import Graph
@@ -138,7 +138,6 @@ class _Messages(logging.Handler):
 
 def task_of(batch: Batch, base: Path) -> CellTask:
     """What a worker is sent for a batch; `base` is the folder of relative paths."""
-    from mithridate.experiment.config import canonical
     from mithridate.results.table import Cell
 
     chain, context = batch.chain, batch.chain.context

@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mithridate import judges as known_judges
+from mithridate.data.embedded import embedded_records
+from mithridate.data.tasks import TASKS
 from mithridate.errors import InputError, first_line
 from mithridate.evaluation import judged, judges_of, rules_of, summarise, teller_of_refusals
+from mithridate.experiment.config import load_cells, load_experiment
+from mithridate.experiment.methods import repair_of, repair_settings
 from mithridate.files import canonical_json
 from mithridate.judges.base import VERDICTS
 from mithridate.protocols import Protocol
@@ -27,6 +31,7 @@ from mithridate.results.folder import RunFolder, stated
 from mithridate.results.relations import role
 from mithridate.results.release.findings import EVERY, Finding, doubt, listed
 from mithridate.results.schema import STAGES
+from mithridate.results.table import Cell
 
 Row = dict[str, Any]
 _ANSWERED = ("cell", "step", "set", "id", "prompt", "answer", "correct", "protocol")
@@ -146,8 +151,6 @@ class Evidence:
 
     def _asked_for(self) -> set[str] | None:
         """The names of the models in which the experiments of the run's file end; None where that tells nothing."""
-        from mithridate.experiment.config import load_cells
-
         try:
             asked = load_cells(self.folder / "experiment.yaml")[1]
         except InputError:
@@ -320,8 +323,6 @@ def _same(one: Any, other: Any) -> bool:
 
 def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
     """What the table says of a cell otherwise than the recipe by which it is made again."""
-    from mithridate.experiment.config import load_experiment
-
     try:
         upto, experiment = recipe["upto"], load_experiment(recipe["experiment"])
     except (InputError, LookupError, TypeError) as error:
@@ -344,9 +345,6 @@ def _misstated(cell: Mapping[str, Any], recipe: Any, model: str) -> str | None:
 
 def _made(experiment: Any, upto: str) -> Any:
     """What results.json calls an experiment's model after a stage."""
-    from mithridate.experiment.methods import repair_of, repair_settings
-    from mithridate.results.table import Cell
-
     settings: dict[str, Any] = dict(experiment.align.defense) if experiment.align else {}
     if upto != "align" and experiment.finetune:
         settings |= experiment.finetune.defense
@@ -358,8 +356,6 @@ def _made(experiment: Any, upto: str) -> Any:
 
 
 def _last(experiment: Any) -> str:
-    from mithridate.experiment.methods import repair_of
-
     return "repair" if repair_of(experiment, post_alignment=False) else "finetune" if experiment.finetune else "align"
 
 
@@ -379,8 +375,6 @@ def plain_prompt(text: Any) -> str:
 
 
 def _embedded(what: str, results: Mapping[str, Any]) -> set[str]:
-    from mithridate.data.embedded import embedded_records
-
     role = "test_harmful" if what == "prompts" else "test_benign"
     part = "validation" if results.get("part") == "validation" else "test"
     return {record["prompt"] for record in embedded_records(role, part)}
@@ -445,8 +439,6 @@ def _of_verdicts(rows: list[Row], protocol: Protocol) -> Iterator[tuple[str, str
 
 def _of_scores(rows: Iterable[Row], protocol: Protocol) -> Iterator[tuple[str, str]]:
     """Whether the column `correct` is what the task's rule says of the stored answers."""
-    from mithridate.data.tasks import TASKS
-
     wrong, odd = [], 0
     for row in rows:
         name = str(row.get("task"))

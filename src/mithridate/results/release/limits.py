@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
+from mithridate.experiment.yaml12 import parse_yaml
+from mithridate.problems import error_of, nearest
 
 DEVIATIONS = "allow_deviations"
 
@@ -77,9 +79,6 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not a mapping, or a name that is no field, with the nearest one.
     """
-    from mithridate.experiment.yaml12 import parse_yaml
-    from mithridate.problems import error_of, nearest
-
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

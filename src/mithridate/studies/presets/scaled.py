@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mithridate.data.embedded import embedded_records
 from mithridate.errors import InputError, nearest
 from mithridate.experiment.config import Experiment, load_experiment
 from mithridate.experiment.places import put_all
@@ -214,8 +215,6 @@ def _scaling(full: dict[str, Any], raw: dict[str, Any], rows: Mapping[str, int],
 
 def _embed(raw: dict[str, Any], ratios: Sequence[float]) -> list[str]:
     """Puts the embedded data in place of all roles; no more rows than it has."""
-    from mithridate.data.embedded import embedded_records
-
     before, size = raw["data"], raw["finetune"]["attack"]["size"]
     data: dict[str, dict[str, Any]] = {role: {"source": "embedded"} for role in ("task", *TESTS)}
     for role, given in before.items():
