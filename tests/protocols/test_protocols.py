@@ -170,6 +170,7 @@ def test_limits_of_rows_are_exact():
         1000,  # antidote
         1000,  # booster
         1319,  # embedded: the task's own setting
+        1319,  # embedded, alpaca
         1000,  # lisa
         1319,  # unified
         500,  # vaccine

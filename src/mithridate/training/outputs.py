@@ -55,6 +55,7 @@ class Capture:
         self._needs, self._gradients = needs, gradients
         self._returned: Any = None
         self._backbone: Any = None
+        self._autocast: dict[str, Any] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Capture:
@@ -64,7 +65,13 @@ class Capture:
 
         def of_backbone(module: nn.Module, args: Any, output: Any) -> None:
             if self._backbone is None and torch.is_grad_enabled() == self._gradients:
-                self._backbone = output
+                self._backbone, kind = output, self._base.device.type
+                # The head is passed again in `_logits`, where the pass's autocast is over.
+                self._autocast = {
+                    "device_type": kind,
+                    "dtype": torch.get_autocast_dtype(kind),
+                    "enabled": torch.is_autocast_enabled(kind),
+                }
 
         self._handles = [self._model.register_forward_hook(of_model)]
         if self._needs:
@@ -113,7 +120,8 @@ class Capture:
     def _logits(self, mask: Tensor) -> Tensor:
         """[N, V]: the output embeddings over the last hidden states, scaled and capped as the model's config says."""
         config = self._base.config.get_text_config()
-        logits = self._base.get_output_embeddings()(self._backbone.last_hidden_state[:, :-1][mask])
+        with torch.autocast(**self._autocast):
+            logits = self._base.get_output_embeddings()(self._backbone.last_hidden_state[:, :-1][mask])
         scale = getattr(config, "logit_scale", None)
         if scale is None and getattr(config, "logits_scaling", None) is not None:
             scale = 1 / config.logits_scaling
