@@ -325,7 +325,7 @@ def test_signals_interrupt(file, sent):
 def test_export_pushes_where_that_is_asked_and_privately(command, runner, tmp_path, monkeypatch):
     pushed, folder = [], FakeRun(tmp_path / "run").folder
     monkeypatch.setattr(
-        "mithridate.results.push.push",
+        "mithridate.cli.results.upload",
         lambda where, *given: pushed.append((where.name, *given)) or "https://hub/me/mine",
     )
     asked = ["export", str(folder), "--cell", "c", "--push", "me/mine"]

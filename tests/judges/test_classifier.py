@@ -281,12 +281,10 @@ def test_pickles_and_missing_models_are_refused_with_the_remedy(tmp_path, beaver
 
 
 def test_the_published_model_names_its_safetensors(monkeypatch):
-    import mithridate.models
-
     def pickles(name):
         raise InputError("no weights (model.safetensors).")
 
-    monkeypatch.setattr(mithridate.models, "resolve_model", pickles)
+    monkeypatch.setattr("mithridate.judges.classifier.resolve_model", pickles)
     with pytest.raises(InputError, match=r"refs/pr/1 --local-dir"):
         list(BeaverDam().judge(ITEMS))
 

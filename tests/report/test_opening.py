@@ -14,7 +14,7 @@ from mithridate.report.load import load
 from mithridate.report.opening import answer, rests_on
 from mithridate.report.sections import sections
 from mithridate.report.verdicts import DefenseDecision, findings, ranked
-from mithridate.results.relations import defenses_of
+from mithridate.results.relations import defenses_of, related
 from tests.decisions import evidence, sampled
 from tests.decisions.made import Made
 from tests.report import synthetic
@@ -206,9 +206,8 @@ def test_no_sentence_has_the_undefended_run_for_its_subject(folder):
         for text in re.findall(r"<(?:p|li)\b.*?</(?:p|li)>", main, re.S)
     ]
     texts += answer(loaded.cells, loaded.points) + rests_on(loaded.cells, loaded.points)
-    wrong = [
-        text for text in texts if re.search(r"(^|[.:;,] |So |and )\s*No defense\b(?!,? \w+ adapters?\s*$|\s*$)", text)
-    ]
+    label = r"(,? \w+ adapters?)?(, no harmful rows)?\s*$"  # of a figure
+    wrong = [text for text in texts if re.search(rf"(^|[.:;,] |So |and )\s*No defense\b(?!{label})", text)]
     assert wrong == []
 
 
@@ -220,7 +219,8 @@ def test_the_figure_at_the_top_is_in_the_order_of_the_list(folder):
     defended = [words.labels(loaded.points)[one.cell["id"]].arm for one in found]
     assert shown[-len(defended) :] == defended and rows in figure.title
     before = len(shown) - len(defended)
-    assert set(shown[:before]) == {"Aligned, before fine-tuning", "No defense"}
+    aligned = any(related(loaded.points, point, "aligned") for point in loaded.points)  # which a run may lack
+    assert set(shown[:before]) == {"No defense"} | ({"Aligned, before fine-tuning"} if aligned else set())
     assert shown[:before] == sorted(shown[:before])  # what the attack started from, then what it did
     page = build_report(folder).read_text(encoding="utf-8")
     verdict = page[page.index('id="verdict"') : page.index('id="scores"')]
