@@ -1,5 +1,6 @@
 """Every sentence of the two measured runs' pages, checked against the answers' verdicts by other arithmetic."""
 
+import html
 import re
 from functools import cache
 from itertools import pairwise
@@ -525,7 +526,7 @@ def test_the_page_reads_one_row_of_the_table_of_several_answers(drawn):
         r"or more that do\.",
         last,
     )
-    assert found and last in page
+    assert found and last in html.unescape(page)
     [point] = [point for point in run.points if run.point_names[point["id"]].full == found[1]]
     assert point["finetuning"] == "sft" and near(found[2], mean_share(run, point["cells"]))
     assert holds(found.groups()[2:], run, point["cells"])
