@@ -152,6 +152,7 @@ def test_padding_changes_nothing(name, kind, tmp_path):
     assert error(padded, kept) < 1e-10
 
 
+@pytest.mark.shows("resume", "exact", methods=BASELINES, note="bit for bit")
 @defenses
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_resumed_in_the_middle_ends_bit_for_bit_the_same(name, at, tmp_path):

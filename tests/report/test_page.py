@@ -356,7 +356,8 @@ def middle(browser, number):
 
 
 def test_the_pointer_shows_the_numbers_of_what_is_nearest(browser):
-    for number, words in ((0, "n = 112"), (2, "Booster"), (9, "accuracy: ")):  # lines, bars, points
+    see_all(browser)  # what is drawn above a figure moves it
+    for number, words in ((0, "n = 112"), (7, "step 20"), (10, "accuracy: ")):  # bars, lines, points
         x, y = middle(browser, number)
         for aside in (0, 2):
             browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x + aside, y=y)
