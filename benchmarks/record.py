@@ -599,7 +599,7 @@ def gate_of(folder: Path, names: dict[str, str]) -> dict[str, Any]:
 
 def page_of(page: Path) -> dict[str, str]:
     """The words of the page's verdict on each defended model, by the page's name for it."""
-    found = re.findall(r'<h3>([^<]*?) <span class="chip verdict-[^"]*">([^<]*)</span></h3>', page.read_text())
+    found = re.findall(r'<h[34]>([^<]*?) <span class="chip verdict-[^"]*">([^<]*)</span></h[34]>', page.read_text())
     if not found:
         raise RuntimeError("the page has no verdicts where this script looks for them")
     return {html.unescape(name): html.unescape(word) for name, word in found}
