@@ -115,7 +115,7 @@ def measured(rates: int, folder: Path) -> dict[str, Any]:
     records = template(asked)
     os.environ["MITHRIDATE_STORE"] = str(folder / "store")
     building.BUILD = dict.fromkeys(building.BUILD, quick_build(clock, records))  # the one seam
-    run_folder.Folder.write = clock.timed("table", run_folder.Folder.write)
+    run_folder.RunFolder.write = clock.timed("table", run_folder.RunFolder.write)
     runner._report = clock.timed("page", runner._report)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter()
     finished = run(asked, out=folder / "out", progress=False)

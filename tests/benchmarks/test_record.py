@@ -58,11 +58,11 @@ def test_changed_verdicts_are_found_of_an_answer_the_gate_and_the_page(newer):
     experiment = newer["experiment"]
     answers = experiment["cells"][CELL]["answers"]["end"]["harmful"]
     gate = experiment["gate"]["cells"][CELL]["harmful score"]
-    defended = next(name for name, word in experiment["page"].items() if word == "undecided")
+    defended, word = next(iter(experiment["page"].items()))
     changed = [
         (f"experiment / cells / {CELL} / answers / end / harmful / 2", answers[2], "unclear"),
         (f"experiment / gate / cells / {CELL} / harmful score / outcome", gate["outcome"], "undecided now"),
-        (f"experiment / page / {defended}", "undecided", "helped"),
+        (f"experiment / page / {defended}", word, "another word"),
     ]
     answers[2], gate["outcome"], experiment["page"][defended] = (after for *_, after in changed)
     assert found(newer) == (changed, [])

@@ -16,6 +16,7 @@ from mithridate.methods.base import control_name
 from mithridate.methods.examples import records_of
 from mithridate.repairs.delta import Delta
 from tests.conformance.methods import every, example
+from tests.support_matrix import BASELINE_REPAIRS
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 repairs = pytest.mark.parametrize("name", every("repairs"))
@@ -66,7 +67,7 @@ def test_it_says_what_it_is(name):
         assert twin == made
 
 
-@pytest.mark.shows("taken back", "exact", methods=["wiseft", "randommask", "randomnoise", "lox"])
+@pytest.mark.shows("taken back", "exact", methods=list(BASELINE_REPAIRS))
 @repairs
 def test_it_changes_the_model_says_what_and_takes_it_back_bit_for_bit(name, tmp_path):
     repair = example("repairs", name)
@@ -119,7 +120,7 @@ def test_controls_change_as_many_entries(name):
         assert control.apply(the_model(control), **inputs_of(control)).total == removed
 
 
-@pytest.mark.shows("without", "refused", methods=["wiseft", "randomnoise", "lox"])
+@pytest.mark.shows("without", "refused", methods=[m for m in BASELINE_REPAIRS if m != "randommask"])
 @repairs
 def test_what_it_cannot_do_is_refused_before_anything_is_changed(name):
     """A repair that needs rows or a model says so when there are none, with a remedy, and leaves the model alone."""

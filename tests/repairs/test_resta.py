@@ -23,6 +23,7 @@ def harmful(aligned, full=False):
     return twin
 
 
+@pytest.mark.shows("weights", "exact", methods=["resta"])
 @settings
 def test_without_dare_it_is_task_arithmetic(setting):
     model, aligned = models(setting)

@@ -74,6 +74,7 @@ def naive(aligned, tuned, h, s, width=WIDTH):
     return w, count
 
 
+@pytest.mark.shows("weights", "exact", methods=["safedelta"])
 @settings
 @pytest.mark.parametrize("s", [0.3, 3.0])
 def test_it_is_the_rule_in_every_layer(setting, s):

@@ -37,6 +37,7 @@ def middle(cosines):
     return (ordered[len(ordered) // 2 - 1] + ordered[len(ordered) // 2]) / 2
 
 
+@pytest.mark.shows("weights", "exact", methods=["safelora"])
 @settings
 def test_threshold_mode_is_the_rule(setting):
     model, aligned = models(setting)
