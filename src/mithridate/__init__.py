@@ -7,6 +7,7 @@ from mithridate import _moved
 
 if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
+    from mithridate.defenses.asft import AsFT
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
     from mithridate.defenses.ewc import EWC
@@ -40,6 +41,7 @@ _moved.install()
 # Where each public name lives. Imported on first use (PEP 562), so that `import mithridate` needs no torch.
 _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
+    "AsFT": "mithridate.defenses.asft",
     "Booster": "mithridate.defenses.booster",
     "Defense": "mithridate.defenses.base",
     "Comparison": "mithridate.results.comparison",
@@ -82,6 +84,7 @@ __all__ = [
     "PTST",
     "RESTA",
     "Antidote",
+    "AsFT",
     "Booster",
     "Comparison",
     "Defense",
