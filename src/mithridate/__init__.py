@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.ldifs import LDIFS
     from mithridate.defenses.lisa import Lisa
     from mithridate.defenses.lowerlr import LowerLR
+    from mithridate.defenses.panacea import Panacea
     from mithridate.defenses.ptst import PTST
     from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.vaccine import Vaccine
@@ -60,6 +61,7 @@ _PUBLIC = {
     "LowerLR": "mithridate.defenses.lowerlr",
     "MithridateError": "mithridate.errors",
     "PTST": "mithridate.defenses.ptst",
+    "Panacea": "mithridate.defenses.panacea",
     "RESTA": "mithridate.repairs.resta",
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
@@ -99,6 +101,7 @@ __all__ = [
     "LoX",
     "LowerLR",
     "MithridateError",
+    "Panacea",
     "RandomMask",
     "RandomNoise",
     "Run",

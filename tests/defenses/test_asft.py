@@ -176,7 +176,7 @@ def refusal(net, folder, defense, models):
             processing_class=tiny_tokenizer(),
             defense=defense,
             models=models,
-        )
+        ).train()
     assert refused.value.remedy
     return str(refused.value)
 

@@ -145,6 +145,14 @@ class AsFT(Defense):
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._layers = list(self._held(t, t.weights("start"))) if self.lam else []
+        for layer in self._layers:  # not in `check`, which is also asked on random layers
+            if layer.direction is not None and not bool(layer.direction.any()):
+                raise UnsupportedSetup(
+                    f"AsFT: the alignment left {layer.name} as it was in the base model, so there is no direction to "
+                    "hold its update to.",
+                    "give alignment and fine-tune the same target_modules, and as base the model that the alignment "
+                    "began with; or use the control, project=False.",
+                )
 
     @torch.no_grad()
     def on_gradients(self, t: DefenseMixin) -> None:
@@ -195,13 +203,6 @@ class AsFT(Defense):
                 if right0 is not None:
                     begun = begun + scaling * (left0 @ right0)
                 v = begun - base[name].to(device, dtype)
-                if not bool(v.any()):
-                    raise UnsupportedSetup(
-                        f"AsFT: the alignment left {name} as it was in the base model, so there is no direction to "
-                        "hold its update to.",
-                        "give alignment and fine-tune the same target_modules, and as base the model that the "
-                        "alignment began with; or use the control, project=False.",
-                    )
             # cloned: of a model's own state the tensors change with it
             yield _Layer(name, left, right, v, (left0.clone(), None if right0 is None else right0.clone()))
 
