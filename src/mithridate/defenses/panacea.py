@@ -27,25 +27,24 @@ Differs from that code in:
   (there: each micro-step overwrites the gradient, so only accumulation 1 works). In a shorter last window of an epoch
   they are fewer harmful rows than one whole batch would have;
 - there eps is the very tensor of the gradient, so that it is right only where zero_grad lets go of gradients (as it
-  does by default): set to zero in place, they would take eps with them, and w would stay perturbed. Here it is a tensor
-  of its own;
+  does by default): set to zero in place, they would take eps with them, and w would stay perturbed. Here it is a
+  tensor of its own;
 - w is restored by copy, bit for bit (there: by subtracting eps);
 - the harmful batch has per_device_train_batch_size rows (there: always 10);
 - no 1e-7 is added to the norm; a zero harmful gradient adds nothing;
 - the logged loss is g (there: h(w + eps));
 - eps is saved with each checkpoint, so that a resumed run ends as the uninterrupted one.
 
-The weights move at the end whatever the learning rate. Weights that are kept in the midst of a run (checkpoints, models
-scored at steps) are w, without eps. With rho 0 there is no harmful pass, and the run is plain training.
+The weights move at the end whatever the learning rate. Weights that are kept in the midst of a run (checkpoints,
+models scored at steps) are w, without eps. With rho 0 there is no harmful pass, and the run is plain training.
 
 How much of the effect is that of any perturbation so long, shows the control "random-perturbation": plain training,
 and at the end w <- w + rho * z / ||z||, z normal by the run's seed. It needs no harmful data.
 
 Cost: 3 forward and 3 backward passes per step, a copy of the trainable tensors (eps) throughout and 2 more before the
 step's own passes. Supported: LoRA and full weights in float32 or wider, gradient accumulation (exact), activation
-checkpointing, mixed precision, data parallelism, FSDP2 (the control: not), torch.compile, adapters over a base in 4 or
-8 bit (bitsandbytes). Logged: panacea/harmful_loss = h(w), panacea/harmful_loss_gain = h(w + eps) - h(w),
-panacea/raised.
+checkpointing, mixed precision, data parallelism, FSDP2 (the control: not), torch.compile. Logged:
+panacea/harmful_loss = h(w), panacea/harmful_loss_gain = h(w + eps) - h(w), panacea/raised.
 """
 
 # pyright: reportPrivateImportUsage=false
