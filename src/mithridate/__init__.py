@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.asft import AsFT
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
+    from mithridate.defenses.deepenedrefusals import DeepenedRefusals
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
     from mithridate.defenses.kl import KL
@@ -44,6 +45,7 @@ _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "AsFT": "mithridate.defenses.asft",
     "Booster": "mithridate.defenses.booster",
+    "DeepenedRefusals": "mithridate.defenses.deepenedrefusals",
     "Defense": "mithridate.defenses.base",
     "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
@@ -89,6 +91,7 @@ __all__ = [
     "AsFT",
     "Booster",
     "Comparison",
+    "DeepenedRefusals",
     "Defense",
     "DefenseMixin",
     "DefenseTrainer",
