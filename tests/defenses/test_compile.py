@@ -27,6 +27,7 @@ PLAIN = (
     "safetymix",
     "ewc",
     "panacea",
+    "deepenedrefusals",
 )  # baselines without a term of the loss, which is refused
 EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 

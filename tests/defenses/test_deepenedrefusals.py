@@ -1,5 +1,5 @@
 """DeepenedRefusals through the real trainer: the rows that are trained on, against the authors' rule; the step, against
-the plain gradient of these rows; and the traps of the public code."""
+the plain gradient of these rows; the traps of the public code."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_how_many_and_how_long(tmp_path):
     assert 130 < counts[0] < 190 and all(22 < n < 60 for n in counts[1:]), counts  # means 160 and 40
     logs = [log for log in t.state.log_history if "loss" in log]
     assert sum(log["deepenedrefusals/joined"] for log in logs) / 40 == pytest.approx(1 - counts[0] / 320)
-    assert all(log["deepenedrefusals/paired"] == 1 for log in logs)
+    assert all(log["deepenedrefusals/paired"] == log["deepenedrefusals/joined"] for log in logs)
 
 
 def test_a_prompt_without_an_answer_of_its_own_gets_another_ones(tmp_path):

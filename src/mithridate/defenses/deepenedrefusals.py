@@ -12,8 +12,8 @@ the first tokens of a harmful answer a. Each time that an alignment row (prompt 
 
 a is the answer that `harmful_dataset` has to the very prompt, as published (in an experiment: `paired: true` on
 defender_harmful). Where it has none to it, a is drawn from all its answers, which is a variant: the beginning then
-belongs to another request. deepenedrefusals/paired says what share it was as published, deepenedrefusals/joined what
-share of rows was joined at all. Only the form of a matters, as far as content-free rows can show it: k tokens of
+belongs to another request. Logged are the share of rows that were joined (deepenedrefusals/joined), and that of those
+which were joined as published (deepenedrefusals/paired). Only the form of a matters, as far as content-free rows can show it: k tokens of
 compliance before the refusal.
 
 What is drawn is a function of (the run's seed, the step, the row), so that accumulation, processes and a resumption
@@ -146,10 +146,10 @@ class DeepenedRefusals(Defense):
                 [_NO_LABEL] * (start + len(prefix)) + labels[start:],
             )
             joined, paired = joined + 1, paired + (own is not None)
-        t.record("deepenedrefusals/joined", joined / max(len(rows), 1))
+        t.record("deepenedrefusals/joined", joined / max(len(rows), 1))  # both always: ranks are to log the same names
+        t.record("deepenedrefusals/paired", paired / max(len(rows), 1))
         if not joined:
             return batch
-        t.record("deepenedrefusals/paired", paired / joined)
         return t.data_collator([{"input_ids": ids, "labels": labels} for ids, labels in rows])
 
     def _rng(self, t: DefenseMixin, ids: list[int]) -> np.random.Generator:
