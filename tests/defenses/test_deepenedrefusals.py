@@ -1,5 +1,5 @@
-"""DeepenedRefusals through the real trainer: the rows that are trained on, against the authors' rule; the step, against
-the plain gradient of these rows; the traps of the public code."""
+"""DeepenedRefusals in the real trainer: the rows that are trained on, against the authors' rule; the step, against
+the gradient of these rows; the traps of the public code."""
 
 import pytest
 import torch

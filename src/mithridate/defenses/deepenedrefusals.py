@@ -12,9 +12,9 @@ the first tokens of a harmful answer a. Each time that an alignment row (prompt 
 
 a is the answer that `harmful_dataset` has to the very prompt, as published (in an experiment: `paired: true` on
 defender_harmful). Where it has none to it, a is drawn from all its answers, which is a variant: the beginning then
-belongs to another request. Logged are the share of rows that were joined (deepenedrefusals/joined), and that of those
-which were joined as published (deepenedrefusals/paired). Only the form of a matters, as far as content-free rows can show it: k tokens of
-compliance before the refusal.
+belongs to another request. Logged are the share of rows that were joined (deepenedrefusals/joined), and that of rows
+which were joined as published (deepenedrefusals/paired). Of content-free answers it is the form alone that is met: k
+tokens of compliance before the refusal.
 
 What is drawn is a function of (the run's seed, the step, the row), so that accumulation, processes and a resumption
 change nothing. A row is as long as max_length at most: k is no more than what is left of it, and a row without room
@@ -34,7 +34,8 @@ Differs from the authors' code in:
 - there the start of an answer is searched for by Llama 2's own token ids; here by the chat template's mask;
 - there the draws are Python's, one stream for each process.
 
-Cost: that of plain training, over rows that are share * k tokens longer (at most share * tokens / 2 on average).
+Cost: that of plain training, over rows that are share * k tokens longer (share * tokens / 2 at most on average,
+about).
 Supported: LoRA and full weights, gradient accumulation (exact), activation checkpointing, mixed precision,
 data parallelism, FSDP2, torch.compile, padding-free and packed batches. Refused: another defense that chooses the
 batches.
