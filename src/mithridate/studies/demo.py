@@ -30,8 +30,8 @@ _NOTE = (
 
 
 def recipe() -> dict[str, Any]:
-    """The recipe as written: `experiment`; the story's `variants`; `full`, with the `variants` of the second half and a
-    `sweep`; `seconds` (of the story)."""
+    """The recipe as written: `experiment`; the story's `variants`; `full`, with the second half's and a `sweep`;
+    `seconds` (of the story)."""
     return parse_yaml(resources.files("mithridate.resources.recipes").joinpath("demo.yaml").read_text(), "demo.yaml")
 
 
