@@ -274,6 +274,8 @@ def attacked(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
         drop = lengths if {STEPS, EPOCHS} & chosen.keys() else []
         kept = {name: value for name, value in experiment.finetune.training.items() if name not in drop}
         experiment = replace(experiment, finetune=replace(experiment.finetune, training=kept))
+    else:
+        chosen = {"finetune": {}, **chosen}
     made = experiment.with_values({**chosen, "evaluate.part": "validation", "evaluate.resistance": []})
     assert made.finetune
     size, ratio = (getattr(made.finetune.attack, name, 0) for name in ("size", "harmful_ratio"))
