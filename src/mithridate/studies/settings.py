@@ -99,7 +99,8 @@ class AttackFile:
     @property
     def choices(self) -> dict[str, list[Any] | Range]:
         """What each trial chooses among, by path; of the variants (`variants`), their names."""
-        return ({VARIANTS: list(self.variants)} if self.variants else {}) | self.sweep
+        names: dict[str, list[Any] | Range] = {VARIANTS: list(self.variants)} if self.variants else {}
+        return names | self.sweep
 
     @property
     def searched(self) -> list[str]:
