@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.lisa import Lisa
     from mithridate.defenses.lowerlr import LowerLR
     from mithridate.defenses.ptst import PTST
+    from mithridate.defenses.safegrad import SafeGrad
     from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
@@ -63,6 +64,7 @@ _PUBLIC = {
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
     "SafeDelta": "mithridate.repairs.safedelta",
+    "SafeGrad": "mithridate.defenses.safegrad",
     "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
@@ -100,6 +102,7 @@ __all__ = [
     "RandomNoise",
     "Run",
     "SafeDelta",
+    "SafeGrad",
     "SafeLoRA",
     "SafetyMix",
     "UnsupportedSetup",

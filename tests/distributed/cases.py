@@ -49,9 +49,13 @@ class Case:
 
 
 CASES = {
-    # every method, from its own example; terms of the loss are refused on sharded weights
+    # every method, from its own example; terms of the loss, and the start model, are refused on sharded weights
     **{
-        f"every: {name}": Case(name, sharded=not acts(made(), "loss"), args=SEVERAL_STEPS | {"exact": True})
+        f"every: {name}": Case(
+            name,
+            sharded=not (acts(made(), "loss") or "reference" in made().needs),
+            args=SEVERAL_STEPS | {"exact": True},
+        )
         for name, made in EXAMPLES.items()
     },
     "sft": Case("sft"),
