@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
+    from mithridate.defenses.constrainedsft import ConstrainedSFT
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
     from mithridate.defenses.kl import KL
@@ -43,6 +44,7 @@ _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "Booster": "mithridate.defenses.booster",
     "Defense": "mithridate.defenses.base",
+    "ConstrainedSFT": "mithridate.defenses.constrainedsft",
     "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
     "DefenseTrainer": "mithridate.training.trainer",
@@ -86,6 +88,7 @@ __all__ = [
     "Antidote",
     "Booster",
     "Comparison",
+    "ConstrainedSFT",
     "Defense",
     "DefenseMixin",
     "DefenseTrainer",

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 
+from mithridate.defenses.constrainedsft import ConstrainedSFT
 from mithridate.defenses.ewc import EWC
 from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.kl import KL
@@ -380,11 +381,11 @@ def test_ldifs_is_the_masked_mean_over_all_layers(kind, split, batches, tmp_path
 # -- what terms of the loss cannot have -------------------------------------------------------------------------------
 
 
-LOOKING_BACK = [KL(lam=1.0), LDIFS(rho=1.0), SafeGrad(alignment_dataset=SAFE)]
+LOOKING_BACK = [KL(lam=1.0), LDIFS(rho=1.0), SafeGrad(alignment_dataset=SAFE), ConstrainedSFT()]
 
 
-@pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs", "safegrad"])
-@pytest.mark.shows("compile", "refused", methods=["kl", "ldifs", "safegrad"])
+@pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
+@pytest.mark.shows("compile", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
 @pytest.mark.parametrize("defense", LOOKING_BACK, ids=lambda d: type(d).__name__)
 def test_terms_of_the_loss_are_refused_on_sharded_weights_and_under_compile(defense, tmp_path, monkeypatch):
     name = type(defense).__name__

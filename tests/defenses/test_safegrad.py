@@ -33,7 +33,9 @@ def naive(start, batches, rho, divergence=naive_kl, projection="joint", seen=Non
         inner, length = products(user, safe), products(safe, safe)
         if seen is not None:
             seen.append((float(inner[0]), float(length[0])))
-        cuts = [float(i / n) if projection and i < 0 and n > SMALLEST else 0.0 for i, n in zip(inner, length, strict=True)]
+        cuts = [
+            float(i / n) if projection and i < 0 and n > SMALLEST else 0.0 for i, n in zip(inner, length, strict=True)
+        ]
         return [u - c * s + rho * s for u, s, c in zip(user, safe, cuts, strict=True)]
 
     return direction
@@ -122,6 +124,6 @@ def test_settings_out_of_their_range_are_refused(wrong):
 def test_what_it_cannot_do_is_refused_before_a_step(tmp_path):
     with pytest.raises(UnsupportedSetup, match="SafeGrad: alignment_dataset has no rows"):
         trainer_for(model(), tmp_path, defense=SafeGrad(alignment_dataset=SAFE.select([])))
-    with pytest.raises(UnsupportedSetup, match="SafeGrad: .* prompt learning"):
+    with pytest.raises(UnsupportedSetup, match=r"SafeGrad: .* prompt learning"):
         prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
         trainer_for(get_peft_model(tiny_llama(), prompts), tmp_path, defense=SafeGrad(alignment_dataset=SAFE))

@@ -40,6 +40,7 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
         {"ewc": {"lam": 0.5, "fisher_rows": 4}},
         {"ldifs": {"rho": 0.5}},
         {"safegrad": {"rho": 0.5}},
+        {"constrainedsft": {"betas": [0.5, 2.0, 0.1]}},
         {"ptst": {"system": "Answer only what is safe."}},
     ]
     asked = experiment(
@@ -49,7 +50,7 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
     )
     finished = run(asked, out=tmp_path / "out", progress=False)
     cells = {cell["finetuning"]: cell for cell in finished.results["cells"] if cell["finetuning"] != "none"}
-    assert set(cells) == {"sft", "lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "safegrad", "ptst"}
+    assert set(cells) == {"sft", *(next(iter(defense)) for defense in defenses[1:])}
     assert {name: cell["trained"]["steps"] for name, cell in cells.items() if cell["trained"]["steps"] != 4} == {
         "fewersteps": 2
     }

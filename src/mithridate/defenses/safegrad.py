@@ -74,7 +74,9 @@ class SafeGrad(Defense):
         projection: whether the user's gradient is projected; False is the weighted sum alone.
     """
 
-    paper: ClassVar[str] = "SafeGrad (Yi, Li, Zhang, Nie, Li, Huang, Liu; ICASSP 2026), https://arxiv.org/abs/2508.07172"
+    paper: ClassVar[str] = (
+        "SafeGrad (Yi, Li, Zhang, Nie, Li, Huang, Liu; ICASSP 2026), https://arxiv.org/abs/2508.07172"
+    )
     citation: ClassVar[str] = """@inproceedings{safegrad,
   title     = {SafeGrad: Gradient Surgery for Safe LLM Fine-Tuning},
   author    = {Yi, Biao and Li, Jiahao and Zhang, Baolei and Nie, Lihai and Li, Tong and Huang, Tiansheng and
