@@ -26,7 +26,7 @@ GPU = ROOT / "benchmarks" / "gpu_evidence.json"
 # The order of the columns, by table.
 TRAINING, REPAIR = ("vaccine", "booster", "lisa"), ("antidote",)
 BASELINES = ("lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "ptst")
-OTHERS = ("safegrad", "constrainedsft")
+OTHERS = ("safegrad", "constrainedsft", "sbr")
 BASELINE_REPAIRS = ("wiseft", "randommask", "randomnoise", "lox", "safelora", "safedelta", "resta")
 
 SETUPS = {

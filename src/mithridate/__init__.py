@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.ptst import PTST
     from mithridate.defenses.safegrad import SafeGrad
     from mithridate.defenses.safetymix import SafetyMix
+    from mithridate.defenses.sbr import SBR
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import Evaluation, evaluate
@@ -65,6 +66,7 @@ _PUBLIC = {
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SBR": "mithridate.defenses.sbr",
     "SafeDelta": "mithridate.repairs.safedelta",
     "SafeGrad": "mithridate.defenses.safegrad",
     "SafeLoRA": "mithridate.repairs.safelora",
@@ -85,6 +87,7 @@ __all__ = [
     "LDIFS",
     "PTST",
     "RESTA",
+    "SBR",
     "Antidote",
     "Booster",
     "Comparison",

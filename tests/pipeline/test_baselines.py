@@ -41,6 +41,7 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
         {"ldifs": {"rho": 0.5}},
         {"safegrad": {"rho": 0.5}},
         {"constrainedsft": {"betas": [0.5, 2.0, 0.1]}},
+        {"sbr": {"lam": 2.0, "anchors": 2}},
         {"ptst": {"system": "Answer only what is safe."}},
     ]
     asked = experiment(
