@@ -3,13 +3,13 @@
 Safety Anchor: Defending Harmful Fine-tuning via Geometric Bottlenecks. Guoxin Lu, Letian Sha, Qing Wang, Peijie Sun,
 Hao Zhou, Hua Dai, Fu Xiao. ICML 2026. https://arxiv.org/abs/2605.05995
 
-    min_w  h(w) + lam * 1/(K d) sum over anchors k of || h_k(w) - h_k(w0) ||^2                     k = 1 .. K = anchors
+    min_w  h(w) + lam * 1/(K d) sum over anchors k of || s_k(w) - s_k(w0) ||^2                k = 1 .. K = anchors
 
-h is the user's loss, w0 the weights before the first step, h_k [d] the last layer's state, after the model's final
+h is the user's loss, w0 the weights before the first step, s_k [d] the last layer's state, after the model's final
 norm, at the last token of prompt k, chat template and generation prompt included: what the first answer token's logits
-are computed from. It is a *mean* over the d entries, as in the official code (soyoaaa/SBR, `HFT_SBR.py`), whose lam = 50
-and K = 8 these defaults are. The paper's formula is a squared norm, a sum over d: its lam is this one divided by d, so
-that 50 here is 0.0122 there for d = 4096.
+are computed from. It is a *mean* over the d entries, as in the official code (soyoaaa/SBR, `HFT_SBR.py`), whose
+lam = 50 and K = 8 these defaults are. The paper's formula is a squared norm, a sum over d: its lam is this one divided
+by d, so that 50 here is 0.0122 there for d = 4096.
 
 Differs from the official code in:
 - there the term is added in every micro-batch, undivided where the model counts tokens itself (transformers 4.51 with
@@ -20,7 +20,7 @@ Differs from the official code in:
 - there the template's text is tokenised as text, which puts a second token for its beginning before it; here it is
   tokenised as the user's rows are;
 - the anchors are prompts of `alignment_dataset`'s kind: rows with answers, which tell where the prompt ends and change
-  nothing (causal attention). `anchors` of them are drawn once, and h_k(w0) is taken in evaluation mode;
+  nothing (causal attention). `anchors` of them are drawn once, and s_k(w0) is taken in evaluation mode;
 - their run is QLoRA with rank-stabilised scaling, 20 epochs at 1e-5: settings of the training, not of this rule. The
   anchors' pass has the run's dropout (theirs has none).
 
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SBR(Defense):
-    """Adds lam times the mean squared distance of the anchors' last states to the start's; see this module's docstring.
+    """Adds lam times the mean squared distance of some prompts' last states to the start's; see this module's
+    docstring.
 
     Args:
         anchor_dataset: harmful prompts with (any) answers, in any form of `mithridate.rows`.
@@ -141,7 +142,7 @@ class SBR(Defense):
         mean = (now - self._start[0].to(now.device)).square().mean()
         if num_items_in_batch is None:
             return mean
-        # Losses here are divided by the tokens of all ranks, and ranks summed; this one is a mean that all of them hold.
+        # A loss is a share of one that is divided by the tokens of all ranks; this mean is the same on each of them.
         return mean * (inputs["labels"] != -100).sum() / num_items_in_batch
 
 
