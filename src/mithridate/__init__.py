@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.asft import AsFT
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
+    from mithridate.defenses.constrainedsft import ConstrainedSFT
     from mithridate.defenses.deepenedrefusals import DeepenedRefusals
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from mithridate.defenses.lowerlr import LowerLR
     from mithridate.defenses.panacea import Panacea
     from mithridate.defenses.ptst import PTST
+    from mithridate.defenses.safegrad import SafeGrad
     from mithridate.defenses.safetymix import SafetyMix
+    from mithridate.defenses.sbr import SBR
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import Evaluation, evaluate
@@ -47,6 +50,7 @@ _PUBLIC = {
     "Booster": "mithridate.defenses.booster",
     "DeepenedRefusals": "mithridate.defenses.deepenedrefusals",
     "Defense": "mithridate.defenses.base",
+    "ConstrainedSFT": "mithridate.defenses.constrainedsft",
     "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
     "DefenseTrainer": "mithridate.training.trainer",
@@ -68,7 +72,9 @@ _PUBLIC = {
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
     "Run": "mithridate.pipeline.runner",
+    "SBR": "mithridate.defenses.sbr",
     "SafeDelta": "mithridate.repairs.safedelta",
+    "SafeGrad": "mithridate.defenses.safegrad",
     "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
     "UnsupportedSetup": "mithridate.errors",
@@ -87,10 +93,12 @@ __all__ = [
     "LDIFS",
     "PTST",
     "RESTA",
+    "SBR",
     "Antidote",
     "AsFT",
     "Booster",
     "Comparison",
+    "ConstrainedSFT",
     "DeepenedRefusals",
     "Defense",
     "DefenseMixin",
@@ -109,6 +117,7 @@ __all__ = [
     "RandomNoise",
     "Run",
     "SafeDelta",
+    "SafeGrad",
     "SafeLoRA",
     "SafetyMix",
     "UnsupportedSetup",

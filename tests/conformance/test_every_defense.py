@@ -27,7 +27,8 @@ USUAL = helpers.USUAL | {"data": USER}
 THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 defenses = pytest.mark.parametrize("name", every("defenses"))
 kinds = pytest.mark.parametrize("kind", ["lora", "full"])
-BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "asft", "panacea", "deepenedrefusals"]
+RIVALS = ["asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr"]
+BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", *RIVALS]
 
 
 def run(folder, defense, kind="lora", **args):

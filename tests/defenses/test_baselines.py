@@ -8,11 +8,13 @@ import itertools
 import pytest
 import torch
 
+from mithridate.defenses.constrainedsft import ConstrainedSFT
 from mithridate.defenses.ewc import EWC
 from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.kl import KL
 from mithridate.defenses.ldifs import LDIFS
 from mithridate.defenses.lowerlr import LowerLR
+from mithridate.defenses.safegrad import SafeGrad
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.training.setups import refuse_unreachable_places
@@ -379,9 +381,12 @@ def test_ldifs_is_the_masked_mean_over_all_layers(kind, split, batches, tmp_path
 # -- what terms of the loss cannot have -------------------------------------------------------------------------------
 
 
-@pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs"])
-@pytest.mark.shows("compile", "refused", methods=["kl", "ldifs"])
-@pytest.mark.parametrize("defense", [KL(lam=1.0), LDIFS(rho=1.0)])
+LOOKING_BACK = [KL(lam=1.0), LDIFS(rho=1.0), SafeGrad(alignment_dataset=SAFE), ConstrainedSFT()]
+
+
+@pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
+@pytest.mark.shows("compile", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
+@pytest.mark.parametrize("defense", LOOKING_BACK, ids=lambda d: type(d).__name__)
 def test_terms_of_the_loss_are_refused_on_sharded_weights_and_under_compile(defense, tmp_path, monkeypatch):
     name = type(defense).__name__
     with pytest.raises(UnsupportedSetup, match=f"{name}: .* not tested under torch.compile") as refused:

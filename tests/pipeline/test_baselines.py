@@ -41,6 +41,9 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
         {"ldifs": {"rho": 0.5}},
         {"asft": {"lam": 1.0}},
         {"panacea": {"rho": 0.2, "lam": 0.1}},
+        {"safegrad": {"rho": 0.5}},
+        {"constrainedsft": {"betas": [0.5, 2.0, 0.1]}},
+        {"sbr": {"lam": 2.0, "anchors": 2}},
         {"ptst": {"system": "Answer only what is safe."}},
     ]
     asked = experiment(
@@ -50,7 +53,7 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
     )
     finished = run(asked, out=tmp_path / "out", progress=False)
     cells = {cell["finetuning"]: cell for cell in finished.results["cells"] if cell["finetuning"] != "none"}
-    assert set(cells) == {"sft", "lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "asft", "panacea", "ptst"}
+    assert set(cells) == {"sft", *(next(iter(defense)) for defense in defenses[1:])}
     assert {name: cell["trained"]["steps"] for name, cell in cells.items() if cell["trained"]["steps"] != 4} == {
         "fewersteps": 2
     }

@@ -31,7 +31,7 @@ class Cost:
         activations: of `passes`, those that take gradients of activations and none of weights; while one runs, as much
             memory is held again as the outputs that it asks about.
         copies: tensors of the size of all trained weights that are held throughout the training.
-        passing_copies: such copies that are held only before the step's own passes.
+        passing_copies: such copies that are held only before, or only after, the step's own passes.
         saved: such copies that lie in a checkpoint.
         once_passes: passes over the method's own data that are made once.
         once_forwards: forward passes without gradient over its own data that are made once (a repair's calibration).

@@ -103,7 +103,8 @@ class Capture:
         logits = None
         if log_probs is None:
             logits = whole[:, :-1][mask]
-            picked = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None]).squeeze(-1)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            picked = torch.log_softmax(wide, -1).gather(-1, targets[:, None]).squeeze(-1)
             log_probs = picked.new_zeros(mask.shape).masked_scatter(mask, picked)
         elif "logits" in self._needs:
             logits = self._logits(mask)

@@ -64,7 +64,7 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
             f"{name}: terms of the loss and comparisons with the start model are not tested under torch.compile.",
             "set torch_compile=False.",
         )
-    if acts(d, "loss") and any(config.is_prompt_learning for config in adapters):
+    if (acts(d, "loss") or "reference" in d.needs) and any(config.is_prompt_learning for config in adapters):
         raise UnsupportedSetup(
             f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
             "train a LoRA adapter.",
