@@ -106,6 +106,7 @@ def test_help_names_every_verb_and_each_has_its_own(command):
     for verb in VERBS:
         code, out, err = command(verb, "--help")
         assert (code, err) == (0, "") and f"mithridate {verb}" in out
+        assert "bool" not in out  # a flag takes no value
 
 
 @pytest.mark.parametrize(
