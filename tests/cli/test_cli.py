@@ -415,6 +415,21 @@ def test_a_table_that_does_not_fit_is_printed_in_pieces_with_its_keys(narrow):
     assert all(word in said.split() for title in TITLES for word in title.split())
 
 
+def test_a_rate_and_its_interval_stay_in_one_line(narrow):
+    rate, other = "97.3% [94.7, 98.7]", "0.94 [0.88, 0.97]"
+    titles = ("judges", "what", "answers", "agree", "Cohen's kappa", "differ", "unscored")
+    lines = narrow(titles, [("rules-v3 and coherence", "incoherent", "336", rate, other, "9", "rules-v3 12")], keys=2)
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    for whole in (rate, other, "Cohen's kappa", "differ", "rules-v3 12", "336"):
+        assert any(whole in line for line in lines), whole
+
+
+def test_a_title_gives_way_before_a_cell_is_broken(narrow):
+    name = "sft, topology single, harmful_ratio 0.05"
+    lines = narrow(("case", "seed", "topology", "rows of the attack"), [(name, "42", "single", "100")])
+    assert any(name in line for line in lines) and max(map(len, lines)) <= 80
+
+
 def test_a_word_longer_than_any_column_is_broken(narrow):
     path = "/a" * 60
     lines = narrow(("model", "reason"), [("m", path)])

@@ -277,20 +277,24 @@ def judge(
 
     check_run(folder)
     found = rejudge(folder, methods_of(judges or [], "--judge"), calibration)
-    table = new_table("model", "judge", "share of harmful prompts' answers", "unscored", "corrected")
+    more = ["corrected"] if calibration else []
+    table = new_table("model", "judge", "what", "share of answers", "unscored", *more)
     for one in found.scores:
         corrected = _rate(one.corrected) if one.corrected else "no" if one.note else ""
-        table.add_row(one.cell, one.judge, f"{one.question} {_rate(one.share)}", str(one.unscored or ""), corrected)
-    print_table(table)
+        row = [one.cell, one.judge, one.question, _rate(one.share), str(one.unscored or "")]
+        table.add_row(*row, *([corrected] if calibration else []))
+    typer.echo("Answers to harmful prompts:")
+    print_table(table, keys=2)
     for name, note in {one.judge: one.note for one in found.scores if one.note}.items():
         typer.echo(f"{name}: {note}")
     if found.agreements:
-        table = new_table("judges", "question", "answers", "agree", "Cohen's kappa", "differ", "unscored")
+        table = new_table("judges", "what", "answers", "agree", "Cohen's kappa", "differ", "unscored")
         for pair in found.agreements:
             unscored = ", ".join(f"{name} {count}" for name, count in pair.unscored.items() if count)
             row = [" and ".join(pair.judges), pair.question, str(pair.n), _rate(pair.agreement), _number(pair.kappa)]
             table.add_row(*row, str(len(pair.differ)), unscored)
-        print_table(table)
+        typer.echo("How far the judges agree:")
+        print_table(table, keys=2)
     typer.echo(f"every difference: {folder / 'judges.json'}")
 
 
