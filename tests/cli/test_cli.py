@@ -106,6 +106,7 @@ def test_help_names_every_verb_and_each_has_its_own(command):
     for verb in VERBS:
         code, out, err = command(verb, "--help")
         assert (code, err) == (0, "") and f"mithridate {verb}" in out
+        assert "bool" not in out  # a flag takes no value
 
 
 @pytest.mark.parametrize(
@@ -412,6 +413,21 @@ def test_a_table_that_does_not_fit_is_printed_in_pieces_with_its_keys(narrow):
         assert len(mine) > 1 and [value for line in mine for value in line[2:]] == list(rows[0][2:])
     said = " ".join(word for line in shown for word in line)
     assert all(word in said.split() for title in TITLES for word in title.split())
+
+
+def test_a_rate_and_its_interval_stay_in_one_line(narrow):
+    rate, other = "97.3% [94.7, 98.7]", "0.94 [0.88, 0.97]"
+    titles = ("judges", "what", "answers", "agree", "Cohen's kappa", "differ", "unscored")
+    lines = narrow(titles, [("rules-v3 and coherence", "incoherent", "336", rate, other, "9", "rules-v3 12")], keys=2)
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    for whole in (rate, other, "Cohen's kappa", "differ", "rules-v3 12", "336"):
+        assert any(whole in line for line in lines), whole
+
+
+def test_a_title_gives_way_before_a_cell_is_broken(narrow):
+    name = "sft, topology single, harmful_ratio 0.05"
+    lines = narrow(("case", "seed", "topology", "rows of the attack"), [(name, "42", "single", "100")])
+    assert any(name in line for line in lines) and max(map(len, lines)) <= 80
 
 
 def test_a_word_longer_than_any_column_is_broken(narrow):

@@ -8,6 +8,8 @@ import pytest
 
 from mithridate import cli
 from mithridate.errors import InputError
+from mithridate.judges.base import Judgement
+from mithridate.judges.coherence import Coherence
 from mithridate.results import parts
 from mithridate.results.folder import RunFolder
 from mithridate.results.rejudge import rejudge
@@ -169,10 +171,22 @@ def test_bad_input_leaves_the_run_as_it_was(folder, tmp_path):
     assert (folder / "records.parquet").read_bytes() == before
 
 
+def test_a_judge_that_tells_nothing_is_a_failure_with_its_reason(folder, capsys, monkeypatch):
+    def mute(self, items):
+        yield from ((i, Judgement(None, "its answer has no verdict in it")) for i in range(len(items)))
+
+    monkeypatch.setattr(Coherence, "judge", mute)
+    assert cli.main(["judge", str(folder), "-j", "coherence"]) == 1
+    told = capsys.readouterr()
+    assert "coherence: gave no verdict on any answer" in told.err and "no verdict in it" in told.err
+    assert "judges.json" in told.out and (folder / "judges.json").is_file()  # what the others said is kept
+
+
 def test_the_command(folder, capsys):
     assert cli.main(["judge", str(folder), "-j", "coherence", "--judge", "{hs-plus: {}}"]) == 0
     said = capsys.readouterr().out
     assert "coherence" in said and "Cohen's kappa" in said and "judges.json" in said
+    assert f"mithridate report {folder}" in said
     assert cli.main(["judge", str(folder), "-j", "coherence: 3"]) == 3
     assert cli.main(["export", str(folder), "--cell", "nothing", "--inspect", "--out", "x.json"]) == 3
     log = folder / "log.json"

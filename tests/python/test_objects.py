@@ -1,6 +1,8 @@
 """What Python gives back, and how far along it says it is."""
 
 import logging
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,6 +38,16 @@ def test_an_evaluation_is_a_frame_and_a_table_in_a_notebook():
     assert "accuracy" not in table.index  # nothing of it was measured
     html = found._repr_html_()
     assert "harmful_score" in html and "0.500" in html and "hs/embedded-v1: 4 answers" in html
+
+
+def test_the_page_s_own_scorer_scores():
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"## A scorer of your own.*?```python\n(.*?)```", page, re.DOTALL)
+    made = {"evaluate": evaluate, "model": tiny_llama(), "tokenizer": tiny_tokenizer()}
+    exec(compile(block, "docs/python.md", "exec"), made)
+    first = made["answers"]["answer"][0]
+    assert list(made["answers"]["label"]) == ["even", "odd"] and list(made["mine"]) == [False, False]
+    assert made["mine"].index.equals(made["answers"].index) and isinstance(first, str)
 
 
 def test_nothing_in_a_notebook_is_markup():

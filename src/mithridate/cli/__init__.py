@@ -90,7 +90,7 @@ def _invoke(arguments: Sequence[str] | None) -> int:
         app(prog_name="mithridate")
     try:
         # Not the command's own main(): it turns interrupts and errors into exit codes of its own.
-        command = typer.main.get_command(app)
+        command = _command()
         with command.make_context("mithridate", given) as context:
             command.invoke(context)
         return 0
@@ -112,6 +112,21 @@ def _invoke(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error}"
         return _fail(text if debug else f"{text} (run it with --debug for the traceback)", failed, debug)
+
+
+def _command() -> Any:
+    """The whole command. Its flags show no type in the help: `--dry-run <bool>` reads as if it took a value."""
+    whole: Any = typer.main.get_command(app)
+    root = typer.Context(whole, **whole.context_settings)
+    waiting = [whole]
+    while waiting:
+        one = waiting.pop()
+        waiting += getattr(one, "commands", {}).values()
+        own_help = one.get_help_option(typer.Context(one, parent=root))
+        for option in filter(None, (*one.params, own_help)):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return whole
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mithridate.cli.shared import RemoteCode, RunFolder, check_run, heard_or_not, new_table, print_table
-from mithridate.errors import InputError
+from mithridate.errors import InputError, MithridateError
 from mithridate.files import replace_file
 from mithridate.results.push import check_repo
 from mithridate.results.push import push as upload
@@ -273,25 +273,40 @@ def judge(
 ) -> None:
     """Judge a run's stored answers with further judges, and compare all judges of the run."""
     from mithridate.experiment.config import methods_of
+    from mithridate.results.folder import RunFolder
     from mithridate.results.rejudge import rejudge
 
     check_run(folder)
-    found = rejudge(folder, methods_of(judges or [], "--judge"), calibration)
-    table = new_table("model", "judge", "share of harmful prompts' answers", "unscored", "corrected")
+    asked = methods_of(judges or [], "--judge")
+    found = rejudge(folder, asked, calibration)
+    more = ["corrected"] if calibration else []
+    table = new_table("model", "judge", "what", "share of answers", "unscored", *more)
     for one in found.scores:
         corrected = _rate(one.corrected) if one.corrected else "no" if one.note else ""
-        table.add_row(one.cell, one.judge, f"{one.question} {_rate(one.share)}", str(one.unscored or ""), corrected)
-    print_table(table)
+        row = [one.cell, one.judge, one.question, _rate(one.share), str(one.unscored or "")]
+        table.add_row(*row, *([corrected] if calibration else []))
+    typer.echo("Answers to harmful prompts:")
+    print_table(table, keys=2)
     for name, note in {one.judge: one.note for one in found.scores if one.note}.items():
         typer.echo(f"{name}: {note}")
     if found.agreements:
-        table = new_table("judges", "question", "answers", "agree", "Cohen's kappa", "differ", "unscored")
+        table = new_table("judges", "what", "answers", "agree", "Cohen's kappa", "differ", "unscored")
         for pair in found.agreements:
             unscored = ", ".join(f"{name} {count}" for name, count in pair.unscored.items() if count)
             row = [" and ".join(pair.judges), pair.question, str(pair.n), _rate(pair.agreement), _number(pair.kappa)]
             table.add_row(*row, str(len(pair.differ)), unscored)
-        print_table(table)
+        typer.echo("How far the judges agree:")
+        print_table(table, keys=2)
     typer.echo(f"every difference: {folder / 'judges.json'}")
+    if asked:
+        typer.echo(f"into the page they come with: mithridate report {folder}")
+    told = {one.judge for one in found.scores if one.share["value"] is not None}
+    if silent := [name for name in asked if name not in told and any(one.judge == name for one in found.scores)]:
+        reasons = RunFolder(folder).frame()[f"judge/{silent[0]}/reason"].dropna()
+        raise MithridateError(
+            f"{', '.join(silent)}: gave no verdict on any answer to a harmful prompt"
+            + (f"; the first reason: {reasons.iloc[0]}" if len(reasons) else "")
+        )
 
 
 def _rate(share: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +51,7 @@ def overrides_of(given: list[str] | None, dtype: str | None, accelerate: str | N
 
 
 _LONGEST = 40  # characters of a word that a column makes room for; a longer one, as a path, is broken
+_SHORT = 20  # characters of a cell that is kept in one line, as a rate with its interval
 
 
 def new_table(*titles: str) -> Any:
@@ -79,19 +80,20 @@ def print_table(table: Any, keys: int = 1) -> None:
 
 
 def _pieces(table: Any, width: int, keys: int) -> Iterator[Any]:
-    """A table as it is where it fits as a whole, with room for its longest words in every column; else without its
-    lines, and its columns in as many pieces as are needed."""
+    """A table as it is where it fits as a whole, with room for its longest words and its short cells in every column;
+    else without its lines, and its columns in as many pieces as are needed."""
     from rich.table import Table
     from rich.text import Text
 
     columns = [[Text.from_markup(str(part)).plain for part in (c.header, *c.cells)] for c in table.columns]
-    least = [min(max(len(word) for part in one for word in part.split() or [""]), _LONGEST) for one in columns]
+    least = [max(_unbroken(part, i > 0) for i, part in enumerate(one)) for one in columns]
+    cells = [max([least[i], *map(len, one[1:])]) for i, one in enumerate(columns)]
     full = [max(map(len, one)) for one in columns]
     if sum(full) + 3 * len(full) + 1 <= width:
         yield table
         return
     if sum(least) + 3 * len(least) + 1 <= width or len(least) <= keys:
-        _share(table.columns, least, full, width - 3 * len(least) - 1)
+        _share(table.columns, (least, cells, full), width - 3 * len(least) - 1)
         yield table
         return
     rest = list(range(keys, len(least)))
@@ -100,9 +102,10 @@ def _pieces(table: Any, width: int, keys: int) -> Iterator[Any]:
         while rest and (room >= least[rest[0]] or len(shown) == keys):
             room -= least[rest[0]] + 2
             shown.append(rest.pop(0))
-        piece = Table(*(table.columns[i].copy() for i in shown), box=None, padding=(0, 2, 0, 0))
-        parts = [least[i] for i in shown], [full[i] for i in shown]
-        _share(piece.columns, *parts, width - 2 * len(shown))
+        copies = (table.columns[i].copy() for i in shown)
+        piece = Table(*copies, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        wishes = [[wish[i] for i in shown] for wish in (least, cells, full)]
+        _share(piece.columns, wishes, width - 2 * (len(shown) - 1))
         for row in zip(*(table.columns[i].cells for i in shown), strict=True):
             piece.add_row(*row)
         yield piece
@@ -110,14 +113,26 @@ def _pieces(table: Any, width: int, keys: int) -> Iterator[Any]:
             yield ""
 
 
-def _share(columns: list[Any], least: list[int], full: list[int], room: int) -> None:
-    """Sets the widths of columns: the least of each, and of what is left as much as it can use, small wishes first."""
-    spare = max(room - sum(least), 0)
-    by_wish = sorted(range(len(columns)), key=lambda i: full[i] - least[i])
-    for left, i in zip(range(len(columns), 0, -1), by_wish, strict=True):
-        more = min(full[i] - least[i], spare // left)
-        columns[i].width = least[i] + more
-        spare -= more
+def _unbroken(text: str, cell: bool) -> int:
+    """The characters of the longest part of a text that no line end may come into."""
+    if cell and len(text) <= _SHORT:
+        return len(text)
+    return min(max(map(len, text.split()), default=0), _LONGEST)
+
+
+def _share(columns: list[Any], wishes: Sequence[list[int]], room: int) -> None:
+    """Sets the widths of columns: the first wish of each, and of what is left as much as its next ones can use, small
+    ones first."""
+    widths = list(wishes[0])
+    spare = max(room - sum(widths), 0)
+    for wish in wishes[1:]:
+        by_wish = sorted(range(len(columns)), key=lambda i: wish[i] - widths[i])
+        for left, i in zip(range(len(columns), 0, -1), by_wish, strict=True):
+            more = max(min(wish[i] - widths[i], spare // left), 0)
+            widths[i] += more
+            spare -= more
+    for column, found in zip(columns, widths, strict=True):
+        column.width = found
 
 
 @contextlib.contextmanager

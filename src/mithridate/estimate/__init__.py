@@ -61,6 +61,7 @@ from mithridate.estimate.trace import (
     live_bytes,
     passes,
     shortened,
+    whole,
 )
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.index import index
@@ -117,13 +118,19 @@ class Estimate:
 
 
 def estimate(
-    config: PretrainedConfig, setup: Setup, method: str | Sequence[Defense] = PLAIN, rows: int = 0
+    config: PretrainedConfig,
+    setup: Setup,
+    method: str | Sequence[Defense] = PLAIN,
+    rows: int = 0,
+    *,
+    memory: bool = True,
 ) -> Estimate:
     """What a training with a method, or with several together, needs.
 
     Args:
         method: the name of a defense, with its defaults, or "plain"; or the defenses themselves, which act together.
         rows: of the methods' own data, for what they see of it once.
+        memory: whether the activations are wanted, which takes half of the time; they count as 0 where they are not.
 
     Raises:
         InputError: no such method, one whose fields have no defaults, an adapter that does not fit the model, or a
@@ -135,11 +142,11 @@ def estimate(
     cost = sum((one.cost() for one in method), Cost())
     _check(setup)
     probes = bool(cost.activations)
-    counts, traced = passes(config, setup, probes)
+    counts, traced = passes(config, setup, probes, memory)
     own, own_rows = traced, setup
     if cost.batch_factor != 1:  # the step's own passes see other rows
         own_rows = replace(setup, batch=math.ceil(setup.batch * cost.batch_factor))
-        own = passes(config, own_rows, probes)[1]
+        own = passes(config, own_rows, probes, memory)[1]
     n, width = counts.trained, 2 if setup.dtype == "bfloat16" else _FP32
     share = setup.processes if setup.sharded else 1
     weights = (_FP32 * counts.all if setup.full else base_bytes(counts, setup) + _FP32 * n) // share
@@ -276,7 +283,9 @@ class RepairNeeds:
         return self.weights + self.activations + self.norms
 
 
-def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: int) -> RepairNeeds:
+def repair(
+    config: PretrainedConfig, setup: Setup, method: str | Method, rows: int, *, memory: bool = True
+) -> RepairNeeds:
     """What a repair needs: its passes over `rows` rows of its own data, `setup.batch` at a time, without the LM head.
 
     It holds the model and each further one that it asks for, and what its `cost` states for the weights that it may
@@ -287,27 +296,23 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
     acting: Method = made("repairs", method) if isinstance(method, str) else method
     cost, plain = acting.cost(), replace(setup, checkpointing=False)
     _check(setup)
-    counts, traced = passes(config, plain, probes=False)
-    with fake_tensors(), torch.no_grad():
-        model = build(config, plain)
-        decoder = decoder_of(build(shortened(config, layers_before(model) + 2), plain).eval())
-        ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
-        mask = torch.ones_like(ids)
-        with live_bytes()([ids, mask, *decoder.parameters(), *decoder.buffers()]) as counted:
-            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-        linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-        ours = [m for m in linears if m.weight.requires_grad or cost.changes != "adapter"]
-        sizes = [m.weight.numel() for m in ours]
-        features = sum(m.in_features for m in ours)
-        pairs = sum(m.in_features**2 for m in ours)
-        if cost.changes == "all":
-            sizes = [p.numel() for p in model.parameters()]
+    counts, traced = passes(config, plain, probes=False, memory=memory)
+    model = whole(config, plain)
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    ours = [m for m in linears if m.weight.requires_grad or cost.changes != "adapter"]
+    sizes = [m.weight.numel() for m in ours]
+    features = sum(m.in_features for m in ours)
+    pairs = sum(m.in_features**2 for m in ours)
+    if cost.changes == "all":
+        sizes = [p.numel() for p in model.parameters()]
     width = 2 if setup.dtype == "bfloat16" else _FP32
     plainly = setup.full or cost.changes != "adapter"  # quantised weights are dequantised to be changed
     one = (width * counts.all if plainly else base_bytes(counts, setup)) + (
         0 if setup.full else _FP32 * counts.trained
     )
-    activations = traced.activations if cost.once_passes else counted.peak if cost.once_forwards else 0
+    activations = traced.activations
+    if not cost.once_passes:
+        activations = _forward_bytes(config, plain, layers_before(model)) if memory and cost.once_forwards else 0
     per_batch = cost.once_passes * (traced.forward + traced.backward) + cost.once_forwards * traced.forward
     ahead, back = cost.once_forwards + cost.once_passes, cost.once_passes
     said = [f"{count:.3g} {what}" for count, what in ((ahead, "forward"), (back, "backward")) if count]
@@ -320,3 +325,16 @@ def repair(config: PretrainedConfig, setup: Setup, method: str | Method, rows: i
         passes=f"{', '.join(said)} in all" if said else "none",
         kept=math.ceil(cost.kept * sum(sizes)),
     )
+
+
+def _forward_bytes(config: PretrainedConfig, setup: Setup, before: int) -> int:
+    """Bytes that a forward pass alone has alive at most, which more layers do not raise."""
+    import torch
+
+    with fake_tensors(), torch.no_grad():
+        decoder = decoder_of(build(shortened(config, before + 2), setup).eval())
+        ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        with live_bytes()([ids, mask, *decoder.parameters(), *decoder.buffers()]) as counted:
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+    return counted.peak

@@ -157,20 +157,38 @@ def _grouped_products() -> Any:
     return Grouped()
 
 
-def build(config: PretrainedConfig, setup: Setup) -> Any:
-    """The model as it would be trained; to be called under `fake_tensors`."""
+def whole(config: PretrainedConfig, setup: Setup) -> Any:
+    """The model with its adapter as meta tensors, to count its weights; the same object for the same model."""
+    key = Setup(full=setup.full, adapter=setup.adapter, dtype=setup.dtype, attention=setup.attention)
+    return _whole(_Hashed(config, key))
+
+
+@lru_cache(maxsize=8)
+def _whole(what: _Hashed) -> Any:
+    return _on_meta(what.config, what.setup)
+
+
+def _on_meta(config: PretrainedConfig, setup: Setup) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     dtype = torch.float32 if setup.full else getattr(torch, setup.dtype)
-    with unset_fake_temporarily(), torch.device("meta"):
+    with torch.device("meta"):
         model = _bare(config, dtype, setup.attention)
         if not setup.full:
             try:
                 model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **setup.adapter))
             except ValueError as error:
                 raise InputError(f"adapter: {error}") from error
+    return model
+
+
+def build(config: PretrainedConfig, setup: Setup) -> Any:
+    """The model as it would be trained; to be called under `fake_tensors`."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        model = _on_meta(config, setup)
     _on_a_fake_cpu(model)
     if setup.quantization.get("load_in_8bit"):
         _keep_inputs(model)
@@ -340,16 +358,17 @@ def layers_before(model: Any) -> int:
     return max((i + 1 for i, kind in enumerate(kinds) if kind != kinds[-1]), default=0)
 
 
-def passes(config: PretrainedConfig, setup: Setup, probes: bool = True) -> tuple[Counts, Passes]:
+def passes(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: bool = True) -> tuple[Counts, Passes]:
     """What the passes need; see this module's docstring for which layers they are run on.
 
     Args:
         probes: whether gradients of the attention outputs are wanted too, which takes two thirds of the time.
+        memory: whether the bytes are wanted, which takes half of it; 0 where they are not.
     """
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
     # Passes over weights in 4 bit are those over the dequantised ones; over 8 bit, inputs are kept besides.
     key = replace(key, quantization={"load_in_8bit": True} if setup.quantization.get("load_in_8bit") else {})
-    return _passes(_Hashed(config, key), probes)
+    return _passes(_Hashed(config, key), probes, memory)
 
 
 class _Hashed:
@@ -367,21 +386,20 @@ class _Hashed:
 
 
 @lru_cache(maxsize=64)
-def _passes(what: _Hashed, probes: bool) -> tuple[Counts, Passes]:
+def _passes(what: _Hashed, probes: bool, memory: bool) -> tuple[Counts, Passes]:
     config, setup = what.config, what.setup
-    with fake_tensors():
-        model = build(config, setup)
-        counts, before = counts_of(model), layers_before(model)
+    model = whole(config, setup)
+    counts, before = counts_of(model), layers_before(model)
     more = config.get_text_config().num_hidden_layers - before - 3
     if more <= 0:
-        return counts, trace(config, setup, probes)
-    two, three = (trace(shortened(config, before + n), setup, probes) for n in (2, 3))
+        return counts, trace(config, setup, probes, memory)
+    two, three = (trace(shortened(config, before + n), setup, probes, memory) for n in (2, 3))
     fields = {name: getattr(three, name) for name in vars(three)}
     grown = {name: v + more * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
     return counts, Passes(**grown, layer=three.activations - two.activations)
 
 
-def trace(config: PretrainedConfig, setup: Setup, probes: bool = True) -> Passes:
+def trace(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: bool = True) -> Passes:
     """Runs the passes of the whole model, layer by layer. Arguments as of `passes`."""
     import torch
 
@@ -404,10 +422,12 @@ def trace(config: PretrainedConfig, setup: Setup, probes: bool = True) -> Passes
         embeddings = model.get_input_embeddings().weight
         learnt = embeddings.requires_grad
         embeddings.requires_grad_(False)
-        with live_bytes()(known) as plain:
-            forward().backward()
-        probed = 0
-        if probes:
+        activations = probed = 0
+        if memory:
+            with live_bytes()(known) as plain:
+                forward().backward()
+            activations = plain.peak
+        if memory and probes:
             with live_bytes()(known) as shifted:
                 _shifted_step(model, forward)
             probed = shifted.peak
@@ -425,9 +445,9 @@ def trace(config: PretrainedConfig, setup: Setup, probes: bool = True) -> Passes
             forward=forward_flops,
             backward=backward,
             probe=probe,
-            activations=plain.peak,
+            activations=activations,
             probed=probed,
-            layer=plain.peak // config.get_text_config().num_hidden_layers,
+            layer=activations // config.get_text_config().num_hidden_layers,
         )
 
 

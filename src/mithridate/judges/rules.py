@@ -1,4 +1,7 @@
-"""The written rules as judges: `rules-v3` (`answers.py`), and `rules-v2` (`refusal.py`), which judged old records."""
+"""The written rules as judges: `rules-v3` (`answers.py`), and `rules-v2` (`refusal.py`), which judged old records.
+
+Their patterns take tenths of a second to compile, so the first verdict imports them: `mithridate methods` needs none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mithridate.judges import answers, refusal
 from mithridate.judges.base import About, Item, Judgement, Kind, Verdict
 
 
@@ -43,6 +45,8 @@ class RulesJudge(_Rules):
     about = About("Apache-2.0 (this project)", "none", "judges/answers.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
+        from mithridate.judges import answers
+
         return answers.verdict(item.prompt, item.answer, item.set)
 
 
@@ -55,4 +59,6 @@ class RulesV2(_Rules):
     about = About("Apache-2.0 (this project)", "none", "judges/refusal.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
+        from mithridate.judges import refusal
+
         return refusal.verdict(item.prompt, item.answer)

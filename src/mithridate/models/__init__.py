@@ -221,17 +221,23 @@ def load_tokenizer(files: ModelFiles, needs_chat_template: bool = True) -> PreTr
         )
     except Exception as error:  # malformed files raise whatever their parser raises
         raise InputError(f"{files.path}: the tokenizer cannot be read ({first_line(error)}).") from error
-    if needs_chat_template and not tokenizer.chat_template:
-        raise InputError(
-            f"{files.path}: the tokenizer has no chat template, so it is unknown how to format a prompt for the "
-            "model. Use the model's instruct or chat version, add a chat_template.jinja to a copy of the folder, or "
-            "train and ask it in plain text: `template: alpaca`, `evaluate: {protocol: hs/embedded-alpaca-v1}`."
-        )
+    if needs_chat_template:
+        require_chat_template(files, tokenizer)
     if tokenizer.eos_token is None:
         raise InputError(f"{files.path}: the tokenizer has no end-of-sequence token. Set eos_token in its config.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def require_chat_template(files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InputError where the tokenizer of these files has no chat template."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{files.path}: the tokenizer has no chat template, so it is unknown how to format a prompt for the "
+            "model. Use the model's instruct or chat version, add a chat_template.jinja to a copy of the folder, or "
+            "train and ask it in plain text: `template: alpaca`, `evaluate: {protocol: hs/embedded-alpaca-v1}`."
+        )
 
 
 def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mithridate.data.records import prompt_text, training_dataset, turns
 from mithridate.errors import InputError, first_line, nearest
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, RepairNeeds, estimate, repair
-from mithridate.estimate.trace import Setup, build, config_of, counts_of, fake_tensors
+from mithridate.estimate.trace import Setup, config_of, counts_of, whole
 from mithridate.experiment.config import with_defaults
 from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.experiment.processes import with_processes
@@ -130,7 +130,7 @@ def _training(
     defenses = list(acting.values())
     if not memory and mean is not None:
         setup = replace(setup, length=mean)
-    needs = replace(estimate(config, setup, defenses, rows), method="+".join(acting) or PLAIN)
+    needs = replace(estimate(config, setup, defenses, rows, memory=memory), method="+".join(acting) or PLAIN)
     if mean is not None and mean < setup.length:
         shorter = estimate(config, replace(setup, length=mean), defenses, rows)
         needs = replace(needs, flops=shorter.flops, plain_flops=shorter.plain_flops, once=shorter.once)
@@ -203,7 +203,7 @@ def of_stage(
         common: from `set_up`.
         config: the model's configuration.
         tokenizer: the model's.
-        memory: whether that is wanted; where it is not, the lines' is that of rows of average length.
+        memory: whether that is wanted; where it is not, the lines' means nothing.
     """
     template = experiment.template
     if stage in ("harden", "repair"):
@@ -211,7 +211,7 @@ def of_stage(
         assert found
         lengths = _lengths_of(found[1], roles, tokenizer, template)
         setup = replace(common, batch=8, length=max((total for total, _ in lengths), default=1))
-        needs = replace(repair(config, setup, found[1], len(lengths)), method=found[0])
+        needs = replace(repair(config, setup, found[1], len(lengths), memory=memory), method=found[0])
         if stage == "repair" and experiment.budget:
             needs = replace(needs, flops=_tried(needs.flops, experiment, experiment.budget, roles, config, tokenizer))
         return [StageLine(stage, setup, needs, needs.flops)]
@@ -295,8 +295,7 @@ def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], n
 
     Attention over what came before is not in it, which counts for little beside the weights at the lengths of prompts.
     """
-    with fake_tensors():
-        weights = counts_of(build(config, Setup())).all
+    weights = counts_of(whole(config, Setup(full=True))).all
     prompts = tokenizer([prompt_text(dict(row)) for row in rows], add_special_tokens=False)["input_ids"]
     return 2 * weights * (sum(map(len, prompts)) + new_tokens * len(rows))
 

@@ -32,7 +32,7 @@ from mithridate.experiment.methods import (
 )
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Method, Phase
-from mithridate.models import load_tokenizer
+from mithridate.models import require_chat_template
 from mithridate.pipeline.context import RunContext
 from mithridate.pipeline.launch import launch_of
 from mithridate.protocols import protocol
@@ -81,7 +81,10 @@ class ExperimentStages:
     def tokenizer(self) -> Any:
         """Of the base model, with a chat template where prompts are put into that, in training or at the test."""
         templates = (self.experiment.template, protocol(self.experiment.evaluate.protocol).template)
-        return load_tokenizer(self.context.base, needs_chat_template="chat" in templates)
+        tokenizer = self.context.tokenizer
+        if "chat" in templates:
+            require_chat_template(self.context.base, tokenizer)
+        return tokenizer
 
     def stages(self) -> list[Stage]:
         """All of them, each after those that it depends on."""
