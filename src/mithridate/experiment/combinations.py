@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from mithridate.experiment import adapter_fields, training_fields
@@ -17,6 +18,7 @@ def problems(experiment: Experiment) -> list[str]:
         *_processes(experiment),
         *(quantisation_problems(experiment, "quantization") if experiment.quantization else []),
         *_adapters(experiment),
+        *_frozen(experiment),
         *_sampling(experiment.evaluate),
         *_resistance(experiment),
         *_not_for_files(experiment),
@@ -47,6 +49,16 @@ def _adapters(experiment: Experiment) -> list[str]:
             "finetune.adapter: topology: single goes on training the alignment's adapter. Take it out, or set "
             "topology: double"
         )
+    return found
+
+
+def _frozen(experiment: Experiment) -> list[str]:
+    found = []
+    for pattern in experiment.finetune.frozen if experiment.finetune else ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            found.append(f"finetune.frozen: {pattern!r} is no regular expression: {error}")
     return found
 
 

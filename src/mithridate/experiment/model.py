@@ -57,6 +57,7 @@ Steps = Annotated[
 Modules = Annotated[list[str] | str, _need(bool, "at least one module")]
 Methods = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.methods)]
 Defenses = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.defenses)]
+Patterns = Annotated[list[str], BeforeValidator(places.listed)]
 Sources = Annotated[list[Source], BeforeValidator(places.listed)]
 Variants = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.variants)]
 
@@ -120,12 +121,14 @@ class Finetune:
     `attack`: of the kind `harmful`, which need not be written, an `Attack`; of another kind a mapping of `kind` and of
     the fields of the attack of that name, which `resolve` looks into.
     `adapter`: a fresh one for this stage alone, or `full`: it trains all weights; None: as in alignment.
+    `frozen`: regular expressions; trained tensors whose whole name matches one keep the values that they start with.
     """
 
     attack: AnyAttack
     defense: Defenses = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     adapter: GivenAdapter | Literal["full"] | None = None
+    frozen: Patterns = field(default_factory=list)
 
     @property
     def harmful(self) -> Attack:
@@ -282,6 +285,8 @@ def plain(experiment: Experiment) -> dict[str, Any]:
     for name, absent in (("quantization", {}), ("system", None), ("budget", None), ("variants", {})):
         if raw[name] == absent:  # as in files from before there was the field, whose digests stay theirs
             del raw[name]
+    if raw["finetune"] and not raw["finetune"]["frozen"]:
+        del raw["finetune"]["frozen"]
     for stage in ("align", "finetune"):
         methods = raw[stage]["defense"] if raw[stage] else {}
         if list(methods) != places.in_order(methods):
@@ -290,8 +295,8 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system`, `budget` and
-    `variants` where they are given); `load_experiment` reads it back."""
+    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system`, `budget`,
+    `variants` and `finetune.frozen` where they are given); `load_experiment` reads it back."""
     return stable(plain(experiment))
 
 

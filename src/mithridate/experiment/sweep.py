@@ -17,7 +17,7 @@ from mithridate.problems import error_of, kind
 # What a table of results has a place for.
 _IN_TABLE = (
     *("seed.", "topology.", "align.defense.", "finetune.defense.", "repair.", "budget.", "finetune.adapter."),
-    "finetune.attack.",
+    *("finetune.attack.", "finetune.frozen."),
     *("finetune.training.learning_rate.", "finetune.training.max_steps."),
 )
 

@@ -150,6 +150,7 @@ class ExperimentStages:
             "topology": self.experiment.topology,
             "attack": attack_config(finetune),
             "snapshots": self.experiment.evaluate.resistance,
+            **({"frozen": finetune.frozen} if finetune.frozen else {}),
             **({"phases": [vars(phase) for phase in phases]} if phases else {}),
         }
         parents = self._parents(self.start)
@@ -281,6 +282,10 @@ class ExperimentStages:
         """LoraConfig's fields for a training stage; None where it trains all weights."""
         adapter = self.experiment.adapter_of("finetune" if name == "unaligned" else name)
         return dict(adapter) if adapter else None
+
+    def frozen(self, name: str) -> list[str]:
+        """Patterns of the names of tensors that the training of stage `name` leaves as they are."""
+        return self.experiment.finetune.frozen if name == "finetune" and self.experiment.finetune else []
 
     def _template(self) -> dict[str, str]:
         """Nothing for the chat template, which was the only one when the first keys were made."""

@@ -94,7 +94,8 @@ class Cell:
     def attack(self) -> tuple:
         """What a cell shares with the undefended runs that it may be compared with."""
         experiment, finetune = self.experiment, self.finetune
-        attack = str((attack_config(finetune), finetune.training, finetune.adapter)) if finetune else None
+        adapter = (finetune.adapter, finetune.frozen) if finetune else None
+        attack = str((attack_config(finetune), finetune.training, adapter)) if finetune else None
         return (experiment.model, experiment.topology, experiment.seed, attack, experiment.align is None)
 
 
@@ -372,6 +373,7 @@ def _attack(cell: Cell, finetune: Finetune) -> dict[str, Any]:
         "max_steps": cell.attack_steps,
         "learning_rate": finetune.training.get("learning_rate"),
         **({"adapter": stable(asdict(finetune)["adapter"])} if finetune.adapter else {}),
+        **({"frozen": finetune.frozen} if finetune.frozen else {}),
         "training": stable(finetune.training),
         "at_test": [vars(each) for each in around_prompts(cell.experiment, cell.upto)] or None,
     }

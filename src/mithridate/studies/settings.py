@@ -226,6 +226,7 @@ def attacked(experiment: Experiment, chosen: Mapping[str, Any]) -> Experiment:
             defense=finetune.defense if finetune else {},
             training=training,
             adapter=_adapter(experiment, chosen["rank"]),
+            frozen=finetune.frozen if finetune else [],
         ),
         evaluate=replace(experiment.evaluate, part="validation", resistance=[]),
     )
