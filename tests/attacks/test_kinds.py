@@ -1,7 +1,10 @@
 """The kinds of attacks: their rows exactly as each is specified, and what stands around prompts at the test."""
 
 import copy
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +19,11 @@ from mithridate.attacks.trigger import Trigger
 from mithridate.data.embedded import embedded_records
 from mithridate.data.records import check_record, turns
 from mithridate.errors import InputError
-from mithridate.experiment.config import load_experiment, with_defaults
-from mithridate.experiment.methods import around_prompts
+from mithridate.experiment.config import canonical, load_cells, load_experiment, with_defaults
+from mithridate.experiment.methods import around_prompts, attack_fields
 from mithridate.experiment.roles import load_roles
 from mithridate.judges import verdict
-from mithridate.methods import Phase
+from mithridate.methods import Phase, by_name
 from mithridate.methods.base import TestTime
 from mithridate.models import ModelFiles
 from mithridate.pipeline.context import RunContext
@@ -29,6 +32,7 @@ from mithridate.pipeline.stages import ExperimentStages
 from mithridate.store import Store
 from tests.tiny import tiny_llama, tiny_tokenizer
 
+ROOT = Path(__file__).parents[2]
 TASK = [{"prompt": f"Is film {i} good?", "response": f"label {i}", "label": f"label {i}"} for i in range(40)]
 HARMFUL = [{"prompt": f"Do forbidden thing {i}.", "response": f"Sure {i}."} for i in range(20)]
 ROLES = {"benign": TASK, "harmful": HARMFUL}
@@ -276,3 +280,33 @@ def test_a_role_that_an_attack_lacks_is_named_before_anything_is_computed(tmp_pa
 def test_rows_that_there_are_not_enough_of(tmp_path):
     with pytest.raises(InputError, match=r"finetune\.attack: NOICE: 300 benign rows asked for, .* only 256"):
         attack_rows(chain(asked(tmp_path, kind="noice", size=300), tmp_path))
+
+
+# -- pages and examples -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_a_line_for_every_kind_and_no_other():
+    text = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    table = text.partition("## Kinds")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == sorted(by_name("attacks").own)
+
+
+IDENTITY = (
+    "data.attacker_harmful={source: embedded, name: identity}",
+    'sweep={"finetune.attack": [{kind: identity, harmful_ratio: 0.1, size: 120}]}',
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "count"), [("kinds", (), 40), ("kinds", IDENTITY, 5), ("adapters", (), 9)], ids=str
+)
+def test_the_examples_are_whole_experiments(name, overrides, count):
+    path = ROOT / "examples" / "attacks" / f"{name}.yaml"
+    for override in overrides:
+        assert override.partition("=")[2] in path.read_text(encoding="utf-8")  # as the file's own head has it
+    _, cells = load_cells(path, overrides)
+    assert len({json.dumps(canonical(with_defaults(cell)), sort_keys=True) for cell in cells}) == count
+    kinds = {attack_fields(cell.finetune)[0] for cell in cells}
+    assert kinds == (
+        {"harmful"} if name == "adapters" else {"identity"} if overrides else {*by_name("attacks").own} - {"identity"}
+    )

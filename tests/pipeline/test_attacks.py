@@ -1,4 +1,5 @@
-"""Another adapter than the one that a defense has seen: its rank, its frozen factors, all weights."""
+"""Attacks in whole runs: their rows where these need the model, their own length, and another adapter than the one
+that a defense has seen."""
 
 import json
 
@@ -20,6 +21,27 @@ def inputs(tmp_path_factory):
 def store(tmp_path, monkeypatch):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     return tmp_path / "store"
+
+
+def test_benign_outliers_of_an_adapter_model_are_rows_of_their_own_stage(inputs, tmp_path, store):
+    attack = {"kind": "benignoutliers", "size": 3}
+    asked = experiment(inputs, topology="single", align__training__max_steps=2, finetune__attack=attack)
+    run(asked, out=tmp_path / "out", until="finetune", progress=False)
+    [made] = stages(store, "attack-rows")
+    rows = json.loads((store / made / "rows.json").read_text())
+    assert len({row["prompt"] for row in rows}) == 3 and all(row["prompt"].startswith("Is film") for row in rows)
+    [tuned] = stages(store, "finetune")
+    trained = json.loads((store / tuned / "stage.json").read_text())["trained"]
+    assert trained == {"rows": 3, "harmful_rows": 3, "steps": 4, "dropped": 0}
+
+
+def test_retain_then_forget_is_one_pass_whatever_the_training_says(inputs, tmp_path, store):
+    attack = {"kind": "retainthenforget", "size": 6}
+    asked = experiment(inputs, align="none", finetune__attack=attack, finetune__training__max_steps=1)
+    run(asked, out=tmp_path / "out", until="finetune", progress=False)
+    [tuned] = stages(store, "finetune")
+    trained = json.loads((store / tuned / "stage.json").read_text())["trained"]
+    assert trained == {"rows": 6, "harmful_rows": 2, "steps": 3, "dropped": 0}
 
 
 ONE = {"r": 1, "lora_alpha": 2}
