@@ -301,7 +301,7 @@ IDENTITY = (
     ("name", "overrides", "count"), [("kinds", (), 40), ("kinds", IDENTITY, 5), ("adapters", (), 9)], ids=str
 )
 def test_the_examples_are_whole_experiments(name, overrides, count):
-    path = ROOT / "examples" / "attacks" / f"{name}.yaml"
+    path = ROOT / "examples" / f"attack_{name}.yaml"
     for override in overrides:
         assert override.partition("=")[2] in path.read_text(encoding="utf-8")  # as the file's own head has it
     _, cells = load_cells(path, overrides)
