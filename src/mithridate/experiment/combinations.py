@@ -20,6 +20,7 @@ def problems(experiment: Experiment) -> list[str]:
         *_adapters(experiment),
         *_frozen(experiment),
         *_sampling(experiment.evaluate),
+        *_precision(experiment.evaluate),
         *_resistance(experiment),
         *_not_for_files(experiment),
     ]
@@ -92,11 +93,19 @@ def quantisation_problems(experiment: Experiment, what: str) -> list[str]:
     for stage in ("align", "finetune"):
         if getattr(experiment, stage) is not None and experiment.adapter_of(stage) is None:
             problems.append(f"{what}: {stage} trains all weights, and quantised ones hold no steps. Train an adapter")
+    if experiment.evaluate.precision != ["full"]:
+        problems.append(f"{what}: what is quantised is not quantised once more. Take out evaluate.precision")
     if experiment.accelerate == "fsdp2":
         problems.append(f"{what}: quantised weights are not sharded here. Set accelerate: ddp or none")
     if "vllm" in experiment.evaluate.generator:
         problems.append(f"{what}: vllm would be given the dequantised model. Set evaluate.generator: transformers")
     return problems
+
+
+def _precision(evaluate: Evaluate) -> list[str]:
+    if evaluate.precision == ["full"] or "transformers" in evaluate.generator:
+        return []
+    return ["evaluate.precision: is of models that transformers runs here. Set evaluate.generator: transformers"]
 
 
 def _sampling(evaluate: Evaluate) -> list[str]:

@@ -57,6 +57,12 @@ Steps = Annotated[
 Modules = Annotated[list[str] | str, _need(bool, "at least one module")]
 Methods = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.methods)]
 Defenses = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.defenses)]
+FULL = "full"
+Precisions = Annotated[
+    list[Literal["full", "int8", "nf4"]],
+    BeforeValidator(places.listed),
+    _need(lambda given: given and len(set(given)) == len(given), "one or several different precisions"),
+]
 Patterns = Annotated[list[str], BeforeValidator(places.listed)]
 Sources = Annotated[list[Source], BeforeValidator(places.listed)]
 Variants = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.variants)]
@@ -153,8 +159,10 @@ class Evaluate:
     are no stages). `judges`: judges beside the protocol's, written like defenses; one of the protocol's own gets its
     fields here. `tasks`: further tasks by name, each with the source of its test rows. `capability`: names of tasks of
     lm-eval. `resistance`: the attack's optimizer steps at which the model is scored on the way, ascending. `part`:
-    which part of the test sets. `limit`: only that many prompts of each set. `samples`: so many answers to each
-    harmful and benign prompt, drawn at `temperature` with the experiment's seed; neither: one greedy answer.
+    which part of the test sets. `precision`: of the weights that answer, `full` as they were trained, `int8` or `nf4`
+    quantised by bitsandbytes once the model is made; each of several is a row of the table. `limit`: only that many
+    prompts of each set. `samples`: so many answers to each harmful and benign prompt, drawn at `temperature` with the
+    experiment's seed; neither: one greedy answer.
     """
 
     protocol: str = "hs/embedded-v1"
@@ -164,6 +172,7 @@ class Evaluate:
     capability: list[str] = field(default_factory=list)
     resistance: Steps = field(default_factory=list)
     part: Literal["test", "validation"] = "test"
+    precision: Precisions = field(default_factory=lambda: [FULL])
     limit: Count | None = None
     samples: Samples | None = None
     temperature: Temperature | None = None
@@ -285,6 +294,8 @@ def plain(experiment: Experiment) -> dict[str, Any]:
     for name, absent in (("quantization", {}), ("system", None), ("budget", None), ("variants", {})):
         if raw[name] == absent:  # as in files from before there was the field, whose digests stay theirs
             del raw[name]
+    if raw["evaluate"]["precision"] == [FULL]:
+        del raw["evaluate"]["precision"]
     if raw["finetune"] and not raw["finetune"]["frozen"]:
         del raw["finetune"]["frozen"]
     for stage in ("align", "finetune"):
@@ -296,7 +307,7 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON types in one fixed form, every field present (`quantization`, `system`, `budget`,
-    `variants` and `finetune.frozen` where they are given); `load_experiment` reads it back."""
+    `variants`, `finetune.frozen` and `evaluate.precision` where they are given); `load_experiment` reads it back."""
     return stable(plain(experiment))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Align, Experiment, Finetune, in_order
+from mithridate.experiment.config import FULL, Align, Experiment, Finetune, in_order
 from mithridate.experiment.methods import (
     around_prompts,
     attack_config,
@@ -266,6 +266,8 @@ class ExperimentStages:
         }
         if settings.capability and step is None:
             config["capability"] = settings.capability
+        if self.precision != FULL:
+            config["precision"] = self.precision
         around = around_prompts(self.experiment, upto)
         if around:
             config["at_test"] = [vars(each) for each in around]
@@ -274,6 +276,20 @@ class ExperimentStages:
         parent = {"align": self.start, "finetune": self.finetune, "repair": self.repair}[upto]
 
         return Stage("evaluate", config, self._parents(parent), self._data(list(sets.values()), {}))
+
+    @property
+    def precision(self) -> str:
+        """Of the weights that answer.
+
+        Raises:
+            InputError: there are several, where one model is asked.
+        """
+        if len(several := self.experiment.evaluate.precision) > 1:
+            raise InputError(
+                f"evaluate.precision: one model is asked here, and several ({', '.join(several)}) are cells of a run. "
+                f"Set one: -o evaluate.precision={several[0]}"
+            )
+        return self.experiment.evaluate.precision[0]
 
     def _parents(self, parent: Stage | None) -> dict[str, str]:
         return {parent.name: parent.key} if parent else {"model": self.context.base.digest}
