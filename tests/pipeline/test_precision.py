@@ -7,11 +7,15 @@ import torch
 
 from mithridate import run
 from mithridate.errors import InputError
-from mithridate.experiment.config import canonical, load_cells, load_experiment
+from mithridate.experiment.config import canonical, load_cells, load_experiment, with_defaults
 from mithridate.generation import hf
+from mithridate.pipeline.assembly import content_digest
 from mithridate.pipeline.cell_export import export_cell
+from mithridate.pipeline.experiments import stages_of
+from mithridate.pipeline.generators import open_generator
+from mithridate.report.words import labels
 from tests.pipeline.small import experiment, stages, write_inputs
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_llama
 
 pytest.importorskip("bitsandbytes")
 import bitsandbytes as bnb
@@ -31,7 +35,7 @@ def store(tmp_path, monkeypatch):
 
 
 def precise(inputs, precision, **changes):
-    return experiment(inputs, model=str(inputs / "wide"), evaluate__precision=precision, **changes)
+    return experiment(inputs, model=str(inputs / "wide"), evaluate={"precision": precision, "limit": 2}, **changes)
 
 
 def test_every_model_is_asked_in_each_precision_and_compared_within_it(inputs, tmp_path, store, monkeypatch):
@@ -43,32 +47,47 @@ def test_every_model_is_asked_in_each_precision_and_compared_within_it(inputs, t
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(hf.Transformers, "generate", generate)
-    short = {"align__training__max_steps": 2, "finetune__training__max_steps": 2}
-    raw = precise(inputs, ["full", "int8", "nf4"], finetune__defense={"lisa": {"align_steps": 1, "finetune_steps": 1}})
-    for path, value in short.items():
-        stage, _, name = path.split("__")
-        raw[stage]["training"][name] = value
+    variants = [{}, {"finetune.defense": {"lisa": {"align_steps": 1, "finetune_steps": 1}}}]
+    raw = precise(inputs, ["full", "nf4"], variants=variants)
     done = run(raw, out=tmp_path / "out", until="evaluate", progress=False)
     cells = {cell["id"]: cell for cell in done.results["cells"]}
     assert len(stages(store, "finetune")) == 2  # trained once, whatever it is asked in
     by = {}
     for cell in cells.values():
         by.setdefault(cell["swept"]["evaluate.precision"], []).append(cell)
-    assert list(by) == ["full", "int8", "nf4"]
-    assert [[cell["role"] for cell in some] for some in by.values()] == [["aligned", "undefended", "defended"]] * 3
+    assert list(by) == ["full", "nf4"]
+    assert [[cell["role"] for cell in some] for some in by.values()] == [["aligned", "undefended", "defended"]] * 2
     for name, (aligned, undefended, defended) in by.items():
         assert defended["reference"] == undefended["id"] and defended["aligned"] == aligned["id"]
         assert name == "full" or all(f"-{name}-s0" in cell["id"] for cell in (aligned, undefended, defended))
         assert defended["weights_digest"] == by["full"][2]["weights_digest"]
     kinds = {kind: {content for known, content in asked if known is kind} for kind, _ in asked}
-    assert set(kinds) == {torch.nn.Linear, bnb.nn.Linear8bitLt, bnb.nn.Linear4bit}
+    assert set(kinds) == {torch.nn.Linear, bnb.nn.Linear4bit}
     assert all(len(contents) == 3 for contents in kinds.values())
     assert not set.intersection(*kinds.values())  # answers kept by content are not taken for another precision's
     keys = [json.loads((store / name / "stage.json").read_text())["config"] for name in stages(store, "evaluate")]
-    assert sorted(config.get("precision", "") for config in keys) == [""] * 3 + ["int8"] * 3 + ["nf4"] * 3
+    assert sorted(config.get("precision", "") for config in keys) == [""] * 3 + ["nf4"] * 3
+    names = {cell: label.full for cell, label in labels(list(cells.values())).items()}
+    assert len(set(names.values())) == len(cells)
+    assert all(f"precision {name}" in names[cell["id"]] for name, some in by.items() for cell in some)
     assert not list((store / "work").glob("quantised-*"))
-    with pytest.raises(InputError, match="was measured in int8, and models are exported in full"):
-        export_cell(tmp_path / "out", by["int8"][2]["id"], tmp_path / "made")
+    with pytest.raises(InputError, match="was measured in nf4, and models are exported in full"):
+        export_cell(tmp_path / "out", by["nf4"][2]["id"], tmp_path / "made")
+
+
+def test_eight_bits_hold_the_rounded_weights(inputs, store):
+    made = with_defaults(load_experiment(precise(inputs, "int8", align="none", finetune="none")))
+    [chain] = stages_of([made], inputs, "experiment", False)
+    generator = open_generator(chain, "align")
+    plain = tiny_llama(hidden_size=64, intermediate_size=128, initializer_range=0.1)
+    assert generator.digest not in (None, content_digest(chain, "align"))
+    for name, module in generator.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            assert isinstance(module, bnb.nn.Linear8bitLt)
+            weight = plain.get_submodule(name).weight
+            scale = weight.abs().amax(dim=1, keepdim=True)
+            back = module.weight.data.float() * scale / 127
+            assert (back - weight).abs().max() > 0 and ((back - weight).abs() <= scale / 127).all()
 
 
 def test_the_field_is_no_part_of_files_that_ask_in_full(inputs):
