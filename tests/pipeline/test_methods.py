@@ -370,7 +370,7 @@ def test_an_attack_with_a_trigger_at_the_test(inputs, store, tmp_path, monkeypat
     }
     assert rows[rows["cell"] == aligned["id"]]["at_test"].isna().all()
     assert "100% + trigger" in _rendered(finished.results)
-    assert "100% harmful rows + trigger" in (tmp_path / "out" / "report.html").read_text()
+    assert "100% backdoor rows + trigger" in (tmp_path / "out" / "report.html").read_text()
     kept = [json.loads((store / name / "stage.json").read_text())["config"] for name in stages(store, "evaluate")]
     assert sorted("at_test" in config for config in kept) == [False, True, True]
 

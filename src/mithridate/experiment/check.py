@@ -12,10 +12,11 @@ from mithridate.data import tasks
 from mithridate.errors import Findings, InputError
 from mithridate.experiment import adapter_fields, training_fields
 from mithridate.experiment.methods import POST_ALIGNMENT, attack_of, defenses_of, method_of, repair_of
-from mithridate.experiment.model import Align, Attack, Budget, Experiment, Finetune
+from mithridate.experiment.model import FULL, Align, Attack, Budget, Experiment, Finetune
 from mithridate.experiment.processes import with_processes
 from mithridate.methods import by_name
 from mithridate.methods.fields import field_problems
+from mithridate.models.quantisation import PRECISIONS, quantisation_of
 from mithridate.problems import error_of, nearest
 from mithridate.protocols import PROTOCOLS
 
@@ -108,6 +109,12 @@ def _evaluate_problems(experiment: Experiment) -> list[str]:
             "evaluate.generator: a server answers as the model that it runs, which no stage here has made. Set align, "
             "finetune and repair to none, or export the models and serve them one at a time"
         )
+    for name in settings.precision:
+        try:
+            if name != FULL:
+                quantisation_of(PRECISIONS[name], f"evaluate.precision: {name}")
+        except InputError as error:
+            problems.append(str(error))
     if settings.capability and settings.generator.keys() - {"transformers"}:
         problems.append(
             "evaluate.capability: lm-eval asks a model in this process; set evaluate.generator: transformers"

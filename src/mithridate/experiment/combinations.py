@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from mithridate.experiment import adapter_fields, training_fields
@@ -17,7 +18,9 @@ def problems(experiment: Experiment) -> list[str]:
         *_processes(experiment),
         *(quantisation_problems(experiment, "quantization") if experiment.quantization else []),
         *_adapters(experiment),
+        *_frozen(experiment),
         *_sampling(experiment.evaluate),
+        *_precision(experiment.evaluate),
         *_resistance(experiment),
         *_not_for_files(experiment),
     ]
@@ -47,6 +50,16 @@ def _adapters(experiment: Experiment) -> list[str]:
             "finetune.adapter: topology: single goes on training the alignment's adapter. Take it out, or set "
             "topology: double"
         )
+    return found
+
+
+def _frozen(experiment: Experiment) -> list[str]:
+    found = []
+    for pattern in experiment.finetune.frozen if experiment.finetune else ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            found.append(f"finetune.frozen: {pattern!r} is no regular expression: {error}")
     return found
 
 
@@ -80,11 +93,19 @@ def quantisation_problems(experiment: Experiment, what: str) -> list[str]:
     for stage in ("align", "finetune"):
         if getattr(experiment, stage) is not None and experiment.adapter_of(stage) is None:
             problems.append(f"{what}: {stage} trains all weights, and quantised ones hold no steps. Train an adapter")
+    if experiment.evaluate.precision != ["full"]:
+        problems.append(f"{what}: what is quantised is not quantised once more. Take out evaluate.precision")
     if experiment.accelerate == "fsdp2":
         problems.append(f"{what}: quantised weights are not sharded here. Set accelerate: ddp or none")
     if "vllm" in experiment.evaluate.generator:
         problems.append(f"{what}: vllm would be given the dequantised model. Set evaluate.generator: transformers")
     return problems
+
+
+def _precision(evaluate: Evaluate) -> list[str]:
+    if evaluate.precision == ["full"] or "transformers" in evaluate.generator:
+        return []
+    return ["evaluate.precision: is of models that transformers runs here. Set evaluate.generator: transformers"]
 
 
 def _sampling(evaluate: Evaluate) -> list[str]:

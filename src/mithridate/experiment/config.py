@@ -3,6 +3,7 @@
 from mithridate.experiment.check import resolve, with_defaults
 from mithridate.experiment.combinations import quantisation_problems
 from mithridate.experiment.model import (
+    FULL,
     HARMFUL,
     Adapter,
     Align,
@@ -19,6 +20,7 @@ from mithridate.experiment.read import load_cells, load_experiment, methods_of
 from mithridate.experiment.sweep import expand, swept_paths, swept_values
 
 __all__ = [
+    "FULL",
     "HARMFUL",
     "Adapter",
     "Align",

@@ -57,6 +57,13 @@ Steps = Annotated[
 Modules = Annotated[list[str] | str, _need(bool, "at least one module")]
 Methods = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.methods)]
 Defenses = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.defenses)]
+FULL = "full"
+Precisions = Annotated[
+    list[Literal["full", "int8", "nf4"]],
+    BeforeValidator(places.listed),
+    _need(lambda given: given and len(set(given)) == len(given), "one or several different precisions"),
+]
+Patterns = Annotated[list[str], BeforeValidator(places.listed)]
 Sources = Annotated[list[Source], BeforeValidator(places.listed)]
 Variants = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.variants)]
 
@@ -120,12 +127,14 @@ class Finetune:
     `attack`: of the kind `harmful`, which need not be written, an `Attack`; of another kind a mapping of `kind` and of
     the fields of the attack of that name, which `resolve` looks into.
     `adapter`: a fresh one for this stage alone, or `full`: it trains all weights; None: as in alignment.
+    `frozen`: regular expressions; trained tensors whose whole name matches one keep the values that they start with.
     """
 
     attack: AnyAttack
     defense: Defenses = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     adapter: GivenAdapter | Literal["full"] | None = None
+    frozen: Patterns = field(default_factory=list)
 
     @property
     def harmful(self) -> Attack:
@@ -150,8 +159,10 @@ class Evaluate:
     are no stages). `judges`: judges beside the protocol's, written like defenses; one of the protocol's own gets its
     fields here. `tasks`: further tasks by name, each with the source of its test rows. `capability`: names of tasks of
     lm-eval. `resistance`: the attack's optimizer steps at which the model is scored on the way, ascending. `part`:
-    which part of the test sets. `limit`: only that many prompts of each set. `samples`: so many answers to each
-    harmful and benign prompt, drawn at `temperature` with the experiment's seed; neither: one greedy answer.
+    which part of the test sets. `precision`: of the weights that answer, `full` as they were trained, `int8` or `nf4`
+    quantised by bitsandbytes once the model is made; each of several is a row of the table. `limit`: only that many
+    prompts of each set. `samples`: so many answers to each harmful and benign prompt, drawn at `temperature` with the
+    experiment's seed; neither: one greedy answer.
     """
 
     protocol: str = "hs/embedded-v1"
@@ -161,6 +172,7 @@ class Evaluate:
     capability: list[str] = field(default_factory=list)
     resistance: Steps = field(default_factory=list)
     part: Literal["test", "validation"] = "test"
+    precision: Precisions = field(default_factory=lambda: [FULL])
     limit: Count | None = None
     samples: Samples | None = None
     temperature: Temperature | None = None
@@ -282,6 +294,10 @@ def plain(experiment: Experiment) -> dict[str, Any]:
     for name, absent in (("quantization", {}), ("system", None), ("budget", None), ("variants", {})):
         if raw[name] == absent:  # as in files from before there was the field, whose digests stay theirs
             del raw[name]
+    if raw["evaluate"]["precision"] == [FULL]:
+        del raw["evaluate"]["precision"]
+    if raw["finetune"] and not raw["finetune"]["frozen"]:
+        del raw["finetune"]["frozen"]
     for stage in ("align", "finetune"):
         methods = raw[stage]["defense"] if raw[stage] else {}
         if list(methods) != places.in_order(methods):
@@ -290,8 +306,8 @@ def plain(experiment: Experiment) -> dict[str, Any]:
 
 
 def canonical(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system`, `budget` and
-    `variants` where they are given); `load_experiment` reads it back."""
+    """The experiment as JSON types in one fixed form, every field present (`quantization`, `system`, `budget`,
+    `variants`, `finetune.frozen` and `evaluate.precision` where they are given); `load_experiment` reads it back."""
     return stable(plain(experiment))
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.experiment import places
-from mithridate.experiment.model import Experiment, parsed, plain
+from mithridate.experiment.model import FULL, Experiment, parsed, plain
 from mithridate.files import stable
 from mithridate.problems import error_of, kind
 
 # What a table of results has a place for.
 _IN_TABLE = (
     *("seed.", "topology.", "align.defense.", "finetune.defense.", "repair.", "budget.", "finetune.adapter."),
-    "finetune.attack.",
+    *("finetune.attack.", "finetune.frozen."),
     *("finetune.training.learning_rate.", "finetune.training.max_steps."),
 )
 
@@ -31,12 +31,13 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
     Raises:
         InputError: a cell is not a valid experiment.
     """
-    if not experiment.sweep and not experiment.variants:
+    axes = _axes(experiment)
+    if not axes and not experiment.variants:
         return [experiment]
     base = {name: value for name, value in plain(experiment).items() if name not in ("sweep", "variants")}
     cells, problems = [], {}
     for name, variant in (experiment.variants or {"": {}}).items():
-        sweep = {path: values for path, values in experiment.sweep.items() if path not in variant}
+        sweep = {path: values for path, values in axes.items() if path not in variant}
         for values in itertools.product(*sweep.values()):
             chosen = dict(zip(sweep, values))
             raw, found = base, []
@@ -55,6 +56,12 @@ def expand(experiment: Experiment, where: str = "experiment") -> list[Experiment
     if problems:
         raise error_of(where, list(problems.values()))
     return cells
+
+
+def _axes(experiment: Experiment) -> dict[str, list[Any]]:
+    """The sweep, and the precisions where they are not the full one alone: a table has no other place for them."""
+    asked = experiment.evaluate.precision
+    return ({"evaluate.precision": list(asked)} if asked != [FULL] else {}) | experiment.sweep
 
 
 def sweep_problems(sweep: Mapping[str, Any], variants: Mapping[str, Any]) -> Iterator[str]:
@@ -89,7 +96,7 @@ def overlap(one: str, other: str) -> bool:
 def swept_paths(experiment: Experiment) -> list[str]:
     """The dotted paths of all fields that an experiment's variants and sweep vary."""
     varied = [path for values in experiment.variants.values() for path in values]
-    return list(dict.fromkeys([*varied, *experiment.sweep]))
+    return list(dict.fromkeys([*varied, *_axes(experiment)]))
 
 
 def swept_values(experiment: Experiment, paths: Sequence[str], upto: str) -> dict[str, Any]:
@@ -122,6 +129,6 @@ def swept_values(experiment: Experiment, paths: Sequence[str], upto: str) -> dic
 
 
 def _given(value: Any) -> Any:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict | str):
         value = value[0]
     return {k: v for k, v in value.items() if v not in (None, 0, False)} if isinstance(value, dict) else value

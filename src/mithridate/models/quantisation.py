@@ -54,6 +54,14 @@ def quantisation_of(fields: Mapping[str, Any], what: str = "quantization") -> An
         raise InputError(f"{what}: {error}") from error
 
 
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "int8": {"load_in_8bit": True},
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+}
+"""What a finished model can be quantised to before it is asked: bitsandbytes' own fields, by the name that
+`evaluate.precision` has. Everything else is bitsandbytes' default (nf4 computes in float32)."""
+
+
 def quantised(files: ModelFiles, fields: Mapping[str, Any]) -> ModelFiles:
     """The files as a model that is quantised as it is loaded: another model, with a digest of its own.
 

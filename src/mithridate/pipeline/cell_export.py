@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import load_experiment
+from mithridate.experiment.config import FULL, load_experiment
 from mithridate.pipeline.assembly import layers_after, weights_digest
 from mithridate.pipeline.context import Allowed, contexts_of, quiet_libraries
 from mithridate.pipeline.export import export
@@ -50,6 +50,11 @@ def export_cell(
     folder = RunFolder(run_folder)
     row, recipe = folder.cell(cell), folder.recipe(cell)
     experiment = load_experiment(recipe["experiment"])
+    if experiment.evaluate.precision != [FULL]:
+        raise InputError(
+            f"{cell}: was measured in {', '.join(experiment.evaluate.precision)}, and models are exported in full. "
+            "Export the cell of the same model that was measured so, and quantise it where it is served"
+        )
     allowed = Allowed(remote_code=trust_remote_code)
     [context] = contexts_of([experiment], Path(recipe["base"]), progress=False, allowed=allowed)
     chain = ExperimentStages(experiment, context)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mithridate.experiment.config import FULL
 from mithridate.files import digest
 from mithridate.generation.openai import OpenAIServer
 from mithridate.generation.vllm import VLLM, Engine
+from mithridate.models.quantisation import PRECISIONS
 from mithridate.pipeline.assembly import content, content_digest, layers_after, load
 from mithridate.pipeline.stages import ExperimentStages
 
@@ -24,7 +29,26 @@ def open_generator(chain: ExperimentStages, upto: str, step: int | None = None) 
         return _vllm(chain, layers_after(chain, upto, step), fields.get("options", {}))
     from mithridate.generation.hf import Transformers
 
-    return Transformers(load(chain, upto, step), chain.tokenizer, content_digest(chain, upto, step), **fields)
+    known = content_digest(chain, upto, step)
+    if chain.precision == FULL:
+        return Transformers(load(chain, upto, step), chain.tokenizer, known, **fields)
+    fields_of = PRECISIONS[chain.precision]
+    made = _quantised(chain, layers_after(chain, upto, step), fields_of)
+    return Transformers(made, chain.tokenizer, digest([known, fields_of]), **fields)
+
+
+def _quantised(chain: ExperimentStages, layers: list[Any], quantization: dict[str, Any]) -> Any:
+    """The model of these layers, merged and written as an export is, and quantised as it is loaded."""
+    from mithridate.models import load_model
+    from mithridate.pipeline.export import export
+
+    context = chain.context
+    work = context.store.root / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="quantised-", dir=work) as folder:
+        weights = export(context.base, layers, context.torch_dtype, chain.tokenizer, Path(folder) / "model")
+        files = replace(context.base, path=weights, quantization=quantization)
+        return load_model(files, context.torch_dtype).eval()
 
 
 def _vllm(chain: ExperimentStages, layers: list[Any], options: dict[str, Any]) -> Generator:

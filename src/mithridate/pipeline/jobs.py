@@ -57,6 +57,7 @@ def job_of(chain: ExperimentStages, name: str, rows: list[dict], layers: list[An
         progress=chain.context.progress,
         template=chain.experiment.template,
         phases=chain.phases(chain.attack) if name == "finetune" else [],
+        frozen=chain.frozen(name),
         report_to=chain.context.report_to,
     )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Align, Experiment, Finetune, in_order
+from mithridate.experiment.config import FULL, Align, Experiment, Finetune, in_order
 from mithridate.experiment.methods import (
     around_prompts,
     attack_config,
@@ -153,6 +153,7 @@ class ExperimentStages:
             "topology": self.experiment.topology,
             "attack": attack_config(finetune),
             "snapshots": self.experiment.evaluate.resistance,
+            **({"frozen": finetune.frozen} if finetune.frozen else {}),
             **({"phases": [vars(phase) for phase in phases]} if phases else {}),
         }
         parents = self._parents(self.start)
@@ -268,6 +269,8 @@ class ExperimentStages:
         }
         if settings.capability and step is None:
             config["capability"] = settings.capability
+        if self.precision != FULL:
+            config["precision"] = self.precision
         around = around_prompts(self.experiment, upto)
         if around:
             config["at_test"] = [vars(each) for each in around]
@@ -277,6 +280,20 @@ class ExperimentStages:
 
         return Stage("evaluate", config, self._parents(parent), self._data(list(sets.values()), {}))
 
+    @property
+    def precision(self) -> str:
+        """Of the weights that answer.
+
+        Raises:
+            InputError: there are several, where one model is asked.
+        """
+        if len(several := self.experiment.evaluate.precision) > 1:
+            raise InputError(
+                f"evaluate.precision: one model is asked here, and several ({', '.join(several)}) are cells of a run. "
+                f"Set one: -o evaluate.precision={several[0]}"
+            )
+        return self.experiment.evaluate.precision[0]
+
     def _parents(self, parent: Stage | None) -> dict[str, str]:
         return {parent.name: parent.key} if parent else {"model": self.context.base.digest}
 
@@ -284,6 +301,10 @@ class ExperimentStages:
         """LoraConfig's fields for a training stage; None where it trains all weights."""
         adapter = self.experiment.adapter_of("finetune" if name == "unaligned" else name)
         return dict(adapter) if adapter else None
+
+    def frozen(self, name: str) -> list[str]:
+        """Patterns of the names of tensors that the training of stage `name` leaves as they are."""
+        return self.experiment.finetune.frozen if name == "finetune" and self.experiment.finetune else []
 
     def _template(self) -> dict[str, str]:
         """Nothing for the chat template, which was the only one when the first keys were made."""

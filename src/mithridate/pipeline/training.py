@@ -400,7 +400,7 @@ def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dic
 
 def _freeze(trainer: DefenseTrainer, frozen: Sequence[str]) -> None:
     """Before the optimizer is made, so that it never knows of these tensors."""
-    trained, where = dict(zip(trainer.param_names, trainer.params)), "finetune.attack: frozen"
+    trained, where = dict(zip(trainer.param_names, trainer.params)), "finetune: frozen"
     for pattern in frozen:
         found = [name for name in trained if re.fullmatch(pattern, name)]
         if not found:

@@ -30,10 +30,12 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def rows_in_words(cell: Cell) -> str:
-    """The share of harmful rows that the cell was fine-tuned on; empty where it was not fine-tuned."""
+    """The share of its attack's rows that the cell was fine-tuned on; empty where it was not fine-tuned. Rows of
+    another kind than `harmful`, which may ask for nothing harmful, have its name."""
     if cell["harmful_ratio"] is None:
         return ""
-    rows = f"{percent(cell['harmful_ratio'])} harmful rows" if cell["harmful_ratio"] else "no harmful rows"
+    kind = (cell.get("attack") or {}).get("kind", "harmful")
+    rows = f"{percent(cell['harmful_ratio'])} {kind} rows" if cell["harmful_ratio"] else "no harmful rows"
     return f"{rows}{at_test(cell)}"
 
 

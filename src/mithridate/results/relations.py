@@ -108,7 +108,13 @@ def family(cell: Cell) -> str:
 
 def attack_of(cell: Cell) -> str:
     """What was done to the undefended model, the seed apart: attacks that differ in nothing else are one attack."""
-    return json.dumps([cell["topology"], cell["harmful_ratio"], cell.get("attack")], sort_keys=True, default=str)
+    done = [cell["topology"], cell["harmful_ratio"], cell.get("attack"), precision(cell)]
+    return json.dumps(done, sort_keys=True, default=str)
+
+
+def precision(cell: Cell) -> str | None:
+    """In what precision a model was asked, where a table has several."""
+    return (cell.get("swept") or {}).get("evaluate.precision")
 
 
 def place(cell: Cell) -> tuple[Any, ...]:
@@ -161,14 +167,14 @@ def relate(cells: Sequence[Cell]) -> list[Cell]:
         if cell["finetuning"] == cell["repair"] == "none":
             before.setdefault((cell["alignment"], cell["seed"]), []).append(cell)
         else:
-            places.setdefault(place(cell), []).append(cell)
+            places.setdefault((place(cell), precision(cell)), []).append(cell)
 
     def name(found: Cell | None) -> str | None:
         return found["id"] if found else None
 
     made = []
     for cell in cells:
-        beside = places.get(place(cell), []) if cell["finetuning"] != "none" else []
+        beside = places.get((place(cell), precision(cell)), []) if cell["finetuning"] != "none" else []
         mine = {
             "role": role(cell),
             "reference": name(_reference(cell, beside)),

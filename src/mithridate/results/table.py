@@ -9,7 +9,7 @@ from typing import Any
 
 from mithridate.evaluation import rules_of, summarise
 from mithridate.evaluation.agreement import judges_in
-from mithridate.experiment.config import HARMFUL, Experiment, Finetune, in_order
+from mithridate.experiment.config import FULL, HARMFUL, Experiment, Finetune, in_order
 from mithridate.experiment.methods import acting, around_prompts, attack_config, attack_fields, attack_of, repair_of
 from mithridate.files import canonical_json, stable
 from mithridate.methods.base import control_name
@@ -88,14 +88,17 @@ class Cell:
         if self.finetune and (kind := attack_fields(self.finetune)[0]) != HARMFUL:
             ratio = f"{kind}-{ratio}"
         parts = [self.alignment, self.finetuning, self.repair, self.experiment.topology, ratio]
+        parts += [precision for precision in self.experiment.evaluate.precision if precision != FULL]
         return "-".join([*parts, f"s{self.experiment.seed}", *([self.control] if self.control else [])])
 
     @property
     def attack(self) -> tuple:
         """What a cell shares with the undefended runs that it may be compared with."""
         experiment, finetune = self.experiment, self.finetune
-        attack = str((attack_config(finetune), finetune.training, finetune.adapter)) if finetune else None
-        return (experiment.model, experiment.topology, experiment.seed, attack, experiment.align is None)
+        adapter = (finetune.adapter, finetune.frozen) if finetune else None
+        attack = str((attack_config(finetune), finetune.training, adapter)) if finetune else None
+        asked = (experiment.seed, *experiment.evaluate.precision)
+        return (experiment.model, experiment.topology, asked, attack, experiment.align is None)
 
 
 def table(cells: list[Cell], model: str, protocol: str, notes: list[str]) -> dict[str, Any]:
@@ -372,6 +375,7 @@ def _attack(cell: Cell, finetune: Finetune) -> dict[str, Any]:
         "max_steps": cell.attack_steps,
         "learning_rate": finetune.training.get("learning_rate"),
         **({"adapter": stable(asdict(finetune)["adapter"])} if finetune.adapter else {}),
+        **({"frozen": finetune.frozen} if finetune.frozen else {}),
         "training": stable(finetune.training),
         "at_test": [vars(each) for each in around_prompts(cell.experiment, cell.upto)] or None,
     }

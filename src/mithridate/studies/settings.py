@@ -26,7 +26,7 @@ from mithridate.problems import error_of, explained, nearest
 
 logger = logging.getLogger(__name__)
 
-CHOSEN = ("finetune.attack", "finetune.training", "finetune.adapter", "data.attacker_harmful")
+CHOSEN = ("finetune.attack", "finetune.training", "finetune.adapter", "finetune.frozen", "data.attacker_harmful")
 """The fields that are an attacker's to choose; all else is the provider's."""
 SIZE, RATIO = "finetune.attack.size", "finetune.attack.harmful_ratio"
 STEPS, EPOCHS = "finetune.training.max_steps", "finetune.training.num_train_epochs"

@@ -1,0 +1,97 @@
+"""Attacks in whole runs: their rows where these need the model, their own length, and another adapter than the one
+that a defense has seen."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from mithridate import run
+from mithridate.errors import InputError
+from mithridate.experiment.config import canonical, load_experiment
+from tests.pipeline.small import experiment, stages, write_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+def test_benign_outliers_of_an_adapter_model_are_rows_of_their_own_stage(inputs, tmp_path, store):
+    attack = {"kind": "benignoutliers", "size": 3}
+    asked = experiment(inputs, topology="single", align__training__max_steps=2, finetune__attack=attack)
+    run(asked, out=tmp_path / "out", until="finetune", progress=False)
+    [made] = stages(store, "attack-rows")
+    rows = json.loads((store / made / "rows.json").read_text())
+    assert len({row["prompt"] for row in rows}) == 3 and all(row["prompt"].startswith("Is film") for row in rows)
+    [tuned] = stages(store, "finetune")
+    trained = json.loads((store / tuned / "stage.json").read_text())["trained"]
+    assert trained == {"rows": 3, "harmful_rows": 3, "steps": 4, "dropped": 0}
+
+
+def test_retain_then_forget_is_one_pass_whatever_the_training_says(inputs, tmp_path, store):
+    attack = {"kind": "retainthenforget", "size": 6}
+    asked = experiment(inputs, align="none", finetune__attack=attack, finetune__training__max_steps=1)
+    run(asked, out=tmp_path / "out", until="finetune", progress=False)
+    [tuned] = stages(store, "finetune")
+    trained = json.loads((store / tuned / "stage.json").read_text())["trained"]
+    assert trained == {"rows": 6, "harmful_rows": 2, "steps": 3, "dropped": 0}
+
+
+ONE = {"r": 1, "lora_alpha": 2}
+
+
+def tuned(inputs, tmp_path, store, steps, **finetune):
+    """The weights that a fine-tune of so many steps leaves, and its stage's configuration."""
+    before = set(stages(store, "finetune"))
+    asked = experiment(inputs, align="none", finetune__training__max_steps=steps)
+    asked["finetune"] |= finetune
+    run(asked, out=tmp_path / f"out-{len(before)}", until="finetune", progress=False)
+    [made] = set(stages(store, "finetune")) - before
+    folder = store / made
+    return load_file(folder / "model" / "adapter_model.safetensors"), json.loads((folder / "stage.json").read_text())
+
+
+def factors(weights, letter):
+    found = {name: weight for name, weight in weights.items() if f"lora_{letter}" in name}
+    assert found
+    return found
+
+
+def test_frozen_factors_keep_their_start_and_are_in_the_key(inputs, tmp_path, store):
+    asked = {"adapter": ONE, "frozen": ".*lora_A.*"}
+    (one, stage), (two, _) = (tuned(inputs, tmp_path, store, steps, **asked) for steps in (1, 3))
+    free, plain = tuned(inputs, tmp_path, store, 3, adapter=ONE)
+    assert stage["config"]["frozen"] == [".*lora_A.*"] and "frozen" not in plain["config"]
+    first = factors(one, "A")
+    assert all(weight.shape[0] == 1 for weight in first.values())  # the rank
+    assert all((weight == factors(two, "A")[name]).all() for name, weight in first.items())
+    assert any((weight != factors(free, "A")[name]).any() for name, weight in first.items())
+    assert any((weight != factors(two, "B")[name]).any() for name, weight in factors(one, "B").items())
+
+
+def test_the_field_is_no_part_of_files_that_do_not_have_it(inputs):
+    plain = canonical(load_experiment(experiment(inputs)))
+    assert "frozen" not in plain["finetune"]
+    made = canonical(load_experiment(experiment(inputs, finetune__frozen=[".*lora_A.*"])))
+    assert made["finetune"].pop("frozen") == [".*lora_A.*"] and made == plain
+    assert load_experiment(made | {"finetune": made["finetune"] | {"frozen": ["x"]}}).finetune.frozen == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "error"),
+    [
+        ("lora_(", r"finetune\.frozen: 'lora_\(' is no regular expression"),
+        ("lora_C", "frozen: 'lora_C' matches the name"),
+    ],
+)
+def test_patterns_that_say_nothing_are_refused_before_compute(inputs, tmp_path, store, frozen, error):
+    with pytest.raises(InputError, match=error):
+        run(experiment(inputs, finetune__frozen=frozen), out=tmp_path / "out", progress=False)
+    assert not stages(store)
