@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.lowerlr import LowerLR
     from mithridate.defenses.ptst import PTST
     from mithridate.defenses.safetymix import SafetyMix
+    from mithridate.defenses.tvaccine import TVaccine
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import Evaluation, evaluate
@@ -65,6 +66,7 @@ _PUBLIC = {
     "SafeDelta": "mithridate.repairs.safedelta",
     "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
+    "TVaccine": "mithridate.defenses.tvaccine",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
     "compare": "mithridate.results.comparison",
@@ -102,6 +104,7 @@ __all__ = [
     "SafeDelta",
     "SafeLoRA",
     "SafetyMix",
+    "TVaccine",
     "UnsupportedSetup",
     "Vaccine",
     "WiSEFT",

@@ -83,11 +83,13 @@ def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     assert error(got, alone(name, folder, tmp_path)) < 1e-6
 
 
+@pytest.mark.shows("ddp", "difference", methods=["tvaccine"], note="`rho` is per process")
 @pytest.mark.parametrize("name", sorted(f"every: {name}" for name in DIFFER))
 def test_a_method_that_says_it_depends_on_the_number_of_processes_does(name, together, folder, tmp_path):
     assert error(together[0][f"ddp: {name}"]["update"], alone(name, folder, tmp_path)) > 1e-6
 
 
+@pytest.mark.shows("fsdp2", "difference", methods=["tvaccine"], note="`rho` is per process")
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.sharded])
 def test_fsdp2_equals_ddp(name, together):
     """Also Vaccine, whose rho is per process in both."""
