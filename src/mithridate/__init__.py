@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
+    from mithridate.defenses.ctrap import CTRAP
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
     from mithridate.defenses.kl import KL
@@ -42,6 +43,7 @@ _moved.install()
 _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "Booster": "mithridate.defenses.booster",
+    "CTRAP": "mithridate.defenses.ctrap",
     "Defense": "mithridate.defenses.base",
     "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
@@ -78,6 +80,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "CTRAP",
     "EWC",
     "KL",
     "LDIFS",

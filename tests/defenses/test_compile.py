@@ -21,7 +21,14 @@ from tests.conformance.methods import example
 from tests.defenses.helpers import error, model, rows, trainer_for, update, weights
 
 USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful")
-PLAIN = ("lowerlr", "fewersteps", "safetymix", "ewc", "tvaccine")  # without a term of the loss, which is refused
+PLAIN = (
+    "lowerlr",
+    "fewersteps",
+    "safetymix",
+    "ewc",
+    "tvaccine",
+    "ctrap",
+)  # without a term of the loss, which is refused
 EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
