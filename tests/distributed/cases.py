@@ -51,7 +51,9 @@ class Case:
 CASES = {
     # every method, from its own example; terms of the loss are refused on sharded weights
     **{
-        f"every: {name}": Case(name, sharded=not acts(made(), "loss"), args=SEVERAL_STEPS | {"exact": True})
+        f"every: {name}": Case(
+            name, sharded=not (acts(made(), "loss") or name == "repnoise"), args=SEVERAL_STEPS | {"exact": True}
+        )
         for name, made in EXAMPLES.items()
     },
     "sft": Case("sft"),

@@ -54,6 +54,7 @@ from mithridate.methods.base import Cost, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import fork_rng, local
+from mithridate.training.side_data import rows_of_batch
 
 if TYPE_CHECKING:
     from mithridate.rows import Rows
@@ -205,17 +206,4 @@ class CTRAP(Defense):
 
 def _joined(t: DefenseMixin, one: Any, other: Any) -> Any:
     """The rows of two collated batches as one batch, made by the trainer's own collator."""
-    return t.data_collator([*_rows_of(one), *_rows_of(other)])
-
-
-def _rows_of(batch: Any) -> list[dict[str, list[int]]]:
-    """The rows of a collated batch without their padding."""
-    parts = {name: batch[name] for name in ("input_ids", "labels")}
-    if "attention_mask" in batch:
-        masks = [mask.bool() for mask in batch["attention_mask"]]
-        return [{n: x[i][mask].tolist() for n, x in parts.items()} for i, mask in enumerate(masks)]
-    # padding-free: all in one line, and a row begins wherever positions begin anew
-    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
-    ends = [*starts[1:], batch["input_ids"].shape[1]]
-    # one token alone is padding: a row's first has nothing before it, and is never trained on
-    return [{n: x[0, a:b].tolist() for n, x in parts.items()} for a, b in zip(starts, ends, strict=True) if b > a + 1]
+    return t.data_collator([*rows_of_batch(one), *rows_of_batch(other)])
