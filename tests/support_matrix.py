@@ -26,7 +26,7 @@ GPU = ROOT / "benchmarks" / "gpu_evidence.json"
 # The order of the columns, by table.
 TRAINING, REPAIR = ("vaccine", "booster", "lisa"), ("antidote",)
 BASELINES = ("lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "ptst")
-ALIGNMENT = ("tvaccine", "ctrap")  # further published defenses of alignment
+ALIGNMENT = ("tvaccine", "ctrap", "repnoise")  # further published defenses of alignment
 BASELINE_REPAIRS = ("wiseft", "randommask", "randomnoise", "lox", "safelora", "safedelta", "resta")
 
 SETUPS = {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.lisa import Lisa
     from mithridate.defenses.lowerlr import LowerLR
     from mithridate.defenses.ptst import PTST
+    from mithridate.defenses.repnoise import RepNoise
     from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.tvaccine import TVaccine
     from mithridate.defenses.vaccine import Vaccine
@@ -64,6 +65,7 @@ _PUBLIC = {
     "RESTA": "mithridate.repairs.resta",
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
+    "RepNoise": "mithridate.defenses.repnoise",
     "Run": "mithridate.pipeline.runner",
     "SafeDelta": "mithridate.repairs.safedelta",
     "SafeLoRA": "mithridate.repairs.safelora",
@@ -103,6 +105,7 @@ __all__ = [
     "MithridateError",
     "RandomMask",
     "RandomNoise",
+    "RepNoise",
     "Run",
     "SafeDelta",
     "SafeLoRA",

@@ -123,7 +123,7 @@ def test_a_learning_rate_of_zero_moves_nothing_and_leaves_nothing(name, kind, tm
 
 
 @pytest.mark.shows("accumulation", "exact", methods=[name for name in BASELINES if name not in SPLIT])
-@pytest.mark.shows("accumulation", "difference", methods=SPLIT, note="`rho` is per micro-batch")
+@pytest.mark.shows("accumulation", "difference", methods=SPLIT, note="its terms are per micro-batch")
 @defenses
 @kinds
 def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):

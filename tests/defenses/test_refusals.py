@@ -184,7 +184,7 @@ def test_vaccines_sites_are_a_regular_expression():
 # Those that train on the user's rows as they are; the others add rows, so that one batch of eight is not all of them.
 SAME_ROWS = [name for name in DEFENSES if not acts(DEFENSES[name](), "rows")]
 # Those that look rows up in the training set before the run, which a stream does not allow.
-LOOKED_UP = [name for name in DEFENSES if by_name("defenses")[name].paired]
+LOOKED_UP = [name for name in DEFENSES if DEFENSES[name]().paired]
 
 
 @pytest.mark.shows("streaming", "refused")

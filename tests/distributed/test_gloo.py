@@ -86,6 +86,7 @@ def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
 
 
 @pytest.mark.shows("ddp", "difference", methods=["tvaccine"], note="`rho` is per process")
+@pytest.mark.shows("ddp", "difference", methods=["repnoise"], note="its terms are per process")
 @pytest.mark.parametrize("name", sorted(f"every: {name}" for name in DIFFER))
 def test_a_method_that_says_it_depends_on_the_number_of_processes_does(name, together, folder, tmp_path):
     assert error(together[0][f"ddp: {name}"]["update"], alone(name, folder, tmp_path)) > 1e-6

@@ -122,7 +122,7 @@ class RepNoise(Defense):
         return bool(self.alpha or self.beta)
 
     def controls(self) -> dict[str, RepNoise]:
-        return {"adversarial-loss": replace(self, beta=0.0), "no-harmful-terms": replace(self, alpha=0.0, beta=0.0)}
+        return {"no-harmful-terms": replace(self, alpha=0.0, beta=0.0), "adversarial-loss": replace(self, beta=0.0)}
 
     def cost(self) -> Cost:
         return Cost(passes=2) if self._acting else Cost()
