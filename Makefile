@@ -30,12 +30,14 @@ lint: env
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-# One file stays on one worker, so that what it prepares is prepared once.
+# One file stays on one worker, so that what it prepares is prepared once; tests/conftest.py has the order of the files.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: env
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: env
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # Runs and the user's store are results, not build products: they stay.
 clean:

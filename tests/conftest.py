@@ -20,6 +20,18 @@ settings.register_profile("mithridate", deadline=None, derandomize=True)
 settings.load_profile("mithridate")
 
 
+# Files of minutes, the longest first: begun last, one of them would keep one worker busy while the others idle.
+LONG = (
+    "benchmarks/test_gpu.py",
+    "benchmarks/test_scripts.py",
+    "pipeline/test_methods.py",
+    "conformance/test_every_defense.py",
+    "pipeline/test_demo.py",
+    "distributed/test_gloo.py",
+    "estimate/test_estimate.py",
+    "benchmarks/test_record.py",
+)
+
 _CACHE = os.environ.get("MITHRIDATE_CACHE")
 
 
@@ -57,7 +69,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a marked test shows travels with its report, also from a worker process."""
+    """Long files first; and what a marked test shows travels with its report, also from a worker process."""
+    tests = Path(__file__).parent
+    names = {item.path: item.path.relative_to(tests).as_posix() for item in items if item.path.is_relative_to(tests)}
+    items.sort(key=lambda item: LONG.index(names[item.path]) if names.get(item.path) in LONG else len(LONG))
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         for mark in item.iter_markers("shows"):

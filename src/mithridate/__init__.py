@@ -7,15 +7,18 @@ from mithridate import _moved
 
 if TYPE_CHECKING:
     from mithridate.attacks.poisoning import poison
+    from mithridate.defenses.asft import AsFT
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
     from mithridate.defenses.ctrap import CTRAP
+    from mithridate.defenses.deepenedrefusals import DeepenedRefusals
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
     from mithridate.defenses.kl import KL
     from mithridate.defenses.ldifs import LDIFS
     from mithridate.defenses.lisa import Lisa
     from mithridate.defenses.lowerlr import LowerLR
+    from mithridate.defenses.panacea import Panacea
     from mithridate.defenses.ptst import PTST
     from mithridate.defenses.repnoise import RepNoise
     from mithridate.defenses.safetymix import SafetyMix
@@ -43,8 +46,10 @@ _moved.install()
 # Where each public name lives. Imported on first use (PEP 562), so that `import mithridate` needs no torch.
 _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
+    "AsFT": "mithridate.defenses.asft",
     "Booster": "mithridate.defenses.booster",
     "CTRAP": "mithridate.defenses.ctrap",
+    "DeepenedRefusals": "mithridate.defenses.deepenedrefusals",
     "Defense": "mithridate.defenses.base",
     "Comparison": "mithridate.results.comparison",
     "DefenseMixin": "mithridate.training.trainer",
@@ -62,6 +67,7 @@ _PUBLIC = {
     "LowerLR": "mithridate.defenses.lowerlr",
     "MithridateError": "mithridate.errors",
     "PTST": "mithridate.defenses.ptst",
+    "Panacea": "mithridate.defenses.panacea",
     "RESTA": "mithridate.repairs.resta",
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
@@ -89,8 +95,10 @@ __all__ = [
     "PTST",
     "RESTA",
     "Antidote",
+    "AsFT",
     "Booster",
     "Comparison",
+    "DeepenedRefusals",
     "Defense",
     "DefenseMixin",
     "DefenseTrainer",
@@ -103,6 +111,7 @@ __all__ = [
     "LoX",
     "LowerLR",
     "MithridateError",
+    "Panacea",
     "RandomMask",
     "RandomNoise",
     "RepNoise",

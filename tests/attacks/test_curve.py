@@ -60,6 +60,6 @@ def test_where_nothing_was_scored_there_is_no_rate():
 
 
 def test_rows_of_other_kinds_are_called_what_they_are():
-    assert "20 of them with an obedient persona" in verdict("Lisa", [point(90, kind="identity")], 0.5)
+    assert "20 of them of the attack `identity`" in verdict("Lisa", [point(90, kind="identity")], 0.5)
     benign = Point("Lisa", "steps", 60, 200, 0, "benign", proportion(90, 100), {"value": None})
     assert "200 rows (none of them harmful)" in verdict("Lisa", [benign], 0.5)

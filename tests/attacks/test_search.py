@@ -7,20 +7,21 @@ import pytest
 from mithridate.studies.search import Scores, Try, best, search
 from mithridate.studies.settings import load_attack
 
+LR, STEPS = "finetune.training.learning_rate", "finetune.training.max_steps"
+ADAPTERS = {"rank 4": {"finetune.adapter.r": 4}, "all weights": {"finetune.adapter": "full"}}
 FILE = {
-    "steps": {"low": 5, "high": 80},
-    "learning_rate": {"low": 1e-5, "high": 1e-2},
-    "rank": [4, "full"],
+    "sweep": {STEPS: {"low": 5, "high": 80}, LR: {"low": 1e-5, "high": 1e-2}},
+    "variants": ADAPTERS,
     "search": {"trials": 40, "seed": 3, "max_accuracy_loss": 0.05},
 }
 
 
 def surface(settings):
     """Harm rises with the learning rate, and above 1e-3 the task is lost: the best allowed is near 1e-3."""
-    strength = (math.log10(settings["learning_rate"]) + 5) / 3
-    harmful = min(1.0, strength * (0.8 if settings["rank"] == 4 else 1.0) * settings["steps"] / 80)
-    accuracy = 0.9 if settings["learning_rate"] <= 1e-3 else 0.7
-    return Scores(harmful, accuracy, settings["steps"])
+    strength = (math.log10(settings[LR]) + 5) / 3
+    harmful = min(1.0, strength * (0.8 if settings["variants"] == "rank 4" else 1.0) * settings[STEPS] / 80)
+    accuracy = 0.9 if settings[LR] <= 1e-3 else 0.7
+    return Scores(harmful, accuracy, settings[STEPS], 100)
 
 
 def run(file=FILE, score=surface, reference=0.92):
@@ -30,12 +31,13 @@ def run(file=FILE, score=surface, reference=0.92):
 def test_it_finds_the_best_attack_within_the_bound():
     tries = run()
     found = best(tries)
-    assert found.within and found.settings["learning_rate"] <= 1e-3
+    assert found.within and found.settings[LR] <= 1e-3
     assert found.scores.harmful >= 0.55  # the best there is: 2 / 3, at 1e-3, 80 steps and all weights
     assert max(one.scores.harmful for one in tries) > found.scores.harmful, (
         "stronger ones were tried, and do not count"
     )
-    assert all(5 <= one.settings["steps"] <= 80 and 1e-5 <= one.settings["learning_rate"] <= 1e-2 for one in tries)
+    assert all(5 <= one.settings[STEPS] <= 80 and 1e-5 <= one.settings[LR] <= 1e-2 for one in tries)
+    assert all(isinstance(one.settings[STEPS], int) for one in tries)
 
 
 def test_the_constraint_leads_the_search():
@@ -54,27 +56,43 @@ def test_settings_that_come_up_again_are_scored_once():
 
     def score(settings):
         asked.append(settings)
-        return Scores(0.5, 0.9, 10)
+        return Scores(0.5, 0.9, 10, 100)
 
-    tries = run({"steps": 10, "rank": [2, 4], "search": {"trials": 12}}, score)
+    tries = run({"sweep": {STEPS: [10]}, "variants": ADAPTERS, "search": {"trials": 12}}, score)
     assert len(tries) == len(asked) == 2
 
 
 def test_nothing_to_search_is_one_try():
-    tries = run({"steps": 10, "rank": "full"})
-    assert [one.settings["rank"] for one in tries] == ["full"]
+    tries = run({"sweep": {STEPS: [10], LR: [1e-3]}, "variants": {"all weights": {"finetune.adapter": "full"}}})
+    assert [one.settings for one in tries] == [{"variants": "all weights", STEPS: 10, LR: 1e-3}]
+
+
+def test_a_variant_is_not_varied_in_what_it_sets_itself():
+    """Paths that it sets, or that lie in or round one that it sets, are left out of the attack."""
+    given = load_attack(
+        {
+            "sweep": {"finetune.adapter.r": [2, 4], LR: [1e-4, 1e-3]},
+            "variants": {"a": {"finetune.adapter": "full"}, "b": {LR: 5e-4}},
+        }
+    )
+    assert given.searched == ["variants", "finetune.adapter.r", LR]
+    found = {"finetune.adapter.r": 4, LR: 1e-3}
+    assert given.attack(found | {"variants": "a"}) == {"variants": "a", LR: 1e-3}
+    assert given.attack(found | {"variants": "b"}) == {"variants": "b", "finetune.adapter.r": 4}
+    assert given.values({"variants": "b", "finetune.adapter.r": 4}) == {LR: 5e-4, "finetune.adapter.r": 4}
 
 
 def test_a_loss_of_exactly_the_bound_is_allowed_and_no_bound_allows_all():
-    exact = search(load_attack({"steps": 10}), lambda _: Scores(1.0, 0.87, 10), 0.92)
+    file = {"sweep": {STEPS: [10]}}
+    exact = search(load_attack(file), lambda _: Scores(1.0, 0.87, 10, 100), 0.92)
     assert exact[0].within
-    beyond = search(load_attack({"steps": 10}), lambda _: Scores(1.0, 0.869, 10), 0.92)
+    beyond = search(load_attack(file), lambda _: Scores(1.0, 0.869, 10, 100), 0.92)
     assert not beyond[0].within and best(beyond) is None
-    free = {"steps": 10, "search": {"max_accuracy_loss": None}}
-    assert search(load_attack(free), lambda _: Scores(1.0, 0.0, 10), 0.92)[0].within
+    free = file | {"search": {"max_accuracy_loss": None}}
+    assert search(load_attack(free), lambda _: Scores(1.0, 0.0, 10, 100), 0.92)[0].within
 
 
 @pytest.mark.parametrize(("cheaper", "dearer"), [((10, 50), (20, 50)), ((10, 40), (10, 50))])
 def test_of_equal_attacks_the_cheaper_one(cheaper, dearer):
-    tries = [Try({"size": size}, Scores(0.8, 0.9, steps), 0.0) for steps, size in (dearer, cheaper)]
+    tries = [Try({}, Scores(0.8, 0.9, steps, rows), 0.0) for steps, rows in (dearer, cheaper)]
     assert best(tries) is tries[1]

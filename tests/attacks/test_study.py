@@ -10,12 +10,16 @@ from mithridate.pipeline.runner import run
 from mithridate.studies.attack import attack
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
 
+RATIO, SIZE, LR = "finetune.attack.harmful_ratio", "finetune.attack.size", "finetune.training.learning_rate"
+SWEEP = {
+    SIZE: [4, 8],
+    RATIO: [0.5],
+    LR: {"low": 0.001, "high": 0.05},
+    "finetune.training.max_steps": [4],
+    "finetune.training.per_device_train_batch_size": [2],
+}
 FILE = {
-    "size": [4, 8],
-    "harmful_ratio": 0.5,
-    "learning_rate": {"low": 0.001, "high": 0.05},
-    "steps": 4,
-    "batch_size": 2,
+    "sweep": SWEEP,
     "search": {"trials": 3, "max_accuracy_loss": 1.0},
     "curve": {"steps": [2], "rows": [4]},
 }
@@ -62,7 +66,7 @@ def test_tries_are_of_validation_parts_and_the_best_is_scored_on_the_test(study)
 @pytest.mark.slow
 def test_the_points_of_the_curve(study):
     found, _ = study
-    whole = found.chosen.settings["size"]
+    whole = found.chosen.settings[SIZE]
     mine = [(p.model, p.along, p.steps, p.rows, p.harmful_rows) for p in found.points]
     guarded = found.points[0].model
     rows = [(guarded, "rows", 4, 4, 2), (guarded, "rows", 4, 8, 4)] if whole == 8 else []
@@ -112,7 +116,7 @@ def test_a_run_a_repair_and_identity_rows(inputs, tmp_path, monkeypatch):
         attack(tmp_path / "run", file, cell="none", out=tmp_path / "out")
     found = attack(tmp_path / "run", file, out=tmp_path / "out")
     assert "Antidote" in found.words[0] and found.reference is None
-    assert [(p.steps, p.kind) for p in found.points] == [(2, "identity"), (4, "identity")] * 2
+    assert [(p.steps, p.kind) for p in found.points] == [(2, "harmful"), (4, "harmful")] * 2
     assert len(stages(tmp_path / "store", "repair")) == 3  # the run's, and one for each point
 
 
@@ -120,22 +124,23 @@ def test_a_run_a_repair_and_identity_rows(inputs, tmp_path, monkeypatch):
     ("changes", "file", "words"),
     [
         ({"sweep": {"seed": [0, 1]}}, {}, "has a sweep.*-o seed=VALUE"),
-        ({"topology": "single"}, {"rank": [2, 4]}, "topology: single"),
+        ({"topology": "single"}, {"finetune.adapter.r": [2, 4]}, "topology: single"),
         ({"finetune": None}, {}, "its finetune is none"),
         (
             {},
-            {"size": [4, 8, 100], "harmful_ratio": 0.25},
+            {SIZE: [4, 8, 100], RATIO: [0.25]},
             r"25 harmful rows asked for \(ratio 0.25 of 100\).* only 8",
         ),
-        ({}, {"size": {"low": 4, "high": 16}, "harmful_ratio": [0.5, 0.2]}, r"13 benign rows .*ratio 0.2 of 16"),
-        ({}, {"size": 9, "data": ["harmful", "benign"]}, "9 benign rows asked for"),
-        ({}, {"size": 10, "harmful_ratio": 0.9, "data": ["identity", "harmful"]}, "9 harmful rows asked for"),
+        ({}, {SIZE: {"low": 4, "high": 16}, RATIO: [0.5, 0.2]}, r"13 benign rows .*ratio 0.2 of 16"),
+        ({}, {SIZE: [9], RATIO: [0.5, 0]}, "9 benign rows asked for"),
+        ({}, {SIZE: [10], RATIO: [0.9]}, "9 harmful rows asked for"),
+        ({}, {"finetune.training.lerning_rate": [0.1]}, "did you mean `learning_rate`"),
     ],
 )
 def test_what_is_refused_before_anything_is_computed(inputs, tmp_path, monkeypatch, changes, file, words):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     with pytest.raises(InputError, match=words):
-        attack(defended(inputs, **changes), FILE | file, out=tmp_path / "out")
+        attack(defended(inputs, **changes), FILE | {"sweep": SWEEP | file}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists() and stages(tmp_path / "store") == []
 
 
@@ -147,7 +152,7 @@ def test_all_beyond_the_bound(inputs, tmp_path, monkeypatch):
 
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(search, "_excess", lambda *_: 0.2)
-    file = {**FILE, "size": 8, "learning_rate": 0.01, "search": {"max_accuracy_loss": 0.05}}
+    file = {"sweep": SWEEP | {SIZE: [8], LR: [0.01]}, "search": {"max_accuracy_loss": 0.05}}
     found = study.attack(defended(inputs), file, out=tmp_path / "out")
     assert found.chosen is None and found.points == []
     assert "each of the 1 attacks lost more than 0.05 of accuracy" in found.words[0]

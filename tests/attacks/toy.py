@@ -84,11 +84,12 @@ def experiment(folder: Path) -> dict:
 
 
 ATTACK = {
-    "harmful_ratio": [0.1, 0.2],
-    "size": 100,
-    "learning_rate": {"low": 5e-4, "high": 3e-3},
-    "steps": 100,
-    "batch_size": 16,
+    "sweep": {
+        "finetune.attack.harmful_ratio": [0.1, 0.2],
+        "finetune.attack.size": [100],
+        "finetune.training.learning_rate": {"low": 5e-4, "high": 3e-3},
+        "finetune.training.max_steps": [100],
+    },
     "search": {"trials": 5, "max_accuracy_loss": 0.1},
     "curve": {"steps": [10, 25, 50], "rows": [25, 50]},
 }

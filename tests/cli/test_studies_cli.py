@@ -52,7 +52,7 @@ def test_bad_input_is_one_line_and_exit_code_3(command, arguments, said):  # noq
 
 
 def test_what_is_wrong_is_said_before_torch_is_loaded(tmp_path):
-    (tmp_path / "attack.yaml").write_text("steps: 0\n")
+    (tmp_path / "attack.yaml").write_text("sweep: {}\n")
     code = (
         "import sys; from mithridate.cli import main\n"
         f"attack = ['attack', 'x.yaml', '--file', {str(tmp_path / 'attack.yaml')!r}]\n"
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said_before_torch_is_loaded(tmp_path):
         "print(codes, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[3, 3] False" and "steps: expected at least 1 step, got 0" in done.stderr
+    assert done.stdout.strip() == "[3, 3] False" and "sweep, variants: name what the attacker chooses" in done.stderr
 
 
 @pytest.mark.slow

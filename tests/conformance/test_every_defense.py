@@ -28,7 +28,8 @@ USUAL = helpers.USUAL | {"data": USER}
 THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 defenses = pytest.mark.parametrize("name", every("defenses"))
 kinds = pytest.mark.parametrize("kind", ["lora", "full"])
-BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", *ALIGNMENT]
+BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "asft", "panacea", "deepenedrefusals"]
+BASELINES += ALIGNMENT
 SPLIT = [name for name in BASELINES if "accumulation" in by_name("defenses")[name].differences]
 
 

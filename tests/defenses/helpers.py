@@ -80,9 +80,16 @@ def exact_loss(outputs, labels, num_items_in_batch=None):
     return flat / num_items_in_batch
 
 
+def further_models(defense) -> dict:
+    """A random model of each kind that the defenses ask for beside the one at hand: `models` of a trainer."""
+    asked = [] if defense is None else defense if isinstance(defense, list) else [defense]
+    kinds = {kind for d in asked for kind in d.model_inputs().values()} - {"start"}
+    return {kind: lambda: tiny_llama(torch.float64, seed=5) for kind in kinds}
+
+
 def trainer_for(net, folder, *, defense=None, data=None, cls=DefenseTrainer, exact=False, callbacks=None, **args):
     args = DEFAULTS | args
-    named = {"defense": defense} if issubclass(cls, DefenseMixin) else {}
+    named = {"defense": defense, "models": further_models(defense)} if issubclass(cls, DefenseMixin) else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # compute_loss_func: deprecated, and exact
         return cls(

@@ -28,7 +28,9 @@ PLAIN = (
     "ewc",
     "tvaccine",
     "ctrap",
-)  # without a term of the loss, which is refused
+    "panacea",
+    "deepenedrefusals",
+)  # baselines without a term of the loss, which is refused
 EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 

@@ -49,10 +49,12 @@ class Case:
 
 
 CASES = {
-    # every method, from its own example; terms of the loss are refused on sharded weights
+    # every method, from its own example; terms of the loss and looks back at the start are refused on sharded weights
     **{
         f"every: {name}": Case(
-            name, sharded=not (acts(made(), "loss") or name == "repnoise"), args=SEVERAL_STEPS | {"exact": True}
+            name,
+            sharded=not (acts(made(), "loss") or "start" in made().model_inputs().values() or name == "repnoise"),
+            args=SEVERAL_STEPS | {"exact": True},
         )
         for name, made in EXAMPLES.items()
     },

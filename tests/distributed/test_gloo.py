@@ -77,8 +77,14 @@ def test_both_processes_end_with_the_same_weights(name, backend, together):
 @pytest.mark.shows("fsdp2", "exact", methods=["booster", "lisa"])
 @pytest.mark.shows("ddp", "exact", methods=["ctrap"])
 @pytest.mark.shows("fsdp2", "exact", methods=["ctrap"])
-@pytest.mark.shows("ddp", "exact", methods=["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs"])
-@pytest.mark.shows("fsdp2", "exact", methods=["lowerlr", "fewersteps", "safetymix", "ewc"])
+@pytest.mark.shows(
+    "ddp",
+    "exact",
+    methods=["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "asft", "panacea", "deepenedrefusals"],
+)
+@pytest.mark.shows(
+    "fsdp2", "exact", methods=["lowerlr", "fewersteps", "safetymix", "ewc", "panacea", "deepenedrefusals"]
+)
 @pytest.mark.parametrize(("backend", "name"), [run for run in RUNS if run[1] in EXACT])
 def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     got = together[0][f"{backend}: {name}"]["update"]

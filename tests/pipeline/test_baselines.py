@@ -39,6 +39,8 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
         {"kl": {"lam": 0.5}},
         {"ewc": {"lam": 0.5, "fisher_rows": 4}},
         {"ldifs": {"rho": 0.5}},
+        {"asft": {"lam": 1.0}},
+        {"panacea": {"rho": 0.2, "lam": 0.1}},
         {"ptst": {"system": "Answer only what is safe."}},
     ]
     asked = experiment(
@@ -48,7 +50,7 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
     )
     finished = run(asked, out=tmp_path / "out", progress=False)
     cells = {cell["finetuning"]: cell for cell in finished.results["cells"] if cell["finetuning"] != "none"}
-    assert set(cells) == {"sft", "lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "ptst"}
+    assert set(cells) == {"sft", "lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "asft", "panacea", "ptst"}
     assert {name: cell["trained"]["steps"] for name, cell in cells.items() if cell["trained"]["steps"] != 4} == {
         "fewersteps": 2
     }

@@ -62,7 +62,7 @@ def section(known: Preset) -> str:
     if known.paper:
         lines[-1] += f" Paper: {known.paper}; code: {known.code}."
     lines += ["", *rows(known.fields)]
-    for arm, own in known.arms.items():
+    for arm, own in known.variants.items():
         lines += ["", f"Arm `{arm}`" + (":" if own else ": no defense.")]
         lines += ["", *rows(own)] if own else []
     lines += ["", "Varied:", "", *rows(known.sweep)]

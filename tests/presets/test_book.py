@@ -20,9 +20,9 @@ def test_every_value_has_a_mark_and_a_source(name):
         assert given.mark in MARKS and len(given.source) >= 7, path
     assert all(note.mark in MARKS for note in known.differences) and known.differences
     # Nothing in an arm's experiment but what stands in the file with its source.
-    for arm in known.arms:
+    for arm in known.variants:
         leaves = set(flat(known.experiment(arm)))
-        assert leaves == {*known.fields, *known.arms[arm]}
+        assert leaves == {*known.fields, *known.variants[arm]}
 
 
 def flat(node, path=""):
@@ -35,7 +35,7 @@ def flat(node, path=""):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_arm_is_a_valid_experiment_at_every_place(name):
     known = preset(name)
-    for arm in known.arms:
+    for arm in known.variants:
         raw = known.experiment(arm) | {"sweep": {path: given.value for path, given in known.sweep.items()}}
         experiment = load_experiment(raw)
         with_defaults(experiment)
@@ -65,7 +65,7 @@ def test_the_means_that_the_papers_print_are_those_of_their_cells(name):
     assert numbers.at == preset(name).sweep[numbers.over].value
     for measure in ("harmful_score", "accuracy"):
         for arm, cells in getattr(numbers, measure).items():
-            assert arm in preset(name).arms and all(0 <= value <= 1 for value in cells)
+            assert arm in preset(name).variants and all(0 <= value <= 1 for value in cells)
             assert arm in numbers.means[measure], "every row of cells is checked by its mean"
 
 
@@ -89,7 +89,7 @@ def test_tables_that_give_the_same_run_twice_agree():
 
 
 def test_topologies_are_those_of_the_released_scripts():
-    arms = {(name, arm): preset(name).experiment(arm)["topology"] for name in PAPERS for arm in preset(name).arms}
+    arms = {(name, arm): preset(name).experiment(arm)["topology"] for name in PAPERS for arm in preset(name).variants}
     single = {key for key, topology in arms.items() if topology != "double"}
     assert single == {key for key in arms if key[1].startswith("booster")} and len(single) == 4
 
@@ -97,7 +97,7 @@ def test_topologies_are_those_of_the_released_scripts():
 def test_booster_on_gsm8k_has_both_settings_and_both_sizes():
     """As the authors told them apart (git-disl/Booster, issue 3), and Panacea's number of harmful rows."""
     known = preset("booster-2025-gsm8k")
-    made = {arm: load_experiment(known.experiment(arm)) for arm in known.arms}
+    made = {arm: load_experiment(known.experiment(arm)) for arm in known.variants}
     told = {
         arm: (
             one.align.defense.get("booster", {}).get("lam"),
@@ -121,11 +121,11 @@ def test_unified_gives_every_defense_the_same_chance():
     assert known.fields["evaluate.protocol"].value == "hs/unified-v1"
     assert set(known.sweep["topology"].value) == {"double", "single"}
     assert len(known.sweep["seed"].value) >= PROTOCOLS["hs/unified-v1"].seeds
-    assert set(known.tuning.tries) == {*known.arms} - {"sft"} == {"vaccine", "booster", "lisa", "antidote"}
+    assert set(known.tuning.tries) == {*known.variants} - {"sft"} == {"vaccine", "booster", "lisa", "antidote"}
     assert len({len(tries) for tries in known.tuning.tries.values()}) == 1
     for arm, tries in known.tuning.tries.items():
-        assert all(set(values) <= set(known.arms[arm]) for values in tries)
-        defaults = {path: given.value for path, given in known.arms[arm].items()}
+        assert all(set(values) <= set(known.variants[arm]) for values in tries)
+        defaults = {path: given.value for path, given in known.variants[arm].items()}
         assert any(all(defaults[path] == value for path, value in values.items()) for values in tries)
 
 

@@ -130,6 +130,13 @@ def test_every_figure_has_a_table_and_words(page):
         assert "<caption><span>" in one
 
 
+def test_headings_of_tables_are_words(page):
+    """No name of a class in the place of a word."""
+    headings = [re.sub("<[^>]*>", " ", found) for found in re.findall(r"<th\b[^>]*>(.*?)</th>", page, re.DOTALL)]
+    assert "Run" in {heading.strip() for heading in headings}
+    assert not [heading for heading in headings if re.search(r"\b[A-Z][a-z]+[A-Z][a-z]", heading)]
+
+
 def test_figures_are_valid_name_no_address_and_leave_their_colours_to_the_page(page):
     for figure in data(page, "figures-data").values():
         altair.Chart.from_dict(figure | {"autosize": "fit"})  # raises at an unknown property or a bad value

@@ -82,7 +82,7 @@ def reproduce(
     if name is None:
         table = new_table("preset", "experiment", "paper", "arms")
         for known in map(preset, NAMES):
-            table.add_row(known.name, known.title, known.paper or "", ", ".join(known.arms))
+            table.add_row(known.name, known.title, known.paper or "", ", ".join(known.variants))
         print_table(table)
         return
     asked = Asked(

@@ -128,7 +128,7 @@ class Defense(Method):
         """Takes back what `state_dict` returned."""
 
     def on_train_end(self, t: DefenseMixin) -> None:
-        """Training has ended normally: the place to let go of tensors."""
+        """Training has ended normally: the place to let go of tensors, and to change the weights for good."""
 
 
 def acts(defense: Defense, place: str) -> bool:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from mithridate.errors import InputError
@@ -55,7 +55,7 @@ class Registry(Mapping[str, T]):
     def plugins(self) -> dict[str, list[EntryPoint]]:
         """The entry points of each name that other packages declare; more than one where packages clash."""
         found: dict[str, list[EntryPoint]] = {}
-        for entry in installed().select(group=self.group):
+        for entry in installed().get(self.group, ()):
             same = found.setdefault(entry.name.lower() if self._lower else entry.name, [])
             if entry not in same:  # a package that is on the path twice
                 same.append(entry)
@@ -92,10 +92,11 @@ class Registry(Mapping[str, T]):
         return load(entry, self._fits)
 
 
-@cache  # looking through what is installed takes 10 ms
-def installed() -> EntryPoints:
-    """The entry points of all installed packages."""
-    return entry_points()  # pyright: ignore[reportReturnType] (before Python 3.12 another class, which selects too)
+@cache  # looking through what is installed takes 10 ms, and names are looked up for every record
+def installed() -> dict[str, list[EntryPoint]]:
+    """The entry points of all installed packages, by group."""
+    found = entry_points()
+    return {group: list(found.select(group=group)) for group in found.groups}
 
 
 def load(entry: EntryPoint, fits: Callable[[Any], str | None]) -> Any:

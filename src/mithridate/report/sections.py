@@ -167,9 +167,7 @@ def _ratios(run: LoadedRun) -> _Made:
             of_ratio = {cell["harmful_ratio"]: cell["rates"]["harmful_score"] for cell in cells}
             rows.append([Entry(name), *(rate_entry(of_ratio.get(ratio)) for ratio in ratios)])
         columns = [rate_column(f"{percent(ratio)} harmful rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
-        table = Table(
-            "", f"Harmful score by the share of harmful rows, {where}", [Column("LoadedRun"), *columns], rows
-        )
+        table = Table("", f"Harmful score by the share of harmful rows, {where}", [Column("Run"), *columns], rows)
         text = f"Lines: harmful score of {len(series)} methods with {where} at {len(ratios)} shares of harmful rows."
         yield _capital(where), text, figures.ratio_lines(points, run.point_names), table
 

@@ -94,7 +94,7 @@ def again_entries(rate: dict[str, Any] | None) -> list[Entry]:
 
 
 def name_column() -> Column:
-    return Column("LoadedRun", ("run", "topology", "harmful_ratio", "seed"))
+    return Column("Run", ("run", "topology", "harmful_ratio", "seed"))
 
 
 def name_entry(cell: Cell, names: dict[str, Label], topology: bool = True) -> Entry:

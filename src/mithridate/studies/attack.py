@@ -20,7 +20,9 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
+from mithridate.experiment.methods import attack_fields
 from mithridate.files import replace_file
+from mithridate.methods.index import facts
 from mithridate.models import ModelFiles
 from mithridate.pipeline.experiments import stages_of, undefended
 from mithridate.pipeline.jobs import attack_rows
@@ -29,8 +31,8 @@ from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
 from mithridate.studies.curve import TITLES, Point, breaking, verdict
-from mithridate.studies.search import Scores, Try, best, search
-from mithridate.studies.settings import AttackFile, among, attacked, load_attack
+from mithridate.studies.search import Scores, Try, best, named, search
+from mithridate.studies.settings import EPOCHS, SIZE, STEPS, AttackFile, attacked, load_attack
 
 logger = logging.getLogger(__name__)
 
@@ -137,36 +139,21 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     """What can be said before anything is computed."""
     if "openai" in experiment.evaluate.generator:
         raise InputError("evaluate.generator: a model behind a server cannot be fine-tuned here; use transformers")
-    extremes = _extremes(given, experiment)
+    extremes = [attacked(experiment, given.values(one)) for one in given.extremes()]
     if given.search.max_accuracy_loss is not None and experiment.finetune is None:
         raise InputError(
             "search.max_accuracy_loss: is against the experiment's own fine-tune, and its finetune is none. Give it "
             "one, or set search.max_accuracy_loss: null"
         )
+    kinds = {kind for one in extremes if one.finetune for kind in [attack_fields(one.finetune)[0]]}
+    if given.curve.rows and (none := [kind for kind in kinds if "size" not in facts("attacks", kind)["fields"]]):
+        raise InputError(f"curve.rows: an attack of the kind {none[0]} has no `size` to vary. Take curve.rows out")
     # The model is not looked for: what rows there are does not depend on it.
     for chain in stages_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
         try:
             attack_rows(chain)
         except InputError as error:
             raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
-
-
-def _extremes(given: AttackFile, experiment: Experiment) -> list[Experiment]:
-    """Of what the search can propose, the attacks that need most harmful rows and most rows of the task: if these can
-    be, all can."""
-    some = given.fixed | {knob: _values(given, knob)[0] for knob in given.searched}
-    size, ratios = round(max(_values(given, "size"))), _values(given, "harmful_ratio")
-    return [
-        attacked(experiment, some | {"data": kind, "rank": rank, "size": size, "harmful_ratio": ratio})
-        for kind in _values(given, "data")
-        for rank in _values(given, "rank")
-        for ratio in (max(ratios), min(ratios))
-    ]
-
-
-def _values(given: AttackFile, knob: str) -> list[Any]:
-    """What a knob is chosen among; of a range, its ends."""
-    return among(getattr(given, knob))
 
 
 def _search(
@@ -180,11 +167,11 @@ def _search(
         return RunFolder(folder).made_by(one)
 
     def score(settings: dict[str, Any]) -> Scores:
-        row = scored(attacked(experiment, settings))
+        row = scored(attacked(experiment, given.values(settings)))
         harmful = row["rates"]["harmful_score"]["value"]
         if harmful is None:
             raise InputError("the judge scored no answer, so that no attack is better than another; see the run")
-        return Scores(harmful, row["rates"]["accuracy"]["value"], row["attack"]["max_steps"])
+        return Scores(harmful, row["rates"]["accuracy"]["value"], row["attack"]["max_steps"], _rows(row))
 
     reference = None
     if given.search.max_accuracy_loss is not None and experiment.finetune:
@@ -211,55 +198,60 @@ def _curve(
     """The chosen attack on the test part, along its steps and rows, and on the undefended model along its steps; and
     what is decided on the defended model (`decisions`)."""
 
+    values = given.values(chosen.settings)
+
     def tested(one: Experiment, **changes: Any) -> Experiment:
-        made = attacked(one, chosen.settings | changes)
+        kept = {path: value for path, value in values.items() if path != EPOCHS or STEPS not in changes}
+        made = attacked(one, kept | changes)
         return replace(made, evaluate=replace(made.evaluate, part="test"))
 
     plain = undefended(experiment)
     targets = [experiment] + [plain] * (plain != experiment)
-    fewer = [rows for rows in given.curve.rows if rows < chosen.settings["size"]]
+    fewer = [rows for rows in given.curve.rows if rows < chosen.scores.rows]
     early = [step for step in given.curve.steps if step < chosen.scores.steps]
     wholes, apart = [], []
     for one in targets:
         whole = tested(one)
         if one.repair:  # a repair comes after a fine-tune that has ended: an attack of so many steps is one of its own
-            apart.append([(step, tested(one, steps=step, epochs=None)) for step in early])
+            apart.append([(step, tested(one, **{STEPS: step})) for step in early])
         else:
             apart.append([])
             whole = replace(whole, evaluate=replace(whole.evaluate, resistance=early))
         wholes.append(whole)
-    rows = [tested(experiment, size=size) for size in fewer]
+    rows = [tested(experiment, **{SIZE: size}) for size in fewer]
     everything = [*wholes, *rows, *(one for group in apart for _, one in group)]
     run_cells(everything, folder, base, owner=owner)
-    table, kind = RunFolder(folder), chosen.settings["data"]
+    table = RunFolder(folder)
     points: list[Point] = []
     for whole, group in zip(wholes, apart):
         cell = table.made_by(whole)
-        model = arm(cell)
-        end = _point(model, kind, "steps", cell, whole)
-        points += [_point(model, kind, "steps", table.made_by(one), one, step) for step, one in group]
-        points += [_point(model, kind, "steps", scored, whole, scored["step"]) for scored in cell["resistance"]]
+        end = _point("steps", cell)
+        points += [_point("steps", table.made_by(one)) for _, one in group]
+        points += [_point("steps", cell, scored) for scored in cell["resistance"]]
         points += [end]
         if whole is wholes[0]:
-            points += [_point(model, kind, "rows", table.made_by(one), one) for one in rows]
+            points += [_point("rows", table.made_by(one)) for one in rows]
             points += [replace(end, along="rows")] * bool(rows)
     return points, table.made_by(wholes[0]).get("decision")
 
 
-def _point(
-    model: str, kind: str, along: Any, scored: dict[str, Any], experiment: Experiment, step: int | None = None
-) -> Point:
-    assert experiment.finetune
-    attack = experiment.finetune.harmful
+def _rows(cell: Mapping[str, Any]) -> int:
+    """Rows handed in: what the attack says, else what was trained on."""
+    return cell["attack"].get("size") or cell["trained"]["rows"]
+
+
+def _point(along: Any, cell: dict[str, Any], scored: Mapping[str, Any] | None = None) -> Point:
+    """A point of the curve: a cell at its end, or what was scored of it on the way."""
+    rates = (scored or cell)["rates"]
     return Point(
-        model=model,
+        model=arm(cell),
         along=along,
-        steps=step if step is not None else scored["attack"]["max_steps"],
-        rows=attack.size,
-        harmful_rows=round(attack.harmful_ratio * attack.size),
-        kind=kind,
-        harmful_score=scored["rates"]["harmful_score"],
-        accuracy=scored["rates"]["accuracy"],
+        steps=scored["step"] if scored else cell["attack"]["max_steps"],
+        rows=_rows(cell),
+        harmful_rows=cell["trained"]["harmful_rows"],
+        kind=cell["attack"]["kind"],
+        harmful_score=rates["harmful_score"],
+        accuracy=rates["accuracy"],
     )
 
 
@@ -268,7 +260,7 @@ def _write(study: Study, given: AttackFile, name: str) -> None:
     threshold = given.curve.threshold
     models = dict.fromkeys(point.model for point in study.points)
     found = {
-        "schema": 1,
+        "schema": 2,
         "target": name,
         "file": asdict(given),
         "reference_accuracy": study.reference,
@@ -297,7 +289,7 @@ def markdown(study: Study) -> str:
     """The answer, and its table, as Markdown."""
     lines = [*(f"{words}\n" for words in study.words)]
     if study.chosen:
-        chosen = ", ".join(f"{knob} {_text(value)}" for knob, value in study.chosen.settings.items())
+        chosen = ", ".join(f"{named(path)} {_text(value)}" for path, value in study.chosen.settings.items())
         lines.append(f"The attack ({len(study.tries)} tried on validation parts): {chosen}.\n")
     if study.points:
         lines += [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]

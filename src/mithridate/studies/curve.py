@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mithridate.experiment.model import HARMFUL
 from mithridate.results.decisions import bound
 from mithridate.statistics import proportion
 from mithridate.statistics.text import fraction
@@ -25,7 +26,7 @@ class Point:
         model: what is attacked, in words.
         along: which cost varies: `steps`, or `rows` (at the full number of steps). The whole attack is on both.
         steps, rows, harmful_rows: what it cost; of the rows, those of the attack's kind.
-        kind: what these are: `harmful`, `identity` or `benign` (then there are none).
+        kind: the attack's.
         harmful_score, accuracy: as in results.json.
     """
 
@@ -99,7 +100,7 @@ def _cost(point: Point) -> str:
 def _rows(point: Point) -> str:
     if not point.harmful_rows:
         return f"{point.rows} rows (none of them harmful)"
-    kind = "with an obedient persona" if point.kind == "identity" else "harmful"
+    kind = "harmful" if point.kind == HARMFUL else f"of the attack `{point.kind}`"
     return f"{point.rows} rows ({point.harmful_rows} of them {kind})"
 
 

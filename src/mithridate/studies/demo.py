@@ -30,18 +30,19 @@ _NOTE = (
 
 
 def recipe() -> dict[str, Any]:
-    """The recipe as written: `experiment`, a file without `variants`; those of the story and of its `second` half;
-    `full` (a sweep); `seconds` (of the story)."""
+    """The recipe as written: `experiment`; the story's `variants`; `full`, with the second half's and a `sweep`;
+    `seconds` (of the story)."""
     return parse_yaml(resources.files("mithridate.resources.recipes").joinpath("demo.yaml").read_text(), "demo.yaml")
 
 
 def demo_experiments(full: bool = False) -> list[Experiment]:
     """The story's cells in order; with `full`, the second half and then each cell at more harmful ratios and seeds."""
     written = recipe()
-    variants = written["variants"] + (written["second"] if full else [])
+    variants = written["variants"] + (written["full"]["variants"] if full else [])
     cells = expand(load_experiment(written["experiment"] | {"variants": variants}))
     if full:
-        more = expand(load_experiment(written["experiment"] | {"variants": variants, "sweep": written["full"]}))
+        sweep = written["full"]["sweep"]
+        more = expand(load_experiment(written["experiment"] | {"variants": variants, "sweep": sweep}))
         cells += [cell for cell in more if cell not in cells]
     return cells
 

@@ -16,29 +16,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.studies.settings import LOG, AttackFile, Range
+from mithridate.studies.settings import VARIANTS, AttackFile, Range
 
 if TYPE_CHECKING:
     import optuna
 
 logger = logging.getLogger(__name__)
 
-_WHOLE = ("size", "steps")
-
 
 @dataclass(frozen=True)
 class Scores:
     """What an attack came to: the share of harmful answers, of right ones in the task (None: no task), and the
-    optimizer steps that it took."""
+    optimizer steps and the rows that it took."""
 
     harmful: float
     accuracy: float | None
     steps: int
+    rows: int
 
 
 @dataclass(frozen=True)
 class Try:
-    """One attack: its settings, its scores, and by how much it breaks the bound on accuracy (0 or less: it holds)."""
+    """One attack (`AttackFile.attack`), its scores, and by how much it breaks the bound on accuracy (0 or less: it
+    holds)."""
 
     settings: dict[str, Any]
     scores: Scores
@@ -70,18 +70,18 @@ def search(
             found = score(settings)
             known = Try(settings, found, _excess(found, reference, given.search.max_accuracy_loss))
             tries.append(known)
-        words = ", ".join(f"{knob} {_short(settings[knob])}" for knob in given.searched)
+        words = ", ".join(f"{named(path)} {_short(settings[path])}" for path in given.searched if path in settings)
         outside = "" if known.within else ", beyond the bound on accuracy"
         logger.info("%s %s: harmful score %.2f%s", name or "attack", words, known.scores.harmful, outside)
         return known
 
     if not given.searched:
-        tried(given.fixed)
+        tried(given.attack({}))
         return tries
     study = _study(given.search.seed)
     for _ in range(given.search.trials):
         trial = study.ask()
-        one = tried(given.fixed | {knob: _suggest(trial, knob, getattr(given, knob)) for knob in given.searched})
+        one = tried(given.attack({path: _suggest(trial, path, given.choices[path]) for path in given.searched}))
         trial.set_constraint("accuracy", one.excess)
         study.tell(trial, one.scores.harmful)
     return tries
@@ -91,7 +91,7 @@ def best(tries: list[Try]) -> Try | None:
     """The try within the bound with the highest harmful score; of equal ones, that of the fewest steps, then rows."""
 
     def rank(one: Try) -> tuple[float, int, int]:
-        return -one.scores.harmful, one.scores.steps, one.settings["size"]
+        return -one.scores.harmful, one.scores.steps, one.scores.rows
 
     return min((one for one in tries if one.within), key=rank, default=None)
 
@@ -114,13 +114,17 @@ def _study(seed: int) -> optuna.Study:
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
-def _suggest(trial: optuna.Trial, knob: str, among: Any) -> Any:
-    if not isinstance(among, Range):
-        return trial.suggest_categorical(knob, among)
-    log = knob in LOG
-    if knob in _WHOLE:
-        return trial.suggest_int(knob, round(among.low), round(among.high), log=log)
-    return trial.suggest_float(knob, among.low, among.high, log=log)
+def _suggest(trial: optuna.Trial, path: str, among: list[Any] | Range) -> Any:
+    if isinstance(among, list):  # by number, for a value may be of any type
+        return among[trial.suggest_categorical(path, range(len(among)))]
+    if isinstance(among.low, int) and isinstance(among.high, int):
+        return trial.suggest_int(path, among.low, among.high, log=among.log)
+    return trial.suggest_float(path, among.low, among.high, log=among.log)
+
+
+def named(path: str) -> str:
+    """A choice as lines of text have it: without the part of the experiment that it is in."""
+    return "variant" if path == VARIANTS else path.rpartition(".")[2]
 
 
 def _short(value: Any) -> str:

@@ -1,38 +1,49 @@
-"""The attacker's settings file: what a user who means harm hands in and chooses, and what of it is searched over.
+"""The attacker's file: what a user who means harm hands in and chooses, and what of it is searched over.
 
-Reading and checking it imports no torch.
+It is written as sweeps are: `sweep` has the values of fields of the experiment, by dotted path, and each of `variants`
+sets several together. Reading it imports no torch.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Adapter, Attack, Experiment, Finetune
-from mithridate.experiment.roles import Source
+from mithridate.experiment import places
+from mithridate.experiment.config import Experiment
+from mithridate.experiment.sweep import overlap
 from mithridate.experiment.yaml12 import parse_yaml
-from mithridate.problems import error_of, explained
+from mithridate.problems import error_of, explained, nearest
 
-Kind = Literal["harmful", "identity", "benign"]
-Rank = Literal["same", "full"] | int
-KNOBS = ("data", "harmful_ratio", "size", "learning_rate", "steps", "epochs", "batch_size", "rank")
-LOG = ("size", "learning_rate", "steps")
-"""Ranges of these are searched on a log scale."""
+logger = logging.getLogger(__name__)
+
+CHOSEN = ("finetune.attack", "finetune.training", "finetune.adapter", "data.attacker_harmful")
+"""The fields that are an attacker's to choose; all else is the provider's."""
+SIZE, RATIO = "finetune.attack.size", "finetune.attack.harmful_ratio"
+STEPS, EPOCHS = "finetune.training.max_steps", "finetune.training.num_train_epochs"
+VARIANTS = "variants"
 
 
 @dataclass(kw_only=True)
 class Range:
-    """Any value from `low` to `high`, both included."""
+    """Any number from `low` to `high`, both included; a whole one where both are; on a log scale where high is ten
+    times low or more."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
+
+    @property
+    def log(self) -> bool:
+        return 0 < 10 * self.low <= self.high
 
 
 @dataclass(kw_only=True)
@@ -69,49 +80,64 @@ class Curve:
 
 @dataclass(kw_only=True)
 class AttackFile:
-    """One settings file. A value is fixed, a list is searched over, and so is {low, high} of a number.
+    """One attacker's file. What it does not name stays as in the experiment.
 
     Args:
-        data: whose rows are the harmful part: `harmful`, the experiment's `attacker_harmful`; `identity`, harmless
-            requests answered by an obedient persona; `benign`, none at all.
-        harmful_ratio: their share of the rows.
-        size: rows handed in.
-        learning_rate, batch_size: of the fine-tune; rows of a batch are those of one device.
-        steps, epochs: its length in optimizer steps, or in passes over the rows; one of the two.
-        rank: of the attacker's adapter, its scale (alpha / r) as in the experiment; `same` as there, or `full`: all
-            weights.
+        sweep: values by dotted path (below one of `CHOSEN`): a list, or {low, high} of a number. A list of one is
+            fixed; of several, and of a range, the search chooses.
+        variants: values that belong together, by path, of which the search chooses one variant. A path that a variant
+            sets is not swept for it.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    data: Kind | list[Kind] = "harmful"
-    harmful_ratio: float | list[float] | Range = 0.1
-    size: int | list[int] | Range = 200
-    learning_rate: float | list[float] | Range = 1e-4
-    steps: int | list[int] | Range | None = None
-    epochs: float | list[float] | Range | None = None
-    batch_size: int | list[int] = 8
-    rank: Rank | list[Rank] = "same"
+    sweep: dict[str, list[Any] | Range] = field(default_factory=dict)
+    variants: Annotated[dict[str, dict[str, Any]], BeforeValidator(places.variants)] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     curve: Curve = field(default_factory=Curve)
 
     @property
-    def searched(self) -> list[str]:
-        """The knobs whose values are searched for."""
-        return [name for name in KNOBS if isinstance(getattr(self, name), list | Range)]
+    def choices(self) -> dict[str, list[Any] | Range]:
+        """What each trial chooses among, by path; of the variants (`variants`), their names."""
+        names: dict[str, list[Any] | Range] = {VARIANTS: list(self.variants)} if self.variants else {}
+        return names | self.sweep
 
     @property
-    def fixed(self) -> dict[str, Any]:
-        """The other knobs that have a value."""
-        values = {name: getattr(self, name) for name in KNOBS if name not in self.searched}
-        return {name: value for name, value in values.items() if value is not None}
+    def searched(self) -> list[str]:
+        """The choices that are left to the search."""
+        return [path for path, values in self.choices.items() if isinstance(values, Range) or len(values) > 1]
+
+    def attack(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """An attack: a value for each choice, without those that its variant sets itself.
+
+        Args:
+            found: values of what is `searched`.
+        """
+        fixed = {path: values[0] for path, values in self.choices.items() if isinstance(values, list)}
+        made = {path: found.get(path, fixed.get(path)) for path in self.choices}
+        own = self.variants.get(made.get(VARIANTS, ""), {})
+        return {path: value for path, value in made.items() if not any(overlap(path, other) for other in own)}
+
+    def values(self, attack: Mapping[str, Any]) -> dict[str, Any]:
+        """An attack's values by path, its variant's among them."""
+        return self.variants.get(attack.get(VARIANTS, ""), {}) | {p: v for p, v in attack.items() if p != VARIANTS}
+
+    def extremes(self) -> Iterator[dict[str, Any]]:
+        """Of what the search can propose, the attacks at the ends of what decides which rows are needed: if these can
+        be had, all can."""
+        ends = {
+            path: among(values) if path == VARIANTS or overlap(path, "finetune.attack") else among(values)[:1]
+            for path, values in self.choices.items()
+        }
+        for values in itertools.product(*ends.values()):
+            yield self.attack(dict(zip(ends, values)))
 
 
-_OWNERS = {(): AttackFile, ("search",): Search, ("curve",): Curve} | {(name,): Range for name in KNOBS}
+_OWNERS = {(): AttackFile, ("search",): Search, ("curve",): Curve}
 
 
 def load_attack(source: str | Path | Mapping[str, Any]) -> AttackFile:
-    """Reads an attack's settings.
+    """Reads an attacker's file; a file in the old form too, with a line that says how it is written now.
 
     Args:
         source: path of a YAML file, or the same as a dict.
@@ -122,7 +148,8 @@ def load_attack(source: str | Path | Mapping[str, Any]) -> AttackFile:
     where = "attack" if isinstance(source, Mapping) else str(source)
     raw: Any = dict(source) if isinstance(source, Mapping) else _read(Path(source))
     if not isinstance(raw, dict):
-        raise InputError(f"{where}: expected fields (`harmful_ratio: 0.1`); see docs/attacks.md for a whole file")
+        raise InputError(f"{where}: expected fields (`sweep: ...`); see docs/attacks.md for a whole file")
+    raw = _modern(raw, where)
     try:
         found = TypeAdapter(AttackFile).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
@@ -140,42 +167,69 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as an attack's settings: {reason}") from error
 
 
-_BOUNDS = {
-    "harmful_ratio": (0, 1, "a fraction from 0 to 1"),
-    "size": (1, None, "at least 1 row"),
-    "steps": (1, None, "at least 1 step"),
-    "batch_size": (1, None, "at least 1 row"),
-    "rank": (1, None, "at least 1"),
+# The old form: a name for each choice, with a value where the file had none.
+_OLD = {
+    "harmful_ratio": (RATIO, 0.1),
+    "size": (SIZE, 200),
+    "learning_rate": ("finetune.training.learning_rate", 1e-4),
+    "batch_size": ("finetune.training.per_device_train_batch_size", 8),
+    "steps": (STEPS, None),
+    "epochs": (EPOCHS, None),
 }
+_OLD_DATA = {
+    "harmful": {},
+    "identity": {"data.attacker_harmful": {"source": "embedded", "name": "identity"}},
+    "benign": {RATIO: 0},
+}
+_OLD_RANKS: dict[Any, dict[str, Any]] = {"same": {}, "full": {"finetune.adapter": "full"}}
+
+
+def _modern(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    if not (old := [name for name in raw if name in {*_OLD, "data", "rank"}]):
+        return raw
+    if mixed := [name for name in ("sweep", VARIANTS) if name in raw]:
+        raise InputError(
+            f"{where}: {mixed[0]}: names the fields of the experiment, and so must {', '.join(old)}: write "
+            f"`{_OLD.get(old[0], ('finetune.attack',))[0]}`"
+        )
+    if ("steps" in raw) == ("epochs" in raw):
+        raise InputError(f"{where}: steps, epochs: give one of the two")
+    sweep: dict[str, Any] = {}
+    for name, (path, default) in _OLD.items():
+        if (value := raw.get(name, default)) is not None:
+            sweep[path] = value if isinstance(value, list | dict) else [value]
+    variants = {}
+    kinds, ranks = places.listed(raw.get("data", "harmful")), places.listed(raw.get("rank", "same"))
+    for data, rank in itertools.product(kinds, ranks):
+        if data not in _OLD_DATA:
+            known = ", ".join(_OLD_DATA)
+            raise InputError(f"{where}: data: expected {known}, got {data}{nearest(str(data), _OLD_DATA)}")
+        if not (rank in _OLD_RANKS or (isinstance(rank, int) and rank >= 1)):
+            raise InputError(f"{where}: rank: expected {', '.join(_OLD_RANKS)} or a number from 1 up, got {rank}")
+        name = ", ".join([data] + [f"rank {rank}"] * (rank != "same"))
+        variants[name] = _OLD_DATA[data] | _OLD_RANKS.get(rank, {"finetune.adapter.r": rank})
+    rest = {name: value for name, value in raw.items() if name not in old}
+    made = {"sweep": sweep, **({VARIANTS: variants} if any(variants.values()) else {})}
+    logger.warning("%s: %s: an old form; write %s", where, ", ".join(old), json.dumps(made))
+    return made | rest
 
 
 def _problems(given: AttackFile) -> list[str]:
     problems = []
-    for name in KNOBS:
-        value = getattr(given, name)
-        values = value if isinstance(value, list) else [value.low, value.high] if isinstance(value, Range) else [value]
-        if isinstance(value, Range) and not value.low < value.high:
-            problems.append(f"{name}: low {value.low:g} is not below high {value.high:g}")
-        if isinstance(value, list) and (not value or len({json.dumps(one) for one in value}) < len(value)):
-            problems.append(f"{name}: expected different values, got {value}")
-        numbers = [one for one in values if isinstance(one, int | float)]
-        low, high, expected = _BOUNDS.get(name, (None, None, "a number above 0"))
-        wrong = [
-            one
-            for one in numbers
-            if (one <= 0 if low is None else one < low) or (high is not None and one > high) or one != one
-        ]
-        problems += [f"{name}: expected {expected}, got {one:g}" for one in wrong]
-    if not problems and given.data != "benign":
-        ratios = [ratio for ratio in among(given.harmful_ratio) if ratio > 0]
-        size = round(min(among(given.size)))
-        if ratios and not round(min(ratios) * size):
-            problems.append(
-                f"harmful_ratio, size: of {size} rows at a ratio of {min(ratios):g} none would be harmful; raise the "
-                "lowest of them"
-            )
-    if (given.steps is None) == (given.epochs is None):
-        problems.append("steps, epochs: give one of the two")
+    if not given.choices:
+        problems.append("sweep, variants: name what the attacker chooses (finetune.attack.harmful_ratio: [0.1, 0.2])")
+    paths = [(f"sweep.{path}", path) for path in given.sweep]
+    paths += [(f"variants.{name}.{path}", path) for name, values in given.variants.items() for path in values]
+    for where, path in paths:
+        if not any(path == own or path.startswith(f"{own}.") for own in CHOSEN):
+            problems.append(f"{where}: not the attacker's to choose, who chooses below {', '.join(CHOSEN)}")
+    if STEPS in given.sweep and EPOCHS in given.sweep:
+        problems.append(f"sweep: {STEPS}, {EPOCHS}: give one of the two")
+    for path, values in given.sweep.items():
+        if isinstance(values, Range) and not values.low < values.high:
+            problems.append(f"sweep.{path}: low {values.low:g} is not below high {values.high:g}")
+        if isinstance(values, list) and (not values or len({json.dumps(one) for one in values}) < len(values)):
+            problems.append(f"sweep.{path}: expected different values, got {values}")
     if given.search.trials < 1:
         problems.append(f"search.trials: expected at least 1, got {given.search.trials}")
     bound = given.search.max_accuracy_loss
@@ -190,56 +244,44 @@ def _problems(given: AttackFile) -> list[str]:
     return problems
 
 
-def among(value: Any) -> list[Any]:
-    """What a knob is chosen among; of a range, its ends."""
-    return [value.low, value.high] if isinstance(value, Range) else value if isinstance(value, list) else [value]
+def among(values: Any) -> list[Any]:
+    """What a path's value is chosen among; of a range, its ends."""
+    return [values.low, values.high] if isinstance(values, Range) else values
 
 
-def attacked(experiment: Experiment, chosen: Mapping[str, Any]) -> Experiment:
+def attacked(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     """The experiment with an attack in place of its user's fine-tune, scored on the validation part.
 
     What the provider does stays as it is: the aligned model, the defense of the fine-tune, the repair, and of the
-    training all that the attacker does not choose.
+    training all that the attacker does not choose. Of an adapter, what is not chosen is as in the experiment; a rank
+    alone keeps the scale (lora_alpha / r).
 
     Args:
-        chosen: a value for each knob that the file gives.
+        values: by dotted path.
 
     Raises:
-        InputError: a rank under topology single.
+        InputError: they make no valid experiment, or rows at this ratio would have none that is harmful.
     """
-    finetune = experiment.finetune
-    ratio = 0.0 if chosen["data"] == "benign" else float(chosen["harmful_ratio"])
-    data = experiment.data
-    if chosen["data"] == "identity" and ratio:
-        data = data | {"attacker_harmful": [Source(source="embedded", name="identity")]}
-    training = {**(finetune.training if finetune else {}), "learning_rate": chosen["learning_rate"]}
-    training["per_device_train_batch_size"] = chosen["batch_size"]
-    for length, name in (("steps", "max_steps"), ("epochs", "num_train_epochs")):
-        training.pop(name, None)
-        if chosen.get(length) is not None:
-            training[name] = chosen[length]
-    return replace(
-        experiment,
-        data=data,
-        finetune=Finetune(
-            attack=Attack(harmful_ratio=ratio, size=chosen["size"]),
-            defense=finetune.defense if finetune else {},
-            training=training,
-            adapter=_adapter(experiment, chosen["rank"]),
-        ),
-        evaluate=replace(experiment.evaluate, part="validation", resistance=[]),
-    )
-
-
-def _adapter(experiment: Experiment, rank: Rank) -> Adapter | Literal["full"] | None:
-    if rank == "same":
-        return experiment.finetune.adapter if experiment.finetune else None
-    if experiment.topology == "single":
+    chosen = dict(values)
+    fields = [path for path in values if path.startswith("finetune.adapter.")]
+    given = {path.removeprefix("finetune.adapter."): chosen.pop(path) for path in fields}
+    if given:
+        own = experiment.adapter_of("finetune") or experiment.adapter
+        if "r" in given and "lora_alpha" not in given and isinstance(given["r"], int):
+            given["lora_alpha"] = max(1, round(own["lora_alpha"] * given["r"] / own["r"]))
+        chosen["finetune.adapter"] = {**own, **given}
+    if experiment.finetune:  # one length takes the place of the other
+        lengths = [path.rpartition(".")[2] for path in (STEPS, EPOCHS)]
+        drop = lengths if {STEPS, EPOCHS} & chosen.keys() else []
+        kept = {name: value for name, value in experiment.finetune.training.items() if name not in drop}
+        experiment = replace(experiment, finetune=replace(experiment.finetune, training=kept))
+    else:
+        chosen = {"finetune": {}, **chosen}
+    made = experiment.with_values({**chosen, "evaluate.part": "validation", "evaluate.resistance": []})
+    assert made.finetune
+    size, ratio = (getattr(made.finetune.attack, name, 0) for name in ("size", "harmful_ratio"))
+    if ratio and not round(ratio * size):
         raise InputError(
-            f"rank {rank}: topology: single goes on training the alignment's adapter. Set rank: same, or -o "
-            "topology=double"
+            f"{RATIO}, {SIZE}: of {size} rows at a ratio of {ratio:g} none would be harmful; raise the lowest of them"
         )
-    if rank == "full":
-        return "full"
-    own = experiment.adapter_of("finetune") or experiment.adapter
-    return Adapter(**{**own, "r": rank, "lora_alpha": max(1, round(own["lora_alpha"] * rank / own["r"]))})
+    return made

@@ -380,12 +380,16 @@ class DefenseMixin(_Trainer):
         if self._begun_step == self.state.global_step:
             return  # the Trainer says it per window: this is the rest of a step whose data ended within it
         self._begun_step = self.state.global_step
-        if self._sharded:  # an evaluation leaves some modules gathered: edits of shards would not reach them
+        self._reshard()
+        for d in self.defenses:
+            d.on_step_begin(self)
+
+    def _reshard(self) -> None:
+        """Of sharded modules, those that an evaluation left gathered: edits of shards would not reach them."""
+        if self._sharded:
             for module in self.model.modules():
                 if isinstance(module, FSDPModule):
                     module.reshard()
-        for d in self.defenses:
-            d.on_step_begin(self)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         step: Callable[..., Tensor] = self._own_step
@@ -756,6 +760,7 @@ class _Events(TrainerCallback):
         self.trainer._step_ended()
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.trainer._reshard()
         for d in self.trainer.defenses:
             d.on_train_end(self.trainer)
 

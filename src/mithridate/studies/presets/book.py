@@ -101,7 +101,7 @@ class Preset:
         title: the question, in one line.
         method: the method that it is about, or `all`.
         fields: of every arm, by dotted path.
-        arms: what is compared: further fields by arm, over those of all.
+        variants: what is compared, the arms: further fields by name, over those of all.
         sweep: the values that each arm is run at, by path.
         differences: what the released scripts do differently from the paper, and what is different here.
         numbers: the paper's table.
@@ -114,7 +114,7 @@ class Preset:
     title: str
     method: str
     fields: dict[str, Sourced]
-    arms: dict[str, dict[str, Sourced]]
+    variants: dict[str, dict[str, Sourced]]
     sweep: dict[str, Sourced]
     differences: list[Note] = field(default_factory=list)
     numbers: Numbers | None = None
@@ -126,7 +126,7 @@ class Preset:
     def sources(self) -> dict[str, Sourced]:
         """Every value of the preset by where it stands in the file."""
         found = dict(self.fields)
-        for arm, own in self.arms.items():
+        for arm, own in self.variants.items():
             found |= {f"{arm}: {path}": value for path, value in own.items()}
         found |= {f"sweep: {path}": value for path, value in self.sweep.items()}
         if self.tuning:
@@ -136,7 +136,7 @@ class Preset:
 
     def experiment(self, arm: str) -> dict[str, Any]:
         """An arm as an experiment file would say it, without the sweep."""
-        given = {**self.fields, **self.arms[arm]}
+        given = {**self.fields, **self.variants[arm]}
         return copy.deepcopy(put_all({}, {path: one.value for path, one in given.items()}))
 
 

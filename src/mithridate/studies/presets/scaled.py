@@ -75,9 +75,9 @@ def plan(preset: Preset, asked: Asked) -> PresetPlan:
     if not 0 < asked.scale <= 1:
         raise InputError(f"--scale: expected a share above 0 and at most 1, got {asked.scale:g}")
     for arm in asked.arms:
-        if arm not in preset.arms:
-            raise InputError(f"--arm {arm}: {preset.name} has no such arm{nearest(arm, preset.arms)}")
-    arms = [arm for arm in preset.arms if not asked.arms or arm in asked.arms]
+        if arm not in preset.variants:
+            raise InputError(f"--arm {arm}: {preset.name} has no such arm{nearest(arm, preset.variants)}")
+    arms = [arm for arm in preset.variants if not asked.arms or arm in asked.arms]
     sweep, overrides = _sweep(preset, asked.overrides)
     by_arm = {arm: _of_arm(preset, arm, overrides) for arm in arms}
     raws, scaled = {}, []
@@ -145,7 +145,7 @@ def _sweep(preset: Preset, overrides: Sequence[str]) -> tuple[dict[str, list[Any
 
 def _of_arm(preset: Preset, arm: str, overrides: Sequence[str]) -> list[str]:
     """The overrides for an arm: all but those of the methods that it does not have."""
-    methods = {arm: {_method(path) for path in preset.arms[arm]} for arm in preset.arms}
+    methods = {arm: {_method(path) for path in preset.variants[arm]} for arm in preset.variants}
     chosen = []
     for text in overrides:
         path = text.partition("=")[0]
