@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.base import Defense
     from mithridate.defenses.booster import Booster
     from mithridate.defenses.constrainedsft import ConstrainedSFT
+    from mithridate.defenses.ctrap import CTRAP
     from mithridate.defenses.deepenedrefusals import DeepenedRefusals
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from mithridate.defenses.lowerlr import LowerLR
     from mithridate.defenses.panacea import Panacea
     from mithridate.defenses.ptst import PTST
+    from mithridate.defenses.repnoise import RepNoise
     from mithridate.defenses.safegrad import SafeGrad
     from mithridate.defenses.safetymix import SafetyMix
     from mithridate.defenses.sbr import SBR
+    from mithridate.defenses.tvaccine import TVaccine
     from mithridate.defenses.vaccine import Vaccine
     from mithridate.errors import InputError, MithridateError, UnsupportedSetup
     from mithridate.evaluation import Evaluation, evaluate
@@ -48,6 +51,7 @@ _PUBLIC = {
     "Antidote": "mithridate.repairs.antidote",
     "AsFT": "mithridate.defenses.asft",
     "Booster": "mithridate.defenses.booster",
+    "CTRAP": "mithridate.defenses.ctrap",
     "DeepenedRefusals": "mithridate.defenses.deepenedrefusals",
     "Defense": "mithridate.defenses.base",
     "ConstrainedSFT": "mithridate.defenses.constrainedsft",
@@ -71,12 +75,14 @@ _PUBLIC = {
     "RESTA": "mithridate.repairs.resta",
     "RandomMask": "mithridate.repairs.randommask",
     "RandomNoise": "mithridate.repairs.randomnoise",
+    "RepNoise": "mithridate.defenses.repnoise",
     "Run": "mithridate.pipeline.runner",
     "SBR": "mithridate.defenses.sbr",
     "SafeDelta": "mithridate.repairs.safedelta",
     "SafeGrad": "mithridate.defenses.safegrad",
     "SafeLoRA": "mithridate.repairs.safelora",
     "SafetyMix": "mithridate.defenses.safetymix",
+    "TVaccine": "mithridate.defenses.tvaccine",
     "UnsupportedSetup": "mithridate.errors",
     "Vaccine": "mithridate.defenses.vaccine",
     "compare": "mithridate.results.comparison",
@@ -88,6 +94,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "CTRAP",
     "EWC",
     "KL",
     "LDIFS",
@@ -115,11 +122,13 @@ __all__ = [
     "Panacea",
     "RandomMask",
     "RandomNoise",
+    "RepNoise",
     "Run",
     "SafeDelta",
     "SafeGrad",
     "SafeLoRA",
     "SafetyMix",
+    "TVaccine",
     "UnsupportedSetup",
     "Vaccine",
     "WiSEFT",

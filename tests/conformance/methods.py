@@ -1,5 +1,7 @@
 """Every method by name, with its own example: nothing here is kept by hand but which ones are fast to have at hand."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,10 +19,19 @@ def every(kind: str) -> list[Any]:
 
 def example(kind: str, name: str, **settings: Any) -> Any:
     """The method's own example, with other settings where they are given."""
-    from dataclasses import replace
+    from tests.defenses.helpers import rows
 
-    return replace(by_name(kind)[name].example(), **settings)
+    cls = by_name(kind)[name]
+    made = {field: paired_with(rows("user")) for field in getattr(cls, "paired", ())}  # what the suites train on
+    return replace(cls.example(), **made, **settings)
 
 
-DEFENSES = {name: cls.example for name, cls in by_name("defenses").items()}
+def paired_with(dataset: Any) -> Any:
+    """The same prompts with other answers."""
+    return dataset.map(
+        lambda row: {"completion": [{"role": "assistant", "content": "Sure " + row["prompt"][0]["content"]}]}
+    )
+
+
+DEFENSES = {name: partial(example, "defenses", name) for name in by_name("defenses")}
 """What makes an example of each defense, by name."""

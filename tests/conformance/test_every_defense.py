@@ -21,6 +21,7 @@ from mithridate.methods.defense import acts
 from tests.conformance.methods import every, example
 from tests.defenses import helpers
 from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
+from tests.support_matrix import ALIGNMENT
 
 USER = rows("user")
 USUAL = helpers.USUAL | {"data": USER}
@@ -28,7 +29,8 @@ THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 defenses = pytest.mark.parametrize("name", every("defenses"))
 kinds = pytest.mark.parametrize("kind", ["lora", "full"])
 RIVALS = ["asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr"]
-BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", *RIVALS]
+BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", *RIVALS, *ALIGNMENT]
+SPLIT = [name for name in BASELINES if "accumulation" in by_name("defenses")[name].differences]
 
 
 def run(folder, defense, kind="lora", **args):
@@ -121,7 +123,8 @@ def test_a_learning_rate_of_zero_moves_nothing_and_leaves_nothing(name, kind, tm
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
 
 
-@pytest.mark.shows("accumulation", "exact", methods=BASELINES)
+@pytest.mark.shows("accumulation", "exact", methods=[name for name in BASELINES if name not in SPLIT])
+@pytest.mark.shows("accumulation", "difference", methods=SPLIT, note="its terms are per micro-batch")
 @defenses
 @kinds
 def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):

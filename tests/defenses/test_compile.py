@@ -26,6 +26,8 @@ PLAIN = (
     "fewersteps",
     "safetymix",
     "ewc",
+    "tvaccine",
+    "ctrap",
     "panacea",
     "deepenedrefusals",
 )  # baselines without a term of the loss, which is refused

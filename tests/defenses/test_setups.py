@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from mithridate.defenses.booster import FIDELITY, Booster
+from mithridate.defenses.booster import Booster
 from mithridate.training.gradients import effective_step
 from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import error, model, rows, same, trainer_for, update, weights
@@ -140,6 +140,10 @@ def test_the_warning_names_cosine_length_and_remedy(tmp_path, caplog):
     t.train()
     log = t.state.log_history[0]
     (warned,) = [r.message for r in caplog.records if "survives the rounding" in r.message]
-    assert log[FIDELITY] < 0.9 and log["booster/perturbation_length"] > 1.05
-    for word in (f"{log[FIDELITY]:.2f} (cosine)", f"{log['booster/perturbation_length']:.2f} times", "bf16=False"):
+    assert log["booster/perturbation_fidelity"] < 0.9 and log["booster/perturbation_length"] > 1.05
+    for word in (
+        f"{log['booster/perturbation_fidelity']:.2f} (cosine)",
+        f"{log['booster/perturbation_length']:.2f} times",
+        "bf16=False",
+    ):
         assert word in warned

@@ -55,7 +55,10 @@ CASES = {
         f"every: {name}": Case(
             name,
             sharded=not (
-                acts(made(), "loss") or "start" in made().model_inputs().values() or "reference" in made().needs
+                name == "repnoise"
+                or acts(made(), "loss")
+                or "start" in made().model_inputs().values()
+                or "reference" in made().needs
             ),
             args=SEVERAL_STEPS | {"exact": True},
         )

@@ -76,6 +76,8 @@ def test_both_processes_end_with_the_same_weights(name, backend, together):
 @pytest.mark.shows("ddp", "exact", methods=["booster", "lisa"])
 @pytest.mark.shows("fsdp2", "exact", methods=["booster", "lisa"])
 @pytest.mark.shows("ddp", "exact", methods=["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs"])
+@pytest.mark.shows("ddp", "exact", methods=["ctrap"])
+@pytest.mark.shows("fsdp2", "exact", methods=["ctrap"])
 @pytest.mark.shows(
     "ddp", "exact", methods=["asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr"]
 )
@@ -87,11 +89,14 @@ def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     assert error(got, alone(name, folder, tmp_path)) < 1e-6
 
 
+@pytest.mark.shows("ddp", "difference", methods=["tvaccine"], note="`rho` is per process")
+@pytest.mark.shows("ddp", "difference", methods=["repnoise"], note="its terms are per process")
 @pytest.mark.parametrize("name", sorted(f"every: {name}" for name in DIFFER))
 def test_a_method_that_says_it_depends_on_the_number_of_processes_does(name, together, folder, tmp_path):
     assert error(together[0][f"ddp: {name}"]["update"], alone(name, folder, tmp_path)) > 1e-6
 
 
+@pytest.mark.shows("fsdp2", "difference", methods=["tvaccine"], note="`rho` is per process")
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.sharded])
 def test_fsdp2_equals_ddp(name, together):
     """Also Vaccine, whose rho is per process in both."""

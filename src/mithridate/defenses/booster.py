@@ -39,7 +39,9 @@ rounded step's length over the meant one's. Also logged: booster/harmful_loss_dr
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,14 +54,13 @@ from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import blocks, effective_step, fork_rng, global_norm, local, perturbed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mithridate.rows import Rows
     from mithridate.training.side_data import SideData
     from mithridate.training.trainer import DefenseMixin
 
 logger = logging.getLogger(__name__)
-
-FIDELITY = "booster/perturbation_fidelity"
-LENGTH = "booster/perturbation_length"
 
 
 @dataclass(kw_only=True)
@@ -110,14 +111,7 @@ class Booster(Defense):
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
         require_rows(self, "harmful_dataset")
-        small = sorted({str(p.dtype) for p in t.params if p.dtype in (torch.bfloat16, torch.float16)})
-        if small:
-            raise UnsupportedSetup(
-                f"Booster: trainable weights are stored in {', '.join(small)}: most of a step of length "
-                f"{self.alpha:g} would be lost in rounding.",
-                "load the model in float32 (bf16=True still computes in bfloat16), or train a LoRA adapter, which "
-                "PEFT keeps in float32 over a bfloat16 model.",
-            )
+        refuse_16_bit(t, self)
         t.side_data(self.harmful_dataset, "harmful_dataset")
 
     def on_train_begin(self, t: DefenseMixin) -> None:
@@ -129,31 +123,15 @@ class Booster(Defense):
         if within or self.lam == 0:
             return
         assert self._harmful is not None
-        params, device = t.params, t.args.device
+        device = t.args.device
         window = self._harmful.take(turn, t.current_gradient_accumulation_steps)
         with fork_rng(device):  # both harmful passes, and the alignment pass, draw the same dropout masks
             loss, gradient = t.gradient(window)
-        norm = global_norm(gradient).item()
-        if norm == 0:
+        norm = usable_norm(t, gradient)
+        if not norm:
             return
-        if not norm < float("inf"):
-            if t.accelerator.scaler is not None:
-                t.seed(gradient)  # the scaler finds it, skips the step and lowers its scale
-                return
-            raise MithridateError(
-                f"The gradient of the harmful loss is not finite at step {t.state.global_step + 1}. "
-                "Lower learning_rate or alpha, and check the harmful rows."
-            )
-        with perturbed(params, gradient, -self.alpha / norm) as before:
-            if t.logging_now:
-                present = [(p, g) for p, g in zip(params, gradient, strict=True) if g is not None]
-                moved, directions = [p for p, _ in present], [g for _, g in present]
-                cosine, length = effective_step(before, moved, directions, t.compute_dtype)
-                t.record(FIDELITY, -cosine)
-                t.record(LENGTH, length / self.alpha)
-            del before  # which still hold the weights: two copies are enough
-            with fork_rng(device):
-                attacked_loss, attacked = t.gradient(window)
+        with harmful_step(t, self, gradient, norm), fork_rng(device):
+            attacked_loss, attacked = t.gradient(window)
         # strength * (grad h(w) - grad h(w')), in place: a copy of all trainable tensors is no small thing
         strength = self.lam * self.every
         pairs = [(g, a) for g, a in zip(gradient, attacked, strict=True) if g is not None]
@@ -169,14 +147,77 @@ class Booster(Defense):
         self._harmful = None
 
     def on_log(self, t: DefenseMixin, logs: dict[str, Any]) -> None:
-        if logs.get(FIDELITY, 1.0) < 0.9 and not self._warned:
-            self._warned = True
-            logger.warning(
-                "Booster: at step %d only %.2f (cosine) of the simulated harmful step survives the rounding to %s, "
-                "which makes it %.2f times as long; the regulariser is partly noise. Compute in float32 (bf16=False, "
-                "fp16=False; tf32=True on GPUs that have it), or train fewer weights.",
-                t.state.global_step,
-                logs[FIDELITY],
-                t.compute_dtype,
-                logs[LENGTH],
-            )
+        self._warned = warned_of_rounding(t, self, logs, self._warned)
+
+
+# -- a simulated harmful step, for this and for other methods that take one ------------------------------------------
+
+
+def refuse_16_bit(t: DefenseMixin, method: Any) -> None:
+    """Raises UnsupportedSetup where a step of length `method.alpha` would be lost in how weights are stored."""
+    small = sorted({str(p.dtype) for p in t.params if p.dtype in (torch.bfloat16, torch.float16)})
+    if small:
+        raise UnsupportedSetup(
+            f"{type(method).__name__}: trainable weights are stored in {', '.join(small)}: most of a step of length "
+            f"{method.alpha:g} would be lost in rounding.",
+            "load the model in float32 (bf16=True still computes in bfloat16), or train a LoRA adapter, which "
+            "PEFT keeps in float32 over a bfloat16 model.",
+        )
+
+
+def usable_norm(t: DefenseMixin, gradient: list[Tensor | None]) -> float | None:
+    """The norm of the harmful gradient; None where the loss scaler is going to skip the step.
+
+    Raises:
+        MithridateError: it is not finite, without a loss scaler.
+    """
+    norm = global_norm(gradient).item()
+    if not norm < float("inf"):
+        if t.accelerator.scaler is not None:
+            t.seed(gradient)  # the scaler finds it, skips the step and lowers its scale
+            return None
+        raise MithridateError(
+            f"The gradient of the harmful loss is not finite at step {t.state.global_step + 1}. "
+            "Lower learning_rate or alpha, and check the harmful rows."
+        )
+    return norm
+
+
+@contextlib.contextmanager
+def harmful_step(t: DefenseMixin, method: Any, gradient: list[Tensor | None], norm: float) -> Iterator[None]:
+    """Inside, the weights are w - alpha * gradient / norm; what is left of that step after rounding is recorded."""
+    params = t.params
+    with perturbed(params, gradient, -method.alpha / norm) as before:
+        if t.logging_now:
+            present = [(p, g) for p, g in zip(params, gradient, strict=True) if g is not None]
+            moved, directions = [p for p, _ in present], [g for _, g in present]
+            cosine, length = effective_step(before, moved, directions, t.compute_dtype)
+            fidelity_name, length_name = _rounding(method)
+            t.record(fidelity_name, -cosine)
+            t.record(length_name, length / method.alpha)
+        del before  # which still hold the weights: two copies are enough
+        yield
+
+
+def warned_of_rounding(t: DefenseMixin, method: Any, logs: dict[str, Any], warned: bool) -> bool:
+    """Warns, once in a run, where little of the simulated step survives; returns whether it has."""
+    fidelity_name, length_name = _rounding(method)
+    if warned or logs.get(fidelity_name, 1.0) >= 0.9:
+        return warned
+    logger.warning(
+        "%s: at step %d only %.2f (cosine) of the simulated harmful step survives the rounding to %s, "
+        "which makes it %.2f times as long; the regulariser is partly noise. Compute in float32 (bf16=False, "
+        "fp16=False; tf32=True on GPUs that have it), or train fewer weights.",
+        type(method).__name__,
+        t.state.global_step,
+        logs[fidelity_name],
+        t.compute_dtype,
+        logs[length_name],
+    )
+    return True
+
+
+def _rounding(method: Any) -> tuple[str, str]:
+    """The names under which what is left of the step is recorded: its cosine, and its length."""
+    name = type(method).__name__.lower()
+    return f"{name}/perturbation_fidelity", f"{name}/perturbation_length"

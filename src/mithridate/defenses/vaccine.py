@@ -92,20 +92,7 @@ class Vaccine(Defense):
     def __post_init__(self) -> None:
         require_number(self, "rho", 0)
         require_whole(self, "every", 1, "number of steps")
-        names = [self.sites] if isinstance(self.sites, str) else self.sites
-        if (
-            not isinstance(names, list | tuple)
-            or not names
-            or not all(isinstance(name, str) and name for name in names)
-        ):
-            raise InputError(
-                f'Vaccine: sites must be "attention", a regular expression, or a list of names, not {self.sites!r}.'
-            )
-        if isinstance(self.sites, str):
-            try:
-                re.compile(self.sites)
-            except re.error as error:
-                raise InputError(f"Vaccine: sites={self.sites!r} is no regular expression: {error}.") from error
+        require_sites(self)
 
     def cost(self) -> Cost:
         acting = 0.0 if self.rho == 0 else 1 / self.every
@@ -113,18 +100,7 @@ class Vaccine(Defense):
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
-        if _reentrant(t):
-            raise UnsupportedSetup(
-                "Vaccine: re-entrant checkpointing refuses gradients of activations.",
-                "gradient_checkpointing_kwargs={'use_reentrant': False}, wherever it is switched on.",
-            )
-        dropped = getattr(t.model.config.get_text_config(), "layerdrop", 0)
-        if dropped:
-            raise UnsupportedSetup(
-                f"Vaccine: layerdrop={dropped:g} leaves out layers at random, whose outputs cannot be shifted then.",
-                "load the model with layerdrop=0.0.",
-            )
-        t.sites(self.sites)
+        refuse_unshiftable(t, self)
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._sites = t.sites(self.sites)
@@ -141,19 +117,7 @@ class Vaccine(Defense):
             return step(model, inputs, num_items_in_batch)
         assert self._sites is not None
         with self._sites as sites:
-            with fork_rng(t.args.device):  # the second pass draws the same dropout masks
-                gradients = sites.gradients(lambda: t.probe(model, inputs, num_items_in_batch))
-            norm = global_norm(gradients)
-            t.record("vaccine/gradient_norm", norm / t.loss_scale)
-            # chosen on the device: reading the norm here would make a GPU wait in every micro-batch
-            usable = (norm > 0) & norm.isfinite()
-            shifts = []
-            while gradients:  # one after the other: together they are as large as the activations that they shift
-                g = gradients.pop(0)
-                # at least float32: a GPU may round the factor, which fp16 may not hold, to the gradient's own dtype
-                shift = (g.to(torch.promote_types(g.dtype, torch.float32)) * (self.rho / norm)).to(g.dtype)
-                shifts.append(torch.where(usable, shift, 0))
-            sites.shift(shifts)
+            shift_to_the_worst(t, sites, self.rho, "vaccine", model, inputs, num_items_in_batch)
             return step(model, inputs, num_items_in_batch)
 
     @classmethod
@@ -162,6 +126,71 @@ class Vaccine(Defense):
 
     def on_train_end(self, t: DefenseMixin) -> None:
         self._sites = None
+
+
+# -- what Vaccine's variants share with it -------------------------------------------------------------------------
+
+
+def shift_to_the_worst(
+    t: DefenseMixin,
+    sites: ActivationShifts,
+    rho: float,
+    name: str,
+    model: nn.Module,
+    inputs: Any,
+    num_items_in_batch: Tensor | int | None,
+) -> None:
+    """Shifts the outputs of (entered, selected) sites by the worst direction for one micro-batch, of joint 2-norm
+    `rho`. The gradient's norm is recorded under the method's name."""
+    with fork_rng(t.args.device):  # the second pass draws the same dropout masks
+        gradients = sites.gradients(lambda: t.probe(model, inputs, num_items_in_batch))
+    norm = global_norm(gradients)
+    t.record(f"{name}/gradient_norm", norm / t.loss_scale)
+    # chosen on the device: reading the norm here would make a GPU wait in every micro-batch
+    usable = (norm > 0) & norm.isfinite()
+    shifts = []
+    while gradients:  # one after the other: together they are as large as the activations that they shift
+        g = gradients.pop(0)
+        # at least float32: a GPU may round the factor, which fp16 may not hold, to the gradient's own dtype
+        shift = (g.to(torch.promote_types(g.dtype, torch.float32)) * (rho / norm)).to(g.dtype)
+        shifts.append(torch.where(usable, shift, 0))
+    sites.shift(shifts)
+
+
+def require_sites(method: Any) -> None:
+    """Raises InputError unless the field `sites` names modules as `find_sites` takes them."""
+    kind, sites = type(method).__name__, method.sites
+    names = [sites] if isinstance(sites, str) else sites
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
+        raise InputError(
+            f'{kind}: sites must be "attention", a regular expression, or a list of names, not {sites!r}.'
+        )
+    if isinstance(sites, str):
+        try:
+            re.compile(sites)
+        except re.error as error:
+            raise InputError(f"{kind}: sites={sites!r} is no regular expression: {error}.") from error
+
+
+def refuse_unshiftable(t: DefenseMixin, method: Any) -> ActivationShifts:
+    """The sites of a method whose field `sites` names them.
+
+    Raises:
+        UnsupportedSetup: outputs cannot be shifted in this set-up, or the model has no such sites.
+    """
+    kind = type(method).__name__
+    if _reentrant(t):
+        raise UnsupportedSetup(
+            f"{kind}: re-entrant checkpointing refuses gradients of activations.",
+            "gradient_checkpointing_kwargs={'use_reentrant': False}, wherever it is switched on.",
+        )
+    dropped = getattr(t.model.config.get_text_config(), "layerdrop", 0)
+    if dropped:
+        raise UnsupportedSetup(
+            f"{kind}: layerdrop={dropped:g} leaves out layers at random, whose outputs cannot be shifted then.",
+            "load the model with layerdrop=0.0.",
+        )
+    return t.sites(method.sites)
 
 
 def _reentrant(t: DefenseMixin) -> bool:

@@ -40,6 +40,9 @@ class Defense(Method):
     needs: ClassVar[Sequence[str]] = ()
     """What `loss` wants to see beside the log-probabilities: "logits", "hidden_states", "reference"."""
 
+    paired: ClassVar[Sequence[str]] = ()
+    """Fields whose rows must have the prompts of the training set."""
+
     def check(self, t: DefenseMixin) -> None:
         """Refuses what is not supported, when the trainer is built. Extend it with `super().check(t)`.
 

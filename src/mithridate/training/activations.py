@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -51,9 +51,15 @@ def find_sites(model: Any, sites: str | list[str] = "attention") -> dict[str, nn
     return found
 
 
-def _layers_of(names: Any) -> set[str]:
-    """The layers that modules lie in: two of one layer share all up to its number, as "model.layers.3"."""
-    return {m.group() for n in names if (m := re.match(r"\D*\d+(?=\.|$)", n))}
+def layer_of(name: str) -> str | None:
+    """The layer that a module lies in: all of its name up to the first number, as "model.layers.3"."""
+    found = re.match(r"\D*\d+(?=\.|$)", name)
+    return found.group() if found else None
+
+
+def _layers_of(names: Iterable[str]) -> set[str]:
+    """The layers that modules lie in."""
+    return {layer for name in names if (layer := layer_of(name))}
 
 
 def _remedy(base: Any) -> str:
@@ -106,6 +112,9 @@ class ActivationShifts:
         sites: modules by name.
         foreign: says during a pass whether it is another model's.
         standing: whether the hooks are there at once, until `remove`.
+
+    Attributes:
+        selected: the names of those that are asked about and shifted; all at first.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class ActivationShifts:
         self.sites = sites
         self._foreign = foreign
         self._shifts: dict[str, Tensor] = {}
+        self.selected = list(sites)
         self._probing = self._inside = False
         self._handles: list[Any] = []
         self._standing = standing
@@ -142,7 +152,7 @@ class ActivationShifts:
             self.remove()
 
     def gradients(self, loss: Any) -> list[Tensor]:
-        """d loss() / d (output of each site), in the order of the sites; each of its output's shape and dtype.
+        """d loss() / d (output of each site), in the order of `selected`; each of its output's shape and dtype.
 
         Args:
             loss: a function that runs the forward pass and returns the scalar loss. Its gradient is taken with
@@ -151,16 +161,16 @@ class ActivationShifts:
         self._shifts, self._probing = {}, True
         try:
             value = loss()
-            silent = [name for name in self.sites if name not in self._shifts]
+            silent = [name for name in self.selected if name not in self._shifts]
             if silent:
                 raise MithridateError(f"The forward pass did not run {silent[0]}, so its output cannot be shifted.")
-            return list(torch.autograd.grad(value, [self._shifts[name] for name in self.sites]))
+            return list(torch.autograd.grad(value, [self._shifts[name] for name in self.selected]))
         finally:
             self._shifts, self._probing = {}, False
 
     def shift(self, tensors: list[Tensor]) -> None:
-        """From now on, `tensors` (constants, one a site) are added to the outputs."""
-        self._shifts = dict(zip(self.sites, tensors, strict=True))
+        """From now on, `tensors` (constants, one for each of `selected`) are added to the outputs."""
+        self._shifts = dict(zip(self.selected, tensors, strict=True))
 
     def _hook(self, name: str):
         def add(module: nn.Module, args: Any, output: Any) -> Any:

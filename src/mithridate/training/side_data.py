@@ -64,6 +64,31 @@ class SideData:
         return [self._collate([self.dataset[i] for i in self.rows(step, m)]) for m in numbers]
 
 
+def rows_of_batch(batch: Any) -> list[dict[str, list[int]]]:
+    """The rows (input_ids, labels) of a collated batch without their padding, padded or padding-free."""
+    parts = {name: batch[name] for name in ("input_ids", "labels")}
+    if "attention_mask" in batch:
+        masks = [mask.bool() for mask in batch["attention_mask"]]
+        return [{n: x[i][mask].tolist() for n, x in parts.items()} for i, mask in enumerate(masks)]
+    # padding-free: all in one line, and a row begins wherever positions begin anew
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], batch["input_ids"].shape[1]]
+    # one token alone is padding: a row's first has nothing before it, and is never trained on
+    return [{n: x[0, a:b].tolist() for n, x in parts.items()} for a, b in zip(starts, ends, strict=True) if b > a + 1]
+
+
+def documents(dataset: Any) -> list[dict[str, list[int]]]:
+    """The rows (input_ids, labels) of a prepared data set; those of packed ones apart."""
+    found = []
+    for row in dataset:
+        labels, start = row.get("labels") or row["input_ids"], 0
+        for length in row.get("seq_lengths") or [len(labels)]:
+            part = slice(start, start + length)
+            found.append({"input_ids": row["input_ids"][part], "labels": labels[part]})
+            start += length
+    return found
+
+
 def refuse_empty_rows(dataset: Dataset, name: str) -> None:
     """Raises InputError for a row without a prompt, an answer or a text, naming the field it comes from, the row and
     the column. Only columns that a trainer reads are looked at."""
