@@ -75,6 +75,17 @@ def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
     assert error(undefended, plain) > 1e-2  # and the method did something
 
 
+@pytest.mark.slow
+@pytest.mark.shows("compile", "exact", methods=["sbr"])
+def test_a_pass_that_returns_hidden_states_is_the_same_pass(tmp_path):
+    """By the backend that takes least time: the graphs are many, for two kinds of pass."""
+    eager = EAGER | {"torch_compile_backend": "eager"}
+    off, plain = both_ways("sbr", "lora", tmp_path, eager, max_steps=2)
+    assert off < 1e-5 and counters["stats"]["unique_graphs"] > 1
+    undefended = update(model("lora", torch.float32), tmp_path, data=USER, max_steps=2, learning_rate=0.1)
+    assert error(undefended, plain) > 1e-2
+
+
 def test_vaccine_under_checkpointing_and_compilation(tmp_path):
     off, _ = both_ways("vaccine", "lora", tmp_path, EAGER, gradient_checkpointing=True, max_steps=1)
     assert off < 1e-5
