@@ -1,14 +1,28 @@
 """README's Python blocks run as they stand, one after the other, as somebody would paste them."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from mithridate.methods.index import facts
 from tests.project.test_docs import blocks
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = '"smollm2-135m"'
+
+
+def test_the_costs_are_those_that_methods_prints():
+    numbers = {"one": "1", "two": "2", "three": "3"}
+    rows = re.findall(
+        r"^\|.*\*\*(\w+)\*\* \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == ["Vaccine", "Booster", "Lisa", "Antidote"]
+    for name, words in rows:
+        stated = facts("repairs" if name == "Antidote" else "defenses", name.lower())["cost"]
+        said = re.findall(rf"({'|'.join(numbers)}) (forward pass|pass|cop)", words)
+        assert {(numbers[n], what) for n, what in said} == set(re.findall(r"(\d) (forward pass|pass|cop)", stated))
 
 
 @pytest.mark.parametrize("model", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
