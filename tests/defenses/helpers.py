@@ -13,6 +13,7 @@ from torch import nn
 from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from mithridate.methods.defense import Defense
 from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 from tests.tiny import ONE_STEP, tiny_llama, tiny_tokenizer
 
@@ -83,7 +84,7 @@ def exact_loss(outputs, labels, num_items_in_batch=None):
 def further_models(defense) -> dict:
     """A random model of each kind that the defenses ask for beside the one at hand: `models` of a trainer."""
     asked = [] if defense is None else defense if isinstance(defense, list) else [defense]
-    kinds = {kind for d in asked for kind in d.model_inputs().values()} - {"start"}
+    kinds = {kind for d in asked if isinstance(d, Defense) for kind in d.model_inputs().values()} - {"start"}
     return {kind: lambda: tiny_llama(torch.float64, seed=5) for kind in kinds}
 
 

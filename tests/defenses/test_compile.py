@@ -21,6 +21,7 @@ from tests.conformance.methods import example
 from tests.defenses.helpers import error, model, rows, trainer_for, update, weights
 
 USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful")
+OURS = ("vaccine", "booster", "lisa")
 PLAIN = (
     "lowerlr",
     "fewersteps",
@@ -61,9 +62,11 @@ def both_ways(name, kind, folder, compiler, **args):
 
 
 @pytest.mark.shows("compile", "exact")
-@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 @pytest.mark.parametrize(
-    "name", ["vaccine", "booster", "lisa", *(pytest.param(n, marks=pytest.mark.slow) for n in PLAIN)]
+    ("name", "kind"),
+    [(name, "lora") for name in OURS]
+    + [pytest.param(name, "full", marks=pytest.mark.slow) for name in OURS]
+    + [pytest.param(name, "lora", marks=pytest.mark.slow) for name in PLAIN],
 )
 def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
     counters.clear()
