@@ -33,6 +33,7 @@ PLAIN = (
     "deepenedrefusals",
 )  # baselines without a term of the loss, which is refused
 EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+TRACED = EAGER | {"torch_compile_backend": "eager"}  # takes least time: the graphs alone
 
 
 def defended(name):
@@ -70,7 +71,7 @@ def both_ways(name, kind, folder, compiler, **args):
 )
 def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
     counters.clear()
-    off, plain = both_ways(name, kind, tmp_path, EAGER)
+    off, plain = both_ways(name, kind, tmp_path, EAGER if name in OURS else TRACED)
     assert off < 1e-5
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 2 * 2 if name == "vaccine" else graphs > 0  # Vaccine: graphs before and after each layer's site
@@ -81,9 +82,7 @@ def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.shows("compile", "exact", methods=["sbr"])
 def test_a_pass_that_returns_hidden_states_is_the_same_pass(tmp_path):
-    """By the backend that takes least time: the graphs are many, for two kinds of pass."""
-    eager = EAGER | {"torch_compile_backend": "eager"}
-    off, plain = both_ways("sbr", "lora", tmp_path, eager, max_steps=2)
+    off, plain = both_ways("sbr", "lora", tmp_path, TRACED, max_steps=2)  # many graphs, for two kinds of pass
     assert off < 1e-5 and counters["stats"]["unique_graphs"] > 1
     undefended = update(model("lora", torch.float32), tmp_path, data=USER, max_steps=2, learning_rate=0.1)
     assert error(undefended, plain) > 1e-2
