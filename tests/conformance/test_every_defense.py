@@ -5,10 +5,12 @@ A defense that departs from one of these says so in `differences`, and the suite
 
 import copy
 import dataclasses
+import functools
 import gc
 import pickle
 import re
 import sys
+import tempfile
 from itertools import combinations
 
 import pytest
@@ -38,6 +40,23 @@ def run(folder, defense, kind="lora", **args):
     net = model(kind, torch.float32, dropout=0.3)
     trainer_for(net, folder, defense=defense, **(USUAL | args)).train()
     return weights(net)
+
+
+# What many tests compare with is run once. Nobody changes what comes back.
+
+
+@functools.cache
+def alone(name, kind="lora"):
+    """The weights after the usual run with one method; without any, where `name` is None."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(folder, name and example("defenses", name), kind)
+
+
+@functools.cache
+def one_batch(name, kind):
+    """What a method does to the weights in `THREE` steps whose batches are in one piece."""
+    with tempfile.TemporaryDirectory() as folder:
+        return update(model(kind), folder, defense=example("defenses", name), **THREE)
 
 
 def taken_out(state):
@@ -92,9 +111,9 @@ def test_nothing_of_the_run_is_kept_after_it(name, tmp_path):
 
 @defenses
 @kinds
-def test_it_acts(name, kind, tmp_path):
+def test_it_acts(name, kind):
     at_test = "training" in by_name("defenses")[name].differences
-    assert same(run(tmp_path, example("defenses", name), kind), run(tmp_path, None, kind)) == at_test
+    assert same(alone(name, kind), alone(None, kind)) == at_test
     if at_test:
         assert example("defenses", name).at_test()
 
@@ -103,7 +122,7 @@ def test_it_acts(name, kind, tmp_path):
 @kinds
 def test_off_is_plain_training_bit_for_bit(name, kind, tmp_path):
     off = by_name("defenses")[name].off
-    assert same(run(tmp_path, example("defenses", name, **off), kind), run(tmp_path, None, kind))
+    assert same(run(tmp_path, example("defenses", name, **off), kind), alone(None, kind))
 
 
 @defenses
@@ -128,7 +147,7 @@ def test_a_learning_rate_of_zero_moves_nothing_and_leaves_nothing(name, kind, tm
 @defenses
 @kinds
 def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):
-    one = update(model(kind), tmp_path, defense=example("defenses", name), **THREE)
+    one = one_batch(name, kind)
     for size, count in ((4, 2), (2, 4)):
         split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
         got = update(model(kind), tmp_path, defense=example("defenses", name), **THREE, **split)
@@ -142,7 +161,7 @@ def test_accumulation_changes_nothing_unless_it_says_so(name, kind, tmp_path):
 @defenses
 @kinds
 def test_checkpointing_changes_nothing(name, kind, tmp_path):
-    kept = update(model(kind), tmp_path, defense=example("defenses", name), **THREE)
+    kept = one_batch(name, kind)
     again = update(model(kind), tmp_path, defense=example("defenses", name), gradient_checkpointing=True, **THREE)
     assert error(again, kept) < 1e-12
 
@@ -151,20 +170,31 @@ def test_checkpointing_changes_nothing(name, kind, tmp_path):
 @defenses
 @kinds
 def test_padding_changes_nothing(name, kind, tmp_path):
-    kept = update(model(kind), tmp_path, defense=example("defenses", name), **THREE)
+    kept = one_batch(name, kind)
     padded = update(model(kind), tmp_path, defense=example("defenses", name), pad_to_multiple_of=64, **THREE)
     assert error(padded, kept) < 1e-10
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Of a method, a run of five steps with a checkpoint after each: its folder, and the weights at its end."""
+
+    @functools.cache
+    def made(name):
+        folder = tmp_path_factory.mktemp(name)
+        return folder, run(folder, example("defenses", name), save_strategy="steps", save_steps=1, max_steps=5)
+
+    return made
 
 
 @pytest.mark.shows("resume", "exact", methods=BASELINES, note="bit for bit")
 @defenses
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_run_resumed_in_the_middle_ends_bit_for_bit_the_same(name, at, tmp_path):
-    saving = {"save_strategy": "steps", "save_steps": at, "max_steps": 5}
-    whole = run(tmp_path, example("defenses", name), **saving)
+def test_a_run_resumed_in_the_middle_ends_bit_for_bit_the_same(name, at, saved, tmp_path):
+    folder, whole = saved(name)
     net = model("lora", torch.float32, dropout=0.3)
-    t = trainer_for(net, tmp_path, defense=example("defenses", name), **(USUAL | saving))
-    t.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+    t = trainer_for(net, tmp_path, defense=example("defenses", name), **USUAL | {"max_steps": 5})
+    t.train(resume_from_checkpoint=str(folder / f"checkpoint-{at}"))
     assert same(whole, weights(net))
 
 
@@ -257,14 +287,13 @@ def test_two_act_together(a, b, tmp_path):
         with pytest.raises(UnsupportedSetup, match="both choose the batches"):
             run(tmp_path, list(made.values()))
         return
-    alone = {name: run(tmp_path, example("defenses", name)) for name in (a, b)}
     for order in ((a, b), (b, a)):
         both = run(tmp_path, [example("defenses", name) for name in order])
         assert all(bool(torch.isfinite(w).all()) for w in both.values())
         for one, other in ((a, b), (b, a)):  # what is left where the other does nothing in training
-            assert same(both, alone[one]) == ("training" in by_name("defenses")[other].differences)
+            assert same(both, alone(one)) == ("training" in by_name("defenses")[other].differences)
         for acting, silent in (order, order[::-1]):
             off = by_name("defenses")[silent].off
             if off is not None:
                 pair = [example("defenses", n, **(off if n == silent else {})) for n in order]
-                assert same(run(tmp_path, pair), alone[acting])
+                assert same(run(tmp_path, pair), alone(acting))
