@@ -88,9 +88,12 @@ def further_models(defense) -> dict:
     return {kind: lambda: tiny_llama(torch.float64, seed=5) for kind in kinds}
 
 
-def trainer_for(net, folder, *, defense=None, data=None, cls=DefenseTrainer, exact=False, callbacks=None, **args):
+def trainer_for(
+    net, folder, *, defense=None, data=None, cls=DefenseTrainer, exact=False, callbacks=None, models=None, **args
+):
     args = DEFAULTS | args
-    named = {"defense": defense, "models": further_models(defense)} if issubclass(cls, DefenseMixin) else {}
+    models = further_models(defense) if models is None else models
+    named = {"defense": defense, "models": models} if issubclass(cls, DefenseMixin) else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # compute_loss_func: deprecated, and exact
         return cls(

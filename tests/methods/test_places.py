@@ -548,7 +548,7 @@ def test_a_model_that_is_not_given_is_refused_when_the_trainer_is_built(tmp_path
         models = {"before": "base"}  # noqa: RUF012
 
     with pytest.raises(UnsupportedSetup, match="Compares: needs the base model"):
-        trainer_for(tiny_llama(), tmp_path, defense=Compares())
+        trainer_for(tiny_llama(), tmp_path, defense=Compares(), models={})
 
 
 def test_draws_are_a_function_of_seed_name_and_step(tmp_path):

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from typing import Any
 
 import pytest
@@ -47,16 +46,6 @@ def test_each_page_has_one_block_which_runs_and_is_a_file_of_the_package():
         made: dict[str, Any] = {"__name__": f"page_{name}"}
         exec(compile(block, str(name), "exec"), made)
         assert where.partition(":")[2] in made
-
-
-def test_the_smallest_package_of_a_task_is_two_files(tmp_path):
-    page = (ROOT / "docs/add_a_task.md").read_text(encoding="utf-8")
-    [file] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    found = [tomllib.loads(text) for text in re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
-    [project] = [one["project"] for one in found if "name" in one["project"]]
-    (tmp_path / "parity.py").write_text(file)
-    with on_the_path(write_distribution(tmp_path, project["name"], project["entry-points"])):
-        assert task("parity").correct(" Even", {"label": "even"}) and "parity" in TASKS.plugins()
 
 
 def test_a_method_is_one_file_and_one_line_of_its_package():
