@@ -1,4 +1,4 @@
-"""The smallest package that docs/add_a_task.md shows; apart from `test_names.py`, whose package has a task of that name."""
+"""The smallest package of docs/add_a_task.md; apart from `test_names.py`, whose package has a task of that name."""
 
 import re
 import tomllib
