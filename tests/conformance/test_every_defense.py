@@ -29,7 +29,7 @@ USER = rows("user")
 USUAL = helpers.USUAL | {"data": USER}
 THREE = {"max_steps": 3, "learning_rate": 0.1, "data": USER, "exact": True}
 defenses = pytest.mark.parametrize("name", every("defenses"))
-# All weights too where a method is the house's; the closed forms of the others hold both kinds, and here an adapter is enough.
+# All weights too where a method is the house's; of the others closed forms hold both kinds.
 ASKED = [
     pytest.param(name, kind, marks=of.marks)
     for of in every("defenses")
