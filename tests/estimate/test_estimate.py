@@ -418,6 +418,18 @@ def test_a_repair_is_estimated_from_what_it_states():
     assert found.kept == 4 * counts.trained
 
 
+@pytest.mark.parametrize("cost", [{"once_passes": 1}, {"once_forwards": 1}], ids=lambda cost: next(iter(cost)))
+def test_a_repair_without_memory_is_the_same_but_for_its_activations(cost, monkeypatch):
+    """Both ways: from the traced passes, and from a forward pass of its own."""
+    acting = repairing(passes=0, changes="adapter", kept=4, per_input=4, **cost)
+    whole = repair(config(), SMALL, acting, rows=8)
+    monkeypatch.setattr("mithridate.estimate.trace.live_bytes", lambda: pytest.fail("bytes are counted"))
+    monkeypatch.setattr("mithridate.estimate.live_bytes", lambda: pytest.fail("bytes are counted"))
+    work = repair(config(), SMALL, acting, rows=8, memory=False)
+    assert work.activations == 0 < whole.activations and work.flops > 0 and work.norms > 0
+    assert replace(work, activations=whole.activations) == whole
+
+
 def stating(**cost: float) -> Defense:
     return Stating(stated=Cost(**cost))
 

@@ -201,10 +201,15 @@ def test_what_is_not_one_evaluation_is_refused(tmp_path, rows, words):
 def test_bad_places_and_times_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"ends in \.json"):
         write_log(tmp_path / "x.eval", ROWS, "m")
-    with pytest.raises(InputError, match="there is no folder"):
-        write_log(tmp_path / "none" / "x.json", ROWS, "m")
+    (tmp_path / "file").touch()
+    with pytest.raises(MithridateError, match="cannot be written: File exists"):
+        write_log(tmp_path / "file" / "x.json", ROWS, "m")
     with pytest.raises(InputError, match="no time zone"):
         write_log(tmp_path / "x.json", ROWS, "m", created=datetime(2026, 1, 1))
+
+
+def test_a_folder_that_is_not_there_is_made(tmp_path):
+    assert write_log(tmp_path / "none" / "x.json", ROWS, "m", created=WHEN).is_file()
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ app = typer.Typer(
     help="Defenses against harmful fine-tuning of language models: align, attack, repair, measure.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose columns cut long names of options on a screen of 80
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for part in (runs, studies, results, about):
@@ -115,17 +116,13 @@ def _invoke(arguments: Sequence[str] | None) -> int:
 
 
 def _command() -> Any:
-    """The whole command. Its flags show no type in the help: `--dry-run <bool>` reads as if it took a value."""
+    """The whole command. What a verb does stands in the list of verbs whole, not shortened to one line."""
     whole: Any = typer.main.get_command(app)
-    root = typer.Context(whole, **whole.context_settings)
     waiting = [whole]
     while waiting:
         one = waiting.pop()
         waiting += getattr(one, "commands", {}).values()
-        own_help = one.get_help_option(typer.Context(one, parent=root))
-        for option in filter(None, (*one.params, own_help)):
-            if getattr(option, "is_flag", False):
-                option.metavar = ""
+        one.short_help = (one.help or "").partition("\n\n")[0]
     return whole
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mithridate import judges
-from mithridate.cli.shared import Accelerate, Overrides, new_table, overrides_of, print_table
+from mithridate.cli.shared import Accelerate, Overrides, new_table, overrides_of, print_table, say
 from mithridate.environment import commit, gpu_problem, hardware, has_driver, version, versions
 from mithridate.errors import InputError, nearest
 from mithridate.methods.index import index
@@ -133,10 +133,10 @@ def estimate(
         costs = took * line.setup.processes * (price or 0)
         more = [f"{took:.3g}" if took else ""] if speed else []
         table.add_row(*line.cells(), *more, *([] if price is None else [f"{costs:.2f}" if took else ""]))
-    typer.echo(planning.described(lines))
+    say(planning.described(lines))
     print_table(table, keys=2)
     for note in left_out:
-        typer.echo(note)
+        say(note)
 
 
 @app.command()
@@ -159,7 +159,7 @@ def plan(
         if value is not None and not 0 <= value <= 1:
             raise InputError(f"{name}: expected a fraction from 0 to 1, got {value:g}")
     seed_sd = usual_sd(share) if seed_sd is None else seed_sd
-    typer.echo(f"expected rate {share:g}, limit {limit:g}, standard deviation between seeds {seed_sd:.3f}")
+    say(f"expected rate {share:g}, limit {limit:g}, standard deviation between seeds {seed_sd:.3f}")
     table = new_table("evidence", "prompts needed")
     for what, needed in (
         ("one model, for other prompts (80 % power)", prompts_needed(share, limit)),
@@ -329,7 +329,7 @@ def doctor(
             row(name, "declared", note=registry.group)
     print_table(table)
     if not load:
-        typer.echo("Whether PyTorch and every method can be loaded: mithridate doctor --load")
+        say("Whether PyTorch and every method can be loaded: mithridate doctor --load")
     if not ok:
         raise typer.Exit(FAILED)
 

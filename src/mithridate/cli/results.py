@@ -10,9 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from mithridate.cli.shared import RemoteCode, RunFolder, check_run, heard_or_not, new_table, print_table
+from mithridate.cli.shared import (
+    RemoteCode,
+    RunFolder,
+    check_run,
+    heard_or_not,
+    new_table,
+    print_table,
+    say,
+    write_out,
+)
 from mithridate.errors import InputError, MithridateError
-from mithridate.files import replace_file
 from mithridate.results.push import check_repo
 from mithridate.results.push import push as upload
 
@@ -193,10 +201,7 @@ def gate(
     limits = limits_of(read_policy(policy) if policy else {}, {**given, "allow_deviations": allow_deviation})
     verdict = decide(folder, limits, cell or ())
     if out:
-        try:
-            replace_file(out, verdict.json())
-        except OSError as error:  # whose exit code of 1 would be a verdict
-            raise InputError(f"--out {out}: cannot be written ({error.strerror}). Give a file that can.") from error
+        write_out(out, verdict.json())
     with heard_or_not():
         if as_json:
             typer.echo(verdict.json())
@@ -229,11 +234,7 @@ def compare(
     pairs = [tuple(name.split("=", 1)) if "=" in name else name for name in cell or ()]
     found = found_in(first, second, pairs, judge)  # pyright: ignore[reportArgumentType] (two parts each)
     if out:
-        text = found.json() if out.suffix == ".json" else found.to_pandas().to_csv(index=False)
-        try:
-            replace_file(out, text)
-        except OSError as error:
-            raise InputError(f"--out {out}: cannot be written ({error.strerror}). Give a file that can.") from error
+        write_out(out, found.json() if out.suffix == ".json" else found.to_pandas().to_csv(index=False))
     for line in lines(found):
         typer.echo(line)
 
@@ -249,14 +250,14 @@ def _print_verdict(verdict: Any) -> None:
         print_table(table)
     about = verdict.about
     rules = f", rules {about['rules']}" if about["rules"] else ""
-    typer.echo(f"protocol {about['protocol']}: judge {about['judge']}{rules}; part {about['part'] or 'not stated'}")
-    typer.echo(f"deviations: {'; '.join(map(str, about['deviations'])) or 'none'}")
+    say(f"protocol {about['protocol']}: judge {about['judge']}{rules}; part {about['part'] or 'not stated'}")
+    say(f"deviations: {'; '.join(map(str, about['deviations'])) or 'none'}")
     for name, sha256 in {"results.json": about["results_sha256"], **about["records_sha256"]}.items():
-        typer.echo(f"{name}: SHA-256 {sha256}")
+        say(f"{name}: SHA-256 {sha256}")
     for note in verdict.notes:
-        typer.echo(note)
+        say(note)
     for model in verdict.models:
-        typer.echo(f"{model.cell}: {model.outcome} (weights {model.weights_digest or 'not known here'})")
+        say(f"{model.cell}: {model.outcome} (weights {model.weights_digest or 'not known here'})")
     typer.echo(f"verdict: {verdict.outcome}")
 
 
@@ -288,7 +289,7 @@ def judge(
     typer.echo("Answers to harmful prompts:")
     print_table(table, keys=2)
     for name, note in {one.judge: one.note for one in found.scores if one.note}.items():
-        typer.echo(f"{name}: {note}")
+        say(f"{name}: {note}")
     if found.agreements:
         table = new_table("judges", "what", "answers", "agree", "Cohen's kappa", "differ", "unscored")
         for pair in found.agreements:

@@ -17,6 +17,7 @@ from mithridate.cli.shared import (
     Replace,
     overrides_of,
     print_table,
+    say,
 )
 from mithridate.errors import InputError
 from mithridate.experiment.uploads import of_upload
@@ -87,7 +88,7 @@ def run(
     overrides = overrides_of(override, dtype, accelerate)
     chosen = executor_of(executor, workers, options, load_experiment(file, overrides))
     for line in preview(file, overrides, chosen, out=out, **asked).lines():
-        typer.echo(line)
+        say(line)
 
 
 def _stage(name: str, text: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from mithridate.errors import InputError
+from mithridate.files import replace_file
 
 Experiment = Annotated[Path, typer.Argument(help="The experiment file (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -42,6 +45,19 @@ def check_run(folder: Path) -> None:
         raise InputError(f"{folder}: not a run folder (no results.json in it); give a folder that `run` wrote")
 
 
+def write_out(out: Path, text: str) -> None:
+    """Writes the file of --out whole or not at all; a folder that it lacks is made, as a run's is.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, text)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}). Give a file that can.") from error
+
+
 def overrides_of(given: list[str] | None, dtype: str | None, accelerate: str | None) -> list[str]:
     overrides = [*(given or []), *([f"dtype={dtype}"] if dtype else [])]
     if accelerate:  # a file is named from here; one in the experiment, from there
@@ -52,6 +68,25 @@ def overrides_of(given: list[str] | None, dtype: str | None, accelerate: str | N
 
 _LONGEST = 40  # characters of a word that a column makes room for; a longer one, as a path, is broken
 _SHORT = 20  # characters of a cell that is kept in one line, as a rate with its interval
+
+
+def _screen() -> bool:
+    """Whether stdout has an edge to fold at; into a file or a pipe, lines and tables are as wide as they are."""
+    return sys.stdout.isatty() or "COLUMNS" in os.environ
+
+
+def say(text: str, indent: int = 2) -> None:
+    """Prints lines of text, which are folded between words where the screen ends: `indent` further in than they
+    begin. A longer word, as a path, is left whole."""
+    for line in text.splitlines():
+        if _screen():
+            further = " " * (len(line) - len(line.lstrip()) + indent)
+            width = shutil.get_terminal_size().columns
+            folded = textwrap.wrap(
+                line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+            )
+            line = "\n".join(folded)
+        typer.echo(line)
 
 
 def new_table(*titles: str) -> Any:
@@ -69,9 +104,7 @@ def print_table(table: Any, keys: int = 1) -> None:
         def on_broken_pipe(self) -> None:
             raise  # rich calls this in its handler, and would end the process with an exit code of 1
 
-    # Into a file or a pipe a table is wide: there is no edge of a screen to fold it at.
-    screen = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Terminal(width=None if screen else 160)
+    console = Terminal(width=None if _screen() else 160)
     if all(column.overflow == "fold" for column in table.columns):
         for piece in _pieces(table, console.width, keys):
             console.print(piece)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mithridate.cli.shared import new_table, print_table
+from mithridate.cli.shared import new_table, print_table, say
 from mithridate.errors import MithridateError
 
 app = typer.Typer(help="List, check and clean up the store of finished stages.")
@@ -15,19 +15,21 @@ app = typer.Typer(help="List, check and clean up the store of finished stages.")
 
 @app.command("ls")
 def store_ls() -> None:
-    """List the finished stages: settings, size, wall time, and whether a run refers to them."""
-    from mithridate.pipeline.inventory import inventory
+    """List the finished stages: settings, size, wall time, and which no run refers to."""
+    from mithridate.pipeline.inventory import in_units, inventory
     from mithridate.store import Store
 
     found = inventory(opened := Store())
-    table = new_table("artefact", "settings", "size", "wall time", "finished (UTC)", "referenced")
+    table = new_table("artefact", "settings", "size", "time", "finished (UTC)")
     for one in found:
         made = f"{one.manifest['seconds']:.0f} s"
         finished = one.manifest["finished"][:16].replace("T", " ")
-        table.add_row(one.name, one.what, _size(one.bytes), made, finished, "" if one.used else "no")
+        table.add_row(one.name if one.used else f"{one.name} *", one.what, in_units(one.bytes), made, finished)
     print_table(table)
+    if not all(one.used for one in found):
+        say("* no run refers to it: `mithridate store gc`")
     seconds = sum(one.manifest["seconds"] for one in found)
-    typer.echo(f"{len(found)} artefacts, {_size(sum(one.bytes for one in found))}, {seconds:.0f} s, in {opened.root}")
+    say(f"{len(found)} artefacts, {in_units(sum(one.bytes for one in found))}, {seconds:.0f} s, in {opened.root}")
 
 
 @app.command("show")
@@ -59,15 +61,11 @@ def store_gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without this they are only listed.")] = False,
 ) -> None:
     """List (or remove) artefacts that no run folder refers to."""
-    from mithridate.pipeline.inventory import collect
+    from mithridate.pipeline.inventory import collect, in_units
     from mithridate.store import Store
 
     unused = collect(Store(), delete)
     for one in unused:
-        typer.echo(f"{one.name}  {_size(one.bytes)}  {one.what}")
+        say(f"{one.name}  {in_units(one.bytes)}  {one.what}")
     done = "removed" if delete else "to be removed with --delete"
-    typer.echo(f"{len(unused)} artefacts, {_size(sum(one.bytes for one in unused))}, {done}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    say(f"{len(unused)} artefacts, {in_units(sum(one.bytes for one in unused))}, {done}")

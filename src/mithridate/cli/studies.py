@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from mithridate.cli.shared import Overrides, Replace, new_table, print_table
+from mithridate.cli.shared import Overrides, Replace, new_table, print_table, say
 from mithridate.errors import InputError
 
 app = typer.Typer()
@@ -44,7 +44,7 @@ def attack(
     if study.points:
         print_table(table)
     for words in study.words:
-        typer.echo(words)
+        say(words)
     typer.echo(f"written: {study.folder / 'attack.md'}")
 
 
@@ -107,10 +107,10 @@ def reproduce(
             table.add_row(label(case.arm, case.at), str(one.seed), one.topology, size)
         print_table(table)
         for text in (*budget(tries(made)), *made.deviations):
-            typer.echo(f"- {text}")
+            say(f"- {text}")
         return
     for text in made.deviations:
-        typer.echo(f"- {text}")
+        say(f"- {text}")
     found = running.reproduce(name, asked, out, **({"replace": True} if replace else {}))
     table = new_table(*running.TITLES)
     for line in found.lines:
@@ -118,7 +118,7 @@ def reproduce(
     print_table(table)
     typer.echo("Deviations from the preset (marks: docs/presets.md):")
     for text in found.deviations:
-        typer.echo(f"- {text}")
+        say(f"- {text}")
     typer.echo(f"written: {found.folder / 'reproduce.md'}")
 
 
@@ -141,7 +141,7 @@ def benchmark(
 
     if dry_run:
         for line in running.planned(file):
-            typer.echo(line)
+            say(line)
         return
     executor = executor_of("local" if workers else "none", workers, {}, experiment)
     found = running.benchmark(file, out, executor, **({"replace": True} if replace else {}))

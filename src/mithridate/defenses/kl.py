@@ -29,10 +29,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.defense import Defense
+from mithridate.training.outputs import divergence
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,13 +87,6 @@ class KL(Defense):
         if not self.lam:
             return loss
         assert outputs.reference is not None and outputs.reference.logits is not None and outputs.logits is not None
-        start, now = (_log_softmax(logits) for logits in (outputs.reference.logits, outputs.logits))
-        total = (start.exp() * (start - now)).sum()
-        mean = total / (num_items_in_batch if num_items_in_batch is not None else max(len(now), 1))
+        mean = divergence(outputs.reference.logits, outputs.logits, num_items_in_batch)
         t.record("kl/divergence", mean)
         return loss + (self.lam * mean).to(loss.dtype)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """Over the vocabulary, float32 or wider: [N, V]."""
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

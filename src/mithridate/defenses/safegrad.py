@@ -51,6 +51,7 @@ from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import dot
+from mithridate.training.outputs import divergence
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -145,16 +146,9 @@ class SafeGrad(Defense):
 
 
 def _divergence(t: DefenseMixin, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """KL(start || now) of one micro-batch, summed over answer tokens, divided by those of the step: 0-dim."""
+    """KL(start || now) of one micro-batch at its answer tokens, divided by those of the step: 0-dim."""
     passed = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
     answers = inputs["labels"][:, 1:] != -100
     with t.reference() as start:
-        then = _log_softmax(start(**passed).logits[:, :-1][answers])
-    now = _log_softmax(model(**passed).logits[:, :-1][answers])
-    total = (then.exp() * (then - now)).sum()
-    return total / (num_items_in_batch if num_items_in_batch is not None else max(len(now), 1))
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """Over the vocabulary, float32 or wider: [N, V]."""
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        then = start(**passed).logits[:, :-1][answers]
+    return divergence(then, model(**passed).logits[:, :-1][answers], num_items_in_batch)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mithridate.environment import hardware
 from mithridate.errors import MithridateError
 from mithridate.files import canonical_json
-from mithridate.pipeline.inventory import Artefact, inventory
+from mithridate.pipeline.inventory import Artefact, in_units, inventory
 from mithridate.protocols import protocol
 from mithridate.store import Store
 
@@ -47,7 +47,7 @@ class Guess:
         if self.seconds is None or self.bytes is None:
             return "time unknown"
         like = f"as {self.count} like it" if self.count else "by its operations"
-        return f"about {_time(self.seconds)} and {_size(self.bytes)} ({like})"
+        return f"about {_time(self.seconds)} and {in_units(self.bytes)} ({like})"
 
 
 class Forecast:
@@ -113,7 +113,7 @@ class Forecast:
             return
         known = [guess for guess in guesses if guess.seconds is not None]
         seconds, size = sum(guess.seconds or 0 for guess in known), sum(guess.bytes or 0 for guess in known)
-        yield f"One after the other they take about {_time(seconds)}, and {_size(size)} on disk:"
+        yield f"One after the other they take about {_time(seconds)}, and {in_units(size)} on disk:"
         like, counted = (sum(guess.source == source for guess in guesses) for source in ("like stages", "operations"))
         if like:
             yield f"  {like} as stages like them took on this hardware (their stage.json in the store)"
@@ -158,10 +158,3 @@ def _time(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-
-
-def _size(size: float) -> str:
-    for unit, many in (("GB", 1e9), ("MB", 1e6)):
-        if size >= many:
-            return f"{size / many:.1f} {unit}"
-    return f"{size / 1e3:.0f} kB"

@@ -48,10 +48,17 @@ class Artefact:
         words = [*config.get("defense", {}), *config.get("repair", {})]
         if attack := config.get("attack"):
             words.append(attack_in_words(attack))
-        words += [
-            f"{key} {config[key]}" for key in ("protocol", "upto", "step", "seed") if config.get(key) is not None
-        ]
+        said = {"protocol": "", "upto": "after ", "step": "step ", "seed": "seed "}
+        words += [f"{said[key]}{config[key]}" for key in said if config.get(key) is not None]
         return ", ".join(words)
+
+
+def in_units(size: float) -> str:
+    """A number of bytes in words."""
+    for unit, many in (("GB", 1e9), ("MB", 1e6)):
+        if size >= many:
+            return f"{size / many:.1f} {unit}"
+    return f"{size / 1e3:.0f} kB"
 
 
 def register_run(store: Store, run: Path, artefacts: Iterable[Path], only: bool = False) -> None:

@@ -278,4 +278,5 @@ def _from(rows: Rows, source: str | None, what: str) -> list[str]:
 
 
 def _differ(what: str, wanted: Any, got: Any) -> list[str]:
-    return [] if wanted == got else [f"{what}: {got} in place of {wanted}"]
+    found, asked = ("none" if value is None else value for value in (got, wanted))
+    return [] if wanted == got else [f"{what}: {found} in place of {asked}"]

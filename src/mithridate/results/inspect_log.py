@@ -50,7 +50,7 @@ def write_log(
 
     Args:
         path: a folder, where the log is named as Inspect names its own (`inspect view` lists no others), or a file
-            that ends in ".json"; one that exists is replaced.
+            that ends in ".json"; one that exists is replaced, and a folder that it lacks is made.
         rows: the records (`evaluation.Row`) of one model under one protocol.
         model: its name.
         summary: what `evaluation.summarise` says of the rows; None leaves it out.
@@ -61,14 +61,12 @@ def write_log(
     Returns the path of the file.
 
     Raises:
-        InputError: another ending, no such folder, no rows, or rows of several cells or protocols.
+        InputError: another ending, no rows, or rows of several cells or protocols.
         MithridateError: the file cannot be written.
     """
     path = Path(path)
     if not path.is_dir() and path.suffix != ".json":
         raise InputError(f"{path}: an Inspect log in JSON ends in .json; give such a name, or a folder.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}.")
     rows = [dict(row) for row in rows]
     log = _log(rows, model, summary or {}, identity or {}, judges or {}, created or datetime.now(UTC))
     if path.is_dir():
@@ -76,6 +74,7 @@ def write_log(
         name = "_".join((spec["created"], spec["task"], spec["task_id"]))
         path /= f"{re.sub('[^A-Za-z0-9_+.]+', '-', name)}.json"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(log, ensure_ascii=False, default=str))
     except OSError as error:
         raise MithridateError(f"{path}: cannot be written: {error.strerror or error}.") from error

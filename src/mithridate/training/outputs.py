@@ -40,6 +40,23 @@ class Outputs:
     reference: Outputs | None = None
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """Over the vocabulary, the last axis; float32 or wider."""
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def divergence(start: Tensor, now: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """KL(start || now) of one micro-batch, summed over its tokens: 0-dim, float32 or wider.
+
+    Args:
+        start, now: [N, V] logits at the same N tokens.
+        num_items_in_batch: tokens of the whole step, by which the sum is divided; N where None.
+    """
+    then, after = log_softmax(start), log_softmax(now)
+    total = (then.exp() * (then - after)).sum()
+    return total / (num_items_in_batch if num_items_in_batch is not None else max(len(now), 1))
+
+
 class Capture:
     """While entered, sees what a model's forward pass returns; `outputs` then makes `Outputs` of the first such pass.
 
@@ -103,8 +120,7 @@ class Capture:
         logits = None
         if log_probs is None:
             logits = whole[:, :-1][mask]
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            picked = torch.log_softmax(wide, -1).gather(-1, targets[:, None]).squeeze(-1)
+            picked = log_softmax(logits).gather(-1, targets[:, None]).squeeze(-1)
             log_probs = picked.new_zeros(mask.shape).masked_scatter(mask, picked)
         elif "logits" in self._needs:
             logits = self._logits(mask)
