@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+import typer
 
 import mithridate
 from mithridate import cli
+from mithridate.cli.shared import say
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 
 VERBS = [
@@ -390,6 +392,31 @@ def narrow(monkeypatch, capsys):
         return capsys.readouterr().out.splitlines()
 
     return printed
+
+
+def test_no_help_cuts_a_name_or_a_sentence(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    whole, helps = typer.main.get_command(cli.app), {}
+    for verb in whole.commands:
+        code, helps[verb], _ = command(verb, "--help")
+        assert code == 0 and max(map(len, helps[verb].splitlines())) <= 80 and "…" not in helps[verb]
+        names = {name for option in whole.commands[verb].params for name in (*option.opts, *option.secondary_opts)}
+        for name in names:
+            assert not name.startswith("--") or re.search(rf"(?<!\S){re.escape(name)}(?!\S)", helps[verb]), name
+    listed = " ".join(command("--help")[1].split())
+    assert all(" ".join(one.help.split("\n\n")[0].split()) in listed for one in whole.commands.values() if one.help)
+
+
+def test_text_is_folded_between_words_on_a_screen_only(monkeypatch, capsys):
+    text, path = "  " + "word " * 30 + "end", "/a" * 60
+    say(f"{text}\n{path}")
+    assert capsys.readouterr().out == f"{text}\n{path}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    say(f"{text}\n{path}")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == path and max(map(len, lines[:-1])) <= 40 and len(lines) > 4
+    assert lines[0].startswith("  word") and all(line.startswith("    word") for line in lines[1:-2])
+    assert " ".join(lines[:-1]).split() == text.split()
 
 
 def test_a_table_that_fits_is_as_it_is(narrow):

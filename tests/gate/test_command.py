@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.parametrize("verdict", CODES)
 def test_exit_codes(folders, tmp_path, capsys, verdict):
-    out = tmp_path / "verdict.json"
+    out = tmp_path / "not" / "yet" / "verdict.json"
     assert cli.main(["gate", str(folders[verdict]), *LIMIT, "--out", str(out)]) == CODES[verdict]
     written, said = json.loads(out.read_text()), capsys.readouterr().out
     assert written["verdict"] == verdict and f"verdict: {verdict}" in said and "harmful score" in said

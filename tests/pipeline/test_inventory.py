@@ -79,6 +79,16 @@ def test_a_manifest_that_is_damaged_but_json_is_listed_nowhere(store, filled, te
     assert dict(verify(store))[filled[2]] is False and not (store.root / filled[2]).exists()
 
 
+def test_the_list_fits_a_screen_and_marks_what_no_run_refers_to(store, filled, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["store", "ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and sum(line.strip().startswith("artefact") for line in lines) == 1
+    marked = [line for line in lines if line.lstrip("│ ").startswith(f"{filled[2]} *")]
+    assert len(marked) == 1 and lines.count("* no run refers to it: `mithridate store gc`") == 1
+    assert not any(f"{name} *" in line for name in filled[:2] for line in lines)
+
+
 def test_a_manifest_with_one_changed_field_is_not_listed(store, filled):
     file = store.root / filled[2] / "stage.json"
     file.write_text(file.read_text().replace('"bytes"', '"bites"'))

@@ -182,12 +182,14 @@ def test_a_notebook_sees_a_table_without_markup(copies):
 
 def test_the_command_prints_80_columns_and_writes_both_files(runs, tmp_path):
     for ending in ("csv", "json"):
-        done = CliRunner().invoke(app, ["compare", str(runs[0]), str(runs[1]), "--out", str(tmp_path / f"c.{ending}")])
+        done = CliRunner().invoke(
+            app, ["compare", str(runs[0]), str(runs[1]), "--out", str(tmp_path / "new" / f"c.{ending}")]
+        )
         assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 80
     assert re.search(r"harmful score +1% \[<1, 5\] +54% \[44, 63\] +\+53 \[\+43, \+62\] +< 0\.001 +112", done.output)
-    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
-    made = json.loads((tmp_path / "c.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "new" / "c.csv").open()))
+    made = json.loads((tmp_path / "new" / "c.json").read_text())
     assert len(rows) == len(made["differences"]) == 12
     assert float(rows[6]["difference"]) == made["differences"][6]["difference"]
     done = CliRunner().invoke(app, ["compare", str(runs[0]), str(runs[1]), "--out", "c.txt"])

@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import altair
 import markupsafe
@@ -16,6 +17,7 @@ import pytest
 from jinja2.utils import htmlsafe_json_dumps
 from rich.console import Console
 
+from mithridate import cli
 from mithridate.errors import InputError
 from mithridate.report import colours, figures
 from mithridate.report.build import build_report, terminal_table
@@ -315,6 +317,24 @@ def test_the_tuning_log_is_linked_and_shown(page):
     assert 'href="tuning.jsonl"' in page
     assert "(3 entries)" in page
     assert "validation.harmful_score" in page
+
+
+def test_a_full_disk_leaves_the_old_page_and_says_where(small, tmp_path, monkeypatch, capsys):
+    """And a folder that --out lacks is made, as for a run."""
+    monkeypatch.setattr("mithridate.report.build._page", lambda *_: "<!doctype html><title>mithridate</title>")
+    out = tmp_path / "not" / "yet" / "page.html"
+    assert cli.main(["report", str(small), "--out", str(out)]) == 0
+    before, write = out.read_text(), Path.write_text
+
+    def full(self, text, **named):
+        write(self, text[:9], **named)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    capsys.readouterr()
+    assert cli.main(["report", str(small), "--out", str(out)]) == 1
+    assert capsys.readouterr() == ("", f"error: {out}: No space left on device\n")
+    assert out.read_text() == before and [file.name for file in out.parent.iterdir()] == ["page.html"]
 
 
 def test_links_lead_to_the_run_when_the_page_is_elsewhere(small, tmp_path):

@@ -102,7 +102,7 @@ def of_model(
             lines.append(StageLine("repair", setup, needs, needs.flops))
         else:
             acting = {} if name == PLAIN else {name: _made("defenses", name, fields)}
-            lines.append(_training("", config, setup, acting, rows=rows))
+            lines.append(_training("training", config, setup, acting, rows=rows))
     return lines
 
 
