@@ -10,13 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mithridate import judges
 from mithridate.cli.shared import Accelerate, Overrides, new_table, overrides_of, print_table, say
 from mithridate.environment import commit, gpu_problem, hardware, has_driver, version, versions
 from mithridate.errors import InputError, nearest
-from mithridate.methods.index import index
-from mithridate.methods.registry import KINDS, by_name
-from mithridate.report.citations import bibtex_of, own_bibtex
 
 FAILED = 1
 
@@ -206,6 +202,8 @@ def methods(
 
 
 def _kinds() -> dict[str, Any]:
+    from mithridate.methods.registry import KINDS, by_name
+
     return {kind: by_name(kind) for kind in KINDS}
 
 
@@ -222,6 +220,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 
 def _measures() -> None:
+    from mithridate import judges
     from mithridate.data.tasks import PROMPT_SETS
     from mithridate.protocols import PROTOCOLS
 
@@ -242,6 +241,7 @@ def _measures() -> None:
 
 def _plugins() -> list[tuple[Any, str]]:
     """What other packages add: the registry and the name of each."""
+    from mithridate import judges
     from mithridate.data.tasks import TASKS
     from mithridate.protocols import PROTOCOLS
 
@@ -269,6 +269,8 @@ def cite(
     ] = None,
 ) -> None:
     """Print the BibTeX entries of methods, or of mithridate itself."""
+    from mithridate.report.citations import bibtex_of, own_bibtex
+
     typer.echo("\n\n".join(bibtex_of(name) for name in dict.fromkeys(names)) if names else own_bibtex())
 
 
@@ -355,6 +357,8 @@ def _gpu_rows(row: Callable[..., None]) -> None:
 
 def _load(row: Callable[..., None]) -> None:
     """A row for every method and every plug-in, which are imported."""
+    from mithridate.methods.index import index
+
     try:
         import mithridate.training.trainer  # noqa: F401 (whether it can be)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from mithridate.cli.shared import Overrides, Replace, new_table, print_table, say
 from mithridate.errors import InputError
@@ -76,6 +75,8 @@ def reproduce(
     replace: Replace = False,
 ) -> None:
     """Run a paper's experiment, or all methods under one protocol, and compare with the paper's numbers."""
+    from rich.markup import escape
+
     from mithridate.studies.presets import NAMES, preset
     from mithridate.studies.presets.scaled import Asked, label, plan
 
@@ -133,6 +134,8 @@ def benchmark(
     replace: Replace = False,
 ) -> None:
     """Compare methods at equal tuning budgets: tries on validation parts, then one run on the test parts."""
+    from rich.markup import escape
+
     from mithridate.studies.benchmarks.settings import load_benchmark
 
     _, experiment, _ = load_benchmark(file)  # what is wrong with the file is said before torch is loaded

@@ -54,13 +54,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
-from mithridate.training.gradients import fork_rng, global_norm, local, perturbed
+from mithridate.training.gradients import fork_rng, global_norm, local, perturbed, sharded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +142,7 @@ class Panacea(Defense):
         if self.learned:
             require_rows(self, "harmful_dataset")
             t.side_data(self.harmful_dataset, "harmful_dataset")
-        elif any(isinstance(p, DTensor) for p in t.params):
+        elif any(sharded(p) for p in t.params):
             raise UnsupportedSetup(
                 "Panacea: the control's random perturbation is not tested on sharded weights.",
                 "use plain data parallelism.",

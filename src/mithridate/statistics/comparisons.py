@@ -19,7 +19,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact, permutation_test, ttest_ind
+from scipy.special import bdtr
 
 from mithridate.statistics.shares import (
     ByPrompt,
@@ -52,7 +52,7 @@ def paired(a: Sequence[bool], b: Sequence[bool]) -> dict:
     both, only_a = pairs.count((True, True)), pairs.count((True, False))
     only_b, neither = pairs.count((False, True)), pairs.count((False, False))
     discordant = only_a + only_b
-    p_value = float(binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    p_value = min(1.0, 2 * float(bdtr(min(only_a, only_b), discordant, 0.5)))  # of a half, both tails are alike
     interval = difference(
         proportion(both + only_a, n),
         proportion(both + only_b, n),
@@ -113,6 +113,8 @@ def unpaired(a: ByPrompt, b: ByPrompt) -> dict:
     With one answer a prompt the test is Fisher's exact one, which is conservative; with several it is Welch's t test
     of the prompts' shares, for the prompts are the sample. None, and p = 1, where one run has no scored answer.
     """
+    from scipy.stats import fisher_exact, ttest_ind  # takes most of a second
+
     x, y = prompt_shares(a), prompt_shares(b)
     n = len(x) + len(y)
     if not len(x) or not len(y):
@@ -171,6 +173,8 @@ def _clustered(answers: ByPrompt, shares: np.ndarray) -> dict:
 
 
 def _swapped(differences: np.ndarray) -> float:
+    from scipy.stats import permutation_test  # takes most of a second
+
     moved = differences[differences != 0]
     if len(moved) < 2:  # one prompt that differs may as well differ the other way
         return 1.0

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binom
 
 POWER = 0.8
 ALPHA = 0.05
@@ -37,6 +35,8 @@ def detectable_paired(n: int, discordant: float, comparisons: int = 1) -> float 
 
 def _root(gap: Callable[[float], float], most: float) -> float | None:
     """Where the rising `gap` crosses 0 between 0 and `most`, to four digits, rounded up; None where it does not."""
+    from scipy.optimize import brentq
+
     if gap(most) < 0:
         return None
     found: Any = brentq(gap, 1e-6, most, xtol=1e-5)
@@ -45,6 +45,8 @@ def _root(gap: Callable[[float], float], most: float) -> float | None:
 
 def _mcnemar_power(n: int, discordant: float, difference: float, alpha: float) -> float:
     """Probability of p < alpha for n pairs: a share `discordant` differ, `difference` more of them one way."""
+    from scipy.stats import binom  # takes most of a second
+
     pairs = np.arange(n + 1)
     # The largest count on the rarer side with p = 2 cdf(count) < alpha; -1 where there is none.
     count = binom.ppf(alpha / 2, pairs, 0.5)

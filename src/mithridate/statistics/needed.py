@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import sqrt
 
-from scipy.stats import binom
-
 from mithridate.statistics.detectable import POWER
 from mithridate.statistics.seeds import unseen
 from mithridate.statistics.shares import NORMAL, quantile, wilson
@@ -33,6 +31,8 @@ def prompts_needed(share: float, limit: float) -> int | None:
 
     Returns None where not even 100,000 would.
     """
+
+    from scipy.stats import binom  # takes most of a second
 
     def decides(n: int) -> bool:
         fits = _last(n, lambda k: wilson(k / n, n, NORMAL)[1] <= limit)  # the largest count that passes

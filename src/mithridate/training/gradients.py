@@ -9,19 +9,27 @@ functions that return a norm or a cosine are to be called by all processes.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def sharded(t: Any) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor; there are none where nothing has imported these, which takes most of a second."""
+    return isinstance(t, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
 
 
 @torch.no_grad()
 def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What of each tensor lies on this process: its shard, or the tensor itself. Shares memory with it."""
-    return [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
+    return [t.to_local() if sharded(t) else t.detach() for t in tensors]
 
 
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what stays in a CPU's cache between two operations
@@ -53,7 +61,7 @@ def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
     by_mesh: dict[Any, list[Tensor]] = defaultdict(list)  # sharded and whole tensors cannot share one call
     for t in tensors:
         if t is not None:
-            by_mesh[t.device_mesh if isinstance(t, DTensor) else None].append(t.detach())
+            by_mesh[t.device_mesh if sharded(t) else None].append(t.detach())
     if not by_mesh:
         return torch.zeros(())
     norms: list[Tensor] = []
@@ -61,7 +69,7 @@ def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
         dtype = torch.promote_types(group[0].dtype, torch.float32)  # squares of fp16 numbers overflow in fp16
         each = torch._foreach_norm(group, 2, dtype=dtype)
         norm = torch.linalg.vector_norm(torch.stack([n.to(each[0].device) for n in each]))
-        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norms.append(norm.full_tensor() if sharded(norm) else norm)
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 
@@ -74,7 +82,9 @@ def dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Tensor:
     sums: list[Tensor] = []
     for a, b in pairs:
         part = (local([a])[0].double() * local([b])[0].double()).sum()
-        if isinstance(a, DTensor):
+        if sharded(a):
+            from torch.distributed.tensor import DTensor, Partial, Replicate
+
             kinds = [Partial() if place.is_shard() else Replicate() for place in a.placements]
             part = DTensor.from_local(part, a.device_mesh, kinds, run_check=False).full_tensor()
         sums.append(part)
@@ -145,7 +155,9 @@ def effective_step(
     for old, new, d in zip(before, local(after), local(direction), strict=True):
         step = new - old if dtype is None else new.to(dtype).to(new.dtype) - old.to(dtype).to(old.dtype)
         sums += torch.stack([(step * d).sum(), step.square().sum(), d.square().sum()])
-    if isinstance(first := after[0], DTensor):
+    if sharded(first := after[0]):
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
         parts = [Partial() if p.is_shard() else Replicate() for p in first.placements]
         sums = DTensor.from_local(sums, first.device_mesh, parts, run_check=False).full_tensor()
     dot, length, wanted = sums
