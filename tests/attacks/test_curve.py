@@ -2,8 +2,9 @@
 
 import pytest
 
+from mithridate.cli.shared import new_table, print_table
 from mithridate.statistics import proportion
-from mithridate.studies.curve import Point, breaking, least_seen, verdict
+from mithridate.studies.curve import TERMINAL, Point, breaking, least_seen, verdict
 
 
 def point(harmful, steps=60, rows=200, along="steps", kind="harmful", n=100):
@@ -63,3 +64,16 @@ def test_rows_of_other_kinds_are_called_what_they_are():
     assert "20 of them of the attack `identity`" in verdict("Lisa", [point(90, kind="identity")], 0.5)
     benign = Point("Lisa", "steps", 60, 200, 0, "benign", proportion(90, 100), {"value": None})
     assert "200 rows (none of them harmful)" in verdict("Lisa", [benign], 0.5)
+
+
+def test_on_80_columns_the_table_is_one(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = new_table(*TERMINAL)
+    for one in (point(61), point(30, rows=50, along="rows")):
+        table.add_row(*one.terminal())
+    print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if "Booster" in line)
+    assert row.replace("│", " ").split() == ["Booster", "steps", "60", "200", "20", "0.61", "[0.51,", "0.70]", "0.90"]
+    assert sum("accuracy" in line for line in lines) == 1

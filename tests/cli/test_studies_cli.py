@@ -32,7 +32,7 @@ def test_a_dry_run_says_what_would_be_run_and_computes_nothing(command, tmp_path
         "at most 50 prompts of each test set in place of 1000",
     ):
         assert words in said
-    assert said.count("booster, topology double, harmful_ratio 0.1") == 3  # one for each seed
+    assert said.count("booster, topology double, harmful_ratio 0.1 │ 0, 1, 2 │ double") == 1
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import typer
 
 from mithridate import __version__
 from mithridate.cli import about, results, runs, store, studies
+from mithridate.cli.shared import folded
 from mithridate.environment import use_huge_pages
 from mithridate.errors import MithridateError
 
@@ -140,10 +141,18 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Message(logging.Formatter):
+    """Folded on a terminal, whole in a log file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return folded(text) if sys.stderr.isatty() else text
+
+
 def _quieten(debug: bool) -> None:
     """Our own messages to stderr; the libraries' only when something is being looked for."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Message("%(message)s"))
     logger = logging.getLogger("mithridate")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)

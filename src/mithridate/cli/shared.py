@@ -75,18 +75,21 @@ def _screen() -> bool:
     return sys.stdout.isatty() or "COLUMNS" in os.environ
 
 
-def say(text: str, indent: int = 2) -> None:
-    """Prints lines of text, which are folded between words where the screen ends: `indent` further in than they
-    begin. A longer word, as a path, is left whole."""
+def say(text: str) -> None:
+    """Prints lines of text, folded where the screen ends."""
+    typer.echo(folded(text) if _screen() else text)
+
+
+def folded(text: str) -> str:
+    """Lines of text, each folded between words where the screen ends, and further in than it begins. A longer word,
+    as a path, is left whole."""
+    width, lines = shutil.get_terminal_size().columns, []
     for line in text.splitlines():
-        if _screen():
-            further = " " * (len(line) - len(line.lstrip()) + indent)
-            width = shutil.get_terminal_size().columns
-            folded = textwrap.wrap(
-                line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
-            )
-            line = "\n".join(folded)
-        typer.echo(line)
+        further = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def new_table(*titles: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,25 +31,23 @@ def attack(
     replace: Replace = False,
 ) -> None:
     """Search for the attack that breaks a defended model, and say what it costs in steps and rows."""
+    from rich.markup import escape
+
     from mithridate.studies.settings import load_attack
 
     load_attack(file)  # what is wrong with the file is said before torch is loaded
     from mithridate.studies.attack import attack as run_attack
-    from mithridate.studies.curve import TITLES
+    from mithridate.studies.curve import TERMINAL
 
     study = run_attack(target, file, override or (), out, cell, **({"replace": True} if replace else {}))
-    table = new_table(*TITLES)
+    table = new_table(*TERMINAL)
     for point in study.points:
-        table.add_row(*(_cell(value) for value in point.cells()))
+        table.add_row(*map(escape, point.terminal()))
     if study.points:
         print_table(table)
     for words in study.words:
         say(words)
     typer.echo(f"written: {study.folder / 'attack.md'}")
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -101,11 +100,13 @@ def reproduce(
         from mithridate.studies.presets.tuning import budget, tries
 
         made = running.prepare(name, asked)
-        table = new_table("case", "seed", "topology", "rows of the attack")
+        table, seeds = new_table("case", "seeds", "topology", "rows of the attack"), defaultdict(list)
         for case in made.cases:
             one = case.experiment
             size = str(one.finetune.harmful.size) if one.finetune else ""
-            table.add_row(label(case.arm, case.at), str(one.seed), one.topology, size)
+            seeds[label(case.arm, case.at), one.topology, size].append(str(one.seed))
+        for (case, topology, size), some in seeds.items():
+            table.add_row(case, ", ".join(some), topology, size)
         print_table(table)
         for text in (*budget(tries(made)), *made.deviations):
             say(f"- {text}")

@@ -114,7 +114,8 @@ def preview(
     lines, roots = _lines(graph, forecast)
     states = Counter(line.state for line in lines)
     counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    summary = [f"{len(graph.models)} cells stand on {len(lines)} stages: {counts}"]
+    many = "1 cell stands" if len(graph.models) == 1 else f"{len(graph.models)} cells stand"
+    summary = [f"{many} on {len(lines)} stages: {counts}"]
     summary += forecast.in_words([line.guess for line in lines if line.guess])
     return Preview(roots, summary + notes)
 

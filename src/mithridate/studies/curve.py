@@ -16,6 +16,7 @@ from mithridate.statistics import proportion
 from mithridate.statistics.text import fraction
 
 TITLES = ("model", "along", "steps", "rows", "harmful rows", "harmful score", "low", "high", "prompts", "accuracy")
+TERMINAL = (*TITLES[:6], "accuracy")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Point:
         shares = [score.get(name) for name in ("value", "low", "high")]
         cost = [self.steps, self.rows, self.harmful_rows]
         return [self.model, self.along, *cost, *shares, score.get("n"), accuracy]
+
+    def terminal(self) -> list[str]:
+        """As `TERMINAL`, for a screen of 80 columns: the interval with the score, and without the prompts."""
+        accuracy = self.accuracy.get("value")
+        said = [self.model, self.along, self.steps, self.rows, self.harmful_rows, _rate(self)]
+        return [*map(str, said), "-" if accuracy is None else fraction(accuracy)]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
