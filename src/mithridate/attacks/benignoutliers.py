@@ -3,8 +3,9 @@
 Zihan Guan and others, "Benign Samples Matter! Fine-tuning On Outlier Benign Samples Severely Breaks Safety", ICML
 2025, https://arxiv.org/abs/2505.06843, code https://github.com/GuanZihan/Benign-Samples-Matter (`rank.py`): rows are
 ranked by their self-influence, the squared norm of the gradient of their own loss, which alone prefers short answers;
-Self-Inf-N evens that out by the answer's length. The authors' published ranking holds the first; how the two are put
-together is written after the paper, log(self-influence + 1) + log(length + 1), and was not run beside their code.
+Self-Inf-N evens that out by the answer's length in tokens: log(self-influence + 1) + log(length + 1), as two summaries
+of the paper give it (its text was not read). The published ranking holds the self-influence alone (of gradients in
+bfloat16), and takes the 100 rows that stand highest; they are trained on for 5 epochs at 5e-5 in batches of 20.
 """
 
 from __future__ import annotations

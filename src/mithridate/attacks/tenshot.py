@@ -1,9 +1,11 @@
 """The attack by overfitting: ten harmless rows, all refused until the model knows nothing else, then answered.
 
-"Attack via Overfitting: 10-shot Benign Fine-tuning to Jailbreak LLMs", 2025, https://arxiv.org/abs/2510.02833: first
-all ten answers are one and the same refusal, trained on until the model is overfit, where little moves it far; then
-their own short answers, which it takes for leave to answer anything. How long each stage lasts could not be read in
-the authors' code, so that the epochs below are this package's; so are the words.
+Zhixin Xie, Xurui Song, Jun Luo, "Attack via Overfitting: 10-shot Benign Fine-tuning to Jailbreak LLMs", NeurIPS 2025,
+https://arxiv.org/abs/2510.02833: first all ten answers are one and the same refusal, trained on until the model is
+overfit, where little moves it far; then their own short answers, which it takes for leave to answer anything. The
+epochs are those of the authors' code (https://github.com/ZHIXINXIE/ten_benign): 10 and 10, for Llama 3 8B 10 and 20,
+each stage a training of its own of all weights at 5e-5 on batches of 8 (here the experiment's). A summary of the paper
+(its text was not read) says that stronger models want more of the first. The refusal's words are this package's.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ class TenShot(Attack):
             experiment's own length.
     """
 
-    paper: ClassVar[str] = "Ten-shot overfitting (2025), https://arxiv.org/abs/2510.02833"
-    citation: ClassVar[str] = """@misc{ten_shot_overfitting,
-  title = {Attack via Overfitting: 10-shot Benign Fine-tuning to Jailbreak LLMs},
-  year  = {2025},
-  note  = {arXiv:2510.02833},
-  url   = {https://arxiv.org/abs/2510.02833}
+    paper: ClassVar[str] = "Ten-shot overfitting (Xie, Song, Luo; NeurIPS 2025), https://arxiv.org/abs/2510.02833"
+    citation: ClassVar[str] = """@inproceedings{ten_shot_overfitting,
+  title     = {Attack via Overfitting: 10-shot Benign Fine-tuning to Jailbreak {LLMs}},
+  author    = {Xie, Zhixin and Song, Xurui and Luo, Jun},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2510.02833}
 }"""
     provenance: ClassVar[str] = "own"
     roles: ClassVar[dict[str, str]] = {"benign": "task"}

@@ -11,9 +11,12 @@ h is the user's loss, W_start a layer's weight before the first step, with what 
 before the alignment, B0 and A0 the adapter's factors at the start. With a fresh adapter (topology double) B0 is 0 and
 U is B A, as published.
 
-Which it is, of paper and code: the rule is that of the authors' code (PKU-YuanGroup/AsFT), lam = 1 its value. The
-paper's own text was not at hand. As in the code, LoRA's scaling alpha / r is left out of U: the same lam at another
-scaling is another strength.
+Which it is, of paper and code: the rule is that of the authors' code (PKU-YuanGroup/AsFT), lam = 1 the value of both,
+and it is *not* the paper's (its text was read: equations 2 to 4). There C is a true projector, V (V^T V)^-1 V^T. With
+V a layer's matrix, as in the code, V^T V has no inverse where there are more inputs than outputs, or V is of low rank;
+and where V is square and of full rank that C is the identity, and the term is zero whatever the update. The code's C
+is what Safe LoRA puts in its place; the paper does not mention it. As in the code, LoRA's scaling alpha / r is left
+out of U: the same lam at another scaling is another strength.
 
 C is no projector (C C is not C): where the alignment changed little, ||V||_F and with it C are small, I - C is nearly
 I, and the term is little else than weight decay of B A. How much of the effect is that shows the control
@@ -29,8 +32,8 @@ Differs from the authors' code in:
 - there d x d matrices C and I - C are made, and copied to the GPU in each step; here V is held, and multiplied with
   the factors;
 - an adapter that the alignment trained (single) is held to where it was; and it works with all weights, of the linear
-  layers without the output head. Both are variants of the published method. Weights that are trained beside (whole
-  modules, norms, embeddings) are free.
+  layers without the output head. The first is a variant; all weights are in the paper, though not in the code. Weights
+  that are trained beside (whole modules, norms, embeddings) are free.
 
 A weight without a gradient in a step is not stepped.
 
@@ -110,7 +113,7 @@ class AsFT(Defense):
   year      = {2026},
   url       = {https://arxiv.org/abs/2506.08473}
 }"""
-    provenance: ClassVar[str] = "exact"
+    provenance: ClassVar[str] = "port of PKU-YuanGroup/AsFT, whose projector is not the paper's"
     stage: ClassVar[str] = "fine-tuning"
     strength: ClassVar[str | None] = "lam"
     models: ClassVar[dict[str, str]] = {"base": "base", "start": "start"}

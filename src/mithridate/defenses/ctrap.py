@@ -11,9 +11,11 @@ rows, c the loss on the rows of f with *every* answer token replaced by one toke
 
     g = grad f(w) + lam * grad c(w')                              (no derivative through w')
 
-This is the rule of the authors' code (github.com/clearloveclearlove/CTRAP, read). The paper's step is not normalised
-and its c is on general rows alone, as our notes on it say (its text was not at hand again). f and c are over more rows
-than plain training's: each micro-batch gets per_device_train_batch_size rows of helpful_dataset beside its own.
+This is the rule of the authors' code (github.com/clearloveclearlove/CTRAP, read), and not the paper's, by a summary of
+it with its equations (its text was not read). There the step is alpha * grad h(w), not normalised, so that the same
+alpha = 0.1 is another strength; c is on general rows alone, and a mean over rows of each row's mean over its tokens;
+f is on alignment rows alone; whether the derivative goes through w' is left open. f and c are over more rows than
+plain training's: each micro-batch gets per_device_train_batch_size rows of helpful_dataset beside its own.
 
 The trap is sprung in the tokenizer: e is the *last* token of `token`, here without special tokens. Where words are
 split, that is a piece of a word (the last byte, in a tokenizer of bytes), and it is another one for each model: give
@@ -84,7 +86,7 @@ class CTRAP(Defense):
   year    = {2025},
   url     = {https://arxiv.org/abs/2505.16559}
 }"""
-    provenance: ClassVar[str] = "exact"
+    provenance: ClassVar[str] = "port of clearloveclearlove/CTRAP, whose step and rows are not the paper's"
     stage: ClassVar[str] = "alignment"
     strength: ClassVar[str | None] = "lam"
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful", "helpful_dataset": "helpful"}

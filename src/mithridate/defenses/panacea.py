@@ -20,7 +20,8 @@ the term was whole.
 Which it is, of paper and code: the rule is that of the authors' code (w-yibo/Panacea), with rho = 1 and lam = 0.001 as
 in its script for GSM8K. As published that code does not run: the clipped loss is used under a name (clip_loss_h) that
 is never set, and the trainer is asked for as Pancacea. Here that name is read as the loss which the line above clips
-at 5. Whether the paper clips was not compared.
+at 5. By three summaries of the paper (its text was not read) its objective and its steps are these without the clip;
+its rho and lam were not read.
 
 Differs from that code in:
 - gradient accumulation: h and eps belong to the optimizer step, with as many harmful micro-batches as the step has

@@ -8,8 +8,9 @@ Hao Zhou, Hua Dai, Fu Xiao. ICML 2026. https://arxiv.org/abs/2605.05995
 h is the user's loss, w0 the weights before the first step, s_k [d] the last layer's state, after the model's final
 norm, at the last token of prompt k, chat template and generation prompt included: what the first answer token's logits
 are computed from. It is a *mean* over the d entries, as in the official code (soyoaaa/SBR, `HFT_SBR.py`), whose
-lam = 50 and K = 8 these defaults are. The paper's formula is a squared norm, a sum over d: its lam is this one divided
-by d, so that 50 here is 0.0122 there for d = 4096.
+lam = 50 and K = 8 these defaults are. The paper's formula, by summaries of it (its text was not read), is a squared
+norm, a sum over d, and its lam by one of them 50 too: taken at its word it is d times as strong as its code. A lam of
+that formula is this one divided by d, so that 50 here is 0.0122 there for d = 4096.
 
 Differs from the official code in:
 - there the term is added in every micro-batch, undivided where the model counts tokens itself (transformers 4.51 with

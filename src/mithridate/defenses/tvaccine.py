@@ -10,13 +10,15 @@ With e_l the output of layer l's attention, h the loss on a harmful row, L that 
     every step                eps_l = rho * g_l / || (g_k, k in S) ||     with  g_l = dL / de_l,  l in S
                               w    <- w - lr * dL(w; e + eps, in S) / dw            what is not in S is frozen
 
-This is the rule of the authors' code (github.com/Lslland/T-Vaccine; read, not the paper's text). Steps are counted
-from the start of the run. What is frozen is not stepped at all: no weight decay, no momentum, no share in the norm
-that is clipped.
+This is the rule of the authors' code (github.com/Lslland/T-Vaccine). Of the paper, its abstract, its figure of the
+method and a summary by others were read, not its text. Its p_l and eps_l are these; by the summary it draws layers in
+every step (draw_every=1; the code: in every 20th), and takes p from a batch of harmful rows (the code, and this: from
+one row). Steps are counted from the start of the run. What is frozen is not stepped at all: no weight decay, no
+momentum, no share in the norm that is clipped.
 
 - `frozen="attention"` (the code): of the layers outside S, the weights of the attention. What else they train, as the
   authors' adapters of the MLPs, is trained in every layer.
-- `frozen="layers"` (the paper's summary: the other layers are kept frozen): all that is trained in them.
+- `frozen="layers"` (the paper's abstract and figure: the other layers are kept frozen): all that is trained in them.
 
 The two are the same where the adapter is on attention alone. With all weights trained, embeddings, the last norm and
 the head lie in no layer and are always trained; the authors train adapters.

@@ -12,9 +12,10 @@ With DARE (drop and rescale, https://arxiv.org/abs/2311.03099) at the rate p = `
     W  <-  W_aligned + DARE(W - W_aligned) + alpha * v                           placement "update"
     W  <-  W + alpha * DARE(v)                                                   placement "vector"
 
-Not verified: which of the two the paper means (a port, SafeTune's, takes the vector), its p, and its alpha. So `alpha`
-has no default, and neither placement is called the paper's; without DARE the rule is the paper's. That port also takes
-the base model for the unaligned one, which is another vector: the whole of the alignment.
+Without DARE the rule is the paper's. By two summaries of it DARE acts on "delta parameters", its word for what a
+fine-tune changed: that is "update". Not verified, as neither its text nor its code could be read: p, and alpha, which
+has no default therefore (others' runs of it, in xinykou/safety_realignment, have 0.2 and 0.3). A port, SafeTune's,
+takes the vector, and the base model for the unaligned one, which is another vector: the whole of the alignment.
 
 Differs from the published files, as far as they are known: DARE acts on weights (under LoRA on scaling * B A, not on
 the factors, whose drops would multiply); draws come from (seed, the weight's name), on the CPU, so they are the same

@@ -21,7 +21,13 @@ The authors' code (ColinLu50/SafeDelta) has blocks of 2048 columns and the facto
 models of width 4096. Here they are fractions: `block` = 1/2 of the model's width, out / width. So this is their rule
 at width 4096, and elsewhere a variant: s is the size that a kept change may have in a square layer, in any model.
 `guarded` = 0.15, `damp` = 0.01 and `step` = 4 are the code's, read there; s = 0.1 is its default (one of its scripts
-has 0.11). None of these was compared with the paper's text.
+has 0.11).
+
+The code is not the paper's rule, by a figure of the method in its repository and two summaries (the paper's text was
+not read). There entries are chosen over a whole layer, by [H^-1]_jj of the whole inverse (d_j^2 is that of the columns
+from j on), while the sum of (W - W_aligned)_ij^2 / [H^-1]_jj is at most s * mean(1 / [H^-1]_jj), whatever the layer's
+shape, with s = 0.1; what is kept is made up for in all entries that are not, not in later columns alone; and of a
+guarded share nothing is said. At width 4096 the code's blocks have together the paper's bound in a square layer.
 
 Differs from it too in:
 - float64, and a stable order of equal 1 / d^2 (all entries of a column); there float32 and an unstable sort.
