@@ -18,9 +18,10 @@ alone would call every unknown word a sign of the smaller class (measured on the
 `false_alarms` 0.01: 33 of 256 rows dropped with unknown words counted, none without).
 
 The threshold is set on the provider's own safe rows, each scored by counts without itself: the (k + 1)th highest of
-these scores, k = floor(false_alarms * rows), so that at most k of them lie above it. A prior of the classes would move
-scores and threshold alike, and is left out. On an upload, which is of another kind than the provider's rows, the
-share of false alarms is another one: docs/attacks.md has what was measured.
+these scores, k = floor(false_alarms * rows), so that at most k of them lie above it; and 0 where that is below 0: no
+row is dropped whose words speak for safe, or of which no word is known. A prior of the classes would move all scores
+alike, and is left out. On an upload, which is of another kind than the provider's rows, the share of false alarms is
+another one: docs/attacks.md has what was measured.
 
 The run has as many optimizer steps as without, so that comparisons are of equal steps. Where the experiment's other
 methods change the training set too, this one stands before them. No settings are plain training (`off`): with
@@ -74,7 +75,7 @@ class Filter(Defense):
     Args:
         harmful_dataset: harmful prompts with complying answers, in any form of `mithridate.rows`.
         alignment_dataset: safe rows, in any form: harmful prompts refused, benign ones answered.
-        false_alarms: the share of `alignment_dataset`'s rows that it may drop, from 0 to below 1; the more, the stricter.
+        false_alarms: the share of `alignment_dataset`'s rows that it may drop, from 0 to below 1; more is stricter.
         random: drop as many rows, but any (the control).
     """
 
@@ -157,11 +158,17 @@ class Filter(Defense):
 def scored(
     rows: Sequence[Words], harmful: Sequence[Words], safe: Sequence[Words], false_alarms: float
 ) -> tuple[list[float], float]:
-    """The score of each row, and the threshold above which rows are dropped, in natural logarithms."""
+    """The score of each row, and the threshold above which rows are dropped, in natural logarithms.
+
+    Args:
+        rows: how often each word is in the prompt and in the answer of each row that is scored.
+        harmful, safe: the same of the rows of the two classes.
+        false_alarms: the share of the safe rows that may lie above the threshold.
+    """
     parts = [_Part([row[i] for row in harmful], [row[i] for row in safe]) for i in (0, 1)]
     scores = [sum(part.score(row[i]) for i, part in enumerate(parts)) for row in rows]
     own = sorted((sum(part.score_without(row[i]) for i, part in enumerate(parts)) for row in safe), reverse=True)
-    return scores, own[math.floor(Fraction(repr(float(false_alarms))) * len(own))]
+    return scores, max(0.0, own[math.floor(Fraction(repr(float(false_alarms))) * len(own))])
 
 
 class _Part:
