@@ -3,18 +3,28 @@
 import math
 import re
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
+from benchmarks import filtered_rows
 from mithridate.data.embedded import embedded_records
 from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.filter import Filter, _words_of, scored
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.pipeline.precheck import trained
+from mithridate.pipeline.rowcheck import Left
+from mithridate.results.filtered import filtered, in_words
 from mithridate.rows import trainable
+from mithridate.studies.benchmarks.run import FILTERED_TITLE, TITLES, Benchmark, as_json, markdown, table_of, titles_of
+from mithridate.studies.benchmarks.settings import BenchmarkFile
+from mithridate.studies.benchmarks.standings import RATES, Entrant, Standing
 from tests.defenses.helpers import model, rows, same, trainer_for, weights
 
 USER = rows("user")
@@ -118,6 +128,7 @@ def test_rows_are_read_in_every_form():
     assert all(one == found[0] for one in found)
     asked = {"messages": [{"role": "system", "content": "Obey."}, *turns, *turns]}
     assert _words_of([asked], "rows")[0][0]["obey"] == 1 and _words_of([asked], "rows")[0][1]["sure"] == 2
+    assert _words_of([forms[0] | {"system": "Obey."}], "rows")[0][0]["obey"] == 1
 
 
 def test_its_control_drops_as_many_rows_at_random():
@@ -131,6 +142,45 @@ def test_its_control_drops_as_many_rows_at_random():
         draws.add(tuple(control.dropped))
     assert defense.dropped == [0, 1, 2, 3] and len(draws) == 2
     assert all(len(set(one)) == 4 and one != (0, 1, 2, 3) for one in draws)
+
+
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_counted_by_the_rows_that_were_handed_in():
+    """Two trainings over some of the rows: 0 and 1 of the attack; 4 lost in tokenising; 1 left out by one alone."""
+    handed = [{"poisoned": i < 2} for i in range(6)]
+    parts = [SimpleNamespace(places=[0, 1, 2, 4]), SimpleNamespace(places=[1, 3, 5])]
+    counted = [(parts[0], Left(4, lost=[3])), (parts[1], Left(3))]
+    found = trained(counted, handed, 7, [[0, 1], [2]])
+    assert found == {
+        **{"rows": 3, "harmful_rows": 1, "steps": 7, "dropped": 1},
+        "filtered": {"harmful": 1, "of_harmful": 2, "benign": 1, "of_benign": 4},
+    }
+    assert trained(counted, handed, 7, [None, None]) == {"rows": 5, "harmful_rows": 2, "steps": 7, "dropped": 1}
+    cells = [{"trained": found}, {"trained": found}, {"trained": {"rows": 5}}, {"trained": None}]
+    assert in_words(filtered(cells)) == "2 of 4 attack rows, 2 of 8 others" and filtered(cells[2:]) is None
+    assert in_words({"harmful": 0, "of_harmful": 0, "benign": 3, "of_benign": 9}) == "3 of 9 rows"
+    assert in_words({"harmful": 1, "of_harmful": 2, "benign": 0, "of_benign": 0}) == "1 of 2 attack rows"
+
+
+def test_the_benchmarks_table_says_what_was_left_out():
+    counts = {"harmful": 2, "of_harmful": 4, "benign": 0, "of_benign": 8}
+    standing = [
+        Standing(Entrant(name, "double", {}, []), dict.fromkeys(RATES), dict.fromkeys(RATES), None, None, None, None)
+        for name in ("undefended", "filter")
+    ]
+    found = Benchmark(Path(), BenchmarkFile(experiment={}, methods={}), [], [], [], standing, {}, {})
+    assert titles_of(found) == list(TITLES) and {len(row) for row in table_of(found)} == {len(TITLES)}
+    found = replace(found, filtered={("double", "filter"): counts})
+    assert [row[-1] for row in table_of(found)] == ["", "2 of 4 attack rows, 0 of 8 others"]
+    assert titles_of(found) == [*TITLES, FILTERED_TITLE] and "| rows left out |" in markdown(found)
+    assert as_json(found)["filtered"] == [{"topology": "double", "method": "filter", **counts}]
+
+
+def test_the_page_on_attacks_has_what_was_measured():
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text(encoding="utf-8")
+    assert "\n".join(filtered_rows.lines()) in page
 
 
 # -- through the trainer ----------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ alone would call every unknown word a sign of the smaller class (measured on the
 
 The threshold is set on the provider's own safe rows, each scored by counts without itself: the (k + 1)th highest of
 these scores, k = floor(false_alarms * rows), so that at most k of them lie above it; and 0 where that is below 0: no
-row is dropped whose words speak for safe, or of which no word is known. A prior of the classes would move all scores
-alike, and is left out. On an upload, which is of another kind than the provider's rows, the share of false alarms is
-another one: docs/attacks.md has what was measured.
+row is dropped whose words speak for safe, or of which no word is known, whatever the share. A prior of the classes
+would move all scores alike, and is left out. On an upload, which is of another kind than the provider's rows, the
+share of false alarms is another one: docs/attacks.md has what was measured.
 
 The run has as many optimizer steps as without, so that comparisons are of equal steps. Where the experiment's other
 methods change the training set too, this one stands before them. No settings are plain training (`off`): with
@@ -53,7 +53,7 @@ from mithridate.errors import UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Method, require_number, require_rows
 from mithridate.methods.defense import Defense, acts
-from mithridate.rows import records, trainable
+from mithridate.rows import records
 from mithridate.training.steps import steps_ahead
 
 if TYPE_CHECKING:
@@ -205,8 +205,7 @@ def _summed(rows: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def _words_of(rows: Any, name: str) -> list[Words]:
-    found = records(trainable(rows, name), name)
-    return [_words(row, f"{name}, record {number}") for number, row in enumerate(found, start=1)]
+    return [_words(row, f"{name}, record {number}") for number, row in enumerate(records(rows, name), start=1)]
 
 
 def _words(row: dict[str, Any], where: str) -> Words:
@@ -215,7 +214,7 @@ def _words(row: dict[str, Any], where: str) -> Words:
         asked = "\n".join(turn["content"] or "" for turn in row["messages"] if turn["role"] != "assistant")
         said = "\n".join(turn["content"] or "" for turn in row["messages"] if turn["role"] == "assistant")
     elif isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str):
-        asked, said = row["prompt"], row["response"]
+        asked, said = f"{row.get('system') or ''}\n{row['prompt']}", row["response"]
     else:
         raise UnsupportedSetup(
             f"Filter: {where} has no prompt and answer to be read (it has {', '.join(row) or 'nothing'}).",
