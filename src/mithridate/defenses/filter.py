@@ -138,8 +138,8 @@ class Filter(Defense):
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         for name in self.roles:
             require_rows(self, name)
-        classes = [_words_of(getattr(self, name), name) for name in ("harmful_dataset", "alignment_dataset")]
-        scores, threshold = scored(_words_of(dataset, "the training set"), *classes, self.false_alarms)
+        harmful, safe = (_words_of(getattr(self, name), name) for name in ("harmful_dataset", "alignment_dataset"))
+        scores, threshold = scored(_words_of(dataset, "the training set"), harmful, safe, self.false_alarms)
         dropped = [i for i, score in enumerate(scores) if score > threshold]
         n = len(dataset)
         if len(dropped) == n:
