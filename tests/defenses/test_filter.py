@@ -18,8 +18,10 @@ from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.filter import Filter, _words_of, scored
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods import Phase
 from mithridate.pipeline.precheck import trained
 from mithridate.pipeline.rowcheck import Left
+from mithridate.pipeline.training import dropped_places
 from mithridate.results.filtered import filtered, in_words
 from mithridate.rows import trainable
 from mithridate.studies.benchmarks.run import FILTERED_TITLE, TITLES, Benchmark, as_json, markdown, table_of, titles_of
@@ -162,6 +164,13 @@ def test_what_is_left_out_is_counted_by_the_rows_that_were_handed_in():
     assert in_words(filtered(cells)) == "2 of 4 attack rows, 2 of 8 others" and filtered(cells[2:]) is None
     assert in_words({"harmful": 0, "of_harmful": 0, "benign": 3, "of_benign": 9}) == "3 of 9 rows"
     assert in_words({"harmful": 1, "of_harmful": 2, "benign": 0, "of_benign": 0}) == "1 of 2 attack rows"
+
+
+def test_of_several_trainings_each_says_what_was_left_out(tmp_path):
+    (tmp_path / "phase-2").mkdir()
+    (tmp_path / "phase-2" / "dropped.json").write_text("[3, 5]")
+    assert dropped_places(SimpleNamespace(phases=[Phase(), Phase()]), tmp_path) == [None, [3, 5]]
+    assert dropped_places(SimpleNamespace(phases=[]), tmp_path / "phase-2") == [[3, 5]]
 
 
 def test_the_benchmarks_table_says_what_was_left_out():
