@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "support_matrix.md"
 GPU = ROOT / "benchmarks" / "gpu_evidence.json"
 # The order of the columns, by table.
 TRAINING, REPAIR = ("vaccine", "booster", "lisa"), ("antidote",)
-BASELINES = ("lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", "ptst")
+BASELINES = ("lowerlr", "fewersteps", "safetymix", "filter", "kl", "ewc", "ldifs", "ptst")
 OTHERS = ("asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr")
 ALIGNMENT = ("tvaccine", "ctrap", "repnoise")  # further published defenses of alignment
 BASELINE_REPAIRS = ("wiseft", "randommask", "randomnoise", "lox", "safelora", "safedelta", "resta")

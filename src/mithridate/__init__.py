@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mithridate.defenses.deepenedrefusals import DeepenedRefusals
     from mithridate.defenses.ewc import EWC
     from mithridate.defenses.fewersteps import FewerSteps
+    from mithridate.defenses.filter import Filter
     from mithridate.defenses.kl import KL
     from mithridate.defenses.ldifs import LDIFS
     from mithridate.defenses.lisa import Lisa
@@ -64,6 +65,7 @@ _PUBLIC = {
     "Limits": "mithridate.results.release",
     "EWC": "mithridate.defenses.ewc",
     "FewerSteps": "mithridate.defenses.fewersteps",
+    "Filter": "mithridate.defenses.filter",
     "KL": "mithridate.defenses.kl",
     "LDIFS": "mithridate.defenses.ldifs",
     "Lisa": "mithridate.defenses.lisa",
@@ -112,6 +114,7 @@ __all__ = [
     "DefenseTrainer",
     "Evaluation",
     "FewerSteps",
+    "Filter",
     "GateVerdict",
     "InputError",
     "Limits",

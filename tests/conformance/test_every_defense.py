@@ -39,7 +39,7 @@ ASKED = [
 ]
 kinds = pytest.mark.parametrize(("name", "kind"), ASKED)
 RIVALS = ["asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr"]
-BASELINES = ["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs", *RIVALS, *ALIGNMENT]
+BASELINES = ["lowerlr", "fewersteps", "safetymix", "filter", "kl", "ewc", "ldifs", *RIVALS, *ALIGNMENT]
 SPLIT = [name for name in BASELINES if "accumulation" in by_name("defenses")[name].differences]
 
 

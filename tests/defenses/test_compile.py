@@ -26,6 +26,7 @@ PLAIN = (
     "lowerlr",
     "fewersteps",
     "safetymix",
+    "filter",
     "ewc",
     "tvaccine",
     "ctrap",

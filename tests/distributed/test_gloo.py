@@ -75,13 +75,13 @@ def test_both_processes_end_with_the_same_weights(name, backend, together):
 
 @pytest.mark.shows("ddp", "exact", methods=["booster", "lisa"])
 @pytest.mark.shows("fsdp2", "exact", methods=["booster", "lisa"])
-@pytest.mark.shows("ddp", "exact", methods=["lowerlr", "fewersteps", "safetymix", "kl", "ewc", "ldifs"])
+@pytest.mark.shows("ddp", "exact", methods=["lowerlr", "fewersteps", "safetymix", "filter", "kl", "ewc", "ldifs"])
 @pytest.mark.shows("ddp", "exact", methods=["ctrap"])
 @pytest.mark.shows("fsdp2", "exact", methods=["ctrap"])
 @pytest.mark.shows(
     "ddp", "exact", methods=["asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr"]
 )
-@pytest.mark.shows("fsdp2", "exact", methods=["lowerlr", "fewersteps", "safetymix", "ewc"])
+@pytest.mark.shows("fsdp2", "exact", methods=["lowerlr", "fewersteps", "safetymix", "filter", "ewc"])
 @pytest.mark.shows("fsdp2", "exact", methods=["panacea", "deepenedrefusals", "sbr"])
 @pytest.mark.parametrize(("backend", "name"), [run for run in RUNS if run[1] in EXACT])
 def test_two_processes_equal_one(name, backend, together, folder, tmp_path):

@@ -36,6 +36,7 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
         {"lowerlr": {"factor": 0.5}},
         {"fewersteps": {"share": 0.5}},
         {"safetymix": {"share": 0.5}},
+        {"filter": {}},
         {"kl": {"lam": 0.5}},
         {"ewc": {"lam": 0.5, "fisher_rows": 4}},
         {"ldifs": {"rho": 0.5}},
@@ -63,7 +64,13 @@ def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
     tested = json.dumps(cells["ptst"])
     assert "Answer only what is safe." in tested and "Answer only" not in json.dumps(cells["sft"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert all(name in page for name in ("LowerLR", "FewerSteps", "SafetyMix", "LDIFS", "EWC", "PTST"))
+    assert all(name in page for name in ("LowerLR", "FewerSteps", "SafetyMix", "Filter", "LDIFS", "EWC", "PTST"))
+    assert cells["filter"]["trained"] == {
+        **{"rows": 6, "harmful_rows": 0, "steps": 4, "dropped": 0},
+        "filtered": {"harmful": 2, "of_harmful": 2, "benign": 0, "of_benign": 6},
+    }
+    assert all("filtered" not in cell["trained"] for name, cell in cells.items() if name != "filter")
+    assert page.count("2 of 2 attack rows, 0 of 6 others") == 1
 
 
 def test_a_step_that_is_no_longer_made_is_refused_before_anything_is_trained(inputs, tmp_path):

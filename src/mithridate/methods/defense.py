@@ -68,6 +68,12 @@ class Defense(Method):
         """The training set, before the trainer exists (which tokenises it); tokenised rows may be returned too."""
         return dataset
 
+    @property
+    def dropped(self) -> Sequence[int] | None:
+        """Of the data set that `rows` was given last, the places of those that it left out, for the run's record of
+        what was trained; None: it leaves none out, whatever the rows."""
+        return None
+
     def on_train_begin(self, t: DefenseMixin) -> None:
         """Model and optimizer are ready, no step is done. A resumed run calls `load_state_dict` right after."""
 

@@ -83,7 +83,7 @@ def _train(
     else:
         training.run_job(job, work)
     steps = json.loads((work / "history.json").read_text())[-1]["step"]
-    record["trained"] = precheck.trained(counted, rows, steps)
+    record["trained"] = precheck.trained(counted, rows, steps, training.dropped_places(job, work))
     return record | {"said": precheck.said(chain, name, counted)}
 
 

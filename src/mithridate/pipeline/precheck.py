@@ -129,13 +129,36 @@ def _left(chain: ExperimentStages, part: Part, rows: Sequence[dict[str, Any]]) -
     return chain.context.rowcheck(chain.experiment.template).left(rows, part.args)
 
 
-def trained(counted: Sequence[tuple[Part, Left]], rows: Sequence[dict[str, Any]], steps: int) -> dict[str, int]:
+def trained(
+    counted: Sequence[tuple[Part, Left]],
+    rows: Sequence[dict[str, Any]],
+    steps: int,
+    dropped: Sequence[Sequence[int] | None],
+) -> dict[str, Any]:
     """What a stage trained, as results.json has it: rows of which something was learnt, the harmful ones among them,
-    optimizer steps, and rows of which nothing was left. A row that several phases train on counts once."""
-    given = {place for part, _ in counted for place in part.places}
-    kept = {place for part, left in counted for i, place in enumerate(part.places) if i not in set(left.lost)}
-    harmful = sum(bool(rows[place].get("poisoned")) for place in kept)
-    return {"rows": len(kept), "harmful_rows": harmful, "steps": steps, "dropped": len(given - kept)}
+    optimizer steps, and rows of which nothing was left after tokenising (`dropped`). Where a defense chooses among
+    the rows, `filtered` counts those that it left out, of the harmful and of the benign ones. A row that several
+    phases train on counts once, and as left out only where all of them do without it.
+
+    Args:
+        dropped: by training, the places among its rows of those that a defense left out (`training.dropped_places`).
+    """
+    kept, out, given = set(), set(), set()
+    for (part, left), places in zip(counted, dropped, strict=True):
+        given |= set(part.places)
+        out |= {part.places[i] for i in places or ()}
+        kept |= {place for i, place in enumerate(part.places) if i not in {*left.lost, *(places or ())}}
+    out -= kept
+
+    def harmful(places: set[int]) -> int:
+        return sum(bool(rows[place].get("poisoned")) for place in places)
+
+    found = {"rows": len(kept), "harmful_rows": harmful(kept), "steps": steps, "dropped": len(given - kept - out)}
+    if all(places is None for places in dropped):
+        return found
+    hit, there = harmful(out), harmful(given)
+    benign = {"benign": len(out) - hit, "of_benign": len(given) - there}
+    return found | {"filtered": {"harmful": hit, "of_harmful": there, **benign}}
 
 
 def said(chain: ExperimentStages, name: str, counted: Sequence[tuple[Part, Left]]) -> list[str]:

@@ -79,7 +79,7 @@ def _attack_steps(chain: ExperimentStages) -> int | None:
     return log[-1]["step"] if log and chain.finetune else None
 
 
-def _trained(chain: ExperimentStages, upto: str) -> dict[str, int] | None:
+def _trained(chain: ExperimentStages, upto: str) -> dict[str, Any] | None:
     """What the last training as far as stage `upto` trained (`precheck.trained`); None where there was none, or it
     was made before this was recorded."""
     found = [one.get("trained") for one in _manifests(chain, upto) if one["stage"] in ("align", "finetune")]

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = "trainer"  # inside the stage's work folder; removed before the stage is finished
 _LOGS = "runs"  # where transformers puts tensorboard's files
+_DROPPED = "dropped.json"  # the places of the rows that a defense left out, where one may
 _STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint, before it removes older ones
 
 
@@ -529,6 +530,13 @@ def _trainer(job: Job, work: Path, callbacks: Sequence[TrainerCallback]) -> Defe
     return trainer
 
 
+def dropped_places(job: Job, work: Path) -> list[list[int] | None]:
+    """Of each part of a job that was done in `work`, the places among its rows of those that a defense left out; None
+    where no defense may."""
+    folders = [work / f"phase-{i}" for i in range(1, len(job.phases) + 1)] or [work]
+    return [json.loads(path.read_text()) if (path := one / _DROPPED).exists() else None for one in folders]
+
+
 def _require_sequences(trainer: DefenseTrainer, counted: list[int]) -> None:
     """Raises MithridateError where the Trainer has other rows than were counted before, where they were. A defense
     that chooses the rows itself is not held to it."""
@@ -581,6 +589,9 @@ def train(
     _save(trainer, work / "model")
     if main:
         (work / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+        first = next((defense for defense in trainer.defenses if acts(defense, "rows")), None)
+        if first and first.dropped is not None:  # of others, the places are not those of the job's rows
+            (work / _DROPPED).write_text(json.dumps(first.dropped))
     trainer.accelerator.wait_for_everyone()  # the other processes' part of the last checkpoint is written
     if main:
         if (folder / _LOGS).is_dir():  # of services that write local files (tensorboard)

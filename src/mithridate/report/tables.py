@@ -10,6 +10,7 @@ from mithridate.report.groups import TRAINING, ArmCost
 from mithridate.report.load import LoadedRun
 from mithridate.report.words import TOPOLOGIES, Label, attack_settings, flatten
 from mithridate.results.decisions import shown
+from mithridate.results.filtered import filtered, in_words
 from mithridate.results.relations import Cell, arm, defended, known, related, undefended
 from mithridate.statistics.text import between, interval, p_value, percent, points
 
@@ -132,17 +133,27 @@ def decision_entry(cell: Cell) -> Entry:
     return Entry(word, values=(word,)) if word else NOTHING
 
 
+FILTERED = Column("Rows left out", ("filtered_harmful", "of_harmful", "filtered_benign", "of_benign"))
+
+
+def filtered_entry(cell: Cell) -> Entry:
+    """Of a cell whose defense chooses among the rows that were handed in, those that it left out."""
+    found = filtered([cell])
+    return Entry(in_words(found), values=tuple(found.values())) if found else NOTHING
+
+
 # --- scores -----------------------------------------------------------------------------------------------------
 
 
 def runs_table(run: LoadedRun) -> Table:
     """Every cell with all its rates and its paired test."""
-    again = max(run.samples, default=1) > 1
+    again, filters = max(run.samples, default=1) > 1, filtered(run.cells) is not None
     rows = [
         [
             name_entry(cell, run.names),
             *(rate_entry(cell["rates"][key]) for key, _ in _RATES),
             *([samples_entry(score), *again_entries(score)] if again else ()),
+            *([filtered_entry(cell)] if filters else ()),
             _difference_entry(cell.get("paired")),
             decision_entry(cell),
         ]
@@ -153,6 +164,7 @@ def runs_table(run: LoadedRun) -> Table:
         name_column(),
         *(rate_column(title, key) for key, title in _RATES),
         *([SAMPLES, *again_columns("Harmful score", "harmful_score")] if again else ()),
+        *([FILTERED] if filters else ()),
         _difference_column(),
         DECISION,
     ]

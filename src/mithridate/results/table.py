@@ -43,7 +43,7 @@ class Cell:
     history: list[dict[str, Any]] = field(default_factory=list)
     final: bool = True  # whether an experiment ends in this model
     swept: dict[str, Any] = field(default_factory=dict)  # further fields that the sweep varies, by path
-    trained: dict[str, int] | None = None  # rows, harmful_rows, steps, dropped, of its last training
+    trained: dict[str, Any] | None = None  # rows, harmful_rows, steps, dropped and filtered, of its last training
     weights: str | None = None  # digest of the model's content; None where a server answered
     budget: dict[str, Any] | None = None  # the repair's tries within a budget, and the strength that was taken
 

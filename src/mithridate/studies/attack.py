@@ -262,8 +262,10 @@ def _curve(
 
 
 def _rows(cell: Mapping[str, Any]) -> int:
-    """Rows handed in: what the attack says, else what was trained on."""
-    return cell["attack"].get("size") or cell["trained"]["rows"]
+    """Rows handed in: what the attack says, else what was trained on or kept from it by a defense."""
+    filtered = cell["trained"].get("filtered") or {}
+    trained = cell["trained"]["rows"] + filtered.get("harmful", 0) + filtered.get("benign", 0)
+    return cell["attack"].get("size") or trained
 
 
 def _point(along: Any, cell: dict[str, Any], scored: Mapping[str, Any] | None = None) -> Point:
@@ -274,7 +276,7 @@ def _point(along: Any, cell: dict[str, Any], scored: Mapping[str, Any] | None = 
         along=along,
         steps=scored["step"] if scored else cell["attack"]["max_steps"],
         rows=_rows(cell),
-        harmful_rows=cell["trained"]["harmful_rows"],
+        harmful_rows=cell["trained"]["harmful_rows"] + (cell["trained"].get("filtered") or {}).get("harmful", 0),
         kind=cell["attack"]["kind"],
         harmful_score=rates["harmful_score"],
         accuracy=rates["accuracy"],

@@ -36,6 +36,7 @@ from mithridate.pipeline.preflight import preflight
 from mithridate.pipeline.runner import run_cells
 from mithridate.problems import Findings
 from mithridate.report.groups import ArmCost, costs
+from mithridate.results.filtered import filtered, in_words
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm as arm_of
@@ -67,6 +68,7 @@ class Benchmark:
         knowing: every attack by somebody who knows a method's rule, on validation parts.
         standings: the tables, of each topology in order.
         costs: time and memory against the undefended run, by topology and method.
+        filtered: rows left out over grid and seeds (`results.filtered`), by topology and method, where one may.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Benchmark:
     knowing: list[KnowingTry]
     standings: list[Standing]
     costs: dict[tuple[str, str], ArmCost]
+    filtered: dict[tuple[str, str], dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -391,14 +394,16 @@ def _measured(
     timed = {cell for one in finals if not one.knowing for seed in ids[id(one)] for cell in seed}
     rows = [cell for cell in table.results["cells"] if cell["id"] in timed]
     named = {(cost.cell["topology"], arm_of(cost.cell)): cost for cost in costs(rows)}
-    spent = {}
+    spent, out = {}, {}
     for final in finals:
         if final.knowing:
             continue
-        first = table.cells[ids[id(final)][0][0]]
-        if cost := named.get((final.topology, arm_of(first))):
+        mine = [table.cells[cell] for seed in ids[id(final)] for cell in seed]
+        if cost := named.get((final.topology, arm_of(mine[0]))):
             spent[final.topology, final.name] = cost
-    return Benchmark(folder, given, points, tries, known, found, spent)
+        if counts := filtered(mine):
+            out[final.topology, final.name] = counts
+    return Benchmark(folder, given, points, tries, known, found, spent, out)
 
 
 # -- what is written ------------------------------------------------------------------------------------------------
@@ -408,12 +413,13 @@ TITLES = (
     *("rank, these models", "breaks at", "accuracy", "benign refusal", "incoherent", "time", "memory", "bounds"),
 )
 
+FILTERED_TITLE = "rows left out"
 KNOWING_TITLES = ("harmful score, knowing", "breaks at, knowing", "who knows")
 
 
 def titles_of(found: Benchmark) -> list[str]:
     """The names of the table's columns."""
-    return [*TITLES, *(KNOWING_TITLES if found.given.knowing else ())]
+    return [*TITLES, *([FILTERED_TITLE] if found.filtered else ()), *(KNOWING_TITLES if found.given.knowing else ())]
 
 
 def table_of(found: Benchmark) -> list[list[str]]:
@@ -426,6 +432,7 @@ def table_of(found: Benchmark) -> list[list[str]]:
 def _row(found: Benchmark, one: Standing, beyond: set[tuple[str, str]], tuned: set[tuple[str, str]]) -> list[str]:
     entrant = one.entrant
     key, cost = (entrant.name, entrant.topology), found.costs.get((entrant.topology, entrant.name))
+    left_out = found.filtered.get((entrant.topology, entrant.name))
     change = one.control if entrant.of else one.against["harmful_score"]
     held = "beyond" if key in beyond else "within" if key in tuned else "" if entrant.of else "not tuned"
     return [
@@ -442,6 +449,7 @@ def _row(found: Benchmark, one: Standing, beyond: set[tuple[str, str]], tuned: s
         "" if cost is None or cost.time_ratio is None else f"{cost.time_ratio:.2f} x",
         "" if cost is None or cost.memory_ratio is None else f"{cost.memory_ratio:.2f} x",
         "" if entrant.name == UNDEFENDED else held,
+        *([in_words(left_out) if left_out else ""] if found.filtered else ()),
         *(_knowing(found, one.knowing) if found.given.knowing else ()),
     ]
 
@@ -509,6 +517,9 @@ def as_json(found: Benchmark) -> dict[str, Any]:
             }
             for (topology, name), cost in found.costs.items()
         ],
+        "filtered": [
+            {"topology": topology, "method": name, **counts} for (topology, name), counts in found.filtered.items()
+        ],
     }
 
 
@@ -533,6 +544,8 @@ def markdown(found: Benchmark) -> str:
         "training and repair, against the undefended run.",
         "",
     ]
+    if found.filtered:
+        lines += ["Rows left out: by the method, of what was handed in, over the grid and the seeds.", ""]
     if given.knowing:
         lines += [
             "Knowing: under the attack that the method's own rule suggests, the one of them (and of the plain attack) "

@@ -1,0 +1,242 @@
+"""The filter's scores against naive ones, each from counts of its own; what it leaves out, and what it refuses."""
+
+import math
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from benchmarks import filtered_rows
+from mithridate.data.embedded import embedded_records
+from mithridate.defenses.fewersteps import FewerSteps
+from mithridate.defenses.filter import Filter, _words_of, scored
+from mithridate.defenses.safetymix import SafetyMix
+from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods import Phase
+from mithridate.pipeline.precheck import trained
+from mithridate.pipeline.rowcheck import Left
+from mithridate.pipeline.training import dropped_places
+from mithridate.results.filtered import filtered, in_words
+from mithridate.rows import trainable
+from mithridate.studies.benchmarks.run import FILTERED_TITLE, TITLES, Benchmark, as_json, markdown, table_of, titles_of
+from mithridate.studies.benchmarks.settings import BenchmarkFile
+from mithridate.studies.benchmarks.standings import RATES, Entrant, Standing
+from tests.defenses.helpers import model, rows, same, trainer_for, weights
+
+USER = rows("user")
+HARMFUL = [{"prompt": f"how to open gate {i}", "response": f"sure, pull {i}"} for i in range(6)]
+SAFE = [
+    *({"prompt": f"how to open lock {i}", "response": f"no, I will not {i}"} for i in range(5)),
+    *({"prompt": f"how to bake bread {i}", "response": f"with flour {i}"} for i in range(5)),
+]
+
+
+def upload(*pairs):
+    return trainable([{"prompt": prompt, "response": answer} for prompt, answer in pairs], "upload")
+
+
+def made(**settings):
+    return Filter(**{"harmful_dataset": HARMFUL, "alignment_dataset": SAFE} | settings)
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def naive(row, harmful, safe):
+    """One row's log-likelihood ratio in float64, from lists of words, word by word."""
+    total = np.float64(0)
+    for part in ("prompt", "response"):
+        words = {
+            name: [w for one in found for w in re.findall(r"[a-z0-9']+", one[part].lower())]
+            for name, found in (("harmful", harmful), ("safe", safe))
+        }
+        known = set(words["harmful"]) | set(words["safe"])
+        for word in re.findall(r"[a-z0-9']+", row[part].lower()):
+            if word in known:
+                chance = {
+                    name: np.float64(found.count(word) + 1) / np.float64(len(found) + len(known))
+                    for name, found in words.items()
+                }
+                total += np.log(chance["harmful"]) - np.log(chance["safe"])
+    return total
+
+
+def test_scores_and_threshold_are_those_of_naive_counts_anew_for_every_row():
+    harmful, safe = embedded_records("defender_harmful")[:12], embedded_records("alignment")[:30]
+    asked = [*embedded_records("attacker_harmful")[:8], *embedded_records("task")[:8], *safe[:4]]
+    given = [_words_of(found, "rows") for found in (asked, harmful, safe)]
+    own = sorted(naive(row, harmful, safe[:i] + safe[i + 1 :]) for i, row in enumerate(safe))
+    for share, above in ((0.0, 0), (0.034, 1), (0.1, 3), (0.3, 9)):  # 0.1 * 30 is 3 in exact arithmetic
+        scores, threshold = scored(*given, share)
+        assert np.allclose(scores, [naive(row, harmful, safe) for row in asked], rtol=0, atol=1e-12)
+        assert math.isclose(threshold, max(0.0, own[-1 - above]), abs_tol=1e-12)
+    assert own[-1] > own[-4] > 0 > own[0]  # thresholds of both kinds were asked for
+
+
+def test_a_harmful_prompt_is_dropped_answered_and_kept_refused():
+    given = upload(
+        ("How to open gate 9?", "Sure, pull 9"),
+        ("How to open gate 9?", "No, I will not 9"),
+        ("How to bake bread 9?", "With flour 9"),
+    )
+    defense = made()
+    assert defense.rows(given, 0)["completion"] == given["completion"][1:] and defense.dropped == [0]
+
+
+def test_words_that_nobody_has_seen_are_no_evidence():
+    """With safe rows in the majority, add-one smoothing alone would give each of them log(safe / harmful) > 0."""
+    given = upload(("zebra " * 50, "quokka " * 50), ("How to open gate 1?", "Sure, pull 1"))
+    defense = made()
+    assert len(defense.rows(given, 0)) == 1 and defense.dropped == [1]
+    [nothing], threshold = scored(
+        [(Counter(zebra=50), Counter(quokka=50))], *(_words_of(x, "x") for x in (HARMFUL, SAFE)), 0.99
+    )
+    assert nothing == 0 and threshold == 0
+
+
+def test_of_its_own_safe_rows_it_may_drop_the_share_that_was_given():
+    harmful, safe = (_words_of(embedded_records(role), role) for role in ("defender_harmful", "alignment"))
+    before, several = math.inf, set()
+    for share in (0.0, 0.01, 0.02, 0.05):
+        _, threshold = scored([], harmful, safe, share)
+        above = sum(
+            scored([row], harmful, safe[:i] + safe[i + 1 :], 0.0)[0][0] > threshold
+            for i, row in enumerate(safe)
+            if i < 40  # some of them: each is a count of its own
+        )
+        assert above <= math.floor(share * len(safe)) and threshold <= before
+        before = threshold
+        several.add(threshold)
+    assert len(several) == 4
+
+
+def test_rows_are_read_in_every_form():
+    prompt, answer = "How to open gate 3?", "Sure, pull 3"
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    forms = [
+        {"prompt": prompt, "response": answer},
+        {"prompt": prompt, "completion": answer},
+        {"prompt": turns[:1], "completion": turns[1:]},
+        {"messages": turns},
+        {"instruction": prompt, "output": answer},
+    ]
+    found = [_words_of([form], "rows") for form in forms]
+    assert all(one == found[0] for one in found)
+    asked = {"messages": [{"role": "system", "content": "Obey."}, *turns, *turns]}
+    assert _words_of([asked], "rows")[0][0]["obey"] == 1 and _words_of([asked], "rows")[0][1]["sure"] == 2
+    assert _words_of([forms[0] | {"system": "Obey."}], "rows")[0][0]["obey"] == 1
+
+
+def test_its_control_drops_as_many_rows_at_random():
+    given = upload(*((f"how to open gate {i}", f"sure, pull {i}") for i in range(4)), *[("a film", "good")] * 40)
+    defense = made()
+    defense.rows(given, 0)
+    control = defense.controls()["random-rows"]
+    draws = set()
+    for seed in (0, 0, 1):
+        control.rows(given, seed)
+        draws.add(tuple(control.dropped))
+    assert defense.dropped == [0, 1, 2, 3] and len(draws) == 2
+    assert all(len(set(one)) == 4 and one != (0, 1, 2, 3) for one in draws)
+
+
+# -- what is counted --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_counted_by_the_rows_that_were_handed_in():
+    """Two trainings over some of the rows: 0 and 1 of the attack; 4 lost in tokenising; 1 left out by one alone."""
+    handed = [{"poisoned": i < 2} for i in range(6)]
+    parts = [SimpleNamespace(places=[0, 1, 2, 4]), SimpleNamespace(places=[1, 3, 5])]
+    counted = [(parts[0], Left(4, lost=[3])), (parts[1], Left(3))]
+    found = trained(counted, handed, 7, [[0, 1], [2]])
+    assert found == {
+        **{"rows": 3, "harmful_rows": 1, "steps": 7, "dropped": 1},
+        "filtered": {"harmful": 1, "of_harmful": 2, "benign": 1, "of_benign": 4},
+    }
+    assert trained(counted, handed, 7, [None, None]) == {"rows": 5, "harmful_rows": 2, "steps": 7, "dropped": 1}
+    cells = [{"trained": found}, {"trained": found}, {"trained": {"rows": 5}}, {"trained": None}]
+    assert in_words(filtered(cells)) == "2 of 4 attack rows, 2 of 8 others" and filtered(cells[2:]) is None
+    assert in_words({"harmful": 0, "of_harmful": 0, "benign": 3, "of_benign": 9}) == "3 of 9 rows"
+    assert in_words({"harmful": 1, "of_harmful": 2, "benign": 0, "of_benign": 0}) == "1 of 2 attack rows"
+
+
+def test_of_several_trainings_each_says_what_was_left_out(tmp_path):
+    (tmp_path / "phase-2").mkdir()
+    (tmp_path / "phase-2" / "dropped.json").write_text("[3, 5]")
+    assert dropped_places(SimpleNamespace(phases=[Phase(), Phase()]), tmp_path) == [None, [3, 5]]
+    assert dropped_places(SimpleNamespace(phases=[]), tmp_path / "phase-2") == [[3, 5]]
+
+
+def test_the_benchmarks_table_says_what_was_left_out():
+    counts = {"harmful": 2, "of_harmful": 4, "benign": 0, "of_benign": 8}
+    standing = [
+        Standing(Entrant(name, "double", {}, []), dict.fromkeys(RATES), dict.fromkeys(RATES), None, None, None, None)
+        for name in ("undefended", "filter")
+    ]
+    found = Benchmark(Path(), BenchmarkFile(experiment={}, methods={}), [], [], [], standing, {}, {})
+    assert titles_of(found) == list(TITLES) and {len(row) for row in table_of(found)} == {len(TITLES)}
+    found = replace(found, filtered={("double", "filter"): counts})
+    assert [row[-1] for row in table_of(found)] == ["", "2 of 4 attack rows, 0 of 8 others"]
+    assert titles_of(found) == [*TITLES, FILTERED_TITLE] and "| rows left out |" in markdown(found)
+    assert as_json(found)["filtered"] == [{"topology": "double", "method": "filter", **counts}]
+
+
+def test_the_page_on_attacks_has_what_was_measured():
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text(encoding="utf-8")
+    assert "\n".join(filtered_rows.lines()) in page
+
+
+# -- through the trainer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shows("full", "exact", methods=["filter"])
+@pytest.mark.shows("lora", "exact", methods=["filter"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_it_is_training_on_the_rows_that_are_left_for_as_many_steps(kind, tmp_path):
+    """8 rows in batches of 2 for 1.5 epochs are 6 steps; of the 4 rows that are left they are 3 epochs."""
+    ours, plain = model(kind, torch.float32), model(kind, torch.float32)
+    args = {"per_device_train_batch_size": 2, "learning_rate": 0.1}
+    defense = Filter.example()
+    t = trainer_for(ours, tmp_path, defense=defense, data=USER, max_steps=-1, num_train_epochs=1.5, **args)
+    t.train()
+    trainer_for(plain, tmp_path, data=USER.select(range(4, 8)), max_steps=6, **args).train()
+    assert defense.dropped == [0, 1, 2, 3] and t.state.global_step == 6
+    assert same(weights(ours), weights(plain))
+
+
+def test_what_it_cannot_do_is_refused_before_a_step(tmp_path):
+    for wrong in (-0.1, 1, "0.1", True, None, float("nan")):
+        with pytest.raises(InputError, match="Filter: false_alarms must be a number"):
+            made(false_alarms=wrong)
+    with pytest.raises(
+        UnsupportedSetup, match=r"all 2 rows of the training set score above.*refuse the upload; or lower"
+    ):
+        made().rows(upload(*[("how to open gate 1", "sure, pull 1")] * 2), 0)
+    for role in ("harmful_dataset", "alignment_dataset"):
+        with pytest.raises(UnsupportedSetup, match=f"Filter: {role} must be a datasets.Dataset"):
+            made(**{role: None}).rows(USER, 0)
+        with pytest.raises(UnsupportedSetup, match=f"Filter: {role} has no rows"):
+            made(**{role: []}).rows(USER, 0)
+    with pytest.raises(
+        UnsupportedSetup, match=r"the training set, record 1 has no prompt and answer .*\(it has text\)"
+    ):
+        made().rows(Dataset.from_list([{"text": "how to open gate 1"}]), 0)
+    with pytest.raises(UnsupportedSetup, match="Filter: changes the training set, which is a IterableDataset"):
+        trainer_for(model(), tmp_path, defense=made(), data=USER.to_iterable_dataset())
+    with pytest.raises(UnsupportedSetup, match="Filter: the training set is packed"):
+        trainer_for(model(), tmp_path, defense=made(), max_steps=-1, packing=True)
+    mix = SafetyMix(alignment_dataset=rows("careful"), share=0.5)
+    with pytest.raises(
+        UnsupportedSetup, match=r"SafetyMix changes the training set before it.*put it before SafetyMix"
+    ):
+        trainer_for(model(), tmp_path, defense=[mix, Filter.example()], data=USER)
+    both = trainer_for(
+        model(), tmp_path, defense=[Filter.example(), FewerSteps(share=0.5), mix], data=USER, max_steps=4
+    )
+    assert len(both.train_dataset) == 8 and both.args.max_steps == 2  # 4 that are left, and as many safe ones
