@@ -1,0 +1,124 @@
+"""docs/results.md, as a function of what was kept of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from benchmarks.results_page import findings, papers
+from benchmarks.results_page.evidence import Evidence
+from mithridate.studies.presets.book import MARKS
+
+_HEAD = """# Results
+
+<!-- Written by `python -m benchmarks.results benchmarks/results/{name}`; a test compares. -->
+
+One [benchmark](benchmark.md): every method with the same number of tries on validation parts, then once on the test
+parts. Its table, records and verdicts are in `benchmarks/results/{name}`; this page is written from them by
+`python -m benchmarks.results`, sentences included. Below, the papers' own numbers for the same methods stand beside:
+other models, other data, other judges.
+"""
+
+
+def page(evidence: Evidence) -> str:
+    """The whole page."""
+    return "\n".join(_lines(evidence)).rstrip() + "\n"
+
+
+def _lines(evidence: Evidence) -> Iterator[str]:
+    tables, parameters = papers.book()
+    yield _HEAD.format(name=evidence.name)
+    yield "## What was run"
+    yield ""
+    yield from what_was_run(evidence, parameters)
+    yield ""
+    yield "## The table"
+    yield ""
+    yield evidence.table.strip()
+    yield ""
+    yield "## What the tests say"
+    yield ""
+    yield (
+        "Differences are of the harmful score, in points with 95 % intervals; a p-value is corrected by Holm within "
+        "its family (methods against the undefended run; methods against their controls; methods against baselines). "
+        "What is not shown is not absent: with few seeds little can be shown."
+    )
+    for topology in evidence.topologies:
+        yield ""
+        yield f"### Topology {topology}"
+        yield ""
+        yield from findings.of_each(evidence, topology)
+        yield ""
+        yield f"**Against the trivial baselines** ({', '.join(findings.BASELINES)}, those that were run):"
+        yield ""
+        yield from findings.against_baselines(evidence, topology)
+    yield ""
+    yield "## What was chosen"
+    yield ""
+    yield from findings.choices(evidence)
+    yield ""
+    if evidence.found["tries"]:
+        yield from findings.all_tries(evidence)
+        yield ""
+    yield "## The papers' numbers"
+    yield ""
+    yield (
+        "Nothing here was measured by this project. Marks: "
+        + "; ".join(f"**{mark}** {meaning}" for mark, meaning in MARKS.items())
+        + ". Where the order of the methods that were run here too is another one, it is said which change places, "
+        "and in what the two set-ups differ; which of these differences is the cause, none of these numbers says."
+    )
+    for one in tables:
+        yield ""
+        yield f"### {one.name}"
+        yield ""
+        yield from papers.numbers(one)
+        for topology in evidence.topologies:
+            yield ""
+            yield from papers.compared(evidence, topology, one, parameters)
+
+
+def what_was_run(evidence: Evidence, parameters: Mapping[str, int]) -> Iterator[str]:
+    """Model, data, attack, tries, bounds, seeds, machine, versions, time: a line each."""
+    file, experiment = evidence.found["file"], evidence.experiment
+    model = str(experiment.model)
+    size = f", {parameters[model] / 1e6:.0f} million parameters" if model in parameters else ""
+    yield f"- Model: {model}{size}, digest `{str(evidence.results.get('model_digest'))[:12]}`."
+    for topology in evidence.topologies:
+        setup = papers.setup_here(evidence, topology)
+        yield f"- Set-up ({topology}): {'; '.join(f'{n} {v}' for n, v in setup.items() if n not in ('model', 'topology'))}."
+    points = [", ".join(f"{path} {value}" for path, value in point.items()) for point in evidence.found["points"]]
+    yield f"- Attacks: {len(points)}{f' ({'; '.join(points)})' if any(points) else ''}; each method meets every one."
+    bounds = ", ".join(f"{name} {value:g}" for name, value in file["bounds"].items() if value is not None) or "none"
+    seeds = ", ".join(map(str, file["seeds"]))
+    yield f"- Tries: {file['tries']} of each method in each topology; bounds: {bounds}; seeds of the final runs: {seeds}."
+    deviations = evidence.results.get("deviations") or []
+    yield f"- Departs from its protocol in: {'; '.join(deviations) or 'nothing'}."
+    for note in evidence.results.get("notes") or []:
+        yield f"- {note}"
+    yield from made_with(evidence.made)
+
+
+def made_with(made: Mapping[str, Any]) -> Iterator[str]:
+    """The machine, how busy it was, versions, commit and wall time."""
+    for one in made["computers"]:
+        hardware, versions = one["hardware"], one["versions"]
+        machine = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['cpu']}"
+        used = ", ".join(f"{name} {value}" for name, value in versions.items() if value and name != "commit")
+        commit = f"commit `{versions['commit']}`" if versions.get("commit") else "an installed package, of no known commit"
+        memory = f"{hardware['memory_bytes'] / 1e9:.0f} GB"
+        yield f"- {one['stages']} stages ({one['seconds'] / 3600:.2f} h) on {machine}, {memory}; {used}; {commit}."
+    begun, ended = (datetime.fromisoformat(made[name]) for name in ("started", "finished"))
+    hours = (ended - begun).total_seconds() / 3600
+    busy = sum(one["seconds"] for one in made["computers"]) / 3600
+    at_a_time = f", {busy / hours:.1f} at a time on average" if hours else ""
+    yield f"- Wall time: {hours:.2f} h from the first stage's start ({begun:%Y-%m-%d %H:%M} UTC) to the last one's end{at_a_time}."
+    alike = made["alike"]
+    if alike["groups"]:
+        yield (
+            f"- How busy the machine was: of trainings with equal settings the longest took {alike['median']:g} times "
+            f"the shortest's time (median of {alike['groups']} groups; at most {alike['most']:g} times)."
+        )
+    if made.get("note"):
+        yield f"- {made['note'].rstrip('.')}."
