@@ -78,7 +78,9 @@ def read(folder: Path) -> Evidence:
         for kind in ("records", "verdicts"):
             stated = cell.get(kind)
             if stated and run.digest(stated["file"]) != stated["sha256"]:
-                raise InputError(f"{folder / stated['file']}: is not what {cell['id']} was scored by; keep the run anew")
+                raise InputError(
+                    f"{folder / stated['file']}: is not what {cell['id']} was scored by; keep the run anew"
+                )
     try:
         found, made = (json.loads((folder / name).read_text()) for name in ("benchmark.json", MADE_WITH))
         table = (folder / "benchmark.md").read_text()

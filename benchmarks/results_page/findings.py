@@ -173,7 +173,7 @@ def choices(evidence: Evidence) -> Iterator[str]:
     else:
         yield "Every chosen number lies inside of what was tried."
     if beyond:
-        yield f"No setting that was tried is within the bounds of {', '.join(beyond)}: the one that exceeds them least."
+        yield f"No try is within the bounds, so that the one which exceeds them least was run: {', '.join(beyond)}."
     given = evidence.found["file"]["as_given"]
     if given:
         yield f"Not tuned, and at the settings that the file gives: {', '.join(given)}."
@@ -195,6 +195,27 @@ def all_tries(evidence: Evidence) -> Iterator[str]:
         )
     titles = ["topology", "method", "try", "settings", *(name.replace("_", " ") for name in rates)]
     yield from folded(f"All {len(rows)} tries, on validation parts", [*titles, "beyond the bounds", "chosen"], rows)
+
+
+def all_knowing(evidence: Evidence) -> Iterator[str]:
+    """Every attack by somebody who knows a method's rule, on validation parts."""
+    rows = [
+        [
+            *(one["topology"], one["method"], one["attack"], rate(one["scores"] and _share(one["scores"]))),
+            "" if one["loss"] is None else f"{100 * one['loss']:.1f} points",
+            "within" if one["within"] else "beyond",
+            "yes" if one["chosen"] else "",
+        ]
+        for one in evidence.found["knowing"]
+    ]
+    titles = ["topology", "method", "attack", "harmful score", "accuracy lost to the plain attack", "bound", "chosen"]
+    yield from folded(
+        f"All {len(rows)} attacks that the methods' own rules suggest, on validation parts", titles, rows
+    )
+
+
+def _share(scores: Mapping[str, Any]) -> Test:
+    return {"value": scores["harmful_score"]}
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -61,6 +61,9 @@ def _lines(evidence: Evidence) -> Iterator[str]:
     if evidence.found["tries"]:
         yield from findings.all_tries(evidence)
         yield ""
+    if evidence.found.get("knowing"):
+        yield from findings.all_knowing(evidence)
+        yield ""
     yield "## The papers' numbers"
     yield ""
     yield (
@@ -87,12 +90,15 @@ def what_was_run(evidence: Evidence, parameters: Mapping[str, int]) -> Iterator[
     yield f"- Model: {model}{size}, digest `{str(evidence.results.get('model_digest'))[:12]}`."
     for topology in evidence.topologies:
         setup = papers.setup_here(evidence, topology)
-        yield f"- Set-up ({topology}): {'; '.join(f'{n} {v}' for n, v in setup.items() if n not in ('model', 'topology'))}."
+        rest = [f"{name} {value}" for name, value in setup.items() if name not in ("model", "topology")]
+        yield f"- Set-up ({topology}): {'; '.join(rest)}."
     points = [", ".join(f"{path} {value}" for path, value in point.items()) for point in evidence.found["points"]]
-    yield f"- Attacks: {len(points)}{f' ({'; '.join(points)})' if any(points) else ''}; each method meets every one."
+    listed = f" ({'; '.join(points)})" if any(points) else ""
+    yield f"- Attacks: {len(points)}{listed}; each method meets every one."
     bounds = ", ".join(f"{name} {value:g}" for name, value in file["bounds"].items() if value is not None) or "none"
     seeds = ", ".join(map(str, file["seeds"]))
-    yield f"- Tries: {file['tries']} of each method in each topology; bounds: {bounds}; seeds of the final runs: {seeds}."
+    yield f"- Tries: {file['tries']} of each method in each topology; bounds: {bounds}."
+    yield f"- Seeds of the final runs: {seeds}."
     deviations = evidence.results.get("deviations") or []
     yield f"- Departs from its protocol in: {'; '.join(deviations) or 'nothing'}."
     for note in evidence.results.get("notes") or []:
@@ -106,14 +112,16 @@ def made_with(made: Mapping[str, Any]) -> Iterator[str]:
         hardware, versions = one["hardware"], one["versions"]
         machine = ", ".join(hardware["gpus"]) or f"{hardware['cores']} cores of {hardware['cpu']}"
         used = ", ".join(f"{name} {value}" for name, value in versions.items() if value and name != "commit")
-        commit = f"commit `{versions['commit']}`" if versions.get("commit") else "an installed package, of no known commit"
+        commit = (
+            f"commit `{versions['commit']}`" if versions.get("commit") else "an installed package, of no known commit"
+        )
         memory = f"{hardware['memory_bytes'] / 1e9:.0f} GB"
         yield f"- {one['stages']} stages ({one['seconds'] / 3600:.2f} h) on {machine}, {memory}; {used}; {commit}."
     begun, ended = (datetime.fromisoformat(made[name]) for name in ("started", "finished"))
     hours = (ended - begun).total_seconds() / 3600
     busy = sum(one["seconds"] for one in made["computers"]) / 3600
     at_a_time = f", {busy / hours:.1f} at a time on average" if hours else ""
-    yield f"- Wall time: {hours:.2f} h from the first stage's start ({begun:%Y-%m-%d %H:%M} UTC) to the last one's end{at_a_time}."
+    yield f"- Wall time: {hours:.2f} h, from {begun:%Y-%m-%d %H:%M} UTC to the last stage's end{at_a_time}."
     alike = made["alike"]
     if alike["groups"]:
         yield (

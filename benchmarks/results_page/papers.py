@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_page.evidence import Evidence
-from benchmarks.results_page.findings import size, table
+from benchmarks.results_page.findings import folded, size, table
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_experiment
 from mithridate.experiment.yaml12 import read_yaml
@@ -27,6 +27,7 @@ FILE = Path(__file__).with_name("papers.yaml")
 HERE = {"sft": UNDEFENDED, "bso": "lisa, no-proximal-term"}
 """What a paper's row is called here, where that is not its own name."""
 MEASURES = ("harmful_score", "accuracy")
+TITLES = ("", "there", "here")
 Setup = dict[str, str]
 
 
@@ -142,7 +143,7 @@ def setup_of_preset(known: Preset) -> Setup:
     found = setup_of(plain, {path: given.value for path, given in known.sweep.items()})
     others = {arm: one.topology for arm, one in arms.items() if one.topology != plain.topology}
     if others:
-        found["topology"] += f" ({', '.join(f'{arm}: {topology}' for arm, topology in others.items())})"
+        found["topology"] += " (" + ", ".join(f"{arm}: {topology}" for arm, topology in others.items()) + ")"
     return found | {"seeds": "1", "harmful prompts": str(protocol(plain.evaluate.protocol).rows.count)}
 
 
@@ -156,14 +157,13 @@ def setup_here(evidence: Evidence, topology: str) -> Setup:
     return found
 
 
-def different(theirs: Setup, ours: Setup, parameters: Mapping[str, int]) -> list[str]:
-    """In what two set-ups differ, of what is known of both."""
-    unlike = [name for name in theirs if name in ours and ours[name] != theirs[name]]
-    said = [f"{name}: {theirs[name]} there, {ours[name]} here" for name in unlike]
+def different(theirs: Setup, ours: Setup, parameters: Mapping[str, int]) -> list[list[str]]:
+    """In what two set-ups differ, of what is known of both, as `TITLES`."""
+    rows = [[name, theirs[name], ours[name]] for name in theirs if name in ours and ours[name] != theirs[name]]
     sizes = [parameters.get(one.get("model", "")) for one in (theirs, ours)]
     if sizes[0] and sizes[1] and sizes[0] != sizes[1]:
-        said.insert(0, f"model size: {sizes[0] / sizes[1]:.2g} times as many parameters there")
-    return said
+        rows.insert(0, ["parameters, millions", *(f"{one / 1e6:.0f}" for one in sizes if one)])
+    return rows
 
 
 def _numbers(values: Sequence[Any]) -> str:
@@ -174,17 +174,20 @@ def _numbers(values: Sequence[Any]) -> str:
 # -- the order --------------------------------------------------------------------------------------------------------
 
 
-def orders(evidence: Evidence, topology: str, theirs: PaperTable) -> tuple[list[str], list[str]]:
-    """The methods of both, from the lowest mean harmful score up, by the names here: the paper's order, and ours."""
+def orders(evidence: Evidence, topology: str, theirs: PaperTable) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean harmful scores of the methods of both by the names here, from the lowest up: the paper's, and ours."""
     rows = evidence.standings(topology)
-    common = {}
+    paper, ours = {}, {}
     for name, row in theirs.rows.items():
-        mine, score = rows.get(HERE.get(name, name)), row.mean("harmful_score")
-        measured = mine and (mine["rates"]["harmful_score"] or {}).get("value") is not None
-        if measured and score is not None and not row.other_rule:
-            common[HERE.get(name, name)] = score
-    ours = {name: rows[name]["rates"]["harmful_score"]["value"] for name in common}
-    return sorted(common, key=lambda name: common[name]), sorted(ours, key=lambda name: ours[name])
+        here, score = HERE.get(name, name), row.mean("harmful_score")
+        mine = (rows[here]["rates"]["harmful_score"] or {}).get("value") if here in rows else None
+        if mine is not None and score is not None and not row.other_rule:
+            paper[here], ours[here] = score, mine
+    return _sorted(paper), _sorted(ours)
+
+
+def _sorted(scores: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(scores.items(), key=lambda item: item[1]))
 
 
 def compared(evidence: Evidence, topology: str, theirs: PaperTable, parameters: Mapping[str, int]) -> Iterator[str]:
@@ -193,22 +196,23 @@ def compared(evidence: Evidence, topology: str, theirs: PaperTable, parameters: 
     if len(paper) < 2:
         yield f"Here ({topology}): no two of its methods were run, by these rules."
         return
-    if paper == ours:
-        yield f"Here ({topology}): the same order, from the lowest harmful score up: {', '.join(ours)}."
+    listed = f"by harmful score, there: {' < '.join(paper)}; here ({topology}): {' < '.join(ours)}"
+    swapped = [(a, b) for a, b in combinations(paper, 2) if ours[a] > ours[b]]
+    if not swapped:
+        yield f"The same order {listed}."
         return
-    yield f"From the lowest harmful score up, there: {', '.join(paper)}; here ({topology}): {', '.join(ours)}."
+    yield f"Another order {listed}."
     yield ""
     entrants = evidence.entrants(topology)
-    swapped = [(a, b) for a, b in combinations(paper, 2) if ours.index(a) > ours.index(b)]
     tests = differences([(entrants[a], entrants[b]) for a, b in swapped], evidence.outcomes)
     for (a, b), test in zip(swapped, tests, strict=True):
         if not test or test["difference"] is None:
             continue
         sure = "shown" if shown(test) else "not shown"
-        yield f"- {a} is below {b} there; here it is above: {size(test)}, which is {sure} by our test."
+        yield f"- *{a}* is below *{b}* there; here it is above: {size(test)}, which is {sure} by our test."
     yield ""
-    unlike = different(theirs.setup, setup_here(evidence, topology), parameters)
-    yield f"What differs between the two: {'; '.join(unlike)}."
+    rows = different(theirs.setup, setup_here(evidence, topology), parameters)
+    yield from folded(f"In what the two set-ups differ, as far as both are known ({len(rows)})", TITLES, rows)
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
@@ -232,7 +236,8 @@ def numbers(theirs: PaperTable) -> Iterator[str]:
         yield ""
         yield f"\\* {'; '.join(notes)}."
     yield ""
-    yield f"Set-up: {'; '.join(f'{name} {value}' for name, value in theirs.setup.items())}."
+    setup = [f"{name} {value}" for name, value in theirs.setup.items()]
+    yield f"Set-up: {'; '.join(setup)}."
 
 
 def _note(row: PaperRow) -> str:
