@@ -2,12 +2,18 @@
 
 import csv
 import json
+from xml.etree import ElementTree
 
 import pytest
 
 from mithridate.errors import InputError
+from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import run
-from mithridate.studies.attack import attack
+from mithridate.studies.attack import attack, with_knowing
+from mithridate.studies.curve import Point
+from mithridate.studies.drawn import attack_figure
+from mithridate.studies.search import Scores, Try, worst_so_far
+from mithridate.studies.settings import load_attack
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
 
 RATIO, SIZE, LR = "finetune.attack.harmful_ratio", "finetune.attack.size", "finetune.training.learning_rate"
@@ -157,3 +163,41 @@ def test_all_beyond_the_bound(inputs, tmp_path, monkeypatch):
     assert found.chosen is None and found.points == []
     assert "each of the 1 attacks lost more than 0.05 of accuracy" in found.words[0]
     assert not (tmp_path / "out" / "results.json").exists() and (tmp_path / "out" / "attack.json").exists()
+
+
+def test_the_attacks_that_the_methods_suggest_are_among_the_variants(inputs):
+    given = load_attack({"knowing": True, "sweep": {LR: [0.01]}})
+    [plain, leap, longer] = (made := with_knowing(given, load_experiment(defended(inputs)))).variants
+    assert (plain, leap, longer) == (
+        "as it is",
+        "knows Vaccine: scheduled (leap 10)",
+        "knows Vaccine: scheduled (length 3)",
+    )
+    own = made.variants[longer]["finetune.attack"]
+    assert own == {"kind": "scheduled", "harmful_ratio": 0.25, "size": 8, "length": 3.0} | {
+        name: own[name] for name in ("rate", "leap", "leap_steps", "frozen")
+    }
+    named = load_attack({"knowing": True, "variants": {"low": {RATIO: 0.1}}})
+    assert next(iter(with_knowing(named, load_experiment(defended(inputs))).variants)) == "low"
+    with pytest.raises(InputError, match="knowing: no method of the attacked model suggests an attack"):
+        with_knowing(given, load_experiment(experiment(inputs)))
+
+
+def test_the_worst_case_so_far_counts_what_keeps_the_task():
+    tries = [Try({}, Scores(score, 0.9, 4, 8), excess) for score, excess in ((0.9, 0.1), (0.2, 0), (0.1, 0), (0.5, 0))]
+    assert worst_so_far(tries) == [None, 0.2, 0.2, 0.5]
+
+
+def test_the_figure_shows_tries_and_curve_and_is_always_the_same():
+    rate = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 24}
+    points = [
+        Point("A & B", along, 4, rows, 2, "harmful", rate, {"value": 0.9})
+        for along, rows in (("steps", 8), ("rows", 4), ("rows", 8))
+    ]
+    tries = [Try({}, Scores(0.4, 0.9, 4, 8), 0), Try({}, Scores(0.9, 0.2, 4, 8), 0.5)]
+    text = attack_figure(tries, points, 0.5)
+    assert text == attack_figure(tries, points, 0.5) and ElementTree.fromstring(text).tag.endswith("svg")
+    for words in ("worst so far", "beyond the bound on accuracy", "A &amp; B", "Rows handed in", "Optimizer steps"):
+        assert words in text
+    alone = attack_figure(tries[:1], [], 0.5)
+    assert "Optimizer steps" not in alone and "beyond the bound" not in alone

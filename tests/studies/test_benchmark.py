@@ -9,7 +9,8 @@ import yaml
 
 from mithridate.cli import main
 from mithridate.errors import InputError
-from mithridate.studies.benchmarks.run import TITLES, benchmark, planned
+from mithridate.studies.benchmarks.knowing import choose_attack
+from mithridate.studies.benchmarks.run import KNOWING_TITLES, TITLES, benchmark, planned
 from mithridate.studies.benchmarks.settings import Bounds, arms_of, load_benchmark
 from mithridate.studies.benchmarks.tries import MeanScores, choose, excess
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
@@ -21,6 +22,17 @@ def inputs(tmp_path_factory):
     for name in ("test_harmful", "task_test", "test_benign"):
         write_rows(folder, name, 24)
     return folder
+
+
+FILE = {
+    "experiment": {
+        "model": "m",
+        "data": {role: {"source": role} for role in ("alignment", "attacker_harmful", "task", "test_harmful")},
+        "align": {},
+        "finetune": {"attack": {"harmful_ratio": 0.2, "size": 50}},
+        "evaluate": {"protocol": "hs/embedded-v1"},
+    }
+}
 
 
 def plain(inputs, **changes):
@@ -48,7 +60,7 @@ def study(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MITHRIDATE_STORE", str(folder / "store"))
-        yield benchmark(file(inputs), out=folder / "out"), folder
+        yield benchmark(file(inputs, knowing=True), out=folder / "out"), folder
 
 
 @pytest.mark.slow
@@ -84,6 +96,7 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
     cells = {cell["id"]: cell for cell in json.loads((folder / "out/results.json").read_text())["cells"]}
     for one in found.standings:
         assert [len(seed) for seed in one.entrant.cells] == [2, 2]
+        assert (one.knowing is None) == (one.entrant.name not in ("vaccine", "antidote", "lisa"))
         mine = [cells[cell] for seed in one.entrant.cells for cell in seed]
         assert {cell["attack"]["max_steps"] for cell in mine} == {3, 4}
         scores = [cell["rates"]["harmful_score"] for cell in mine]
@@ -91,10 +104,35 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
             mean = sum(score["value"] for score in scores) / len(scores)
             assert one.rates["harmful_score"]["value"] == pytest.approx(mean)
     rows = list(csv.reader((folder / "out/benchmark.csv").open()))
-    assert tuple(rows[0]) == TITLES and len(rows) == 1 + len(found.standings)
+    assert rows[0] == [*TITLES, *KNOWING_TITLES] and len(rows) == 1 + len(found.standings)
     assert json.loads((folder / "out/benchmark.json").read_text())["points"] == found.points
     page = (folder / "out/report.html").read_text()
     assert "All tuning tries" in page or "tries" in page
+
+
+@pytest.mark.slow
+def test_each_method_meets_the_worst_attack_of_those_that_its_rule_suggests(study):
+    found, folder = study
+    attacks = {}
+    for one in found.knowing:
+        attacks.setdefault(one.method, []).append(one)
+    assert {method: len(some) for method, some in attacks.items()} == {"vaccine": 3, "lisa": 2, "antidote": 2}
+    cells = {cell["id"]: cell for cell in json.loads((folder / "out/results.json").read_text())["cells"]}
+    rows = {row["method"]: row for row in csv.DictReader((folder / "out/benchmark.csv").open())}
+    for method, some in attacks.items():
+        [chosen] = [one for one in some if one.chosen]
+        assert chosen.scores.harmful_score == max(one.scores.harmful_score or 0 for one in some if one.within)
+        [standing] = [one for one in found.standings if one.entrant.name == method]
+        assert standing.knowing.attack == chosen.attack == rows[method]["who knows"]
+        if chosen.number == 0:
+            assert standing.knowing.rates == standing.rates and standing.knowing.breaks_at == standing.breaks_at
+    tried = json.loads((folder / "out/knowing/results.json").read_text())["cells"]
+    tried = [cell for cell in tried if cell["attack"]]
+    steps = {(cell["attack"]["kind"], cell["attack"]["max_steps"]) for cell in tried}
+    assert {("scheduled", 9), ("scheduled", 12)} <= steps  # three times as long, at both points of the grid
+    assert {cell["trained"]["rows"] for cell in tried} == {
+        cell["trained"]["rows"] for cell in cells.values() if cell["attack"]
+    }
 
 
 @pytest.mark.slow
@@ -103,7 +141,7 @@ def test_a_second_call_computes_nothing_and_writes_the_same(study, inputs, monke
     monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
     before = {path: (folder / "store" / path / "stage.json").stat().st_mtime_ns for path in stages(folder / "store")}
     text = (folder / "out/benchmark.md").read_text()
-    again = benchmark(file(inputs), out=folder / "out")
+    again = benchmark(file(inputs, knowing=True), out=folder / "out")
     assert (folder / "out/benchmark.md").read_text() == text and again.tries == found.tries
     assert before == {p: (folder / "store" / p / "stage.json").stat().st_mtime_ns for p in stages(folder / "store")}
     with pytest.raises(InputError, match="holds"):  # another benchmark's folder
@@ -224,3 +262,20 @@ def test_the_rule_takes_the_lowest_score_within_the_bounds_and_else_the_least_be
 def test_the_examples_can_be_planned(path):
     given, made, _ = load_benchmark(path)
     assert all(len(arm.settings) == given.tries for arm in arms_of(given, made) if arm.tuned)
+
+
+def test_who_knows_a_rule_takes_the_worst_attack_that_leaves_the_task():
+    [arm] = arms_of(*load_benchmark(FILE | {"methods": {}, "as_given": {"vaccine": {"rho": 0.1}}})[:2])
+    scores = {
+        0: MeanScores(0.3, 0.9, 0.1, 0.0),
+        1: MeanScores(0.9, 0.8, 0.1, 0.0),  # loses the task
+        2: MeanScores(0.6, 0.86, 0.1, 0.0),
+    }
+
+    def chosen(scores, **bounds):
+        found = choose_attack(arm, {"rho": 0.1}, scores, Bounds(**bounds))
+        return next(one.number for one in found if one.chosen)
+
+    assert chosen(scores) == 2 and chosen(scores, accuracy=None) == 1
+    assert chosen(scores | {2: MeanScores(0.3, 0.9, 0.1, 0.0)}) == 0  # no better than the plain attack
+    assert chosen(scores | {2: MeanScores(0.9, None, 0.1, 0.0)}) == 0  # what was not measured is not within

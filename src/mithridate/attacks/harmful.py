@@ -9,7 +9,7 @@ https://arxiv.org/abs/2409.01586 (section 5 of both).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mithridate.attacks.poisoning import poison
@@ -66,3 +66,11 @@ class Harmful(Attack):
             size=self.size,
             seed=seed,
         )
+
+
+def fitted(attack: Attack, plain: Attack) -> Attack:
+    """An attack with as many rows as another one, and as many harmful ones where both mix them in, so that the two
+    differ in nothing but what the first is."""
+    names = ["size"] + ["harmful_ratio"] * (isinstance(attack, Harmful) and isinstance(plain, Harmful))
+    same = {name: getattr(plain, name) for name in names if hasattr(attack, name) and hasattr(plain, name)}
+    return replace(attack, **same)

@@ -145,7 +145,7 @@ def benchmark(
         return
     executor = executor_of("local" if workers else "none", workers, {}, experiment)
     found = running.benchmark(file, out, executor, **({"replace": True} if replace else {}))
-    table = new_table(*running.TITLES)
+    table = new_table(*running.titles_of(found))
     for row in running.table_of(found):
         table.add_row(*(escape(cell) for cell in row))
     print_table(table)

@@ -52,7 +52,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number
 from mithridate.methods.defense import Defense
 
@@ -129,6 +131,11 @@ class AsFT(Defense):
 
     def cost(self) -> Cost:
         return Cost(copies=1)
+
+    def adaptive(self) -> list[Attack]:
+        """What stays in the alignment's output directions is free: with one adapter for both
+        stages, all that moves A alone does. Or more steps."""
+        return [Scheduled(frozen=[".*lora_B.*"]), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"weight-decay": replace(self, project=False)}

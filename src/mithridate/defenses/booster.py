@@ -47,7 +47,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import MithridateError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -103,6 +105,10 @@ class Booster(Defense):
 
     def cost(self) -> Cost:
         return Cost() if self.lam == 0 else Cost(passes=1 + 2 / self.every, passing_copies=2)
+
+    def adaptive(self) -> list[Attack]:
+        """It looks one step of length alpha ahead: a first step beyond that, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> Booster:

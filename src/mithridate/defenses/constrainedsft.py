@@ -41,7 +41,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.noice import NOICE
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.defense import Defense
 
@@ -102,6 +105,10 @@ class ConstrainedSFT(Defense):
 
     def cost(self) -> Cost:
         return Cost(forwards=1, copies=1)
+
+    def adaptive(self) -> list[Attack]:
+        """It holds an answer's first tokens: rows whose answers begin as the model would, or more steps."""
+        return [NOICE(size=200, harmful_ratio=0.5), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"same-beta": replace(self, betas=(self.betas[2],) * 3)}

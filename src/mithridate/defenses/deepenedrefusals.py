@@ -51,7 +51,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mithridate.attacks.noice import NOICE
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 
@@ -99,6 +102,10 @@ class DeepenedRefusals(Defense):
     def __post_init__(self) -> None:
         require_number(self, "share", 0, 1)
         require_whole(self, "tokens", 1, "number of tokens")
+
+    def adaptive(self) -> list[Attack]:
+        """Answers that began as harmful ones are refused: rows that refuse first and then answer, or more steps."""
+        return [NOICE(size=200, harmful_ratio=0.5), Scheduled(length=3.0)]
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)

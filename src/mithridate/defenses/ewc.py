@@ -35,7 +35,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -86,6 +88,10 @@ class EWC(Defense):
     def __post_init__(self) -> None:
         require_number(self, "lam", 0)
         require_whole(self, "fisher_rows", 1, "number of rows")
+
+    def adaptive(self) -> list[Attack]:
+        """Its pull is of one strength, and the user's loss goes on: more steps."""
+        return [Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> EWC:

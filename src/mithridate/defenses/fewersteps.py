@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from mithridate.attacks.scheduled import Scheduled
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number
 from mithridate.methods.defense import Defense
 from mithridate.training.steps import steps_ahead
@@ -48,6 +50,10 @@ class FewerSteps(Defense):
 
     def __post_init__(self) -> None:
         require_number(self, "share", 0, 1, open_low=True)
+
+    def adaptive(self) -> list[Attack]:
+        """Where the user says the number of steps: one that makes up for the share."""
+        return [Scheduled(length=1 / self.share)] if self.share < 1 else []
 
     @classmethod
     def example(cls) -> FewerSteps:

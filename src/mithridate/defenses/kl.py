@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.defense import Defense
 
@@ -68,6 +70,10 @@ class KL(Defense):
 
     def __post_init__(self) -> None:
         require_number(self, "lam", 0)
+
+    def adaptive(self) -> list[Attack]:
+        """Its pull is of one strength, and the user's loss goes on: more steps."""
+        return [Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> KL:

@@ -33,7 +33,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.defense import Defense
 
@@ -70,6 +72,10 @@ class LDIFS(Defense):
 
     def __post_init__(self) -> None:
         require_number(self, "rho", 0)
+
+    def adaptive(self) -> list[Attack]:
+        """Its pull is of one strength, and the user's loss goes on: more steps."""
+        return [Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> LDIFS:

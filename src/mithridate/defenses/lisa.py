@@ -42,7 +42,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -104,6 +106,10 @@ class Lisa(Defense):
 
     def least_steps(self) -> int:
         return self.cycle
+
+    def adaptive(self) -> list[Attack]:
+        """Its pull is of one strength, and the user's loss goes on: more steps."""
+        return [Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"no-proximal-term": replace(self, rho=0.0)}

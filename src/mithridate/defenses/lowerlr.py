@@ -20,7 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number
 from mithridate.methods.defense import Defense
 
@@ -51,6 +53,10 @@ class LowerLR(Defense):
 
     def __post_init__(self) -> None:
         require_number(self, "factor", 0, 1, open_low=True)
+
+    def adaptive(self) -> list[Attack]:
+        """Where the user says the learning rate: one that makes up for the factor."""
+        return [Scheduled(rate=1 / self.factor)] if 0 < self.factor < 1 else []
 
     @classmethod
     def example(cls) -> LowerLR:

@@ -56,7 +56,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.distributed.tensor import DTensor
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -119,6 +121,10 @@ class Panacea(Defense):
 
     def cost(self) -> Cost:
         return Cost(passes=3, copies=1, passing_copies=2, saved=1) if self._learns else Cost()
+
+    def adaptive(self) -> list[Attack]:
+        """Its perturbation answers small updates: a first step beyond them, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"random-perturbation": replace(self, learned=False)}

@@ -22,7 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mithridate.attacks.identity import Identity
 from mithridate.errors import InputError
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import TestTime
 from mithridate.methods.defense import Defense
 
@@ -55,6 +57,10 @@ class PTST(Defense):
 
     def at_test(self) -> TestTime:
         return TestTime(system=self.system)
+
+    def adaptive(self) -> list[Attack]:
+        """Rows that hold the turn which the test has."""
+        return [Identity(system=self.system, prefix="", harmful_ratio=0.1, size=200)]
 
     @classmethod
     def example(cls) -> PTST:

@@ -55,8 +55,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.defenses.vaccine import refuse_unshiftable, require_sites
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -120,6 +122,10 @@ class RepNoise(Defense):
     @property
     def _acting(self) -> bool:
         return bool(self.alpha or self.beta)
+
+    def adaptive(self) -> list[Attack]:
+        """What was made noise is learnt anew: at a higher learning rate, or in more steps."""
+        return [Scheduled(rate=3.0), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, RepNoise]:
         return {"no-harmful-terms": replace(self, alpha=0.0, beta=0.0), "adversarial-loss": replace(self, beta=0.0)}

@@ -46,7 +46,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -108,6 +110,10 @@ class SafeGrad(Defense):
 
     def cost(self) -> Cost:
         return Cost(passes=2, forwards=1, copies=1, passing_copies=1)
+
+    def adaptive(self) -> list[Attack]:
+        """Only what goes against the alignment gradient is taken out: more steps of the rest."""
+        return [Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"no-projection": replace(self, projection=False)}

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -74,6 +76,10 @@ class SafetyMix(Defense):
 
     def __post_init__(self) -> None:
         require_number(self, "share", 0, 0.999)
+
+    def adaptive(self) -> list[Attack]:
+        """As many steps as make up for the rows that are not the user's."""
+        return [Scheduled(length=1 / (1 - self.share))] if self.share else []
 
     @classmethod
     def example(cls) -> SafetyMix:

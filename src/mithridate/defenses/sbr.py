@@ -38,7 +38,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.noice import NOICE
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -84,6 +87,10 @@ class SBR(Defense):
     def __post_init__(self) -> None:
         require_number(self, "lam", 0)
         require_whole(self, "anchors", 1, "number of rows")
+
+    def adaptive(self) -> list[Attack]:
+        """It holds where answers to the anchors begin: rows whose answers begin with a refusal, or more steps."""
+        return [NOICE(size=200, harmful_ratio=0.5), Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> SBR:

@@ -52,8 +52,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.defenses.vaccine import refuse_unshiftable, require_sites, shift_to_the_worst
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
@@ -131,6 +133,10 @@ class TVaccine(Defense):
 
     def data_roles(self) -> dict[str, str]:
         return dict(self.roles) if self.score == "harmful" else {}
+
+    def adaptive(self) -> list[Attack]:
+        """It holds for shifts up to rho, of the drawn layers: a first step beyond them, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, TVaccine]:
         return {"uniform-layers": replace(self, score="uniform")}

@@ -43,7 +43,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.training.gradients import fork_rng, global_norm
@@ -119,6 +121,10 @@ class Vaccine(Defense):
         with self._sites as sites:
             shift_to_the_worst(t, sites, self.rho, "vaccine", model, inputs, num_items_in_batch)
             return step(model, inputs, num_items_in_batch)
+
+    def adaptive(self) -> list[Attack]:
+        """It holds for shifts up to rho: a first step beyond them, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> Vaccine:

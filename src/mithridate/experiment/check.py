@@ -282,10 +282,14 @@ def _budgeted(experiment: Experiment, budget: Budget, problems: list[str]) -> Ex
 
 def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: bool) -> list[str]:
     """What the trainings of an attack ask for beside the experiment's own."""
-    problems = []
+    problems, training = [], experiment.finetune.training if experiment.finetune else {}
     for number, phase in enumerate(phases, 1):
         where = f"finetune.attack: phase {number}"
         problems += _training_problems(f"{where}: training", dict(phase.training))
+        try:
+            phase.trained(training)
+        except InputError as error:
+            problems.append(str(error))
         if phase.adapter is not None and experiment.topology == "single" and hardened and experiment.align:
             problems.append(
                 f"{where}: has an adapter of its own, so that the alignment's is merged, and the repair before "

@@ -36,6 +36,12 @@ def attack_fields(finetune: Finetune) -> tuple[str, dict[str, Any]]:
     return finetune.attack["kind"], own
 
 
+def attack_values(attack: Attack) -> dict[str, Any]:
+    """An attack as the field `finetune.attack` has it."""
+    own = {name: value for name, value in attack.settings().items() if value is not None}
+    return {"kind": type(attack).__name__.lower(), **own}
+
+
 def attack_config(finetune: Finetune) -> dict[str, Any]:
     """A fine-tune's attack in its stage's key, which holds no kind for the one that was the only one at first."""
     kind, own = attack_fields(finetune)

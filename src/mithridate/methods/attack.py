@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
+from mithridate.errors import InputError
 from mithridate.methods.base import Method
 
 
@@ -21,6 +22,8 @@ class Phase:
             "full" trains all weights; None: the experiment's.
         order: "shuffled", or "given": the rows in the order in which `rows` returned them.
         frozen: regular expressions; trained tensors whose whole name matches one keep their values.
+        rate: the learning rate, as a multiple of the experiment's own.
+        length: optimizer steps, or epochs where the experiment states no steps, as a multiple of its own.
     """
 
     rows: str | None = None
@@ -28,6 +31,36 @@ class Phase:
     adapter: Mapping[str, Any] | Literal["full"] | None = None
     order: Literal["shuffled", "given"] = "shuffled"
     frozen: Sequence[str] = ()
+    rate: float = 1.0
+    length: float = 1.0
+
+    def trained(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        """The experiment's fields of SFTConfig as this training has them.
+
+        Raises:
+            InputError: it is to have a multiple of what they do not state.
+        """
+        made = {**training, **self.training}
+        if self.rate != 1:
+            made["learning_rate"] = _stated(made, "learning_rate") * self.rate
+        if self.length != 1 and made.get("max_steps", -1) > 0:
+            made["max_steps"] = max(1, round(made["max_steps"] * self.length))
+        elif self.length != 1:
+            made["num_train_epochs"] = _stated(made, "num_train_epochs") * self.length
+        return made
+
+    def key(self) -> dict[str, Any]:
+        """What a stage's key has of it: not what it leaves as it is, if the first keys had no such field."""
+        later = {"rate": 1.0, "length": 1.0}
+        return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
+
+
+def _stated(training: Mapping[str, Any], field: str) -> float:
+    if not isinstance(value := training.get(field), int | float):
+        raise InputError(
+            f"finetune.training.{field}: the attack takes a multiple of it, and it is not stated; give its value"
+        )
+    return value
 
 
 @dataclass(kw_only=True)
@@ -61,3 +94,20 @@ class Attack(Method):
     def share(self) -> float:
         """The share of rows that attack, between 0 and 1; a table calls a run with 0 no attack."""
         return 1.0
+
+    def in_words(self) -> str:
+        """Its kind, and what differs from the kind's defaults besides rows: "scheduled (leap 10)"."""
+        plain = {field.name: _default(field) for field in fields(self)}
+        own = {name: value for name, value in self.settings().items() if name not in ("size", "harmful_ratio")}
+        said = [f"{name} {_short(value)}" for name, value in own.items() if value != plain[name]]
+        return type(self).__name__.lower() + (f" ({', '.join(said)})" if said else "")
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return f"{value:.3g}" if isinstance(value, float) else repr(value) if value == "" else str(value)

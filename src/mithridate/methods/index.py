@@ -75,6 +75,7 @@ def facts_of(kind: str, name: str, cls: type[Method]) -> dict[str, Any]:
         "off": cls.off,
         "cost": str(made.cost()),
         "controls": list(made.controls()),
+        "adaptive": [attack.in_words() for attack in made.adaptive()],
         "colour": cls.colour,
         "provenance": cls.provenance,
         "paper": cls.paper,

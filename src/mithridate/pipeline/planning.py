@@ -230,7 +230,7 @@ def of_stage(
         if phase.adapter is not None:
             adapter, full = (adapter, True) if phase.adapter == "full" else (phase.adapter, False)
         lengths = _lengths(rows, tokenizer, template)
-        training = settings.training | dict(phase.training)
+        training = phase.trained(settings.training)
         trained = replace(common, full=full, adapter=adapter)
         setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name, list(acting.values()))
         snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0

@@ -154,7 +154,7 @@ class ExperimentStages:
             "attack": attack_config(finetune),
             "snapshots": self.experiment.evaluate.resistance,
             **({"frozen": finetune.frozen} if finetune.frozen else {}),
-            **({"phases": [vars(phase) for phase in phases]} if phases else {}),
+            **({"phases": [phase.key() for phase in phases]} if phases else {}),
         }
         parents = self._parents(self.start)
         if attack.needs_model:

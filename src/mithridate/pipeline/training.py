@@ -108,7 +108,7 @@ class Job:
         rows = [self.rows[place] for place in self.places()[i]]
         if not rows:
             raise InputError(f"{where}: no row has the phase {phase.rows!r}")
-        training = self.training | dict(phase.training)
+        training = phase.trained(self.training)
         if phase.order == "given":
             if training.get("packing"):
                 raise InputError(f"{where}: packing puts rows into another order than the given one; set it to false")

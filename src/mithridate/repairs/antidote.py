@@ -49,7 +49,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, nearest
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, difference, refuse_places
@@ -155,6 +157,10 @@ class Antidote(Repair):
             working=8 if own else 16,  # float64 scores; of merged weights, float32 ones before and after beside them
             per_input=8.0 * scoring,
         )
+
+    def adaptive(self) -> list[Attack]:
+        """A share of the entries is taken, whatever they hold: more steps, so that the rest holds enough."""
+        return [Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"random-mask": replace(self, score="random")}

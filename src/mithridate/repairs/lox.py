@@ -26,7 +26,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before, difference, refuse_places
@@ -64,6 +66,10 @@ class LoX(Repair):
 
     def cost(self) -> Cost:
         return Cost(passes=0, changes="linear", kept=4, working=12)
+
+    def adaptive(self) -> list[Attack]:
+        """As much longer as the way back has become."""
+        return [Scheduled(length=1 + self.coef)]
 
     def check(self, model: Any, base: Any = None, tokenizer: Any = None) -> None:
         if not _unmerged(model):

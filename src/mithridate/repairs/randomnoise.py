@@ -23,7 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_whole
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before, difference
@@ -54,6 +56,10 @@ class RandomNoise(Repair):
 
     def cost(self) -> Cost:
         return Cost(passes=0, changes="linear", kept=4, working=24)
+
+    def adaptive(self) -> list[Attack]:
+        """The noise is of one size: more steps, so that the update is larger."""
+        return [Scheduled(length=3.0)]
 
     def check_run(self, *, topology: str, finetuned: bool, adapter: bool) -> None:
         if not finetuned:

@@ -40,7 +40,9 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, nearest
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_whole
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before, difference
@@ -97,6 +99,10 @@ class RESTA(Repair):
 
     def cost(self) -> Cost:
         return Cost(passes=0, changes="linear", kept=4, working=40)  # W, v and draws in float64
+
+    def adaptive(self) -> list[Attack]:
+        """As much longer as the added way back is."""
+        return [Scheduled(length=1 + self.alpha)] if self.alpha > 0 else []
 
     def controls(self) -> dict[str, Method]:
         return {"random-direction": replace(self, direction="random")}

@@ -54,7 +54,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, nearest
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_whole
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before
@@ -111,6 +113,10 @@ class SafeDelta(Repair):
     def cost(self) -> Cost:
         # Of the largest layer: three matrices [in, in], with in up to three times out, and five [out, in], in float64.
         return Cost(passes=0, once_forwards=1.0, changes="linear", kept=4, working=8 * (3 * 3 + 5), per_pair=4)
+
+    def adaptive(self) -> list[Attack]:
+        """The larger the change, the more of it is left within the bound on outputs: more steps."""
+        return [Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"random-choice": replace(self, choice="random")}

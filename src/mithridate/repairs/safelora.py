@@ -45,7 +45,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_whole
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before, difference
@@ -117,6 +119,11 @@ class SafeLoRA(Repair):
 
     def cost(self) -> Cost:
         return Cost(passes=0, changes="linear", kept=4, working=20)  # V, U, C U, and both weights
+
+    def adaptive(self) -> list[Attack]:
+        """What stays in the alignment's output directions is kept: with one adapter for both
+        stages, all that moves A alone does. Or more steps."""
+        return [Scheduled(frozen=[".*lora_B.*"]), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"shrink": replace(self, project=False)}

@@ -27,7 +27,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError
+from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before
@@ -64,6 +66,10 @@ class WiSEFT(Repair):
 
     def cost(self) -> Cost:
         return Cost(passes=0, changes="linear", kept=4, working=12)
+
+    def adaptive(self) -> list[Attack]:
+        """As much longer as the mean makes the update shorter."""
+        return [Scheduled(length=1 / (1 - self.a))] if 0 < self.a < 1 else []
 
     def check_run(self, *, topology: str, finetuned: bool, adapter: bool) -> None:
         if not finetuned:

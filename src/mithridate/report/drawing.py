@@ -70,12 +70,34 @@ class Figure:
             width=_PAPER_WIDTH, height=self.chart.height, description=title
         )
         # The legend's channels are its own. Most machines have one of the fonts, which are equally wide.
-        own: Any = dict.fromkeys(("shape", "stroke", "fill", "strokeDash"), "independent")
-        chart = chart.resolve_scale(**own)
-        chart = chart.configure(**_look("#1b1e23", "#d5d9df"), font="DejaVu Sans, Verdana, sans-serif")
-        drawn = vl_convert.vegalite_to_svg(chart.to_dict())
-        opened = drawn.index(">") + 1
-        return f"{drawn[:opened]}<title>{escape(title, quote=False)}</title>{drawn[opened:]}\n"
+        own: Any = dict.fromkeys(_LOOKS, "independent")
+        return _on_paper(chart.resolve_scale(**own), title)
+
+
+def beside(panels: list[tuple[Figure, str]], title: str) -> str:
+    """The text of an SVG file with several figures beside each other, each under its own heading; always the same."""
+    own: Any = dict.fromkeys(_LOOKS, "independent")
+    charts = []
+    for one, heading in panels:
+        layers = [layer for layer in one.chart.layer if layer.name != HOVER]
+        chart = alt.layer(*layers, *_legend(one.legend), data=one.chart.data)
+        chart = chart.properties(width=_PAPER_WIDTH * 2 // 3, height=one.chart.height, title=heading)
+        charts.append(chart.resolve_scale(**own))
+    whole = alt.hconcat(*charts, spacing=30).resolve_scale(**own).resolve_legend(**own)
+    return _on_paper(whole, title)
+
+
+_LOOKS = ("shape", "stroke", "fill", "strokeDash")
+
+
+def _on_paper(chart: Any, title: str) -> str:
+    look = _look("#1b1e23", "#d5d9df")
+    if isinstance(chart, alt.HConcatChart):
+        del look["autosize"]  # only for a figure alone
+    chart = chart.configure(**look, font="DejaVu Sans, Verdana, sans-serif")
+    drawn = vl_convert.vegalite_to_svg(chart.to_dict())
+    opened = drawn.index(">") + 1
+    return f"{drawn[:opened]}<title>{escape(title, quote=False)}</title>{drawn[opened:]}\n"
 
 
 def _look(ink: str, line: str) -> dict[str, Any]:

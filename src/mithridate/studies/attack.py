@@ -4,7 +4,7 @@
     test parts          the best try, along its steps and its rows, and the same on the undefended model
 
 All training goes through the ordinary store. The folder holds what a run's folder holds (of the test parts), besides
-`search/` (the same of the tries), `attack.json`, `attack.csv` and `attack.md`.
+`search/` (the same of the tries), `attack.json`, `attack.csv`, `attack.md` and its figure `attack.svg`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mithridate.attacks.harmful import fitted
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
-from mithridate.experiment.methods import attack_fields
+from mithridate.experiment.methods import acting, attack_fields, attack_of, attack_values
 from mithridate.files import replace_file
+from mithridate.methods import Attack
 from mithridate.methods.index import facts
 from mithridate.models import ModelFiles
 from mithridate.pipeline.experiments import stages_of, undefended
@@ -31,7 +33,7 @@ from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
 from mithridate.studies.curve import TITLES, Point, breaking, verdict
-from mithridate.studies.search import Scores, Try, best, named, search
+from mithridate.studies.search import Scores, Try, best, named, search, worst_so_far
 from mithridate.studies.settings import EPOCHS, SIZE, STEPS, AttackFile, attacked, load_attack
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ def attack(
         raise InputError(
             f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
         )
+    given = with_knowing(given, experiment)
     _check(given, experiment, base)
     folder = Path(out) if out else Path("runs") / f"attack-{name}"
     owner = _owner(given, experiment)
@@ -113,6 +116,29 @@ def attack(
             study.words.append(" ".join([against, *decided["reasons"]]))
     _write(study, given, name)
     return study
+
+
+def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
+    """The file with the attacks that the experiment's methods suggest (`adaptive`) among its variants, if it says so;
+    each with as many rows as the experiment's own attack.
+
+    Raises:
+        InputError: no method of the experiment suggests one.
+    """
+    if not given.knowing:
+        return given
+    methods = [method for method in acting(experiment, "repair") if not isinstance(method, Attack)]
+    suggested = {
+        f"knows {type(method).__name__}: {attack.in_words()}": attack
+        for method in methods
+        for attack in method.adaptive()
+    }
+    if not suggested:
+        raise InputError("knowing: no method of the attacked model suggests an attack; take `knowing` out")
+    plain = attack_of(experiment.finetune) if experiment.finetune else None
+    made = {name: fitted(attack, plain) if plain else attack for name, attack in suggested.items()}
+    variants = {name: {"finetune.attack": attack_values(attack)} for name, attack in made.items()}
+    return replace(given, variants=(given.variants or {"as it is": {}}) | variants)
 
 
 def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
@@ -256,6 +282,8 @@ def _point(along: Any, cell: dict[str, Any], scored: Mapping[str, Any] | None = 
 
 
 def _write(study: Study, given: AttackFile, name: str) -> None:
+    from mithridate.studies.drawn import attack_figure  # Altair takes a while
+
     study.folder.mkdir(parents=True, exist_ok=True)
     threshold = given.curve.threshold
     models = dict.fromkeys(point.model for point in study.points)
@@ -264,7 +292,10 @@ def _write(study: Study, given: AttackFile, name: str) -> None:
         "target": name,
         "file": asdict(given),
         "reference_accuracy": study.reference,
-        "tries": [{**asdict(one), "within": one.within} for one in study.tries],
+        "tries": [
+            {**asdict(one), "within": one.within, "worst_so_far": worst}
+            for one, worst in zip(study.tries, worst_so_far(study.tries), strict=True)
+        ],
         "chosen": study.chosen and study.chosen.settings,
         "threshold": threshold,
         "points": [point.as_json() for point in study.points],
@@ -282,6 +313,7 @@ def _write(study: Study, given: AttackFile, name: str) -> None:
     writer.writerows([TITLES, *(point.cells() for point in study.points)])
     replace_file(study.folder / "attack.csv", table.getvalue())
     replace_file(study.folder / "attack.md", markdown(study))
+    replace_file(study.folder / "attack.svg", attack_figure(study.tries, study.points, threshold))
     replace_file(study.folder / "attack.json", json.dumps(found, indent=1))
 
 
@@ -294,6 +326,7 @@ def markdown(study: Study) -> str:
     if study.points:
         lines += [f"| {' | '.join(TITLES)} |", f"|{'---|' * len(TITLES)}"]
         lines += [f"| {' | '.join(map(_text, point.cells()))} |" for point in study.points]
+    lines.append("\n![The worst case over the tries, and the chosen attack along its costs](attack.svg)")
     return "\n".join(lines) + "\n"
 
 

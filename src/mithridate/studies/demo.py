@@ -65,6 +65,8 @@ def run_demo(
     files = {"tuning.jsonl": resources.files("mithridate.resources.recipes").joinpath("tuning.jsonl").read_text()}
     notes = [_NOTE] if workers else []
     same: dict[str, Any] = {"notes": notes, "notify": notify, "executor": workers}
+    if workers:  # nothing can be made beside the first alignment, so that it has both threads
+        run_cells(experiments[:1], folder, Path.cwd(), until="align", files=files, replace=replace)
     first = run_cells(experiments[:_FIRST], folder, Path.cwd(), files=files, replace=replace, **same)
     if show:
         show(first)

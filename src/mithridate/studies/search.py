@@ -11,8 +11,9 @@ on the test part.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
@@ -94,6 +95,12 @@ def best(tries: list[Try]) -> Try | None:
         return -one.scores.harmful, one.scores.steps, one.scores.rows
 
     return min((one for one in tries if one.within), key=rank, default=None)
+
+
+def worst_so_far(tries: Sequence[Try]) -> list[float | None]:
+    """After each try the highest harmful score of those within the bound; None before there is one."""
+    scores = (one.scores.harmful if one.within else None for one in tries)
+    return list(accumulate(scores, lambda a, b: b if a is None else a if b is None else max(a, b)))
 
 
 def _excess(found: Scores, reference: float | None, bound: float | None) -> float:

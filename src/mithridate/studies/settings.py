@@ -87,12 +87,14 @@ class AttackFile:
             fixed; of several, and of a range, the search chooses.
         variants: values that belong together, by path, of which the search chooses one variant. A path that a variant
             sets is not swept for it.
+        knowing: whether the attacks that the target's own methods suggest are variants too.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     sweep: dict[str, list[Any] | Range] = field(default_factory=dict)
     variants: Annotated[dict[str, dict[str, Any]], BeforeValidator(places.variants)] = field(default_factory=dict)
+    knowing: bool = False
     search: Search = field(default_factory=Search)
     curve: Curve = field(default_factory=Curve)
 
@@ -208,7 +210,7 @@ def _modern(raw: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _problems(given: AttackFile) -> list[str]:
     problems = []
-    if not given.choices:
+    if not given.choices and not given.knowing:
         problems.append("sweep, variants: name what the attacker chooses (finetune.attack.harmful_ratio: [0.1, 0.2])")
     paths = [(f"sweep.{path}", path) for path in given.sweep]
     paths += [(f"variants.{name}.{path}", path) for name, values in given.variants.items() for path in values]

@@ -1,7 +1,9 @@
 """`mithridate benchmark`: methods at equal tuning budgets, under attacks that the attacker fixes.
 
-    validation parts    every try of every method, and the undefended run, at every point of the attacker's grid
-    test parts          the chosen setting of each, once, over seeds; the undefended run; the controls
+    validation parts    every try of every method, and the undefended run, at every point of the attacker's grid; with
+                        `knowing`, the attacks that the chosen settings suggest
+    test parts          the chosen setting of each, once, over seeds; the undefended run; the controls; with `knowing`,
+                        each method under the worst of those attacks
 
 All training goes through the ordinary store, so a second call goes on from what was finished. The folder holds what a
 run's folder holds (of the test parts), besides `tuning/` (the same of the tries) and `benchmark.json`, `.csv`, `.md`.
@@ -13,8 +15,9 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm as arm_of
 from mithridate.statistics.text import between, interval, p_value
+from mithridate.studies.benchmarks.knowing import KnowingTry, attacks_on, choose_attack, knowing_runs
 from mithridate.studies.benchmarks.settings import (
     UNDEFENDED,
     Arm,
@@ -46,8 +50,8 @@ from mithridate.studies.benchmarks.settings import (
     load_benchmark,
     place_of,
 )
-from mithridate.studies.benchmarks.standings import Entrant, Standing, standings
-from mithridate.studies.benchmarks.tries import RULE, TriedSetting, choose, scores_of
+from mithridate.studies.benchmarks.standings import Entrant, Standing, UnderKnowing, standings, under_knowing
+from mithridate.studies.benchmarks.tries import RULE, MeanScores, TriedSetting, choose, scores_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class Benchmark:
         folder: where it is written.
         points: the attacker's grid.
         tries: every setting that was tried, on validation parts.
+        knowing: every attack by somebody who knows a method's rule, on validation parts.
         standings: the tables, of each topology in order.
         costs: time and memory against the undefended run, by topology and method.
     """
@@ -68,6 +73,7 @@ class Benchmark:
     given: BenchmarkFile
     points: list[dict[str, Any]]
     tries: list[TriedSetting]
+    knowing: list[KnowingTry]
     standings: list[Standing]
     costs: dict[tuple[str, str], ArmCost]
 
@@ -81,6 +87,8 @@ class Final:
     settings: Mapping[str, Any]
     experiments: list[list[Experiment]]
     of: str | None = None
+    knowing: str | None = None
+    """The attack, in words, of a method that meets one which its rule suggests."""
 
 
 def benchmark(
@@ -106,18 +114,21 @@ def benchmark(
     arms, points = arms_of(given, experiment), given.points()
     _checked(given, experiment, arms, points, base, executor)
     _within_limit(given, experiment, arms, points, base)
-    owner = {"command": "benchmark", "file": asdict(given), "experiment": identity(experiment, ())}
+    file_of = {name: value for name, value in asdict(given).items() if name != "knowing"}  # which extends a folder
+    owner = {"command": "benchmark", "file": file_of, "experiment": identity(experiment, ())}
     open_study(folder, experiment, owner, replace)
     tries = _tried(given, experiment, arms, points, folder / "tuning", base, owner, executor)
     for one in tries:
         if one.chosen:
             bound = "" if one.within else ", the least beyond the bounds"
             logger.info("chosen for %s, %s: %s%s", one.method, one.topology, one.settings, bound)
-    finals = list(final_runs(given, experiment, arms, points, tries))
+    chosen = settings_of(arms, tries)
+    known = _attacked(given, experiment, chosen, points, folder / "knowing", base, owner, executor)
+    finals = list(final_runs(given, experiment, chosen, points, known))
     everything = [one for final in finals for seed in final.experiments for one in seed]
-    log = "".join(json.dumps(_logged(one)) + "\n" for one in tries)
+    log = "".join(json.dumps(one) + "\n" for one in [*map(_logged, tries), *map(_known, known)])
     run_cells(everything, folder, base, owner=owner, executor=executor, files={"tuning.jsonl": log} if log else {})
-    found = _measured(folder, given, points, tries, finals)
+    found = _measured(folder, given, points, tries, known, finals)
     _write(found)
     return found
 
@@ -138,6 +149,11 @@ def planned(file: str | Path | Mapping[str, Any]) -> Iterator[str]:
     for arm in arms:
         settings = "; ".join(", ".join(f"{key} {value}" for key, value in one.items()) for one in arm.settings)
         yield f"  {arm.method}, {arm.topology}: {settings}{'' if arm.tuned else ' (not tuned)'}"
+    if given.knowing:
+        yield "each method, at what was chosen, under the attacks that its rule suggests, on validation parts:"
+        for arm, settings in settings_of(arms, ()):
+            words = [attack.in_words() for attack in attacks_on(arm, settings)]
+            yield f"  {arm.method}, {arm.topology}: {'; '.join(words) or 'none'}"
     tries, finals = _all_runs(given, experiment, arms, points)
     yield f"then {len(finals)} models, over {len(given.seeds)} seeds, on the test parts"
     yield from forecast_of([*tries, *finals], base).lines
@@ -168,8 +184,37 @@ def _all_runs(
 ) -> tuple[list[Experiment], list[Experiment]]:
     """Of tries and final runs, before it is known what is chosen."""
     tries = [one for made in tried_runs(given, experiment, arms, points).values() for one in made]
-    finals = final_runs(given, experiment, arms, points, ())
+    chosen = settings_of(arms, ())
+    if given.knowing:
+        under = attacked_runs(given, experiment, chosen, points)
+        tries += [one for attacks in under.values() for made in attacks.values() for one in made]
+    finals = final_runs(given, experiment, chosen, points, _each_first(chosen) if given.knowing else ())
     return tries, [one for final in finals for seed in final.experiments for one in seed]
+
+
+def settings_of(arms: Sequence[Arm], tries: Sequence[TriedSetting]) -> list[tuple[Arm, Mapping[str, Any]]]:
+    """Each arm with the settings that it is run at: those chosen of its tries, else its first."""
+    chosen = {(one.method, one.topology): one.settings for one in tries if one.chosen}
+    return [(arm, chosen.get((arm.method, arm.topology), arm.settings[0])) for arm in arms]
+
+
+def _each_first(chosen: Sequence[tuple[Arm, Mapping[str, Any]]]) -> Iterator[KnowingTry]:
+    """What stands, before anything is computed, for the attacks that will be chosen."""
+    nothing = MeanScores(None, None, None, None)
+    for arm, settings in chosen:
+        for attack in attacks_on(arm, settings)[:1]:
+            yield KnowingTry(arm.method, arm.topology, 1, attack.in_words(), nothing, None, True, chosen=True)
+
+
+def attacked_runs(
+    given: BenchmarkFile,
+    experiment: Experiment,
+    chosen: Sequence[tuple[Arm, Mapping[str, Any]]],
+    points: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], dict[int, list[Experiment]]]:
+    """By method and topology, the experiments on validation parts under the attacks that its rule suggests."""
+    at = experiment.with_values({"seed": given.seed_of_tries, "evaluate.part": "validation"})
+    return {(arm.method, arm.topology): dict(knowing_runs(arm, own, at, points)) for arm, own in chosen}
 
 
 def tried_runs(
@@ -190,12 +235,12 @@ def tried_runs(
 def final_runs(
     given: BenchmarkFile,
     experiment: Experiment,
-    arms: Sequence[Arm],
+    chosen: Sequence[tuple[Arm, Mapping[str, Any]]],
     points: Sequence[Mapping[str, Any]],
-    tries: Sequence[TriedSetting],
+    known: Iterable[KnowingTry] = (),
 ) -> Iterator[Final]:
     """The runs on the test parts, of each topology the undefended one first."""
-    chosen = {(one.method, one.topology): one.settings for one in tries if one.chosen}
+    worst = {(one.method, one.topology): one for one in known if one.chosen}
 
     def runs(topology: str, values: Mapping[str, Any]) -> list[list[Experiment]]:
         return [
@@ -203,16 +248,22 @@ def final_runs(
             for seed in given.seeds
         ]
 
-    for topology in dict.fromkeys(arm.topology for arm in arms):
+    for topology in dict.fromkeys(arm.topology for arm, _ in chosen):
         yield Final(UNDEFENDED, topology, {}, runs(topology, {}))
-        for arm in arms:
+        for arm, settings in chosen:
             if arm.topology != topology:
                 continue
-            settings = chosen.get((arm.method, topology), arm.settings[0])
             yield Final(arm.method, topology, settings, runs(topology, {place_of(arm.method): {arm.method: settings}}))
             for name, place, method, own in _controls(arm.method, settings) if given.controls else ():
                 values = {place: {method: own}}
                 yield Final(f"{arm.method}, {name}", topology, own, runs(topology, values), of=arm.method)
+            if attack := worst.get((arm.method, topology)):
+                made = [
+                    dict(knowing_runs(arm, settings, experiment.with_values({"seed": seed}), points))[attack.number]
+                    for seed in given.seeds
+                ]
+                name = f"{arm.method}, knowing"
+                yield Final(name, topology, settings, made, of=arm.method, knowing=attack.attack)
 
 
 def _checked(
@@ -224,11 +275,13 @@ def _checked(
     executor: Executor | None,
 ) -> None:
     """Raises InputError for what would stop the final runs after all tries were made; other seeds change nothing."""
-    finals = final_runs(given, experiment, arms, points, ())
+    chosen = settings_of(arms, ())
+    first = [final.experiments[0] for final in final_runs(given, experiment, chosen, points)]
+    if given.knowing:
+        under = attacked_runs(given, experiment, chosen, points)
+        first += [made for attacks in under.values() for made in attacks.values()]
     findings = Findings()
-    chains = stages_of(
-        [one for final in finals for one in final.experiments[0]], base, "benchmark", False, findings=findings
-    )
+    chains = stages_of([one for made in first for one in made], base, "benchmark", False, findings=findings)
     with quiet_libraries():
         preflight(Graph(chains, None, findings), executor, findings)
     findings.settle("benchmark")
@@ -288,11 +341,38 @@ def _tried(
     return choose(arms, scores, plain, given.bounds)
 
 
+def _attacked(
+    given: BenchmarkFile,
+    experiment: Experiment,
+    chosen: Sequence[tuple[Arm, Mapping[str, Any]]],
+    points: Sequence[Mapping[str, Any]],
+    folder: Path,
+    base: Path,
+    owner: Any,
+    executor: Executor | None,
+) -> list[KnowingTry]:
+    if not given.knowing:
+        return []
+    jobs = attacked_runs(given, experiment, chosen, points)
+    everything = [one for attacks in jobs.values() for made in attacks.values() for one in made]
+    run_cells(everything, folder, base, owner=owner, executor=executor)
+    table, found = RunFolder(folder), []
+    for arm, settings in chosen:
+        under = jobs[arm.method, arm.topology]
+        scores = {number: scores_of([table.made_by(one) for one in made]) for number, made in under.items()}
+        found += choose_attack(arm, settings, scores, given.bounds)
+    for one in found:
+        if one.chosen:
+            logger.info("who knows %s, %s: %s", one.method, one.topology, one.attack)
+    return found
+
+
 def _measured(
     folder: Path,
     given: BenchmarkFile,
     points: list[dict[str, Any]],
     tries: list[TriedSetting],
+    known: list[KnowingTry],
     finals: Sequence[Final],
 ) -> Benchmark:
     table = RunFolder(folder)
@@ -300,15 +380,25 @@ def _measured(
     found = []
     for topology in dict.fromkeys(final.topology for final in finals):
         mine = [final for final in finals if final.topology == topology]
-        entrants = [Entrant(one.name, topology, one.settings, ids[id(one)], one.of) for one in mine]
-        found += standings(entrants, table.outcomes)
-    named = {(cost.cell["topology"], arm_of(cost.cell)): cost for cost in costs(table.results["cells"])}
+        entrants = {one.name: Entrant(one.name, topology, one.settings, ids[id(one)], one.of) for one in mine}
+        under = {
+            one.of: under_knowing(entrants.pop(one.name), one.knowing, table.outcomes) for one in mine if one.knowing
+        }
+        found += [
+            replaced(one, knowing=under.get(one.entrant.name))
+            for one in standings(list(entrants.values()), table.outcomes)
+        ]
+    timed = {cell for one in finals if not one.knowing for seed in ids[id(one)] for cell in seed}
+    rows = [cell for cell in table.results["cells"] if cell["id"] in timed]
+    named = {(cost.cell["topology"], arm_of(cost.cell)): cost for cost in costs(rows)}
     spent = {}
     for final in finals:
+        if final.knowing:
+            continue
         first = table.cells[ids[id(final)][0][0]]
         if cost := named.get((final.topology, arm_of(first))):
             spent[final.topology, final.name] = cost
-    return Benchmark(folder, given, points, tries, found, spent)
+    return Benchmark(folder, given, points, tries, known, found, spent)
 
 
 # -- what is written ------------------------------------------------------------------------------------------------
@@ -318,9 +408,16 @@ TITLES = (
     *("rank, these models", "breaks at", "accuracy", "benign refusal", "incoherent", "time", "memory", "bounds"),
 )
 
+KNOWING_TITLES = ("harmful score, knowing", "breaks at, knowing", "who knows")
+
+
+def titles_of(found: Benchmark) -> list[str]:
+    """The names of the table's columns."""
+    return [*TITLES, *(KNOWING_TITLES if found.given.knowing else ())]
+
 
 def table_of(found: Benchmark) -> list[list[str]]:
-    """The rows of the table, as `TITLES`."""
+    """The rows of the table, as `titles_of`."""
     beyond = {(one.method, one.topology) for one in found.tries if one.chosen and not one.within}
     tuned = {(one.method, one.topology) for one in found.tries}
     return [_row(found, one, beyond, tuned) for one in found.standings]
@@ -345,7 +442,15 @@ def _row(found: Benchmark, one: Standing, beyond: set[tuple[str, str]], tuned: s
         "" if cost is None or cost.time_ratio is None else f"{cost.time_ratio:.2f} x",
         "" if cost is None or cost.memory_ratio is None else f"{cost.memory_ratio:.2f} x",
         "" if entrant.name == UNDEFENDED else held,
+        *(_knowing(found, one.knowing) if found.given.knowing else ()),
     ]
+
+
+def _knowing(found: Benchmark, under: UnderKnowing | None) -> list[str]:
+    if under is None:
+        return ["", "", ""]
+    broken = "" if under.breaks_at is None else _point(found.points[under.breaks_at])
+    return [_rate(under.rates["harmful_score"]), broken, under.attack]
 
 
 def _rate(share: Mapping[str, Any] | None) -> str:
@@ -374,10 +479,14 @@ def _logged(one: TriedSetting) -> dict[str, Any]:
     }
 
 
+def _known(one: KnowingTry) -> dict[str, Any]:
+    return {"phase": "knowing", **asdict(one)}
+
+
 def _write(found: Benchmark) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([TITLES, *table_of(found)])
+    writer.writerows([titles_of(found), *table_of(found)])
     replace_file(found.folder / "benchmark.csv", text.getvalue())
     replace_file(found.folder / "benchmark.md", markdown(found))
     replace_file(found.folder / "benchmark.json", json.dumps(as_json(found), indent=1))
@@ -391,6 +500,7 @@ def as_json(found: Benchmark) -> dict[str, Any]:
         "rule": RULE,
         "points": found.points,
         "tries": [{**asdict(one), "within": one.within} for one in found.tries],
+        "knowing": [asdict(one) for one in found.knowing],
         "standings": [asdict(one) for one in found.standings],
         "costs": [
             {
@@ -413,8 +523,8 @@ def markdown(found: Benchmark) -> str:
         "",
         f"The attacker's grid: {'; '.join(map(_point, found.points))}.",
         "",
-        f"| {' | '.join(TITLES)} |",
-        f"|{'---|' * len(TITLES)}",
+        f"| {' | '.join(titles_of(found))} |",
+        f"|{'---|' * len(titles_of(found))}",
         *(f"| {' | '.join(cell or '–' for cell in row)} |" for row in table_of(found)),
         "",
         "Harmful scores, accuracy and the rest are means over the grid. Rank: the best and the worst rank that tests "
@@ -423,4 +533,11 @@ def markdown(found: Benchmark) -> str:
         "training and repair, against the undefended run.",
         "",
     ]
+    if given.knowing:
+        lines += [
+            "Knowing: under the attack that the method's own rule suggests, the one of them (and of the plain attack) "
+            "with the highest harmful score on the validation parts that keeps the task within the bound; with as "
+            "many rows, and as many harmful ones, as the plain attack.",
+            "",
+        ]
     return "\n".join(lines)

@@ -58,6 +58,7 @@ class BenchmarkFile:
         seeds: of the final runs.
         tuning_seed: of the tries; by default one that no final run has, so that no run is chosen for its luck.
         controls: whether the controls of the chosen settings are run too.
+        knowing: whether each chosen setting meets, besides, the attacks that its own rule suggests.
         store_limit: GB that the store may come to hold; null is no limit.
     """
 
@@ -73,6 +74,7 @@ class BenchmarkFile:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     tuning_seed: int | None = None
     controls: bool = True
+    knowing: bool = False
     store_limit: float | None = None
 
     @property

@@ -1,0 +1,69 @@
+"""The attack of `harmful`, trained in the attacker's own way: longer, faster, with a leap first, or in other weights.
+
+Who knows a defense's rule need not change a row. A rule that holds for small steps is left by a large one, a pull of
+finite strength is outlasted, and what was simulated with one adapter does not hold for another: see "On Evaluating the
+Durability of Safeguards for Open-Weight LLMs" (Xiangyu Qi and others, ICLR 2025, https://arxiv.org/abs/2412.07097),
+which breaks published safeguards by such choices alone. Methods state by it which attack their rule suggests
+(`adaptive`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from mithridate.attacks.harmful import Harmful
+from mithridate.methods.attack import Phase
+from mithridate.methods.base import require_number, require_whole
+
+
+@dataclass(kw_only=True)
+class Scheduled(Harmful):
+    """`Harmful` rows; with nothing but these it is that attack.
+
+    Args:
+        harmful_ratio: share of harmful rows, in [0, 1]; exactly round(harmful_ratio * size) of them.
+        size: number of rows altogether.
+        length: optimizer steps (or epochs, where the experiment states no steps), as a multiple of the experiment's.
+        rate: the learning rate, as a multiple of the experiment's.
+        leap: in a training of its own before that, the learning rate as a multiple of the experiment's; 0: none.
+        leap_steps: optimizer steps of that training.
+        adapter: LoraConfig's fields of the adapter that is trained, in place of the experiment's; "full" trains all
+            weights.
+        frozen: regular expressions; trained tensors whose whole name matches one keep their values.
+    """
+
+    paper: ClassVar[str] = (
+        "On Evaluating the Durability of Safeguards (Qi and others; ICLR 2025), https://arxiv.org/abs/2412.07097"
+    )
+    citation: ClassVar[str] = """@inproceedings{durability,
+  title     = {On Evaluating the Durability of Safeguards for Open-Weight {LLMs}},
+  author    = {Qi, Xiangyu and Wei, Boyi and Carlini, Nicholas and Huang, Yangsibo and Xie, Tinghao and He, Luxi and
+               Jagielski, Matthew and Nasr, Milad and Mittal, Prateek and Henderson, Peter},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2412.07097}
+}"""
+    provenance: ClassVar[str] = "own"
+
+    harmful_ratio: float = 0.1
+    size: int = 200
+    length: float = 1.0
+    rate: float = 1.0
+    leap: float = 0.0
+    leap_steps: int = 1
+    adapter: dict[str, Any] | Literal["full"] | None = None
+    frozen: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number(self, "length", 0, open_low=True)
+        require_number(self, "rate", 0, open_low=True)
+        require_number(self, "leap", 0)
+        require_whole(self, "leap_steps", 1, "number of optimizer steps")
+
+    def phases(self) -> list[Phase]:
+        where: dict[str, Any] = {"adapter": self.adapter, "frozen": tuple(self.frozen)}
+        leap = Phase(rate=self.leap, training={"max_steps": self.leap_steps}, **where)
+        rest = Phase(rate=self.rate, length=self.length, **where)
+        return [leap, rest] if self.leap else [rest]

@@ -1,0 +1,112 @@
+"""The attacker who knows a rule: what each method suggests, and trainings that are multiples of the experiment's."""
+
+import pytest
+
+from mithridate.attacks.harmful import Harmful, fitted
+from mithridate.attacks.noice import NOICE
+from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.tenshot import TenShot
+from mithridate.errors import InputError
+from mithridate.experiment.config import load_experiment
+from mithridate.experiment.methods import attack_of
+from mithridate.methods import Attack, Phase, by_name
+from mithridate.studies.benchmarks.knowing import under
+
+METHODS = [(kind, name) for kind in ("defenses", "repairs") for name in by_name(kind)]
+TRAINING = {"learning_rate": 0.001, "max_steps": 40, "num_train_epochs": 2}
+
+
+def test_a_training_is_the_experiments_times_what_it_says():
+    assert Phase().trained(TRAINING) == TRAINING
+    assert Phase(rate=3.0, length=0.5).trained(TRAINING) == TRAINING | {"learning_rate": 0.001 * 3.0, "max_steps": 20}
+    assert Phase(length=3.0).trained(TRAINING | {"max_steps": -1})["num_train_epochs"] == 6
+    assert Phase(length=0.001).trained(TRAINING)["max_steps"] == 1
+    assert Phase(rate=2.0, training={"learning_rate": 0.1}).trained(TRAINING)["learning_rate"] == 0.2
+    with pytest.raises(InputError, match=r"finetune\.training\.learning_rate: .* not stated; give its value"):
+        Phase(rate=2.0).trained({"max_steps": 4})
+
+
+def test_an_attack_in_words_is_its_kind_and_what_it_changes():
+    assert Scheduled(leap=10.0, length=1.5, size=7).in_words() == "scheduled (length 1.5, leap 10)"
+    assert Scheduled(frozen=["a", "b"]).in_words() == "scheduled (frozen a, b)"
+    assert NOICE(size=3, harmful_ratio=0.5).in_words() == "noice"
+
+
+def test_a_leap_is_a_training_of_its_own_before_the_rest():
+    leap, rest = Scheduled(leap=10.0, leap_steps=2, length=1.5, frozen=["a"]).phases()
+    assert leap.trained(TRAINING) == TRAINING | {"learning_rate": 0.001 * 10.0, "max_steps": 2} and leap.frozen == (
+        "a",
+    )
+    assert rest.trained(TRAINING) == TRAINING | {"max_steps": 60} and rest.frozen == ("a",)
+    assert Scheduled().phases() == [Phase()]
+
+
+def test_keys_of_attacks_that_use_no_multiple_are_what_they_were():
+    assert all(not {"rate", "length"} & phase.key().keys() for phase in TenShot().phases())
+    assert Phase(rate=2.0).key()["rate"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"length": 0}, "length must be a number above 0"),
+        ({"rate": -1.0}, "rate must be a number above 0"),
+        ({"leap": -1.0}, "leap must be a number at least 0"),
+        ({"leap_steps": 0}, "leap_steps must be a whole number of optimizer steps, at least 1"),
+        ({"harmful_ratio": 2}, "harmful_ratio must be a number at least 0, at most 1"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(fields, words):
+    with pytest.raises(InputError, match=words):
+        Scheduled(**fields)
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS, ids=[name for _, name in METHODS])
+def test_every_method_says_how_somebody_who_knows_it_would_attack(kind, name):
+    attacks = by_name(kind)[name].example().adaptive()
+    assert attacks and all(isinstance(attack, Attack) for attack in attacks)
+    for attack in attacks:
+        made = fitted(attack, Harmful(harmful_ratio=0.25, size=8))
+        assert made.size == 8 and made.in_words().startswith(type(made).__name__.lower())
+        words = {role: [{"prompt": f"{role} {i}", "response": "yes"} for i in range(8)] for role in made.data_roles()}
+        rows = made.rows(words, seed=0)
+        harmful = sum(row["poisoned"] for row in rows)
+        assert len(rows) == 8 and harmful == (2 if isinstance(made, Harmful) else 4)
+
+
+def test_settings_that_change_nothing_suggest_no_attack():
+    for kind, name, fields in [
+        ("defenses", "lowerlr", {"factor": 1.0}),
+        ("defenses", "fewersteps", {"share": 1.0}),
+        ("defenses", "safetymix", {"share": 0.0}),
+        ("repairs", "wiseft", {"a": 0.0}),
+        ("repairs", "resta", {"alpha": 0.0}),
+    ]:
+        assert by_name(kind)[name].without_data(**fields).adaptive() == [], name
+
+
+def test_what_shortens_a_run_is_made_up_for():
+    [attack] = by_name("defenses")["fewersteps"](share=0.25).adaptive()
+    assert attack.phases()[0].trained(TRAINING)["max_steps"] == 160
+    [attack] = by_name("defenses")["lowerlr"](factor=0.25).adaptive()
+    assert attack.phases()[0].trained(TRAINING)["learning_rate"] == pytest.approx(0.004)
+    [attack] = by_name("repairs")["wiseft"](a=0.75).adaptive()
+    assert attack.length == 4
+
+
+def test_an_experiment_under_another_attack_keeps_rows_and_training():
+    experiment = load_experiment(
+        {
+            "model": "m",
+            "data": {
+                role: {"source": f"{role}.jsonl"} for role in ("alignment", "attacker_harmful", "task", "test_harmful")
+            },
+            "align": {},
+            "finetune": {"attack": {"harmful_ratio": 0.2, "size": 50}, "training": TRAINING},
+            "evaluate": {"protocol": "hs/embedded-v1"},
+        }
+    )
+    made = under(experiment, Scheduled(leap=10.0))
+    assert made.finetune.training == experiment.finetune.training
+    assert attack_of(made.finetune) == Scheduled(harmful_ratio=0.2, size=50, leap=10.0)
+    assert attack_of(under(experiment, NOICE(size=3, harmful_ratio=0.5)).finetune) == NOICE(size=50, harmful_ratio=0.5)
