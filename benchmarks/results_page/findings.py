@@ -131,8 +131,8 @@ def place(tries: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> str:
     """Where in its range each number that was tried lies: "rho: the highest of 0.1 to 1"."""
     said = []
     for name, value in chosen.items():
-        values = {one["settings"].get(name) for one in tries}
-        if len(values) < 2 or not all(isinstance(one, int | float) for one in values):
+        values = [one["settings"].get(name) for one in tries]
+        if not all(isinstance(one, int | float) for one in values) or len(set(values)) < 2:
             continue
         low, high = min(values), max(values)
         where = "the lowest" if value == low else "the highest" if value == high else "inside"

@@ -1,8 +1,8 @@
-"""docs/results.md, as a function of what was kept of a benchmark."""
+"""docs/results.md, as a function of what was kept of benchmarks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,49 +12,46 @@ from mithridate.studies.presets.book import MARKS
 
 _HEAD = """# Results
 
-<!-- Written by `python -m benchmarks.results benchmarks/results/{name}`; a test compares. -->
+<!-- Written by `python -m benchmarks.results {folders}`; a test compares. -->
 
-One [benchmark](benchmark.md): every method with the same number of tries on validation parts, then once on the test
-parts. Its table, records and verdicts are in `benchmarks/results/{name}`; this page is written from them by
-`python -m benchmarks.results`, sentences included. Below, the papers' own numbers for the same methods stand beside:
-other models, other data, other judges.
+[Benchmarks](benchmark.md): every method with the same number of tries on validation parts, then once on the test
+parts. Tables, records and verdicts are in {listed}; this page is written from them, sentences included. Below, the
+papers' own numbers for the same methods stand beside: other models, other data, other judges.
 """
 
 
-def page(evidence: Evidence) -> str:
+def page(runs: Sequence[Evidence]) -> str:
     """The whole page."""
-    return "\n".join(_lines(evidence)).rstrip() + "\n"
+    folders = [f"benchmarks/results/{one.name}" for one in runs]
+    head = _HEAD.format(folders=" ".join(folders), listed=", ".join(f"`{one}`" for one in folders))
+    lines = [head, *(line for one in runs for line in of_run(one)), *beside(runs)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _lines(evidence: Evidence) -> Iterator[str]:
-    tables, parameters = papers.book()
-    yield _HEAD.format(name=evidence.name)
-    yield "## What was run"
+def of_run(evidence: Evidence) -> Iterator[str]:
+    """One benchmark: what was run, its table, what its tests say, what was chosen, and every try."""
+    yield f"## `{evidence.name}`"
     yield ""
-    yield from what_was_run(evidence, parameters)
-    yield ""
-    yield "## The table"
+    yield from what_was_run(evidence)
     yield ""
     yield evidence.table.strip()
-    yield ""
-    yield "## What the tests say"
-    yield ""
-    yield (
-        "Differences are of the harmful score, in points with 95 % intervals; a p-value is corrected by Holm within "
-        "its family (methods against the undefended run; methods against their controls; methods against baselines). "
-        "What is not shown is not absent: with few seeds little can be shown."
-    )
     for topology in evidence.topologies:
         yield ""
-        yield f"### Topology {topology}"
+        yield f"### What the tests say of `{evidence.name}`, {topology}"
+        yield ""
+        yield (
+            "Differences are of the harmful score, in points with 95 % intervals; a p-value is corrected by Holm "
+            "within its family (methods against the undefended run, against their controls, against baselines). What "
+            "is not shown is not absent: with few seeds little can be shown."
+        )
         yield ""
         yield from findings.of_each(evidence, topology)
         yield ""
-        yield f"**Against the trivial baselines** ({', '.join(findings.BASELINES)}, those that were run):"
+        yield f"**Against the trivial baselines** ({', '.join(findings.BASELINES)}; those that were run):"
         yield ""
         yield from findings.against_baselines(evidence, topology)
     yield ""
-    yield "## What was chosen"
+    yield f"### What was chosen in `{evidence.name}`"
     yield ""
     yield from findings.choices(evidence)
     yield ""
@@ -64,10 +61,15 @@ def _lines(evidence: Evidence) -> Iterator[str]:
     if evidence.found.get("knowing"):
         yield from findings.all_knowing(evidence)
         yield ""
+
+
+def beside(runs: Sequence[Evidence]) -> Iterator[str]:
+    """The papers' numbers, and where their order is not that of the runs."""
+    tables, parameters = papers.book()
     yield "## The papers' numbers"
     yield ""
     yield (
-        "Nothing here was measured by this project. Marks: "
+        "Nothing below was measured by this project. Marks: "
         + "; ".join(f"**{mark}** {meaning}" for mark, meaning in MARKS.items())
         + ". Where the order of the methods that were run here too is another one, it is said which change places, "
         "and in what the two set-ups differ; which of these differences is the cause, none of these numbers says."
@@ -77,15 +79,15 @@ def _lines(evidence: Evidence) -> Iterator[str]:
         yield f"### {one.name}"
         yield ""
         yield from papers.numbers(one)
-        for topology in evidence.topologies:
-            yield ""
-            yield from papers.compared(evidence, topology, one, parameters)
+        for evidence in runs:
+            for topology in evidence.topologies:
+                yield ""
+                yield from papers.compared(evidence, topology, one, parameters)
 
 
-def what_was_run(evidence: Evidence, parameters: Mapping[str, int]) -> Iterator[str]:
+def what_was_run(evidence: Evidence) -> Iterator[str]:
     """Model, data, attack, tries, bounds, seeds, machine, versions, time: a line each."""
-    file, experiment = evidence.found["file"], evidence.experiment
-    model = str(experiment.model)
+    file, model, parameters = evidence.found["file"], str(evidence.experiment.model), papers.book()[1]
     size = f", {parameters[model] / 1e6:.0f} million parameters" if model in parameters else ""
     yield f"- Model: {model}{size}, digest `{str(evidence.results.get('model_digest'))[:12]}`."
     for topology in evidence.topologies:

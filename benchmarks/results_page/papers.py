@@ -194,9 +194,10 @@ def compared(evidence: Evidence, topology: str, theirs: PaperTable, parameters: 
     """Whether the order is the paper's; else which change places, by our tests, and what differs."""
     paper, ours = orders(evidence, topology, theirs)
     if len(paper) < 2:
-        yield f"Here ({topology}): no two of its methods were run, by these rules."
+        yield f"`{evidence.name}` ({topology}): no two of its methods were run, by these rules."
         return
-    listed = f"by harmful score, there: {' < '.join(paper)}; here ({topology}): {' < '.join(ours)}"
+    here = f"in `{evidence.name}` ({topology}): {' < '.join(ours)}"
+    listed = f"by harmful score, there: {' < '.join(paper)}; {here}"
     swapped = [(a, b) for a, b in combinations(paper, 2) if ours[a] > ours[b]]
     if not swapped:
         yield f"The same order {listed}."
