@@ -47,10 +47,10 @@ def told(test: Test | None, other: str) -> str:
     """A difference of harmful scores to another model, as a clause."""
     if not test or test.get("difference") is None:
         return f"not compared with {other}: one of the two was not measured"
-    spread = f" ({test['spread']})" if test.get("spread") else ""
     way = shown(test)
     if not way:
-        return f"not shown to differ from {other}: {size(test)}{spread}"
+        why = test.get("spread") or (test.get("note") if test.get("p_value") is None else None)
+        return f"not shown to differ from {other}: {size(test)}{f' ({why})' if why else ''}"
     return f"{'higher' if way > 0 else 'lower'} than {other}: {size(test)}"
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +190,23 @@ def _sorted(scores: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(scores.items(), key=lambda item: item[1]))
 
 
+def _chain(scores: Mapping[str, float]) -> str:
+    """ "booster < lisa = vaccine"."""
+    names = list(scores)
+    signs = [" = " if scores[a] == scores[b] else " < " for a, b in pairwise(names)]
+    return "".join(f"{name}{sign}" for name, sign in zip(names, [*signs, ""], strict=True))
+
+
 def compared(evidence: Evidence, topology: str, theirs: PaperTable, parameters: Mapping[str, int]) -> Iterator[str]:
     """Whether the order is the paper's; else which change places, by our tests, and what differs."""
     paper, ours = orders(evidence, topology, theirs)
     if len(paper) < 2:
         yield f"`{evidence.name}` ({topology}): no two of its methods were run, by these rules."
         return
-    here = f"in `{evidence.name}` ({topology}): {' < '.join(ours)}"
-    listed = f"by harmful score, there: {' < '.join(paper)}; {here}"
+    listed = f"by harmful score, there: {_chain(paper)}; in `{evidence.name}` ({topology}): {_chain(ours)}"
     swapped = [(a, b) for a, b in combinations(paper, 2) if ours[a] > ours[b]]
     if not swapped:
-        yield f"The same order {listed}."
+        yield f"No two change places {listed}."
         return
     yield f"Another order {listed}."
     yield ""

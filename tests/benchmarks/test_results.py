@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,21 +27,21 @@ KEPT = sorted(path.parent for path in (ROOT / "benchmarks" / "results").glob("*/
 PROMPTS = 40
 SHARES = {
     "undefended": (0.9, 0.95, 0.9),
-    "booster": (0.2, 0.25, 0.2),
+    "booster": (0.2, 0.225, 0.2),
     "vaccine": (0.9, 0.9, 0.95),
     "antidote": (0.45, 0.5, 0.5),
     "antidote, random-mask": (0.85, 0.9, 0.95),
-    "wiseft": (0.45, 0.5, 0.45),
+    "wiseft": (0.475, 0.525, 0.45),
     "kl": (0.9, 0.95, 0.95),
 }
 SETTINGS = {"booster": {"lam": 20.0, "alpha": 0.1}, "antidote": {"ratio": 0.05}, "vaccine": {"rho": 1.0}}
 
 
-def evidence(shares=SHARES, **made) -> Evidence:
-    """A benchmark of one topology and three seeds, with outcomes of these shares and the standings that they give."""
-    file, experiment, _ = load_benchmark(ROOT / "examples/benchmarks/embedded.yaml")
+@cache
+def scored(shares):
+    """Outcomes of these shares of the harmful prompts, by method and seed, and the standings that they give."""
     outcomes, entrants = Outcomes(), []
-    for name, by_seed in shares.items():
+    for name, by_seed in shares:
         for seed, share in enumerate(by_seed):
             hit = {f"p{i}": (i < share * PROMPTS,) for i in range(PROMPTS)}
             right = {f"t{i}": (i < (30 if name == "antidote" else 38),) for i in range(PROMPTS)}
@@ -48,24 +49,21 @@ def evidence(shares=SHARES, **made) -> Evidence:
         of = name.partition(", ")[0] if ", " in name else None
         cells = [[f"{name}-{seed}"] for seed in range(len(by_seed))]
         entrants.append(Entrant(name, "single", SETTINGS.get(name, {}), cells, of))
+    return outcomes, json.dumps([asdict(one) for one in standings(entrants, outcomes)])
+
+
+def evidence(shares=SHARES, **made) -> Evidence:
+    """A benchmark of one topology and three seeds."""
+    file, experiment, _ = load_benchmark(ROOT / "examples/benchmarks/embedded.yaml")
+    outcomes, rows = scored(tuple(shares.items()))
     scores = {"harmful_score": 0.2, "accuracy": 0.9, "benign_refusal": 0.1, "incoherent": None}
     tries = [
-        {
-            "method": "booster",
-            "topology": "single",
-            "number": i,
-            "settings": {"lam": lam, "alpha": 0.1},
-            "scores": scores,
-        }
-        | {"excess": 0.0, "within": True, "chosen": lam == 20.0}
+        {"method": "booster", "topology": "single", "number": i, "settings": {"lam": lam, "alpha": 0.1}}
+        | {"scores": scores, "excess": 0.0, "within": True, "chosen": lam == 20.0}
         for i, lam in enumerate((2.0, 6.3, 20.0), 1)
     ]
-    found = {
-        "file": asdict(file) | {"as_given": {"ptst": {}}},
-        "points": [{}],
-        "tries": tries,
-        "standings": json.loads(json.dumps([asdict(one) for one in standings(entrants, outcomes)])),
-    }
+    file = asdict(file) | {"as_given": {"ptst": {}}}
+    found = {"file": file, "points": [{}], "tries": tries, "standings": json.loads(rows)}
     made = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T02:00:00+00:00", "note": "a note"} | made
     made = {"computers": [], "alike": {"groups": 0, "median": None, "most": None}} | made
     run = {"model_digest": "0123456789abcdef", "deviations": [], "notes": []}
@@ -183,13 +181,13 @@ def test_where_the_order_is_another_it_is_said_with_what_differs():
     assert "| parameters, millions | 6738 | 135 |" in text and "| topology | double | single |" in text
     assert "| judge | beaver-dam-7b | rules-v3 |" in text and "| seeds |" not in text
     text = "\n".join(papers.compared(evidence(), "single", table(sft=0.5, booster=0.2, antidote=0.4), parameters))
-    assert text.startswith("The same order") and "set-ups" not in text
+    assert text.startswith("No two change places") and "set-ups" not in text
 
 
 def test_what_ties_here_is_no_other_order():
     same = evidence(SHARES | {"booster": SHARES["antidote"]})
     text = "\n".join(papers.compared(same, "single", table(booster=0.4, antidote=0.2), {}))
-    assert text.startswith("The same order")
+    assert text.startswith("No two change places")
     assert "no two of its methods" in "\n".join(papers.compared(same, "single", table(sft=0.4), {}))
 
 
@@ -240,7 +238,9 @@ def test_machine_versions_times_and_how_busy_it_was():
     assert [(one["stages"], one["seconds"]) for one in made["computers"]] == [(3, 310.0), (1, 10.0)]
     text = "\n".join(what_was_run(evidence(**made)))
     assert "3 stages (0.09 h) on 2 cores of a CPU, 20 GB; torch 2.13; commit `abc`." in text
-    assert "an installed package, commit unknown" in text and "Wall time: 2.50 h, from 2026-01-01 00:00 UTC" in text
+    assert (
+        "an installed package, of no known commit." in text and "Wall time: 2.50 h, from 2026-01-01 00:00 UTC" in text
+    )
     assert "the longest took 1.5 times the shortest's time (median of 1 groups; at most 1.5 times)" in text
     assert "- Model: smollm2-135m, 135 million parameters, digest `0123456789ab`." in text and "- a note." in text
 
