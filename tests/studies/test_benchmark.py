@@ -156,8 +156,8 @@ def test_a_second_call_computes_nothing_and_writes_the_same(study, inputs, monke
 def test_the_results_page_is_a_function_of_what_is_kept(study, tmp_path, monkeypatch, capsys):
     _, folder = study
     monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
-    kept, pages = tmp_path / "kept" / "out", [tmp_path / f"{i}.md" for i in range(3)]
-    first = [str(folder / "out"), "--keep", str(kept.parent), "--note", "a rehearsal", "--out", str(pages[0])]
+    kept, pages = tmp_path / "kept" / "name", [tmp_path / f"{i}.md" for i in range(3)]
+    first = [str(folder / "out"), "--keep", str(kept), "--note", "a rehearsal", "--out", str(pages[0])]
     assert results.main(first) == 0
     text = pages[0].read_text()
     assert (folder / "out/benchmark.md").read_text().strip() in text and "- a rehearsal." in text
