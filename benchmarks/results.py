@@ -1,7 +1,7 @@
 """Writes docs/results.md from finished benchmarks, and keeps what it was written from.
 
     python -m benchmarks.results runs/embedded --keep benchmarks/results/embedded --note "two other jobs beside it"
-    python -m benchmarks.results benchmarks/results/embedded benchmarks/results/paired     # the page, from what was kept
+    python -m benchmarks.results benchmarks/results/embedded benchmarks/results/paired     # the page anew
 
 The first call copies the benchmark's table, cells, records and verdicts, and reads in the store (`MITHRIDATE_STORE`)
 what they were computed with. The page is a function of what was kept alone, and a test holds it to that.

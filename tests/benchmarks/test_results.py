@@ -28,11 +28,11 @@ PROMPTS = 40
 SHARES = {
     "undefended": (0.9, 0.95, 0.9),
     "booster": (0.2, 0.225, 0.2),
-    "vaccine": (0.9, 0.9, 0.95),
+    "vaccine": (0.9, 0.95, 0.925),
     "antidote": (0.45, 0.5, 0.5),
     "antidote, random-mask": (0.85, 0.9, 0.95),
     "wiseft": (0.475, 0.525, 0.45),
-    "kl": (0.9, 0.95, 0.95),
+    "kl": (0.9, 0.975, 0.925),
 }
 SETTINGS = {"booster": {"lam": 20.0, "alpha": 0.1}, "antidote": {"ratio": 0.05}, "vaccine": {"rho": 1.0}}
 
@@ -80,8 +80,8 @@ def line(lines, name):
 
 def test_each_method_is_told_against_the_undefended_run_and_its_control():
     lines = list(findings.of_each(evidence(), "single"))
-    assert "(lam 20.0, alpha 0.1): harmful score 22 % [" in line(lines, "booster")
-    assert "; lower than the undefended run: −70 points [" in line(lines, "booster")
+    assert "(lam 20.0, alpha 0.1): harmful score 21 % [" in line(lines, "booster")
+    assert "; lower than the undefended run: −71 points [" in line(lines, "booster")
     assert "no control of its own was run; no cost is shown (not measured: broken answers)." in line(lines, "booster")
     assert "not shown to differ from the undefended run: 0 points [" in line(lines, "vaccine")
     assert "; lower than its control random-mask: " in line(lines, "antidote")
