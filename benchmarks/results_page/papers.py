@@ -182,7 +182,7 @@ def orders(evidence: Evidence, topology: str, theirs: PaperTable) -> tuple[dict[
         here, score = HERE.get(name, name), row.mean("harmful_score")
         mine = (rows[here]["rates"]["harmful_score"] or {}).get("value") if here in rows else None
         if mine is not None and score is not None and not row.other_rule:
-            paper[here], ours[here] = score, mine
+            paper[here], ours[here] = round(score, 9), round(mine, 9)  # what is equal but for rounding ties
     return _sorted(paper), _sorted(ours)
 
 
