@@ -83,7 +83,7 @@ def test_each_method_is_told_against_the_undefended_run_and_its_control():
     assert "(lam 20.0, alpha 0.1): harmful score 21 % [" in line(lines, "booster")
     assert "; lower than the undefended run: −71 points [" in line(lines, "booster")
     assert "no control of its own was run; no cost is shown (not measured: broken answers)." in line(lines, "booster")
-    assert "not shown to differ from the undefended run: 0 points [" in line(lines, "vaccine")
+    assert "not shown to differ from the undefended run: +1 point [" in line(lines, "vaccine")
     assert "; lower than its control random-mask: " in line(lines, "antidote")
     assert "costs shown: accuracy −20 points [" in line(lines, "antidote")
     assert not any(one.startswith("- **antidote, random-mask") for one in lines)
