@@ -175,9 +175,8 @@ def test_where_the_order_is_another_it_is_said_with_what_differs():
     theirs = table(sft=0.5, booster=0.4, antidote=0.2, safelora=0.1)
     text = "\n".join(papers.compared(evidence(), "single", theirs, parameters))
     assert "there: antidote < booster < undefended; in `embedded` (single): booster < antidote < undefended." in text
-    assert re.search(
-        r"- \*antidote\* is below \*booster\* there; here it is above: \+2[78] points \[.*is shown by", text
-    )
+    swap = r"- \*antidote\* is below \*booster\* there; here it is above: \+2[78] points \[.*is shown by our test"
+    assert re.search(swap, text)
     assert "| parameters, millions | 6738 | 135 |" in text and "| topology | double | single |" in text
     assert "| judge | beaver-dam-7b | rules-v3 |" in text and "| seeds |" not in text
     text = "\n".join(papers.compared(evidence(), "single", table(sft=0.5, booster=0.2, antidote=0.4), parameters))
