@@ -74,15 +74,17 @@ def of_each(evidence: Evidence, topology: str) -> Iterator[str]:
 
 
 def cost(against: Mapping[str, Test | None]) -> str:
-    """What is shown to have got worse against the undefended run."""
-    lost = [
-        f"{words} {size(test)}"
-        for rate_name, (worse, words) in COSTS.items()
-        if (test := against.get(rate_name)) and shown(test) == worse
-    ]
-    unknown = [words for name, (_, words) in COSTS.items() if not against.get(name)]
-    said = f"costs shown: {'; '.join(lost)}" if lost else "no cost is shown"
-    return f"{said} (not measured: {', '.join(unknown)})" if unknown else said
+    """What became of the other rates against the undefended run, and which of them is shown to have got worse."""
+    said, worse = [], []
+    for name, (way, words) in COSTS.items():
+        test = against.get(name)
+        if not test or test.get("difference") is None:
+            said.append(f"{words} not measured")
+            continue
+        said.append(f"{words} {size(test)}")
+        if shown(test) == way:
+            worse.append(words)
+    return f"costs: {', '.join(said)}; shown to be worse: {', '.join(worse) or 'none'}"
 
 
 def against_baselines(evidence: Evidence, topology: str) -> Iterator[str]:

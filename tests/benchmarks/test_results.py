@@ -44,7 +44,7 @@ def scored(shares):
     for name, by_seed in shares:
         for seed, share in enumerate(by_seed):
             hit = {f"p{i}": (i < share * PROMPTS,) for i in range(PROMPTS)}
-            right = {f"t{i}": (i < (30 if name == "antidote" else 38),) for i in range(PROMPTS)}
+            right = {f"t{i}": (i < (30 + seed % 2 if name == "antidote" else 38),) for i in range(PROMPTS)}
             outcomes.put(f"{name}-{seed}", {"harmful_score": hit, "accuracy": right, "benign_refusal": right})
         of = name.partition(", ")[0] if ", " in name else None
         cells = [[f"{name}-{seed}"] for seed in range(len(by_seed))]
@@ -82,10 +82,12 @@ def test_each_method_is_told_against_the_undefended_run_and_its_control():
     lines = list(findings.of_each(evidence(), "single"))
     assert "(lam 20.0, alpha 0.1): harmful score 21 % [" in line(lines, "booster")
     assert "; lower than the undefended run: −71 points [" in line(lines, "booster")
-    assert "no control of its own was run; no cost is shown (not measured: broken answers)." in line(lines, "booster")
+    assert "no control of its own was run; costs: accuracy 0 points [0, 0], p = 1, " in line(lines, "booster")
+    assert ", broken answers not measured; shown to be worse: none." in line(lines, "booster")
     assert "not shown to differ from the undefended run: +1 point [" in line(lines, "vaccine")
     assert "; lower than its control random-mask: " in line(lines, "antidote")
-    assert "costs shown: accuracy −20 points [" in line(lines, "antidote")
+    assert "costs: accuracy −19 points [" in line(lines, "antidote")
+    assert "shown to be worse: accuracy." in line(lines, "antidote")
     assert not any(one.startswith("- **antidote, random-mask") for one in lines)
 
 
