@@ -13,7 +13,7 @@ from tests.pipeline.small import experiment, write_inputs, write_rows
 def test_without_a_name_the_presets_are_listed(command):  # noqa: F811
     code, out, _ = command("reproduce")
     assert code == 0
-    for name in ("vaccine-2024", "lisa-2024", "booster-2025", "antidote-2025", "unified-v1"):
+    for name in ("vaccine-2024", "lisa-2024", "booster-2025", "antidote-2025", "unified-v1", "baselines-v1"):
         assert name in out
 
 

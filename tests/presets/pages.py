@@ -12,8 +12,8 @@ HEAD = """# Presets
 
 <!-- Written by `python -m tests.presets.pages` from recipes/presets/*.yaml; a test compares. -->
 
-The experiments of the four papers, and one of our own under which all defenses meet, as files in which no value stands
-without its source. Marks: {marks}.
+The experiments of the four papers, one of our own under which all defenses meet, and the trivial baselines at the
+settings that they are known from, as files in which no value stands without its source. Marks: {marks}.
 
 ```bash
 mithridate reproduce                                                   # lists them

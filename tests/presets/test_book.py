@@ -8,7 +8,7 @@ from mithridate.protocols import PROTOCOLS
 from mithridate.studies.presets import NAMES, preset
 from mithridate.studies.presets.book import MARKS
 
-PAPERS = [name for name in NAMES if name != "unified-v1"]
+PAPERS = [name for name in NAMES if name not in ("unified-v1", "baselines-v1")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,6 +127,33 @@ def test_unified_gives_every_defense_the_same_chance():
         assert all(set(values) <= set(known.variants[arm]) for values in tries)
         defaults = {path: given.value for path, given in known.variants[arm].items()}
         assert any(all(defaults[path] == value for path, value in values.items()) for values in tries)
+
+
+def test_the_baselines_stand_at_their_own_settings_in_the_set_up_of_unified():
+    known, unified = preset("baselines-v1"), preset("unified-v1")
+    strengths = {
+        arm: values.value
+        for arm, own in known.variants.items()
+        for path, values in own.items()
+        if path.rpartition(".")[2] in ("lam", "rho", "share", "a", "coef", "ratio")
+    }
+    assert strengths == {
+        "ewc": 1e9,
+        "kl": 1e-3,
+        "kl-script": 0.1,
+        "ldifs": 1e-4,
+        "safetymix": 0.03,
+        "safetymix-vaccine": pytest.approx(1 / 3),
+        "safetymix-lisa": 0.2,
+        "wiseft": 0.5,
+        "lox": 1.0,
+        "randommask": 0.3,
+    }
+    assert set(known.variants) - set(strengths) == {"sft", "ptst"}
+    assert {arm for arm in known.variants if known.experiment(arm)["topology"] == "single"} == {"ewc"}
+    assert {path: given.value for path, given in known.fields.items()}.items() <= {
+        path: given.value for path, given in unified.fields.items()
+    }.items()
 
 
 def test_a_wrong_name_names_the_nearest():

@@ -2,17 +2,21 @@
 
 import csv
 import json
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks import results
 from mithridate.cli import main
 from mithridate.errors import InputError
+from mithridate.experiment.config import canonical, load_experiment
 from mithridate.studies.benchmarks.knowing import choose_attack
 from mithridate.studies.benchmarks.run import KNOWING_TITLES, TITLES, benchmark, planned
 from mithridate.studies.benchmarks.settings import Bounds, arms_of, load_benchmark
 from mithridate.studies.benchmarks.tries import MeanScores, choose, excess
+from mithridate.studies.demo import demo_experiments, recipe
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
 
 
@@ -148,6 +152,29 @@ def test_a_second_call_computes_nothing_and_writes_the_same(study, inputs, monke
         benchmark(file(inputs, seeds=[0, 2]), out=folder / "out")
 
 
+@pytest.mark.slow
+def test_the_results_page_is_a_function_of_what_is_kept(study, tmp_path, monkeypatch, capsys):
+    _, folder = study
+    monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+    kept, pages = tmp_path / "kept" / "name", [tmp_path / f"{i}.md" for i in range(3)]
+    first = [str(folder / "out"), "--keep", str(kept), "--note", "a rehearsal", "--out", str(pages[0])]
+    assert results.main(first) == 0
+    text = pages[0].read_text()
+    assert (folder / "out/benchmark.md").read_text().strip() in text and "- a rehearsal." in text
+    made = json.loads((kept / "made_with.json").read_text())
+    assert sum(one["stages"] for one in made["computers"]) == len(stages(folder / "store"))
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "none"))  # what is kept is enough
+    assert results.main([str(kept), "--out", str(pages[1])]) == 0 and pages[1].read_text() == text
+    table = json.loads((kept / "benchmark.json").read_text())
+    table["standings"][1]["rates"]["harmful_score"]["value"] = 0.123
+    (kept / "benchmark.json").write_text(json.dumps(table))
+    assert results.main([str(kept), "--out", str(pages[2])]) == 0 and pages[2].read_text() != text
+    record = next(iter(sorted(kept.glob("verdicts/*.parquet"))))
+    record.write_bytes(record.read_bytes() + b" ")
+    assert results.main([str(kept), "--out", str(pages[2])]) == 3
+    assert f"{record.name}: is not what" in capsys.readouterr().err
+
+
 def test_a_store_limit_that_is_too_small_ends_it_before_anything_is_computed(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     with pytest.raises(InputError, match="store_limit: the store would come to hold about"):
@@ -279,3 +306,37 @@ def test_who_knows_a_rule_takes_the_worst_attack_that_leaves_the_task():
     assert chosen(scores) == 2 and chosen(scores, accuracy=None) == 1
     assert chosen(scores | {2: MeanScores(0.3, 0.9, 0.1, 0.0)}) == 0  # no better than the plain attack
     assert chosen(scores | {2: MeanScores(0.9, None, 0.1, 0.0)}) == 0  # what was not measured is not within
+
+
+def test_the_demos_tuning_is_on_the_demos_experiment_with_as_many_tries_for_each():
+    path = Path(__file__).parents[2] / "examples/benchmarks/demo.yaml"
+    given, made, _ = load_benchmark(path)
+    raw = recipe()["experiment"]
+    raw["evaluate"].pop("resistance")  # the attack's grid has an attack of its own for each point
+    assert canonical(made) == canonical(load_experiment(raw))
+    defenses = {name for cell in demo_experiments() for name in arm_names(cell)}
+    assert set(given.methods) == defenses and {len(arm.settings) for arm in arms_of(given, made)} == {8}
+    assert raw["finetune"]["training"]["max_steps"] in given.attack["finetune.training.max_steps"]
+    chosen = {name: settings for cell in demo_experiments() for name, settings in arm_names(cell).items()}
+    for name, settings in chosen.items():
+        tried = [arm.settings for arm in arms_of(given, made) if arm.method == name]
+        assert all(settings in some for some in tried), f"what the demo has of {name} is among the tries"
+
+
+def arm_names(cell):
+    """The methods of an experiment with their settings."""
+    return {**(cell.align.defense if cell.align else {}), **cell.finetune.defense, **cell.repair}
+
+
+def test_a_dry_run_of_the_demos_tuning_says_what_is_tried(tmp_path, monkeypatch):
+    """Without the estimate at its end, which traces every kind of stage."""
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    path = Path(__file__).parents[2] / "examples/benchmarks/demo.yaml"
+    lines = list(takewhile(lambda line: not line.startswith("then "), planned(path)))
+    assert lines[0] == "2 attacks: max_steps 30; max_steps 50"
+    assert lines[1].startswith("8 methods and topologies with 8 tries each on validation parts")
+    assert [line.split(":")[0].strip() for line in lines[2:]] == [
+        f"{method}, {topology}"
+        for topology in ("double", "single")
+        for method in ("vaccine", "booster", "lisa", "antidote")
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -65,6 +66,22 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 def dump_yaml(value: Any) -> str:
     """A text that `parse_yaml` reads back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=119)
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The value of a YAML file.
+
+    Args:
+        what: that it is read as, for the error ("a benchmark").
+
+    Raises:
+        InputError: the file cannot be read, or is not YAML.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise InputError(f"{path}: cannot be read as {what}: {reason}") from error
 
 
 def parse_yaml(text: str, where: str, lines: bool = True) -> Any:

@@ -115,24 +115,42 @@ def inventory(store: Store) -> list[Artefact]:
     return sorted(found, key=lambda artefact: (artefact.manifest.get("finished", ""), artefact.name))
 
 
+def made_for(store: Store, run: Path) -> list[Artefact]:
+    """Those that the run in this folder, and runs in folders below it, stand on; oldest first.
+
+    Raises:
+        InputError: what a run noted cannot be read.
+    """
+    run, found = run.absolute(), inventory(store)
+    notes = [_read(note) for note in (store.root / _RUNS).glob("*.json")]
+    own = [name for note in notes if Path(note["run"]).is_relative_to(run) for name in note["artefacts"]]
+    needed = _with_parents(own, {artefact.folder: artefact.manifest for artefact in found})
+    return [artefact for artefact in found if artefact.name in needed]
+
+
 def _used(store: Store, manifests: dict[Path, dict[str, Any]]) -> set[str]:
-    names = {manifest.get("key"): folder.name for folder, manifest in manifests.items()}
-    parents = {
-        folder.name: {names[key] for key in manifest.get("parents", {}).values() if key in names}
-        for folder, manifest in manifests.items()
-    }
     todo = []
     for note in (store.root / _RUNS).glob("*.json"):
         written = _read(note)
         if (Path(written["run"]) / "experiment.yaml").exists():
             todo += written["artefacts"]
-    used: set[str] = set()
+    return _with_parents(todo, manifests)
+
+
+def _with_parents(todo: list[str], manifests: dict[Path, dict[str, Any]]) -> set[str]:
+    """Artefacts by name, with all that they were made from."""
+    names = {manifest.get("key"): folder.name for folder, manifest in manifests.items()}
+    parents = {
+        folder.name: {names[key] for key in manifest.get("parents", {}).values() if key in names}
+        for folder, manifest in manifests.items()
+    }
+    found: set[str] = set()
     while todo:
         name = todo.pop()
-        if name not in used:
-            used.add(name)
+        if name not in found:
+            found.add(name)
             todo += parents.get(name, ())
-    return used
+    return found
 
 
 def find(store: Store, name: str) -> Artefact:

@@ -1,9 +1,9 @@
 """`mithridate demo`: the whole story on the embedded model, from `recipes/demo.yaml`.
 
 The recipe holds one experiment (the undefended run), the story's cells as overrides of it in the order in which they
-are run, and what `--full` adds: a second half of cells, and what all cells are swept over. Its settings were chosen by
-`benchmarks/tune.py` on validation parts; the log of every try is `recipes/tuning.jsonl`, copied into the run's folder
-and shown by its page. Everything else is computed here.
+are run, and what `--full` adds: a second half of cells, and what all cells are swept over. Its settings were chosen on
+validation parts, with as many tries for each defense; the log of every try is `recipes/tuning.jsonl`, copied into the
+run's folder and shown by its page. Everything else is computed here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from mithridate.errors import InputError
 from mithridate.experiment import places
 from mithridate.experiment.config import Experiment
 from mithridate.experiment.sweep import overlap
-from mithridate.experiment.yaml12 import parse_yaml
+from mithridate.experiment.yaml12 import read_yaml
 from mithridate.problems import error_of, explained, nearest
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def load_attack(source: str | Path | Mapping[str, Any]) -> AttackFile:
         InputError: with every problem found, one a line.
     """
     where = "attack" if isinstance(source, Mapping) else str(source)
-    raw: Any = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    raw: Any = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source), "an attack's settings")
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected fields (`sweep: ...`); see docs/attacks.md for a whole file")
     raw = _modern(raw, where)
@@ -159,14 +159,6 @@ def load_attack(source: str | Path | Mapping[str, Any]) -> AttackFile:
     if problems := _problems(found):
         raise error_of(where, problems)
     return found
-
-
-def _read(path: Path) -> Any:
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{path}: cannot be read as an attack's settings: {reason}") from error
 
 
 # The old form: a name for each choice, with a value where the file had none.

@@ -40,7 +40,8 @@ from mithridate.results.filtered import filtered, in_words
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm as arm_of
-from mithridate.statistics.text import between, interval, p_value
+from mithridate.statistics.text import between, interval, p_value, whole
+from mithridate.statistics.text import points as in_points
 from mithridate.studies.benchmarks.knowing import KnowingTry, attacks_on, choose_attack, knowing_runs
 from mithridate.studies.benchmarks.settings import (
     UNDEFENDED,
@@ -464,11 +465,11 @@ def _knowing(found: Benchmark, under: UnderKnowing | None) -> list[str]:
 def _rate(share: Mapping[str, Any] | None) -> str:
     if share is None or share.get("value") is None:
         return ""
-    return interval(share)
+    return f"{whole(share['value'])} {interval(share)}"
 
 
 def _change(test: Mapping[str, Any] | None) -> str:
-    return between(test) if test and test.get("difference") is not None else ""
+    return f"{in_points(test['difference'])} {between(test)}" if test and test.get("difference") is not None else ""
 
 
 def _rank(rank: tuple[int, int] | None) -> str:

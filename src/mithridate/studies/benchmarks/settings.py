@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, load_experiment
-from mithridate.experiment.yaml12 import parse_yaml
+from mithridate.experiment.yaml12 import read_yaml
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.problems import error_of, explained, nearest
@@ -115,7 +115,7 @@ def load_benchmark(source: str | Path | Mapping[str, Any]) -> tuple[BenchmarkFil
         InputError: with every problem found, one a line.
     """
     where = "benchmark" if isinstance(source, Mapping) else str(source)
-    raw: Any = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    raw: Any = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source), "a benchmark")
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected fields (`methods: ...`); see docs/benchmark.md for a whole file")
     try:
@@ -171,14 +171,6 @@ def _values(given: Any, tries: int) -> list[Any]:
     if isinstance(low, int) and isinstance(high, int):
         return [round(value) for value in values]
     return [float(f"{value:.4g}") for value in values]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"{path}: cannot be read as a benchmark: {reason}") from error
 
 
 _KINDS = ("defenses", "repairs")

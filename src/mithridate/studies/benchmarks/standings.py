@@ -120,6 +120,20 @@ def standings(entrants: Sequence[Entrant], outcomes: Outcomes) -> list[Standing]
     return sorted(found, key=lambda one: _order(one, plain))
 
 
+def differences(
+    pairs: Sequence[tuple[Entrant, Entrant]], outcomes: Outcomes, here: bool = False
+) -> list[dict[str, Any] | None]:
+    """Of each pair the difference of harmful scores, the first's minus the second's, with `p_holm` for all of these.
+
+    Args:
+        here: of the models at hand, prompt by prompt, whatever the number of seeds.
+    """
+    compare = _here if here else _compared
+    scores = {one.name: _answers(one, outcomes, "harmful_score") for pair in pairs for one in pair}
+    tests = {str(i): compare(scores[a.name], scores[b.name]) for i, (a, b) in enumerate(pairs)}
+    return list(_corrected(tests).values())
+
+
 def _corrected(tests: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
     """The tests, with their p-values as Holm corrects them for all of these."""
     adjusted = holm([test["p_value"] if test else None for test in tests.values()])

@@ -29,7 +29,10 @@ MARKS: dict[Mark, str] = {
     "I": "our inference, or our choice",
     "NF": "looked for, not found",
 }
-NAMES = ("vaccine-2024", "lisa-2024", "booster-2025", "booster-2025-gsm8k", "antidote-2025", "unified-v1")
+NAMES = (
+    *("vaccine-2024", "lisa-2024", "booster-2025", "booster-2025-gsm8k", "antidote-2025"),
+    *("unified-v1", "baselines-v1"),
+)
 SFT = "sft"
 """The arm without any defense."""
 
