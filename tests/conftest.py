@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread a worker, and stores and caches that vanish with the session."""
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -88,6 +89,8 @@ _EVIDENCE: list[dict[str, str]] = []
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    # Every training collects garbage, through all that the imports and thousands of tests left: half a second each.
+    gc.freeze()
     if session.config.option.collectonly:
         _EVIDENCE.extend(
             v | {"outcome": "not run"} for i in session.items for k, v in i.user_properties if k == "shows"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+import tests.once  # noqa: F401 (tokenises the same rows once)
 from benchmarks import gpu
 from benchmarks.on_gpu import TooSlow, at_most, exactness, generation, runs, steps
 from mithridate.methods.base import Cost

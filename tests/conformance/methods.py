@@ -1,7 +1,7 @@
 """Every method by name, with its own example: nothing here is kept by hand but which ones are fast to have at hand."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ def example(kind: str, name: str, **settings: Any) -> Any:
     return replace(cls.example(), **made, **settings)
 
 
+@cache
 def paired_with(dataset: Any) -> Any:
     """The same prompts with other answers."""
     return dataset.map(

@@ -1,6 +1,7 @@
 """Small training runs through the real SFTTrainer path, and what they did to the weights."""
 
 import copy
+import functools
 import gc
 import warnings
 
@@ -13,6 +14,7 @@ from torch import nn
 from trl import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+import tests.once  # noqa: F401 (tokenises the same rows once)
 from mithridate.methods.defense import Defense
 from mithridate.training.trainer import DefenseMixin, DefenseTrainer
 from tests.tiny import ONE_STEP, tiny_llama, tiny_tokenizer
@@ -34,6 +36,7 @@ USUAL = {
 }
 
 
+@functools.cache
 def rows(name: str, n: int = 8) -> Dataset:
     """n prompts with answers, of different lengths, in TRL's conversational prompt-completion format."""
     return Dataset.from_list(

@@ -411,12 +411,12 @@ def test_no_conversations():
 
 @pytest.mark.slow
 def test_the_embedded_model_batched_is_one_prompt_at_a_time(users_cache):
-    """fp32: 32 prompts of mixed lengths; a text may differ only where the two best logits were within 1e-4."""
+    """fp32: 16 prompts of mixed lengths; a text may differ only where the two best logits were within 1e-4."""
     files = resolve_model("smollm2-135m")
     model, tokenizer = load_model(files, torch.float32), load_tokenizer(files)
     rng = random.Random(0)
     words = ["the", "moon", "river", "paper", "green", "quickly", "seven", "under", "rain", "sings", "why", "name"]
-    asked = conversations([" ".join(rng.choices(words, k=rng.randint(1, 70))) for _ in range(32)])
+    asked = conversations([" ".join(rng.choices(words, k=rng.randint(1, 70))) for _ in range(16)])
     batched = dict(Transformers(model, tokenizer).generate(asked, CHAT, Decoding(24)))
     single = dict(Transformers(model, tokenizer, batch_size=1).generate(asked, CHAT, Decoding(24)))
     flips = [i for i in batched if batched[i].text != single[i].text]

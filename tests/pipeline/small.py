@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import tests.once  # noqa: F401 (tokenises the same rows once)
 from mithridate.store import MANIFEST
 from tests.tiny import save_tiny
 

@@ -125,14 +125,10 @@ def config_of(model: str) -> PretrainedConfig:
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
-    from torch._subclasses.fake_tensor import (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        FakeTensorMode,
-    )
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     try:
-        with FakeTensorMode(), _grouped_products():
+        with _fake_mode()():
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UnsupportedSetup(
@@ -141,20 +137,21 @@ def fake_tensors() -> Iterator[None]:
         ) from error
 
 
-def _grouped_products() -> Any:
-    """A mode in which a mixture of experts' product has a shape in every dtype: torch's fake one refuses float32."""
+@lru_cache(maxsize=1)
+def _fake_mode() -> Any:
+    """Torch's own, in which a mixture of experts' product has a shape in every dtype: torch's refuses float32."""
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    class Grouped(TorchDispatchMode):
+    class Fake(FakeTensorMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is not torch.ops.aten._grouped_mm.default:
-                return func(*args, **(kwargs or {}))
+                return super().__torch_dispatch__(func, types, args, kwargs or {})
             a, b, offsets = args[:3]
             groups = offsets.shape if a.dim() == b.dim() == 2 else ()  # the gradient of the experts' weights
             return a.new_empty((*groups, a.shape[-2], b.shape[-1]))
 
-    return Grouped()
+    return Fake
 
 
 def whole(config: PretrainedConfig, setup: Setup) -> Any:

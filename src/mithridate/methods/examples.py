@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def records_of(role: str, count: int = 8) -> list[dict[str, str]]:
     return [{"prompt": f"{role} {i}", "response": answer.format(i)} for i in range(count)]
 
 
+@functools.cache  # a data set does not change, and its fingerprint takes longer than its rows
 def rows_of(role: str, count: int = 8) -> Dataset:
     """The same as a data set in TRL's conversational prompt-completion format."""
     from datasets import Dataset
