@@ -26,7 +26,8 @@ def _prepare_once(self: Any, dataset: Any, processing_class: Any, args: Any, pac
     fast = isinstance(processing_class, PreTrainedTokenizerBase) and processing_class.is_fast
     if not (isinstance(dataset, Dataset) and fast and formatting_func is None):
         return _prepare(self, dataset, processing_class, args, packing, formatting_func, name)
-    tokenizer = (type(processing_class), processing_class.backend_tokenizer.to_str(), processing_class)
+    template = processing_class.chat_template
+    tokenizer = (type(processing_class), processing_class.backend_tokenizer.to_str(), processing_class, template)
     asked = [(field, getattr(args, field)) for field in _ASKED]
     key = (
         dataset._fingerprint,
