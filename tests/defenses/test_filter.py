@@ -24,7 +24,15 @@ from mithridate.pipeline.rowcheck import Left
 from mithridate.pipeline.training import dropped_places
 from mithridate.results.filtered import filtered, in_words
 from mithridate.rows import trainable
-from mithridate.studies.benchmarks.run import FILTERED_TITLE, TITLES, Benchmark, as_json, markdown, table_of, titles_of
+from mithridate.studies.benchmarks.outcome import (
+    FILTERED_TITLE,
+    TITLES,
+    Benchmark,
+    as_json,
+    markdown,
+    table_of,
+    titles_of,
+)
 from mithridate.studies.benchmarks.settings import BenchmarkFile
 from mithridate.studies.benchmarks.standings import RATES, Entrant, Standing
 from tests.defenses.helpers import model, rows, same, trainer_for, weights

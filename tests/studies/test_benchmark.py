@@ -13,7 +13,8 @@ from mithridate.cli import main
 from mithridate.errors import InputError
 from mithridate.experiment.config import canonical, load_experiment
 from mithridate.studies.benchmarks.knowing import choose_attack
-from mithridate.studies.benchmarks.run import KNOWING_TITLES, TITLES, benchmark, planned
+from mithridate.studies.benchmarks.outcome import KNOWING_TITLES, TITLES
+from mithridate.studies.benchmarks.run import benchmark, planned
 from mithridate.studies.benchmarks.settings import Bounds, arms_of, load_benchmark
 from mithridate.studies.benchmarks.tries import MeanScores, choose, excess
 from mithridate.studies.demo import demo_experiments, recipe

@@ -142,6 +142,7 @@ def benchmark(
     _, experiment, _ = load_benchmark(file)  # what is wrong with the file is said before torch is loaded
     from mithridate.pipeline.executors import executor_of
     from mithridate.studies.benchmarks import run as running
+    from mithridate.studies.benchmarks.outcome import table_of, titles_of
 
     if dry_run:
         for line in running.planned(file):
@@ -149,8 +150,8 @@ def benchmark(
         return
     executor = executor_of("local" if workers else "none", workers, {}, experiment)
     found = running.benchmark(file, out, executor, **({"replace": True} if replace else {}))
-    table = new_table(*running.titles_of(found))
-    for row in running.table_of(found):
+    table = new_table(*titles_of(found))
+    for row in table_of(found):
         table.add_row(*(escape(cell) for cell in row))
     print_table(table)
     typer.echo(f"written: {found.folder / 'benchmark.md'}")
