@@ -434,6 +434,19 @@ def test_missing_columns_are_named(small):
         build_report(small)
 
 
+def test_vega_is_put_together_once_and_again_where_the_kept_one_is_damaged(small, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda: made.append(1) or "var vega;\r\n")
+    monkeypatch.setenv("MITHRIDATE_CACHE", str(tmp_path / "cache" / "new"))
+    first = build_report(small).read_bytes()
+    assert b"var vega;" in first and build_report(small).read_bytes() == first and len(made) == 1
+    (kept,) = (tmp_path / "cache" / "new").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert build_report(small).read_bytes() == first and len(made) == 2
+    monkeypatch.setenv("MITHRIDATE_CACHE", str(kept))  # a file: nothing can be kept under it
+    assert build_report(small).read_bytes() == first and len(made) == 3
+
+
 @pytest.mark.parametrize("package", ["altair", "vl_convert"])
 def test_without_its_packages_the_error_says_what_to_install(small, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

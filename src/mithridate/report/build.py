@@ -6,6 +6,7 @@ escaping or as JSON that the page's script puts in by `textContent`.
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from urllib.parse import quote
 from mithridate.environment import hardware, versions
 from mithridate.errors import InputError
 from mithridate.files import replace_file, replacing
+from mithridate.models import cache_folder
 from mithridate.report.answers import answers
 from mithridate.report.formats import FORMATS
 from mithridate.report.load import LoadedRun, final, load
@@ -150,13 +152,28 @@ def _tables(run: LoadedRun) -> dict[str, Table | None]:
 # --- the page ---------------------------------------------------------------------------------------------------
 
 
+def _vega() -> str:
+    """Vega as one script. vl-convert takes seconds to put it together, so it is kept, behind its digest."""
+    import vl_convert
+
+    kept = cache_folder() / f"vega-{vl_convert.__version__}.js"
+    with contextlib.suppress(OSError):
+        digest, _, script = kept.read_bytes().partition(b"\n")
+        if hashlib.sha256(script).hexdigest().encode() == digest:
+            return script.decode()
+    made: str = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (its stub lacks the default)
+    with contextlib.suppress(OSError):  # no room, or not writable: the page does not need it
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as aside:
+            aside.write_bytes(hashlib.sha256(made.encode()).hexdigest().encode() + b"\n" + made.encode())
+    return made
+
+
 def _page(run: LoadedRun, folder: Path, out: Path) -> str:
     import jinja2  # takes a while, and the terminal table does not need it
 
     found, tables = _sections(run), _tables(run)
-    import vl_convert
-
-    vega = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (its stub lacks the default)
+    vega = _vega()
     files = resources.files("mithridate.report")
     script, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = jinja2.Environment(
