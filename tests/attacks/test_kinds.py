@@ -298,7 +298,7 @@ IDENTITY = (
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "count"), [("kinds", (), 40), ("kinds", IDENTITY, 5), ("adapters", (), 9)], ids=str
+    ("name", "overrides", "count"), [("kinds", (), 45), ("kinds", IDENTITY, 5), ("adapters", (), 9)], ids=str
 )
 def test_the_examples_are_whole_experiments(name, overrides, count):
     path = ROOT / "examples" / f"attack_{name}.yaml"
