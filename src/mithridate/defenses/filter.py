@@ -38,6 +38,7 @@ tokens alone; an upload of which no row is left; a place behind another method t
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -124,7 +125,7 @@ class Filter(Defense):
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
-        before = t.defenses[: next(i for i, d in enumerate(t.defenses) if d is self)]
+        before = itertools.takewhile(lambda other: other is not self, t.defenses)
         if other := next((type(d).__name__ for d in before if acts(d, "rows")), None):
             raise UnsupportedSetup(
                 f"Filter: {other} changes the training set before it, so that what it scores is not the upload.",
