@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mithridate.environment import hardware, versions
+from mithridate.environment import hardware, version, versions
 from mithridate.errors import InputError
 from mithridate.files import replace_file, replacing
 from mithridate.models import cache_folder
@@ -156,7 +156,7 @@ def _vega() -> str:
     """Vega as one script. vl-convert takes seconds to put it together, so it is kept, behind its digest."""
     import vl_convert
 
-    kept = cache_folder() / f"vega-{vl_convert.__version__}.js"
+    kept = cache_folder() / f"vega-{version('vl-convert-python')}.js"
     with contextlib.suppress(OSError):
         digest, _, script = kept.read_bytes().partition(b"\n")
         if hashlib.sha256(script).hexdigest().encode() == digest:
