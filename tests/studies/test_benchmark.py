@@ -59,6 +59,10 @@ def file(inputs, **changes):
     } | changes
 
 
+def by_method(some):
+    return {method: [one for one in some if one.method == method] for method in dict.fromkeys(o.method for o in some)}
+
+
 @pytest.fixture(scope="module")
 def study(inputs, tmp_path_factory):
     """One benchmark, and the folder and store that it leaves."""
@@ -71,9 +75,7 @@ def study(inputs, tmp_path_factory):
 @pytest.mark.slow
 def test_every_method_has_the_same_tries_on_validation_parts(study):
     found, folder = study
-    tries = {}
-    for one in found.tries:
-        tries.setdefault(one.method, []).append(one)
+    tries = by_method(found.tries)
     assert {method: len(some) for method, some in tries.items()} == {"vaccine": 2, "antidote": 2}
     for some in tries.values():
         [chosen] = [one for one in some if one.chosen]
@@ -118,9 +120,7 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
 @pytest.mark.slow
 def test_each_method_meets_the_worst_attack_of_those_that_its_rule_suggests(study):
     found, folder = study
-    attacks = {}
-    for one in found.knowing:
-        attacks.setdefault(one.method, []).append(one)
+    attacks = by_method(found.knowing)
     assert {method: len(some) for method, some in attacks.items()} == {"vaccine": 3, "lisa": 2, "antidote": 2}
     cells = {cell["id"]: cell for cell in json.loads((folder / "out/results.json").read_text())["cells"]}
     rows = {row["method"]: row for row in csv.DictReader((folder / "out/benchmark.csv").open())}

@@ -36,10 +36,15 @@ def attack_fields(finetune: Finetune) -> tuple[str, dict[str, Any]]:
     return finetune.attack["kind"], own
 
 
+def named(method: Method) -> tuple[str, dict[str, Any]]:
+    """A method as an experiment has it: its name, and its fields that are not None."""
+    return type(method).__name__.lower(), {name: v for name, v in method.settings().items() if v is not None}
+
+
 def attack_values(attack: Attack) -> dict[str, Any]:
     """An attack as the field `finetune.attack` has it."""
-    own = {name: value for name, value in attack.settings().items() if value is not None}
-    return {"kind": type(attack).__name__.lower(), **own}
+    kind, own = named(attack)
+    return {"kind": kind, **own}
 
 
 def attack_config(finetune: Finetune) -> dict[str, Any]:

@@ -65,29 +65,23 @@ class Figure:
         Args:
             title: for screen readers.
         """
+        return _on_paper(self.with_legend(_PAPER_WIDTH, description=title), title)
+
+    def with_legend(self, width: int, **properties: Any) -> Any:
+        """What of it stands on paper, with its legend below."""
         layers = [layer for layer in self.chart.layer if layer.name != HOVER]
-        chart = alt.layer(*layers, *_legend(self.legend), data=self.chart.data).properties(
-            width=_PAPER_WIDTH, height=self.chart.height, description=title
-        )
+        chart = alt.layer(*layers, *_legend(self.legend), data=self.chart.data)
         # The legend's channels are its own. Most machines have one of the fonts, which are equally wide.
-        own: Any = dict.fromkeys(_LOOKS, "independent")
-        return _on_paper(chart.resolve_scale(**own), title)
+        return chart.properties(width=width, height=self.chart.height, **properties).resolve_scale(**_APART)
 
 
 def beside(panels: list[tuple[Figure, str]], title: str) -> str:
     """The text of an SVG file with several figures beside each other, each under its own heading; always the same."""
-    own: Any = dict.fromkeys(_LOOKS, "independent")
-    charts = []
-    for one, heading in panels:
-        layers = [layer for layer in one.chart.layer if layer.name != HOVER]
-        chart = alt.layer(*layers, *_legend(one.legend), data=one.chart.data)
-        chart = chart.properties(width=_PAPER_WIDTH * 2 // 3, height=one.chart.height, title=heading)
-        charts.append(chart.resolve_scale(**own))
-    whole = alt.hconcat(*charts, spacing=30).resolve_scale(**own).resolve_legend(**own)
-    return _on_paper(whole, title)
+    charts = [one.with_legend(_PAPER_WIDTH * 2 // 3, title=heading) for one, heading in panels]
+    return _on_paper(alt.hconcat(*charts, spacing=30).resolve_scale(**_APART).resolve_legend(**_APART), title)
 
 
-_LOOKS = ("shape", "stroke", "fill", "strokeDash")
+_APART: Any = dict.fromkeys(("shape", "stroke", "fill", "strokeDash"), "independent")
 
 
 def _on_paper(chart: Any, title: str) -> str:

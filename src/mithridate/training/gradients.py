@@ -73,6 +73,17 @@ def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 
+def _over_shards(part: Tensor, of: Tensor) -> Tensor:
+    """The sum over the processes that a tensor is sharded over of what each has from its own shard; of a whole tensor
+    the same."""
+    if not sharded(of):
+        return part
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    kinds = [Partial() if place.is_shard() else Replicate() for place in of.placements]
+    return DTensor.from_local(part, of.device_mesh, kinds, run_check=False).full_tensor()
+
+
 def dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Tensor:
     """The inner product of two lists of tensors, each taken as one vector: 0-dim, float64, on the first one's device.
 
@@ -82,12 +93,7 @@ def dot(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Tensor:
     sums: list[Tensor] = []
     for a, b in pairs:
         part = (local([a])[0].double() * local([b])[0].double()).sum()
-        if sharded(a):
-            from torch.distributed.tensor import DTensor, Partial, Replicate
-
-            kinds = [Partial() if place.is_shard() else Replicate() for place in a.placements]
-            part = DTensor.from_local(part, a.device_mesh, kinds, run_check=False).full_tensor()
-        sums.append(part)
+        sums.append(_over_shards(part, a))
     return torch.stack([s.to(sums[0].device) for s in sums]).sum() if sums else torch.zeros((), dtype=torch.float64)
 
 
@@ -155,12 +161,7 @@ def effective_step(
     for old, new, d in zip(before, local(after), local(direction), strict=True):
         step = new - old if dtype is None else new.to(dtype).to(new.dtype) - old.to(dtype).to(old.dtype)
         sums += torch.stack([(step * d).sum(), step.square().sum(), d.square().sum()])
-    if sharded(first := after[0]):
-        from torch.distributed.tensor import DTensor, Partial, Replicate
-
-        parts = [Partial() if p.is_shard() else Replicate() for p in first.placements]
-        sums = DTensor.from_local(sums, first.device_mesh, parts, run_check=False).full_tensor()
-    dot, length, wanted = sums
+    dot, length, wanted = _over_shards(sums, after[0])
     return dot / (length * wanted).sqrt().clamp(min=1e-300), length.sqrt()
 
 

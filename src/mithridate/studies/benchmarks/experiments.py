@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mithridate.experiment.config import Experiment
-from mithridate.experiment.methods import method_of
+from mithridate.experiment.methods import method_of, named
 from mithridate.methods.registry import by_name
 from mithridate.studies.benchmarks.knowing import KnowingTry, attacks_on, knowing_runs
 from mithridate.studies.benchmarks.settings import UNDEFENDED, Arm, BenchmarkFile, kind_of, place_of
@@ -62,7 +62,7 @@ def attacked_runs(
 ) -> dict[tuple[str, str], dict[int, list[Experiment]]]:
     """By method and topology, the experiments on validation parts under the attacks that its rule suggests."""
     at = experiment.with_values({"seed": given.seed_of_tries, "evaluate.part": "validation"})
-    return {(arm.method, arm.topology): dict(knowing_runs(arm, own, at, points)) for arm, own in chosen}
+    return {(arm.method, arm.topology): knowing_runs(arm, own, at, points) for arm, own in chosen}
 
 
 def tried_runs(
@@ -107,7 +107,7 @@ def final_runs(
                 yield Final(f"{arm.method}, {name}", topology, own, runs(topology, values), of=arm.method)
             if attack := worst.get((arm.method, topology)):
                 made = [
-                    dict(knowing_runs(arm, settings, experiment.with_values({"seed": seed}), points))[attack.number]
+                    knowing_runs(arm, settings, experiment.with_values({"seed": seed}), points)[attack.number]
                     for seed in given.seeds
                 ]
                 name = f"{arm.method}, knowing"
@@ -118,7 +118,6 @@ def _controls(method: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, s
     """Name, place, method and settings of the controls of a method that is none itself."""
     made = method_of(by_name(kind_of(method))[method], settings)
     for name, control in made.controls().items():
-        own = {key: value for key, value in control.settings().items() if value is not None}
-        lowered = type(control).__name__.lower()
-        if (lowered, own) != (method, {key: value for key, value in made.settings().items() if value is not None}):
+        lowered, own = named(control)
+        if (lowered, own) != (method, named(made)[1]):
             yield name, place_of(lowered), lowered, own

@@ -8,7 +8,7 @@ more accuracy than a method may (`bounds`). Where none does better than the plai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,12 +53,11 @@ def attacks_on(arm: Arm, settings: Mapping[str, Any]) -> list[Attack]:
 
 def knowing_runs(
     arm: Arm, settings: Mapping[str, Any], at: Experiment, points: Sequence[Point]
-) -> Iterator[tuple[int, list[Experiment]]]:
-    """The experiments under each of these attacks, by its number: one for each point of the grid."""
+) -> dict[int, list[Experiment]]:
+    """The experiments under each of these attacks, by its number (0: the plain one); one a point of the grid."""
     defended = [arm.defended(at, settings).with_values(point) for point in points]
-    yield 0, defended
-    for number, attack in enumerate(attacks_on(arm, settings), 1):
-        yield number, [under(one, attack) for one in defended]
+    attacks = enumerate(attacks_on(arm, settings), 1)
+    return {0: defended} | {number: [under(one, attack) for one in defended] for number, attack in attacks}
 
 
 def under(experiment: Experiment, attack: Attack) -> Experiment:
