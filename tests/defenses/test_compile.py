@@ -71,7 +71,8 @@ def both_ways(name, kind, folder, compiler, **args):
 @pytest.mark.shows("compile", "exact")
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "lora") for name in OURS]
+    [("lisa", "lora")]
+    + [pytest.param(name, "lora", marks=pytest.mark.slow) for name in OURS if name != "lisa"]
     + [pytest.param(name, "full", marks=pytest.mark.slow) for name in OURS]
     + [pytest.param(name, "lora", marks=pytest.mark.slow) for name in PLAIN],
 )

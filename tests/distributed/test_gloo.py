@@ -18,6 +18,7 @@ from tests.distributed.cases import CASES, DEFENSES, model
 from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # all of it waits for one launch of several processes
 DIFFER = {name for name, cls in by_name("defenses").items() if "processes" in cls.differences}  # as they say
 RUNS = [(b, name) for name, case in CASES.items() for b in ("ddp", *["fsdp2"] * case.sharded)]
 EXACT = [name for name, case in CASES.items() if case.defense not in {*DIFFER, "both"}]

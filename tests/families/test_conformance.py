@@ -50,6 +50,7 @@ def test_one_site_a_layer_is_found_and_it_is_the_attention(family):
     assert len(find_sites(model)) == model.config.num_hidden_layers == 2
 
 
+@pytest.mark.slow
 @pytest.mark.shows("families", "exact", methods=["vaccine"])
 @kinds
 def test_vaccine_is_the_naive_rule_with_joint_norm_rho(family, kind, batches, tmp_path, monkeypatch):
@@ -64,6 +65,7 @@ def test_vaccine_is_the_naive_rule_with_joint_norm_rho(family, kind, batches, tm
     assert float(sum((s.double() ** 2).sum() for s in shifts[0])) ** 0.5 == pytest.approx(1.5, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.shows("families", "exact", methods=["booster"])
 @kinds
 def test_booster_is_the_naive_rule_and_puts_the_weights_back(family, kind, batches, tmp_path):
@@ -76,6 +78,7 @@ def test_booster_is_the_naive_rule_and_puts_the_weights_back(family, kind, batch
     assert error(got, want) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.shows("families", "exact", methods=["lisa"])
 @kinds
 def test_lisa_is_the_naive_rule(family, kind, batches, tmp_path):

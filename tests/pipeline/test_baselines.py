@@ -29,6 +29,7 @@ def plain(run_folder, cell, out):
     return AutoModelForCausalLM.from_pretrained(export_cell(run_folder, cell["id"], out)).state_dict()[KEY]
 
 
+@pytest.mark.slow
 def test_every_baseline_of_the_users_run_in_one_sweep(inputs, tmp_path):
     """Epochs of 8 rows in batches of 2 are 4 steps: FewerSteps makes 2 of them, SafetyMix 4 with more rows."""
     defenses = [

@@ -40,8 +40,10 @@ def quantised(inputs, **changes):
     return experiment(inputs, **changes)
 
 
-@pytest.mark.parametrize("fields", [FOUR, {"load_in_8bit": True}], ids=["4 bit", "8 bit"])
-@pytest.mark.parametrize("targets", ["adapters", "update"])
+@pytest.mark.parametrize(
+    "fields", [FOUR, pytest.param({"load_in_8bit": True}, marks=pytest.mark.slow)], ids=["4 bit", "8 bit"]
+)
+@pytest.mark.parametrize("targets", ["adapters", pytest.param("update", marks=pytest.mark.slow)])
 def test_a_run_over_a_quantised_base(fields, targets, inputs, tmp_path):
     raw = quantised(inputs, quantization=fields, repair={"antidote": {"targets": targets}})
     raw["align"]["defense"] = {"booster": {"alpha": 0.1, "lam": 1.0}}

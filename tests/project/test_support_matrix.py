@@ -7,6 +7,7 @@ from tests import support_matrix
 from tests.support_matrix import PAGE, REPAIRS, SETUPS, TABLES, collected, gpu_table, page, table
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_marked_tests_declare():
     """`python -m tests.support_matrix` writes it anew, from a run in which they pass."""
     assert PAGE.read_text(encoding="utf-8") == page(collected("--collect-only"))
