@@ -1,6 +1,7 @@
 """What is predicted without weights is what a real model and a real training have: exactly where it is countable."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from mithridate.defenses.booster import Booster
+from mithridate.defenses.kl import KL
+from mithridate.defenses.ldifs import LDIFS
 from mithridate.defenses.lisa import Lisa
+from mithridate.defenses.repnoise import RepNoise
+from mithridate.defenses.safegrad import SafeGrad
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.estimate import estimate, optimizer_bytes, repair
+from mithridate.estimate import PLAIN, estimate, optimizer_bytes, repair
 from mithridate.estimate.trace import (
     SIZES,
     Setup,
@@ -31,6 +36,7 @@ from mithridate.estimate.trace import (
 )
 from mithridate.methods import Cost, Defense, Repair
 from mithridate.repairs.antidote import Antidote
+from mithridate.training.cpu_head import scoring_labels_only
 from tests.defenses.helpers import rows, trainer_for
 from tests.families import models as families
 from tests.tiny import save_tiny, tiny_llama
@@ -382,6 +388,39 @@ def test_the_methods_copies_are_the_real_ones(kind, tmp_path):
         assert needs.total - needs.weights == pytest.approx(peak, rel=0.05), method
 
 
+@pytest.mark.slow
+def test_logits_and_states_of_methods_are_the_real_ones(tmp_path):
+    """What they take beyond plain training, with a vocabulary and a width that outweigh all else."""
+    shape = {"vocab_size": 8000, "hidden_size": 256, "num_hidden_layers": 4}
+    paired = [
+        {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": f"other {i}"}]}
+        for i, row in enumerate(rows("user"))
+    ]
+    defenses = [
+        None,
+        KL(lam=1.0),
+        SafeGrad(alignment_dataset=rows("user"), rho=1.0),
+        LDIFS(rho=0.1),
+        RepNoise(harmful_dataset=paired, alpha=0.5, beta=0.5),
+    ]
+    more = []
+    for defense in defenses:
+        model = real(SMALL, **shape)
+        trainer = trainer_for(model, tmp_path, defense=defense, optim="adamw_torch", learning_rate=1e-3, max_steps=2)
+        with scoring_labels_only(model), live_bytes()([*model.parameters(), *model.buffers()]) as live:
+            trainer.train()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+        scored = int((batch["labels"][:, 1:] != -100).sum())
+        setup = replace(SMALL, batch=8, length=batch["input_ids"].shape[1], scored=math.ceil(scored / 8))
+        needs = estimate(config(**shape), setup, [defense] if defense else PLAIN)
+        more.append((needs.total, live.peak))
+    (plain, counted), *others = more
+    for defense, (predicted, peak) in zip(defenses[1:], others, strict=True):
+        name = type(defense).__name__
+        print(f"{name}: {(predicted - plain) / 1e6:.1f} predicted, {(peak - counted) / 1e6:.1f} counted (MB)")
+        assert predicted - plain == pytest.approx(peak - counted, rel=0.15), name
+
+
 def test_a_method_is_estimated_from_what_it_states():
     """One that nobody knows: what it states, times what a pass, a copy and a row take."""
     plain, half = estimate(config(), FULL), estimate(config(), replace(FULL, batch=FULL.batch // 2))
@@ -395,6 +434,12 @@ def test_a_method_is_estimated_from_what_it_states():
     assert estimate(config(), FULL, [seen], rows=100 * FULL.batch).once == plain.flops
     assert estimate(config(), FULL, [seen, seen], rows=100 * FULL.batch).once == 2 * plain.flops
     assert estimate(config(), FULL, [seen], rows=FULL.batch // 2).once == pytest.approx(plain.flops / 2, abs=1)
+    tokens, h = FULL.batch * FULL.length, SHAPE["hidden_size"]
+    seen = estimate(config(), FULL, [stating(logits=2, layer_logits=0.5, layer_states=1, matrices=1)])
+    linear = sum(m.weight.numel() for m in tiny_llama(**SHAPE).model.modules() if isinstance(m, nn.Linear))
+    assert seen.extra == 4 * ((2 + 0.5 * 3) * tokens * 259 + 3 * tokens * h + linear)
+    adapted = 3 * (h * h + h * h // 2 + h * 160)  # q, v of one head's width, up
+    assert estimate(config(), SMALL, [stating(matrices=1)]).extra == 4 * adapted
     smaller = estimate(config(), FULL, [stating(batch_factor=0.5)])
     assert (smaller.activations, smaller.flops) == (half.activations, half.flops)
 

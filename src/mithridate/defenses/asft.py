@@ -133,7 +133,7 @@ class AsFT(Defense):
         return cls(lam=0.02)
 
     def cost(self) -> Cost:
-        return Cost(copies=1)
+        return Cost(copies=1, matrices=1 if self.lam and self.project else 0)
 
     def adaptive(self) -> list[Attack]:
         """What stays in the alignment's output directions is free: with one adapter for both

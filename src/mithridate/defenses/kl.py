@@ -79,7 +79,7 @@ class KL(Defense):
         return cls(lam=0.7)
 
     def cost(self) -> Cost:
-        return Cost(forwards=1, copies=1)
+        return Cost(forwards=1, copies=1, logits=6)
 
     def loss(
         self,

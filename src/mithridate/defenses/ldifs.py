@@ -82,7 +82,7 @@ class LDIFS(Defense):
         return cls(rho=0.3)
 
     def cost(self) -> Cost:
-        return Cost(forwards=1, copies=1)
+        return Cost(forwards=1, copies=1, layer_states=1.5)
 
     def loss(
         self,

@@ -131,7 +131,7 @@ class RepNoise(Defense):
         return {"no-harmful-terms": replace(self, alpha=0.0, beta=0.0), "adversarial-loss": replace(self, beta=0.0)}
 
     def cost(self) -> Cost:
-        return Cost(passes=2) if self._acting else Cost()
+        return Cost(passes=2, logits=2.5, layer_logits=1, layer_states=3.5) if self._acting else Cost()
 
     @classmethod
     def example(cls) -> RepNoise:
@@ -234,24 +234,21 @@ class RepNoise(Defense):
     def _harmful_terms(self, t: DefenseMixin, model: nn.Module, inputs: Any, n: Tensor | int | None) -> Tensor:
         """beta times the distance to noise minus alpha times the logarithm, of one micro-batch."""
         mask, numbers = inputs["mask"].bool(), inputs["numbers"].tolist()
+        marked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        marked["labels"] = inputs["input_ids"].masked_fill(~mask, -100)
         with self._outputs_of_sites(t) as seen:
-            outputs = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                output_hidden_states=True,
-                use_cache=False,
-            )
+            outputs = t.outputs(model, marked, ("logits", "hidden_states"))
         states = outputs.hidden_states
         if states is None:
             raise UnsupportedSetup("RepNoise: this model returns no hidden states.", "use another defense.")
+        assert outputs.logits is not None
         distance = torch.stack(
             [_mmd(*self._samples(t, layer, h, mask, numbers)) for layer, h in enumerate(seen)]
         ).mean()
         base = t.model.get_base_model() if hasattr(t.model, "get_base_model") else t.model
         head, norm = base.get_output_embeddings(), _last_norm(t.model)
-        at, targets = mask[:, 1:], inputs["input_ids"][:, 1:][mask[:, 1:]]
-        losses = [_cross_entropy(outputs.logits[:, :-1][at], targets)]
-        losses += [_cross_entropy(head(norm(h[:, :-1][at])), targets) for h in states]
+        losses = [_cross_entropy(outputs.logits, outputs.labels)]
+        losses += [_cross_entropy(head(norm(h[:, :-1][mask[:, 1:]])), outputs.labels) for h in states]
         harmful = torch.stack(losses).sum() / (len(losses) - 1)
         t.record("repnoise/noise_distance", distance)
         t.record("repnoise/harmful_loss", harmful)

@@ -29,8 +29,8 @@ script has rho = 1, 100 alignment rows, and as many of them in a step as user ro
 The settings that are plain training are rho=0 with projection=False; rho=0 alone still projects. The control
 `no-projection` is the same weighted sum without the surgery.
 
-Cost: 2 forward and backward passes and a forward pass of the start model; a copy of the trained weights, one more
-gradient after the step's own passes, and the logits [rows, tokens, vocabulary] of both models. Supported: LoRA and
+Cost: 2 forward and backward passes and a forward pass of the start model; a copy of the trained weights, two more
+of their size after the step's own passes, and the logits of both models at the answers' tokens. Supported: LoRA and
 full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism, all
 topologies. Refused: sharded weights, torch.compile, prompt learning. Logged: safegrad/conflict (share of steps with a
 projection) and safegrad/divergence.
@@ -110,7 +110,7 @@ class SafeGrad(Defense):
         return cls(alignment_dataset=rows_of("alignment"), rho=0.7)
 
     def cost(self) -> Cost:
-        return Cost(passes=2, forwards=1, copies=1, passing_copies=1)
+        return Cost(passes=2, forwards=1, copies=1, passing_copies=2, logits=5)
 
     def adaptive(self) -> list[Attack]:
         """Only what goes against the alignment gradient is taken out: more steps of the rest."""
@@ -153,8 +153,8 @@ class SafeGrad(Defense):
 
 def _divergence(t: DefenseMixin, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None) -> Tensor:
     """KL(start || now) of one micro-batch at its answer tokens, divided by those of the step: 0-dim."""
-    passed = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
-    answers = inputs["labels"][:, 1:] != -100
     with t.reference() as start:
-        then = start(**passed).logits[:, :-1][answers]
-    return divergence(then, model(**passed).logits[:, :-1][answers], num_items_in_batch)
+        then = t.outputs(start, inputs, ("logits",)).logits
+    now = t.outputs(model, inputs, ("logits",)).logits
+    assert then is not None and now is not None
+    return divergence(then, now, num_items_in_batch)

@@ -13,6 +13,8 @@ Memory of one process, in bytes, with N weights, n trained ones, c bytes a weigh
     method       4 n                          for each copy of the trained weights that its `cost` states
                                               and where it asks for gradients of activations, what a pass more that
                                               does so needs beyond plain training's, as the passes show
+                 4 s V, 4 B T h, 4 W          for each tensor of logits, of states and of the changed linear layers'
+                                              size W that it states (of a micro-batch of B rows and T tokens)
                  DDP     4 n                  the buckets in which gradients are exchanged
     activations  the highest sum A of all tensors that are alive at once in the passes, as the fake passes show. Where
                  no gradient is there before, those grow while the activations shrink: max(A, 4 n + A of a layer) - 4 n
@@ -36,9 +38,9 @@ What a method adds is stated by its own `cost()`: passes, copies, data seen once
 Disk: the weights that a stage leaves (4 n), once for itself and once for each snapshot, and while it trains two
 checkpoints of 12 n, and 4 n more for each copy that a method saves.
 
-Not counted: models that a method reads beside its own, unless a repair holds them; what the libraries and the device's
-driver need, the allocator's fragments, and anything else on the machine. docs/scale.md has predicted and measured
-figures side by side.
+Not counted: models that a method reads beside its own, unless a repair holds them; an adapter that the base carries
+into the next stage as factors; what the libraries and the device's driver need, the allocator's fragments, and anything
+else on the machine. docs/scale.md has predicted and measured figures side by side.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -162,6 +164,7 @@ def estimate(
         activations = max(fresh, own.activations - passing)
     if cost.activations:
         extra += own.probed - own.activations
+    extra += _beside(cost, counts, own_rows)
     if share > 1:
         weights += width * 2 * max(counts.layer, counts.embeddings)
     elif setup.processes > 1:
@@ -185,6 +188,13 @@ def estimate(
         kept=_FP32 * n * (1 + setup.snapshots),
         checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
     )
+
+
+def _beside(cost: Cost, counts: Counts, setup: Setup) -> int:
+    """Bytes of the logits, states and matrices that a method states."""
+    logits = (cost.logits + cost.layer_logits * counts.layers) * _scored(setup) * counts.vocabulary
+    states = cost.layer_states * counts.layers * setup.batch * setup.length * counts.width
+    return round(_FP32 * (logits + states + cost.matrices * counts.changed_linear))
 
 
 def _once(cost: Cost, passed: int, ahead: int, rows: int) -> int:

@@ -77,7 +77,8 @@ class Setup:
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """A model's weights: all, trained, those of its largest layer, of its embeddings, of its linear layers but the LM
-    head (in how many rows, and of the largest of them); and its vocabulary and width."""
+    head (in how many rows, of the largest of them, of those that are trained or under an adapter); and its layers,
+    vocabulary and width."""
 
     all: int
     trained: int
@@ -86,6 +87,8 @@ class Counts:
     linear: int
     linear_rows: int
     largest_linear: int
+    changed_linear: int
+    layers: int
     vocabulary: int
     width: int
     head_trained: bool
@@ -266,6 +269,8 @@ def counts_of(model: Any) -> Counts:
         linear=sum(p.numel() for p in parts),
         linear_rows=sum(len(p) for p in parts),
         largest_linear=max((p.numel() for p in parts), default=0),
+        changed_linear=sum(p.numel() for p in _changed_linears(base) if p is not head),
+        layers=len(layers),
         vocabulary=head.shape[0],
         width=head.shape[1],
         head_trained=head.requires_grad,
@@ -277,6 +282,12 @@ def _linear_weights(base: Any) -> list[Any]:
     import torch
 
     return [m.weight for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
+
+
+def _changed_linears(base: Any) -> list[Any]:
+    """The weights of linear layers that are trained, or that a LoRA adapter is over."""
+    adapted = [m.base_layer.weight for m in base.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    return [p for p in _linear_weights(base) if p.requires_grad] or adapted
 
 
 def _adapters(model: Any) -> int:

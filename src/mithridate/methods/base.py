@@ -33,6 +33,12 @@ class Cost:
         copies: tensors of the size of all trained weights that are held throughout the training.
         passing_copies: such copies that are held only before, or only after, the step's own passes.
         saved: such copies that lie in a checkpoint.
+        logits: float32 tensors [labelled tokens of a micro-batch, vocabulary] that are held at once at most, beside
+            those of plain training's own loss.
+        layer_logits: such tensors for each layer.
+        layer_states: float32 tensors [rows, tokens, width] for each layer, beside plain training's activations.
+        matrices: float32 tensors of the size of all linear layers (the LM head apart) that are trained, or that an
+            adapter is over, held throughout the training.
         once_passes: passes over the method's own data that are made once.
         once_forwards: forward passes without gradient over its own data that are made once (a repair's calibration).
         once_rows: of its own data, the rows that these passes are over; None: all. That of two methods is not summed.
@@ -50,6 +56,10 @@ class Cost:
     copies: float = 0.0
     passing_copies: float = 0.0
     saved: float = 0.0
+    logits: float = 0.0
+    layer_logits: float = 0.0
+    layer_states: float = 0.0
+    matrices: float = 0.0
     once_passes: float = 0.0
     once_forwards: float = 0.0
     once_rows: int | None = None
@@ -62,7 +72,8 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Of two methods in one training: each adds what it takes beyond plain training."""
-        summed = ("forwards", "activations", "copies", "saved", "once_passes", "once_forwards")
+        beside = ("logits", "layer_logits", "layer_states", "matrices")
+        summed = ("forwards", "activations", "copies", "saved", *beside, "once_passes", "once_forwards")
         return Cost(
             passes=self.passes + other.passes - 1,
             passing_copies=max(self.passing_copies, other.passing_copies),  # one method lets go before the next acts
@@ -79,6 +90,14 @@ class Cost:
             parts.append(_counted(self.forwards, "forward pass", "forward passes"))
         if self.copies or self.passing_copies:
             parts.append(_counted(self.copies + self.passing_copies, "copy", "copies") + " of the trained weights")
+        for number, what in (
+            (self.logits, "logits"),
+            (self.layer_logits, "logits of each layer"),
+            (self.layer_states, "states of each layer"),
+            (self.matrices, "the linear layers' size"),
+        ):
+            if number:
+                parts.append(f"{number:.3g} x {what}")
         own = "its own data" if self.once_rows is None else "some of its own data"
         if self.once_passes:
             parts.append(f"{_counted(self.once_passes, 'pass', 'passes')} over {own}, once")

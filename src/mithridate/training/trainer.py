@@ -17,7 +17,7 @@ import functools
 import hashlib
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +279,21 @@ class DefenseMixin(_Trainer):
             )
         with self._quiet(), self._started_from(), torch.no_grad(), self.compute_loss_context_manager():
             yield self.model
+
+    def outputs(self, model: nn.Module, inputs: Mapping[str, Any], needs: Collection[str]) -> Outputs:
+        """What a pass of a defense's own computes at the labelled tokens; in the function that `gradient` is given, or
+        inside `reference`.
+
+        Args:
+            model: as that function is given it, or as `reference` yields it.
+            inputs: a batch with labels.
+            needs: "logits", "hidden_states"; log-probabilities are always there.
+        """
+        inputs = dict(inputs) | ({"output_hidden_states": True} if "hidden_states" in needs else {})
+        graph = torch.is_grad_enabled()
+        with Capture(self.accelerator.unwrap_model(model), needs, gradients=graph) as capture:
+            self._forward(model, inputs)
+            return capture.outputs(inputs["labels"])  # here, where the head is the start model's too
 
     def weights(self, name: str) -> Mapping[str, Tensor]:
         """The tensors, on the CPU and by name, of a model that a defense declares in `models`; read when asked for.
@@ -580,9 +595,8 @@ class DefenseMixin(_Trainer):
         return self.model.state_dict() | kept
 
     def _reference_outputs(self, inputs: Any, needs: set[str]) -> Outputs:
-        with self.reference() as model, Capture(model, needs - {"reference"}, gradients=False) as capture:
-            self._forward(model, dict(inputs))
-            return capture.outputs(inputs["labels"])  # here, where the head is the start model's too
+        with self.reference() as model:
+            return self.outputs(model, inputs, needs - {"reference"})
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
