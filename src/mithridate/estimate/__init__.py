@@ -39,8 +39,8 @@ Disk: the weights that a stage leaves (4 n), once for itself and once for each s
 checkpoints of 12 n, and 4 n more for each copy that a method saves.
 
 Not counted: models that a method reads beside its own, unless a repair holds them; an adapter that the base carries
-into the next stage as factors; what the libraries and the device's driver need, the allocator's fragments, and anything
-else on the machine. docs/scale.md has predicted and measured figures side by side.
+into the next stage as factors; what the libraries and the device's driver need, the allocator's fragments, and
+anything else on the machine. docs/scale.md has predicted and measured figures side by side.
 """
 
 # pyright: reportPrivateImportUsage=false
