@@ -90,6 +90,8 @@ NEVER = (
     "bf16 on a CPU that has it in hardware",
     "`mithridate run` on two GPUs, from alignment to table",
     "vLLM inside the process",
+    "the test suite on a GPU machine, since its tests were mended for one",
+    "a static KV cache or continuous batching against the generation that is there",
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,6 +197,27 @@ def test_one_method_that_fails_does_not_end_the_others_and_fails_the_run(tmp_pat
     assert not compiled["booster"]["exact"]
     assert code == 1 and "torch.compile, vaccine: failed" in sections["exactness"]["reason"]
     assert "float32, booster: error 1.0e-03, not exact" in sections["exactness"]["reason"]
+
+
+def test_plain_training_that_is_wrong_is_not_exact_and_nothing_is_held_to_it():
+    found = {method: {"error": 0.5} for method in gpu_methods()}
+    exactness._judge("float32", found)
+    assert not any(each["exact"] for each in found.values())
+    found = {method: {"error": 2e-6} for method in gpu_methods()}
+    exactness._judge("float32", found)
+    assert all(each["exact"] for each in found.values())
+    found = {"plain": {"reason": "failed: TooSlow"}, "booster": {"error": 1e-9}}
+    exactness._judge("float32", found)
+    assert found["booster"] == {"error": 1e-9, "plain": None, "exact": False}
+    assert list(gpu.problems(found)) == ["plain: failed: TooSlow", "booster: error 1.0e-09, not exact"]
+
+
+def test_what_the_evidence_has_of_plain_training_is_exact():
+    evidence = json.loads((Path(gpu.__file__).parent / "gpu_evidence.json").read_text())
+    for name, found in evidence["sections"]["exactness"]["figures"].items():
+        again = {method: {"error": each["error"]} for method, each in found.items() if "error" in each}
+        exactness._judge(name, again)
+        assert {m: each["exact"] for m, each in again.items()} == {m: found[m]["exact"] for m in again}, name
 
 
 def test_trained_weights_are_paired_by_name():

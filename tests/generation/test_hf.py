@@ -272,9 +272,10 @@ def test_out_of_memory_halves_the_batch_and_says_so(caplog):
             raise torch.OutOfMemoryError("too large")
 
     model.register_forward_pre_hook(too_large, with_kwargs=True)
+    generator = Transformers(model, tokenizer, batch_size=64)
     with caplog.at_level(logging.WARNING):
-        answers = generate(model, tokenizer, conversations(), 4)
-    assert answers == expected
+        answers = dict(generator.generate(conversations(), CHAT, Decoding(4)))
+    assert [answers[i] for i in sorted(answers)] == expected and generator.batch_sizes == {1}
     assert [r.getMessage() for r in caplog.records] == [
         "Out of memory with 7 prompts in a batch: going on with 3.",
         "Out of memory with 3 prompts in a batch: going on with 1.",

@@ -265,6 +265,12 @@ def test_the_model_that_was_scored_is_the_attacks_last_and_points_lie_before_it(
         assert len(set(found)) == 3
 
 
+def test_an_evaluation_says_in_what_batches_its_answers_were_made(done):
+    _, _, kept = done
+    written = [json.loads((kept / name / "stage.json").read_text()) for name in stages(kept, "evaluate")]
+    assert written and all(one["batch_sizes"] == [64] for one in written)
+
+
 # -- the store ----------------------------------------------------------------------------------------------
 
 

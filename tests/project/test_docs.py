@@ -44,7 +44,7 @@ def test_every_method_is_in_the_paper_index():
     headings = re.findall(r"^## (\w+)", (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8"), re.MULTILINE)
     names = sorted(method.__name__ for method in methods())
     assert len(names) >= 4
-    assert sorted(headings) == names
+    assert sorted(headings) == sorted([*names, "Left"])  # "Left out, and why"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

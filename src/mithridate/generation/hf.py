@@ -58,6 +58,9 @@ class Transformers:
             tensors in memory whenever `identity` is asked for.
         batch_size: prompts in one batch; None for `BATCH` on a CPU, and on a GPU for as many as its free memory holds
             (`_that_fit`). Halved, with a warning in the log, whenever memory runs out.
+
+    Attributes:
+        batch_sizes: those that answers were generated with.
     """
 
     content_known = True
@@ -65,6 +68,7 @@ class Transformers:
     def __init__(self, model: Any, tokenizer: Any, digest: str | None = None, batch_size: int | None = None):
         self.model: Any = model
         self.tokenizer, self.digest, self.batch_size = tokenizer, digest, batch_size
+        self.batch_sizes: set[int] = set()
 
     @classmethod
     def open(
@@ -143,6 +147,7 @@ class Transformers:
             if rows is None:  # outside the handler, where the traceback no longer holds the batch's tensors
                 batch_size = halved(len(batch), "prompts", _ALONE, log)
                 continue
+            self.batch_sizes.add(batch_size)
             seconds = (time.perf_counter() - started) / len(batch)
             for i, row in zip(batch, rows, strict=True):
                 text = self.tokenizer.decode(row, skip_special_tokens=True)

@@ -109,7 +109,7 @@ def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]
     return None
 
 
-def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> None:
+def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]:
     upto, step = stage.config["upto"], stage.config["step"]
     settings, parts, sets = chain.experiment.evaluate, chain.context.roles.parts(), chain.sets(step)
     records = {name: parts[role][: settings.limit] for name, role in sets.items()}
@@ -123,6 +123,8 @@ def _evaluate(chain: ExperimentStages, stage: Stage, work: Path) -> None:
     finally:
         generator.close()
     write(work / "records.parquet", rows)
+    sizes = getattr(generator, "batch_sizes", None)  # of one that chooses its batches here; a server chooses its own
+    return {"batch_sizes": sorted(sizes)} if sizes else {}
 
 
 def _measure_capability(chain: ExperimentStages, generator: Any, work: Path) -> None:
