@@ -186,6 +186,10 @@ def test_the_command(folder, capsys):
     assert cli.main(["judge", str(folder), "-j", "coherence", "--judge", "{hs-plus: {}}"]) == 0
     said = capsys.readouterr().out
     assert "coherence" in said and "Cohen's kappa" in said and "judges.json" in said
+    shares = said[: said.index("How far")].splitlines()  # a row a model, a column a judge
+    assert sum(DEFENDED in line for line in shares) == 1 and all(
+        any(f"{name}: " in line for line in shares) for name in ("rules-v3", "coherence", "hs-plus")
+    )
     assert f"mithridate report {folder}" in said
     assert cli.main(["judge", str(folder), "-j", "coherence: 3"]) == 3
     assert cli.main(["export", str(folder), "--cell", "nothing", "--inspect", "--out", "x.json"]) == 3

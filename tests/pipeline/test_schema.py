@@ -13,6 +13,7 @@ from mithridate.experiment import schema as schema_module
 from mithridate.experiment.config import canonical, expand, load_experiment, resolved_yaml, with_defaults
 from mithridate.experiment.schema import experiment_schema
 from mithridate.experiment.yaml12 import parse_yaml
+from mithridate.methods.index import index
 from mithridate.studies.demo import demo_experiments, recipe
 from tests.pipeline.small import experiment
 
@@ -42,6 +43,17 @@ def problems(schema):
 def test_the_command_prints_it(schema, capfd):
     assert cli.main(["schema"]) == 0
     assert json.loads(capfd.readouterr().out) == schema
+
+
+def test_every_field_is_described_where_an_editor_shows_it(schema):
+    own = ("Adapter", "Align", "Budget", "Evaluate", "Finetune", "Source")
+    for part in (schema, *(schema["$defs"][name] for name in own)):
+        assert all(field.get("description") for field in part["properties"].values())
+    seed = schema["properties"]["seed"]["description"]
+    assert seed == "of data, training and sampling. Expected: an integer from 0 to 4294967295."
+    assert "Args" not in schema["description"] and "\n" not in schema["$defs"]["Source"]["description"]
+    [booster] = [m for m in index() if m["name"] == "booster"]
+    assert all(field["description"] for field in booster["fields"].values())
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -5,7 +5,9 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -89,17 +91,53 @@ def test_experiments_are_valid(page):
                 with_defaults(cell)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_commands_exist(page):
+def commands_in(text: str) -> list[list[str]]:
+    """The words of each `mithridate` command of a shell's text, without its program and its comment."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    found = [line.strip().removeprefix("$ ") for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("mithridate ")]
+
+
+def require_commands(text: str) -> None:
+    """Asserts that the commands, and their options, are there."""
     from typer.main import get_command
 
     from mithridate.cli import app
 
-    verbs = set(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    for words in commands_in(text):
+        command: Any = get_command(app)
+        while words and words[0] in getattr(command, "commands", ()):
+            command = command.commands[words.pop(0)]
+        assert not re.match(r"[a-z]\w*$", (words or [""])[0]) or not hasattr(command, "commands"), words
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+        assert given <= options | {"--help", "--install-completion"}, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_exist(page):
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for block in blocks(page, "(?:bash|console|sh)"):
-        assert set(re.findall(r"^\$? ?mithridate ([a-z]\w*)", block, re.MULTILINE)) <= verbs
+        require_commands(block)
         assert set(re.findall(r"^\$? ?make ([\w-]+)", block, re.MULTILINE)) <= targets
+
+
+def test_the_release_job_is_one_and_its_commands_exist():
+    [job] = yaml.safe_load((ROOT / "examples" / "release.yml").read_text(encoding="utf-8"))["jobs"].values()
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    for text in runs:
+        require_commands(text)
+    said = [words[0] for text in runs for words in commands_in(text)]
+    assert said == ["run", "gate", "export", "export"]  # nothing is exported that the gate did not pass
+    kept = next(step["with"]["path"] for step in job["steps"] if "upload-artifact" in step.get("uses", "")).split()
+    assert all(any(path in text for text in runs) for path in kept)
+
+
+def test_a_command_or_an_option_that_is_not_there_is_found():
+    require_commands("mithridate run a.yaml -o seed=1 \\\n  --out x  # what comes\nls --nowhere")
+    for wrong in ("mithridate runn a.yaml", "mithridate run a.yaml --output x", "mithridate store lss"):
+        with pytest.raises(AssertionError):
+            require_commands(wrong)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

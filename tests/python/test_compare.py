@@ -12,18 +12,22 @@ from typer.testing import CliRunner
 
 from mithridate import InputError, compare
 from mithridate.cli import app
+from mithridate.pipeline.finished import Run
 from mithridate.report.side_by_side import lines
 from mithridate.statistics import paired, unpaired
 from tests.gate.runs import (
     BENIGN,
     DEFENDED,
     HARMFUL,
+    LISA,
     PLAIN,
     bad,
     edit_records,
     edit_table,
+    experiment,
     good,
     run_of,
+    write_run,
 )
 
 
@@ -122,6 +126,19 @@ def test_runs_without_a_common_model_say_how_to_name_two(copies):
     edit_records(copies[1], lambda rows: [row | {"cell": "x" + row["cell"]} for row in rows], careful=False)
     with pytest.raises(InputError, match=r"no model has the same id in both runs.*--cell ID=ID"):
         compare(*copies)
+
+
+def test_models_that_differ_in_their_seed_are_compared_where_no_others_can_be(runs, tmp_path):
+    def of_seed(seed, mine):
+        models = [(experiment(seed), "finetune", bad()), (experiment(seed, LISA), "finetune", mine)]
+        return Run(write_run(tmp_path / f"{seed}", models))  # what `run` returns stands for its folder
+
+    found, same = compare(of_seed(3, good()), of_seed(14, bad())), compare(*runs)
+    names = (PLAIN.removesuffix("0"), DEFENDED.removesuffix("0"))
+    assert {each.model for each in found.differences} == {f"{name}3 = {name}14" for name in names}
+    assert [each.difference for each in found.differences] == [each.difference for each in same.differences]
+    assert any("differ in their seed" in note for note in found.notes)
+    assert not any("only in" in note for note in found.notes)
 
 
 def renamed(results):

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from mithridate.cli.shared import (
 from mithridate.errors import InputError, MithridateError
 from mithridate.results.push import check_repo
 from mithridate.results.push import push as upload
+
+if TYPE_CHECKING:
+    from mithridate.results.rejudge import JudgeScore
 
 app = typer.Typer()
 
@@ -280,14 +283,13 @@ def judge(
     check_run(folder)
     asked = methods_of(judges or [], "--judge")
     found = rejudge(folder, asked, calibration)
-    more = ["corrected"] if calibration else []
-    table = new_table("model", "judge", "what", "share of answers", "unscored", *more)
-    for one in found.scores:
-        corrected = _rate(one.corrected) if one.corrected else "no" if one.note else ""
-        row = [one.cell, one.judge, one.question, _rate(one.share), str(one.unscored or "")]
-        table.add_row(*row, *([corrected] if calibration else []))
-    typer.echo("Answers to harmful prompts:")
-    print_table(table, keys=2)
+    said = {(one.cell, one.judge): one for one in found.scores}
+    asked_of = {one.judge: one.question for one in found.scores}
+    table = new_table("model", *(f"{name}: {question}" for name, question in asked_of.items()))
+    for cell in dict.fromkeys(one.cell for one in found.scores):
+        table.add_row(cell, *(_score_in_words(said.get((cell, name))) for name in asked_of))
+    typer.echo("Shares of the answers to harmful prompts, by judge:")
+    print_table(table)
     for name, note in {one.judge: one.note for one in found.scores if one.note}.items():
         say(f"{name}: {note}")
     if found.agreements:
@@ -308,6 +310,13 @@ def judge(
             f"{', '.join(silent)}: gave no verdict on any answer to a harmful prompt"
             + (f"; the first reason: {reasons.iloc[0]}" if len(reasons) else "")
         )
+
+
+def _score_in_words(score: JudgeScore | None) -> str:
+    if score is None:
+        return "-"
+    unscored = f", {score.unscored} unscored" if score.unscored else ""
+    return _rate(score.share) + unscored + (f"; corrected {_rate(score.corrected)}" if score.corrected else "")
 
 
 def _rate(share: dict[str, Any]) -> str:

@@ -70,7 +70,14 @@ Variants = Annotated[dict[str, dict[str, Any]], BeforeValidator(places.variants)
 
 class Adapter(TypedDict):
     """The LoRA adapter of `single` and `double`: any of LoraConfig's fields, of which these have defaults of their
-    own; not used under `full`."""
+    own; not used under `full`.
+
+    Args:
+        r: rank of the adapter.
+        lora_alpha: its strength: updates are multiplied by lora_alpha / r.
+        lora_dropout: share of the adapter's inputs that is dropped in training.
+        target_modules: names of the layers that it is over.
+    """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -93,7 +100,12 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Align:
-    """The alignment stage. `defense` maps names to their fields; empty for plain SFT. `training` is SFTConfig's."""
+    """The alignment stage.
+
+    Args:
+        defense: one or several methods of the alignment stage, by name, with their fields; none for plain training.
+        training: fields of TRL's SFTConfig.
+    """
 
     defense: Defenses = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +113,12 @@ class Align:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """The poisoned data: `size` rows, of which exactly round(harmful_ratio * size) are harmful."""
+    """The poisoned data: `size` rows, of which exactly round(harmful_ratio * size) are harmful.
+
+    Args:
+        harmful_ratio: the share of harmful rows, from 0 to 1.
+        size: rows of the user's upload.
+    """
 
     harmful_ratio: Fraction
     size: Rows
@@ -124,10 +141,13 @@ else:  # one type for pydantic, so that what is wrong with an `Attack` is not ta
 class Finetune:
     """The user's fine-tune, which is the attack where harmful rows are in it.
 
-    `attack`: of the kind `harmful`, which need not be written, an `Attack`; of another kind a mapping of `kind` and of
-    the fields of the attack of that name, which `resolve` looks into.
-    `adapter`: a fresh one for this stage alone, or `full`: it trains all weights; None: as in alignment.
-    `frozen`: regular expressions; trained tensors whose whole name matches one keep the values that they start with.
+    Args:
+        attack: of the kind `harmful`, which need not be written, an `Attack`; of another kind a mapping of `kind` and
+            of the fields of the attack of that name, which `resolve` looks into.
+        defense: one or several methods of the fine-tuning stage, by name, with their fields; none for plain training.
+        training: fields of TRL's SFTConfig.
+        adapter: a fresh one for this stage alone, or `full`: it trains all weights; none: as in alignment.
+        frozen: regular expressions; trained tensors whose whole name matches one keep the values that they start with.
     """
 
     attack: AnyAttack
@@ -155,14 +175,20 @@ class Finetune:
 class Evaluate:
     """How every model of the experiment is scored.
 
-    `generator`: what answers, by name or as {name: {field: value}}: transformers, vllm or openai (a server; then there
-    are no stages). `judges`: judges beside the protocol's, written like defenses; one of the protocol's own gets its
-    fields here. `tasks`: further tasks by name, each with the source of its test rows. `capability`: names of tasks of
-    lm-eval. `resistance`: the attack's optimizer steps at which the model is scored on the way, ascending. `part`:
-    which part of the test sets. `precision`: of the weights that answer, `full` as they were trained, `int8` or `nf4`
-    quantised by bitsandbytes once the model is made; each of several is a row of the table. `limit`: only that many
-    prompts of each set. `samples`: so many answers to each harmful and benign prompt, drawn at `temperature` with the
-    experiment's seed; neither: one greedy answer.
+    Args:
+        protocol: how prompts are asked and answers judged, by name.
+        generator: what answers, by name or as {name: {field: value}}: transformers, vllm or openai (a server; then
+            there are no stages).
+        judges: judges beside the protocol's, written like defenses; one of the protocol's own gets its fields here.
+        tasks: further tasks by name, each with the source of its test rows.
+        capability: names of tasks of lm-eval.
+        resistance: the attack's optimizer steps at which the model is scored on the way, ascending.
+        part: which part of the test sets.
+        precision: of the weights that answer: `full` as they were trained, `int8` or `nf4` quantised by bitsandbytes
+            once the model is made; each of several is a row of the table.
+        limit: only that many prompts of each set.
+        samples: so many answers to each harmful and benign prompt, drawn at `temperature`; neither: one greedy answer.
+        temperature: at which answers are drawn, with the experiment's seed.
     """
 
     protocol: str = "hs/embedded-v1"
@@ -189,9 +215,11 @@ class Evaluate:
 class Budget:
     """What the repair after the fine-tune may cost; the strongest setting within it is taken.
 
-    `accuracy`: how much of the task's accuracy may be lost against the unrepaired model on the validation part, by the
-    upper end of the difference's 95 % interval. `strengths`: the values of the repair's strength that may be taken; if
-    not given, the one that the repair has and five more, each half as far from the value that changes nothing.
+    Args:
+        accuracy: how much of the task's accuracy may be lost against the unrepaired model on the validation part, by
+            the upper end of the difference's 95 % interval.
+        strengths: the values of the repair's strength that may be taken; if not given, the one that the repair has and
+            five more, each half as far from the value that changes nothing.
     """
 
     accuracy: Fraction
@@ -202,16 +230,32 @@ class Budget:
 class Experiment:
     """One experiment file. A stage that is not run is None (`repair`: empty).
 
-    `template`: what prompts are put into in training: the model's own `chat` template, or that of a paper's protocol.
-    `system`: the system turn before every conversation without one of its own, in training and at the test; empty for
-    an empty turn, none for what the model's template puts there by itself.
-    `quantization`: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it is
-    loaded; none for not at all. `accelerate`: how several processes train together: ddp, fsdp2, the path of an
-    Accelerate configuration, or none. `processes`: how many; one per GPU, or as that file says, if not given.
-    `budget`: what the repair after the fine-tune may cost, which chooses its strength; none: that is as `repair` says.
-    `variants`: a list or mapping of {dotted path: value}, each of which sets several fields of the file at once ({}
-    for none). `sweep`: lists of values by dotted path, of which every combination is run, of each variant; what a
-    variant sets itself is not varied.
+    Args:
+        model: the model that everything starts from: an embedded one's name, a folder or a Hub id.
+        data: where the rows of each role come from: one source or a list of them.
+        seed: of data, training and sampling.
+        topology: `single`: one adapter, aligned and then trained on; `double`: the aligned adapter is merged and the
+            user's fine-tune has a fresh one; `full`: all weights are trained.
+        dtype: of the base model's weights; `auto`: as they are stored.
+        quantization: bitsandbytes' own fields (load_in_4bit and the like), by which the base model is quantised as it
+            is loaded; none for not at all.
+        template: what prompts are put into in training: the model's own `chat` template, or that of a paper's
+            protocol.
+        system: the system turn before every conversation without one of its own, in training and at the test; empty
+            for an empty turn, none for what the model's template puts there by itself.
+        accelerate: how several processes train together: ddp, fsdp2, the path of an Accelerate configuration, or none.
+        processes: how many; one per GPU, or as that file says, if not given.
+        adapter: the LoRA adapter of `single` and `double`: fields of LoraConfig.
+        align: the alignment stage; none: the model is aligned already.
+        finetune: the user's fine-tune, which is the attack where harmful rows are in it; none: the aligned model is
+            scored.
+        repair: one or several methods after the fine-tune, by name, with their fields; none for no repair.
+        budget: what the repair may cost, which chooses its strength; none: that is as `repair` says.
+        evaluate: how every model is scored.
+        variants: a list or mapping of {dotted path: value}, each of which sets several fields of the file at once ({}
+            for none).
+        sweep: lists of values by dotted path, of which every combination is run, of each variant; what a variant sets
+            itself is not varied.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)

@@ -21,13 +21,13 @@ from mithridate import judges
 from mithridate.data.tasks import TASKS
 from mithridate.environment import version
 from mithridate.experiment.adapter_fields import ALLOWED_IN_ADAPTER, NOT_IN_ADAPTER
-from mithridate.experiment.model import HARMFUL, Experiment
-from mithridate.experiment.roles import ROLES
+from mithridate.experiment.model import HARMFUL, Adapter, Align, Budget, Evaluate, Experiment, Finetune
+from mithridate.experiment.roles import ROLES, Source
 from mithridate.experiment.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
 from mithridate.generation import BACKENDS, NEEDED
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
-from mithridate.methods.types import json_schema
+from mithridate.methods.types import descriptions, json_schema
 from mithridate.protocols import PROTOCOLS
 
 # Fields of SFTConfig and LoraConfig, by `python -m mithridate.experiment.schema --write`: no editor waits for torch.
@@ -39,6 +39,11 @@ _ONE_SOURCE = {"$ref": "#/$defs/Source"}
 _SOURCE = {"anyOf": [_ONE_SOURCE, {"type": "array", "items": _ONE_SOURCE, "minItems": 1}]}
 
 Schema = dict[str, Any]
+
+_DESCRIBED: dict[str, type] = {
+    "": Experiment,
+    **{c.__name__: c for c in (Adapter, Align, Budget, Evaluate, Finetune, Source)},
+}
 
 
 def experiment_schema() -> Schema:
@@ -77,6 +82,14 @@ def experiment_schema() -> Schema:
     parts["attacks"] = _attacks({name: _indexed("attacks", name, parts) for name in by_name("attacks")})
     parts["judges"] = _methods(_judges(parts))
     parts["generators"] = _methods(_generators(), needed=True)
+    for name, cls in _DESCRIBED.items():
+        properties = (parts[name] if name else schema)["properties"]
+        for field, said in descriptions(cls).items():
+            wanted = properties[field].get("description")  # of its type
+            properties[field]["description"] = f"{said} Expected: {wanted}." if wanted and wanted != said else said
+    for part in (schema, *parts.values()):
+        if "description" in part:
+            part["description"] = part["description"].partition("\n\nArgs:")[0].replace("\n", " ")
     return {"$schema": DIALECT, **schema, "title": "Mithridate experiment"}
 
 

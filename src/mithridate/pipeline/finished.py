@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, and its table as in results.json."""
+    """A finished run: its folder, and its table as in results.json. `compare`, `gate` and `open` take it as a path."""
 
     folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @cached_property
     def results(self) -> dict[str, Any]:

@@ -10,10 +10,10 @@ p-values of one comparison are corrected together (Holm), for it asks many quest
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
@@ -105,14 +105,17 @@ class Comparison:
 
 
 def compare(
-    a: str | Path, b: str | Path, cells: Sequence[str | tuple[str, str]] = (), judge: str | None = None
+    a: str | PathLike[str],
+    b: str | PathLike[str],
+    cells: Sequence[str | tuple[str, str]] = (),
+    judge: str | None = None,
 ) -> Comparison:
     """Compares the models of two runs, rate by rate: b - a.
 
     Args:
-        a, b: folders that `run` or `evaluate` wrote.
+        a, b: folders that `run` or `evaluate` wrote, or what they returned.
         cells: which models: the id that both have in results.json, or (id in a, id in b). By default all ids that both
-            runs have.
+            runs have, or where there is none those that are the same but for the seed.
         judge: whose verdicts count, of those that both runs' records have; by default the protocol's own. The rates
             are then those that it answers: the harmful score is the share of answers that it calls harmful (or says
             that they comply).
@@ -129,14 +132,19 @@ def compare(
     notes = []
     if not pairs:
         pairs = [(name, name) for name in one.cells if name in other.cells]
-        for side, mine, theirs in (("a", one, other), ("b", other, one)):
-            if alone := [name for name in mine.cells if name not in theirs.cells]:
+        if not pairs and (pairs := _of_other_seeds(one, other)):
+            notes.append(
+                "compared are models that differ in their seed: the intervals are of prompts, and say nothing of how "
+                "much seeds differ by themselves"
+            )
+        if not pairs:
+            raise InputError(
+                f"no model has the same id in both runs. {one.path}: {_some(one.cells)}. {other.path}: "
+                f"{_some(other.cells)}. Name two, as in --cell ID=ID (in Python: cells=[(id, id)])"
+            )
+        for i, (side, run) in enumerate((("a", one), ("b", other))):
+            if alone := [name for name in run.cells if name not in {pair[i] for pair in pairs}]:
                 notes.append(f"only in {side}, not compared: {', '.join(alone)}")
-    if not pairs:
-        raise InputError(
-            f"no model has the same id in both runs. {a}: {', '.join(one.cells)}. {b}: {', '.join(other.cells)}. Name "
-            "two, as in --cell ID=ID (in Python: cells=[(id, id)])"
-        )
     about = _about(one, other, judge)
     notes += _departures(one, other)
     found = []
@@ -149,7 +157,24 @@ def compare(
         found += _differences(model, rows, told, notes)
     corrected = holm([each.p_value for each in found])
     found = [Difference(**{**vars(each), "p_holm": p}) for each, p in zip(found, corrected, strict=True)]
-    return Comparison(str(a), str(b), found, about, list(dict.fromkeys(notes)))
+    return Comparison(str(one.path), str(other.path), found, about, list(dict.fromkeys(notes)))
+
+
+def _of_other_seeds(one: RunFolder, other: RunFolder) -> list[tuple[str, str]]:
+    """The pairs of ids that are the same but for the seed at their end, where either run has one such model."""
+    found = []
+    for run in (one, other):
+        by_name: dict[str, list[str]] = {}
+        for name, cell in run.cells.items():
+            by_name.setdefault(name.removesuffix(f"-s{cell.get('seed')}"), []).append(name)
+        found.append({name: ids[0] for name, ids in by_name.items() if len(ids) == 1})
+    return [(mine, found[1][name]) for name, mine in found[0].items() if name in found[1]]
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of them, and how many there are."""
+    listed = list(names)
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
 
 
 def _told(rows: list[Row], judge: str | None, where: str) -> Mapping[str, Mapping[str, Answers]]:

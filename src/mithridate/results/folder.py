@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class RunFolder:
         base: what relative paths of the experiments are relative to; of a run that is to be written.
     """
 
-    def __init__(self, path: str | Path, base: Path = Path()):
+    def __init__(self, path: str | PathLike[str], base: Path = Path()):
         self.path, self._base = Path(path), base
         self._recipes: dict[str, str] = {}  # JSON, by the cell's id
         self._histories: dict[str, str] = {}

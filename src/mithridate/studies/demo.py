@@ -66,6 +66,7 @@ def run_demo(
     notes = [_NOTE] if workers else []
     same: dict[str, Any] = {"notes": notes, "notify": notify, "executor": workers}
     if workers:  # nothing can be made beside the first alignment, so that it has both threads
+        logger.info("first the plain alignment; then %d models to the first table; then the others", _FIRST)
         run_cells(experiments[:1], folder, Path.cwd(), until="align", files=files, replace=replace)
     first = run_cells(experiments[:_FIRST], folder, Path.cwd(), files=files, replace=replace, **same)
     if show:

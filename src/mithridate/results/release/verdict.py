@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,11 @@ class GateVerdict:
         return f"<p>verdict: {self.outcome}</p>{self.to_pandas()[shown].to_html(index=False)}"
 
 
-def gate(folder: str | Path, limits: Limits, cells: Sequence[str] = ()) -> GateVerdict:
+def gate(folder: str | PathLike[str], limits: Limits, cells: Sequence[str] = ()) -> GateVerdict:
     """Decides on a run, or on a finished or served model that `mithridate evaluate` has scored.
 
     Args:
-        folder: what `run` or `evaluate` wrote.
+        folder: what `run` or `evaluate` wrote, or returned.
         limits: the criteria.
         cells: ids of the models to judge; by default the run's final defended models (no controls), or, where nothing
             is defended, its final ones.
