@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mithridate.data.files import read_rows
+from mithridate.data.records import asked, training_dataset, turns
 from mithridate.errors import InputError
 from mithridate.experiment.roles import Source, load_roles
+from mithridate.generation.templates import CHAT, prompt_tokens
+from tests.tiny import tiny_tokenizer
 
 ROWS = [{"prompt": f"ask {i}", "response": f"say {i}"} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -104,6 +107,41 @@ def test_formats_of_others_are_read_as_they_are(tmp_path, form, ending):
     turns = record.get("messages") or [{"content": record["prompt"]}, {"content": record["response"]}]
     asked = "Sum up.\n\nA text." if form == "Alpaca" else "Sum up."
     assert [turn["content"] for turn in turns] == [asked, "Text."]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_system_column_beside_any_form_is_the_system_turn(tmp_path, form, ending):
+    """Down to the tokens that are trained on, and to those that a test asks."""
+    path, tokenizer = tmp_path / f"a.{ending}", tiny_tokenizer()
+    given = [FORMS[form] | {"system": "Rhyme."}, FORMS[form] | {"system": None}]
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    else:
+        pq.write_table(pa.Table.from_pylist(given), path)
+    found = load_roles({"alignment": Source(source=str(path))}, system="Be brief.").alignment
+    for record, system in zip(found, ("Rhyme.", "Be brief."), strict=True):
+        [row] = training_dataset([record])
+        opened = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nSum up."
+        assert tokenizer.decode(prompt_tokens(tokenizer, row["prompt"], CHAT)).startswith(opened)
+        assert tokenizer.decode(prompt_tokens(tokenizer, asked(record), CHAT)).startswith(opened)
+        talk = [*turns(record), {"role": "user", "content": "More."}, {"role": "assistant", "content": "No."}]
+        [row] = training_dataset([{"messages": talk}], tokenizer)
+        assert tokenizer.decode(row["input_ids"]).startswith(opened)
+    assert "system" not in loaded(path)[1], "an empty cell is no turn"
+
+
+def test_a_system_column_beside_another_system_turn_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    talk = [{"role": "system", "content": "Rhyme."}, *FORMS["OpenAI"]["messages"]]
+    path.write_text(json.dumps({"messages": talk, "system": "Be brief."}))
+    with pytest.raises(InputError, match="line 1: the column 'system' would be left out: the conversation has another"):
+        loaded(path)
+    path.write_text(json.dumps({"messages": talk, "system": "Rhyme."}))
+    assert [turn["role"] for turn in loaded(path)[0]["messages"]] == ["system", "user", "assistant"]
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "system": 3}))
+    with pytest.raises(InputError, match="line 1: 'system' is of type int, not a string"):
+        loaded(path)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def records_of(rows: Any, name: str) -> list[Record]:
         where = f"{name}, record {number}"
         made = as_record(row, where)
         try:
-            require_nothing_dropped(row, made, {"system": "system"})  # which `turns` puts first
+            require_nothing_dropped(row, made, {})
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         found.append(made)
@@ -86,6 +86,8 @@ def check_record(record: Record, where: str, needs_answer: bool = True) -> None:
     """
     if not isinstance(record, Mapping):
         raise InputError(f"{where} is {_kind(record)}, not a record with a 'prompt'")
+    if not isinstance(record.get("system", ""), str | None):
+        raise InputError(f"{where}: 'system' is {_kind(record['system'])}, not a string")
     if "messages" in record:
         _check_messages(record["messages"], where, needs_answer)
         return

@@ -24,7 +24,7 @@ from mithridate.data.hub import HUB, HubSet, hub_rows
 from mithridate.data.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
 from mithridate.data.tasks import prompt_set
 from mithridate.data.tasks import task as find_task
-from mithridate.data.tasks.base import PromptSet
+from mithridate.data.tasks.base import PromptSet, is_right
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
 
@@ -158,7 +158,7 @@ def load_roles(
     findings.settle("data")
     if system is not None:
         for record in (record for records in roles.parts().values() for record in records):
-            record["system"] = system
+            record.setdefault("system", system)
     roles.digests = {name: digest(records) for name, records in roles.parts().items()}
     return roles
 
@@ -364,6 +364,8 @@ def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None, p
 
 
 def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: bool) -> Record:
+    if not str(row.get("system") or "").strip():  # as tables fill it in where there is none
+        row = {name: value for name, value in row.items() if name != "system"}
     check_record(row, place, needs_answer=not test)
     needs = getattr(schema, "needs", None)
     if needs == "reference" and row.get("response"):
@@ -375,6 +377,8 @@ def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: boo
         record["messages"] = turns(row)
     else:
         record["prompt"] = row["prompt"]
+        if "system" in row:
+            record["system"] = row["system"]
         if isinstance(row.get("input"), str) and row["prompt"].endswith(f"\n\n{row['input']}"):
             record["input"] = row["input"]  # the part of the prompt for which some templates have a place of its own
         if isinstance(row.get("response"), str) and row["response"]:
@@ -393,21 +397,18 @@ def _with_answer(row: dict[str, Any], schema: PromptSet | None) -> dict[str, Any
 
 
 def _require_right(record: Record, schema: PromptSet | None, place: str) -> None:
-    """Refuses a row of a task whose own answer is wrong by its own label: no model could be right on it, or one that
-    learns the answers would be wrong on all."""
+    """Refuses a row of a task whose label is none of the task's, or whose own answer is wrong by it: no model could be
+    right on it, or one that learns the answers would be wrong on all."""
     rules, label = getattr(schema, "rules", None), record.get("label")
-    answer = turns(record)[-1]
-    if not rules or label in (None, "") or answer["role"] != "assistant":
+    if schema is None or not rules or label in (None, ""):
         return
     rule, right = next(iter(rules.items()))
-    try:
-        fits = right(answer["content"], record)
-    except (ValueError, TypeError, AttributeError):
-        fits = False
-    if not fits:
+    last = turns(record)[-1]
+    answer = last["content"] if last["role"] == "assistant" else ""
+    if not is_right(right, answer, record, schema.name, place) and answer:
         raise InputError(
-            f"{place}: the row's own answer {answer['content'][:60]!r} is wrong by the task's rule `{rule}`, as its "
-            f"label is {label!r}. Give the label as the answer has it"
+            f"{place}: the row's own answer {answer[:60]!r} is wrong by the task's rule `{rule}`, as its label is "
+            f"{label!r}. Give the label as the answer has it"
         )
 
 
