@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mithridate.data.files import read_rows
+from mithridate.data.files import read_rows, rows_of
 from mithridate.data.records import asked, training_dataset, turns
 from mithridate.errors import InputError
 from mithridate.experiment.roles import Source, load_roles
@@ -158,17 +158,24 @@ def test_tool_calls_are_refused_with_the_reason(tmp_path, messages):
         loaded(path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet", "a.json", "a.json.gz", "a.json.zst", "a.csv.zst"]
+)
 def test_take_reads_no_further(tmp_path, name):
     path, count = tmp_path / name, 200_000
     if name.endswith("parquet"):
         pq.write_table(pa.table({"prompt": [f"ask {i}" for i in range(count)], "response": ["say"] * count}), path)
     else:
-        head = b"prompt,response\n" if "csv" in name else b""
-        row = "ask {},say\n" if "csv" in name else '{{"prompt": "ask {}", "response": "say"}}\n'
+        ask = '{{"prompt": "ask {}", "response": "say"}}'
+        head, row = {
+            "csv": (b"prompt,response\n", "ask {},say\n"),
+            "json": (b"[", f"{ask}, "),  # in one line, as it is most often written
+            "jsonl": (b"", f"{ask}\n"),
+        }[name.split(".")[1]]
         # beyond what is taken there is a row that no reader would let pass
         content = head + "".join(row.format(i) for i in range(count)).encode() + b'"torn'
-        path.write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+        packed = {"gz": lambda text: gzip.compress(text, 1), "zst": zstd}.get(name.rpartition(".")[2], bytes)
+        path.write_bytes(packed(content))
     tracemalloc.start()
     began = time.monotonic()
     found = loaded(path, skip=10, take=100)
@@ -178,7 +185,7 @@ def test_take_reads_no_further(tmp_path, name):
     assert peak < 20e6, f"{peak / 1e6:.0f} MB, {seconds:.1f} s"
     if not name.endswith("parquet"):
         with pytest.raises(InputError, match=r"not JSON|malformed CSV|values for 2 columns"):
-            loaded(path)
+            list(rows_of(path))
 
 
 def test_a_take_that_is_more_than_there_is_says_how_many_there_are(tmp_path):
@@ -187,9 +194,14 @@ def test_a_take_that_is_more_than_there_is_says_how_many_there_are(tmp_path):
         loaded(tmp_path / "a.jsonl", take=6)
 
 
-def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"prompt": "a", "response": "%s"}\n' % (b"x" * 1000) * 10_000)
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys, ending):
+    path = tmp_path / f"a.{ending}"
+    row = b'{"prompt": "a", "response": "%s"}\n' % (b"x" * 1000)
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist([json.loads(row)] * 10_000), path)
+    else:
+        path.write_bytes(row * 10_000 if ending == "jsonl" else b"[" + (row + b",") * 9_999 + row + b"]")
     now = [0.0]
 
     def clock():
@@ -199,4 +211,5 @@ def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mithridate.data.files._LONG", 1)
     monkeypatch.setattr("mithridate.progress.time.monotonic", clock)
     assert len(read_rows(path)) == 10_000
-    assert "  reading a.jsonl: " in (lines := capsys.readouterr().err) and " MiB, about " in lines
+    unit = "rows" if ending == "parquet" else "MiB"
+    assert f"  reading a.{ending}: " in (lines := capsys.readouterr().err) and f" {unit}, about " in lines
