@@ -144,6 +144,66 @@ def test_a_system_column_beside_another_system_turn_is_refused(tmp_path):
         loaded(path)
 
 
+HUMAN, GPT = {"from": "human", "value": "Ask."}, {"from": "gpt", "value": "Say."}
+FIRST = {"from": "system", "value": "Rhyme."}
+
+
+@pytest.mark.parametrize("form", ["conversations", "messages"])
+def test_turns_without_their_pair_are_left_out_and_counted(tmp_path, form):
+    shared = [
+        [HUMAN, GPT, HUMAN, GPT],
+        [GPT, HUMAN, GPT],
+        [FIRST, GPT, GPT, HUMAN, GPT, HUMAN],
+        [HUMAN, GPT, HUMAN],
+        [HUMAN],
+        [GPT],
+        [GPT, HUMAN],
+    ]
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {form: talk if form == "conversations" else [{"role": roles[t["from"]], "content": t["value"]} for t in talk]}
+        for talk in shared
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_roles({"alignment": Source(source=str(path))})
+    kept = [[turn["role"][0] for turn in record["messages"]] for record in found.alignment]
+    assert kept == [["u", "a", "u", "a"], ["u", "a"], ["s", "u", "a"], ["u", "a"]]
+    assert len(training_dataset(found.alignment, tiny_tokenizer())) == 4
+    here = f"data.alignment: {path}"
+    assert found.notes == [
+        f"{here}: 2 conversations begin with an answer; it was left out, for its question is not there",
+        f"{here}: 2 conversations end with a question; it was left out, for there is no answer to learn",
+        f"{here}: 3 conversations without a question and its answer were left out",
+    ]
+
+
+def test_a_test_conversation_ends_with_the_question_that_is_asked(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in ([HUMAN], [GPT, HUMAN, GPT, HUMAN])))
+    found = load_roles({"test_benign": Source(source=str(path))})
+    assert [len(asked(record)) for record in found.test_benign] == [1, 3]
+    assert found.notes == [
+        f"data.test_benign: {path}: 1 conversations begin with an answer; it was left out, for its question is not there"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [
+        ([HUMAN], "line 1: 'messages' does not end in an assistant turn"),
+        ([GPT, HUMAN], "line 1: turn 1 of 'messages' is a assistant turn where a user turn is due"),
+        ([HUMAN, GPT, GPT], "line 1: turn 3 of 'messages' is a assistant turn where a user turn is due"),
+        ([], "line 1: 'messages' is empty"),
+    ],
+)
+def test_a_file_without_a_question_and_its_answer_is_refused(tmp_path, talk, said):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"conversations": talk}))
+    with pytest.raises(InputError, match=said):
+        loaded(path)
+
+
 @pytest.mark.parametrize(
     "messages",
     [

@@ -120,11 +120,9 @@ def test_a_json_list_read_in_pieces_is_what_it_is_as_one(tmp_path, monkeypatch, 
     path = tmp_path / "a.json"
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii)
     monkeypatch.setattr("mithridate.data.files._PIECE", piece)
-    path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    if not any("\ud800" <= character <= "\udfff" for character in text):
-        assert [row for _, row in read_rows(path)] == rows
-    torn = text[: cut % len(text)]
-    path.write_text(torn, encoding="utf-8", errors="replace")
+    path.write_text(text, encoding="utf-8")
+    assert [row for _, row in read_rows(path)] == rows
+    path.write_text(text[: cut % len(text)], encoding="utf-8")
     with pytest.raises(InputError) as raised:
         read_rows(path)
     try:

@@ -21,7 +21,7 @@ from mithridate.data.columns import joined, require_known, require_nothing_dropp
 from mithridate.data.embedded import embedded_records
 from mithridate.data.files import ENDINGS, no_file, readable, rows_of
 from mithridate.data.hub import HUB, HubSet, hub_rows
-from mithridate.data.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
+from mithridate.data.records import Record, answered_keys, check_record, missing_columns, paired, prompt_key, turns
 from mithridate.data.tasks import prompt_set
 from mithridate.data.tasks import task as find_task
 from mithridate.data.tasks.base import PromptSet, is_right
@@ -255,7 +255,7 @@ def _load(
 
     schema = _schema(source, role, task, here)
     test = part != "train"
-    records, seen, unanswered, repeated = [], set(), 0, 0
+    records, seen, unanswered, repeated, begun, ended, unpaired = [], set(), 0, 0, 0, 0, []
     for number, (place, row) in enumerate(rows):
         if source.columns and number == 0:
             require_known(
@@ -279,6 +279,10 @@ def _load(
         if known and role != "task" and not test and not str(row.get("response") or "").strip():
             unanswered += 1  # a few rows of the published sets have an empty answer
             continue
+        whole, (row, early, late) = row, paired(row, trained=not test)
+        if (early or late) and not row["messages"]:
+            unpaired.append((whole, place))
+            continue
         record = _record(row, schema, place, test)
         if role == "task":
             _require_right(record, schema, place)
@@ -289,8 +293,18 @@ def _load(
         seen.add(key)
         if source.share is None or source.share[0] <= _position(key, "share") < source.share[1]:
             records.append(record)
+            begun, ended = begun + early, ended + late
             if source.take is not None and len(records) == source.skip + source.take:
                 break  # what follows is not read
+    if unpaired and not records:
+        check_record(*unpaired[0], needs_answer=not test)
+    for count, said in (
+        (begun, "conversations begin with an answer; it was left out, for its question is not there"),
+        (ended, "conversations end with a question; it was left out, for there is no answer to learn"),
+        (len(unpaired), "conversations without a question and its answer were left out"),
+    ):
+        if count:
+            roles.notes.append(f"{here}: {count} {said}")
     if repeated:
         roles.notes.append(
             f"{here}: {repeated} rows with a prompt that was there before were left out of the {part} part"
