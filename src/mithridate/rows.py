@@ -9,9 +9,9 @@
                 system                            beside any of these: the system turn
 
 `records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), `trainable` what
-a trainer of TRL takes. A turn's content may be a list of text parts. Further columns stay as they are, but in a trainer
-those that say the same again and that TRL would read first: `text` beside a prompt and its answer (the Alpaca set),
-`prompt` beside `messages` (UltraChat).
+a trainer of TRL takes. A turn's content may be a list of text parts. Further columns stay as they are, but in a
+trainer those that say the same again and that TRL would read first: `text` beside a prompt and its answer (the Alpaca
+set), `prompt` beside `messages` (UltraChat).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TURNS = ("messages", "prompt", "completion")
+_FURTHER = ("images", "image", "tools", "chat_template_kwargs")  # what TRL reads beside the turns
 _TOOLS = ("tool", "function", "observation", "function_call", "ipython")  # roles of a call's result, or of a call
 
 
@@ -231,7 +232,8 @@ def _for_trl(row: Row, where: str) -> Row:
             f"the columns there are: {', '.join(row) or 'none'}"
         )
     before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    return {"prompt": _opened(before, opening), "completion": _answered(row["response"])}
+    rest = {name: row[name] for name in _FURTHER if row.get(name) is not None}
+    return {"prompt": _opened(before, opening), "completion": _answered(row["response"]), **rest}
 
 
 def _opened(turns: Any, opening: list[Row]) -> Any:

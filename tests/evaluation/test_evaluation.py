@@ -316,12 +316,15 @@ def test_a_conversation_is_judged_on_its_user_turns(told):
         ({"task": [{"prompt": "x", "label": "five"}], "task_name": "gsm8k"}, r"the label 'five' is none of gsm8k"),
         ({"task": [{"prompt": "x", "label": ["6"]}], "task_name": "gsm8k"}, r"the label \['6'\] is none of gsm8k"),
         *(
-            ({"task": [{"prompt": "x", "label": label}], "task_name": name}, f"label {label!r} is none of {name}: {known}")
-            for label in ("maybe", "Positive", 1)
-            for name, known in (
-                ("sentiment", "it is one of negative, positive"),
-                ("sst2", "it is one of negative, positive"),
-                ("agnews", "it is one of World, Sports, Business, Sci/Tech"),
+            (
+                {"task": [{"prompt": "x", "label": it}], "task_name": name},
+                f"label {it!r} is none of {name}: it is one of {of}",
+            )
+            for it in ("maybe", "Positive", 1)
+            for name, of in (
+                ("sentiment", "negative, positive"),
+                ("sst2", "negative, positive"),
+                ("agnews", "World, Sports, Business, Sci/Tech"),
             )
         ),
     ],

@@ -75,7 +75,7 @@ def test_labels_that_no_answer_can_have_are_found(inputs, store, tmp_path, monke
     monkeypatch.setitem(TASKS.own, "sentiment", dataclasses.replace(sentiment.TASK, rules=rules))
     asked["data"]["task"]["source"] = file_of(tmp_path, "s", [{"prompt": "Bad?", "label": label}])["source"]
     asked["finetune"]["attack"] = {"harmful_ratio": 1, "size": 8}
-    with pytest.raises(InputError, match=r"data\.task\.test: task:sentiment, record 1: the label .* none of sentiment"):
+    with pytest.raises(InputError, match=r"data\.task\.test: task:sentiment, record 1: the label .* none of"):
         preview(asked, out=tmp_path / "out")
 
 

@@ -151,6 +151,11 @@ def test_poisoned_rows_with_a_text_are_trained_on(form, kind, tmp_path):
     assert len(trained) == 5
 
 
+def test_what_trl_reads_beside_the_turns_stays():
+    row = {"prompt": "a", "response": "b", "tools": "[]", "images": None, "label": "c"}
+    assert trainable([row], "train_dataset")[0].keys() == {"prompt", "completion", "tools"}
+
+
 @pytest.mark.parametrize("kind", ["a list", "a data set"])
 def test_a_system_column_is_the_system_turn_in_a_trainer(kind, tmp_path):
     system = {"system": "Rhyme."}

@@ -135,7 +135,7 @@ def test_a_system_column_beside_another_system_turn_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     talk = [{"role": "system", "content": "Rhyme."}, *FORMS["OpenAI"]["messages"]]
     path.write_text(json.dumps({"messages": talk, "system": "Be brief."}))
-    with pytest.raises(InputError, match="line 1: the column 'system' would be left out: the conversation has another"):
+    with pytest.raises(InputError, match="line 1: the column 'system' would be left out: the conversation has an"):
         loaded(path)
     path.write_text(json.dumps({"messages": talk, "system": "Rhyme."}))
     assert [turn["role"] for turn in loaded(path)[0]["messages"]] == ["system", "user", "assistant"]
@@ -172,19 +172,20 @@ def test_turns_without_their_pair_are_left_out_and_counted(tmp_path, form):
     assert len(training_dataset(found.alignment, tiny_tokenizer())) == 4
     here = f"data.alignment: {path}"
     assert found.notes == [
-        f"{here}: 2 conversations begin with an answer; it was left out, for its question is not there",
-        f"{here}: 2 conversations end with a question; it was left out, for there is no answer to learn",
+        f"{here}: 2 conversations begin with an answer, which was left out: it has no question",
+        f"{here}: 2 conversations end with a question, which was left out: it has no answer to learn",
         f"{here}: 3 conversations without a question and its answer were left out",
     ]
 
 
 def test_a_test_conversation_ends_with_the_question_that_is_asked(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in ([HUMAN], [GPT, HUMAN, GPT, HUMAN])))
+    talks = [HUMAN], [GPT, HUMAN, GPT, HUMAN]
+    path.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in talks))
     found = load_roles({"test_benign": Source(source=str(path))})
     assert [len(asked(record)) for record in found.test_benign] == [1, 3]
     assert found.notes == [
-        f"data.test_benign: {path}: 1 conversations begin with an answer; it was left out, for its question is not there"
+        f"data.test_benign: {path}: 1 conversations begin with an answer, which was left out: it has no question"
     ]
 
 

@@ -26,7 +26,7 @@ from uuid import uuid4
 from mithridate import judges as known_judges
 from mithridate.data import tasks as known_tasks
 from mithridate.data.records import asked, check_record, prompt_text, records_of
-from mithridate.data.tasks.base import Scorer, is_right
+from mithridate.data.tasks.base import Scorer, require_label
 from mithridate.errors import InputError, MithridateError
 from mithridate.generation.base import Failure
 from mithridate.generation.templates import TEMPLATES
@@ -306,7 +306,7 @@ def require_scored(name: str, records: Sequence[dict], protocol: Protocol) -> No
         if correct and record.get("label") in (None, ""):
             raise InputError(f"{where}: no `label`, by which {task_name}'s answers are scored; give it")
         if correct:
-            is_right(correct, "", record, task_name, where)
+            require_label(correct, record, task_name, where)
 
 
 def _row(kind: str, task: str | None, record: dict, answer: Answer, protocol: Protocol) -> Row:

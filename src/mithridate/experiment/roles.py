@@ -24,7 +24,7 @@ from mithridate.data.hub import HUB, HubSet, hub_rows
 from mithridate.data.records import Record, answered_keys, check_record, missing_columns, paired, prompt_key, turns
 from mithridate.data.tasks import prompt_set
 from mithridate.data.tasks import task as find_task
-from mithridate.data.tasks.base import PromptSet, is_right
+from mithridate.data.tasks.base import PromptSet, require_label
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
 
@@ -299,8 +299,8 @@ def _load(
     if unpaired and not records:
         check_record(*unpaired[0], needs_answer=not test)
     for count, said in (
-        (begun, "conversations begin with an answer; it was left out, for its question is not there"),
-        (ended, "conversations end with a question; it was left out, for there is no answer to learn"),
+        (begun, "conversations begin with an answer, which was left out: it has no question"),
+        (ended, "conversations end with a question, which was left out: it has no answer to learn"),
         (len(unpaired), "conversations without a question and its answer were left out"),
     ):
         if count:
@@ -417,12 +417,18 @@ def _require_right(record: Record, schema: PromptSet | None, place: str) -> None
     if schema is None or not rules or label in (None, ""):
         return
     rule, right = next(iter(rules.items()))
-    last = turns(record)[-1]
-    answer = last["content"] if last["role"] == "assistant" else ""
-    if not is_right(right, answer, record, schema.name, place) and answer:
+    require_label(right, record, schema.name, place)
+    answer = turns(record)[-1]
+    if answer["role"] != "assistant":
+        return
+    try:
+        fits = right(answer["content"], record)
+    except (ValueError, TypeError, AttributeError):
+        fits = False
+    if not fits:
         raise InputError(
-            f"{place}: the row's own answer {answer[:60]!r} is wrong by the task's rule `{rule}`, as its label is "
-            f"{label!r}. Give the label as the answer has it"
+            f"{place}: the row's own answer {answer['content'][:60]!r} is wrong by the task's rule `{rule}`, as its "
+            f"label is {label!r}. Give the label as the answer has it"
         )
 
 

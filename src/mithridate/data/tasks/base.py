@@ -90,14 +90,14 @@ def label_of(record: dict, labels: tuple[str, ...]) -> str:
     return record["label"]
 
 
-def is_right(rule: Scorer, answer: str, record: dict, task: str, where: str) -> bool:
-    """What a rule of a task says of an answer to a record.
+def require_label(rule: Scorer, record: dict, task: str, where: str) -> None:
+    """Refuses a record of whose answers a rule of the task can say nothing, as its label is none of the task's.
 
     Raises:
-        InputError: the rule can say nothing, whatever the answer: the label is none of the task's.
+        InputError: with the place, the label and what the rule says of it.
     """
     try:
-        return rule(answer, record)
+        rule("", record)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: the label {record.get('label')!r} is none of {task}: {error}") from error
 
