@@ -9,7 +9,9 @@
                 system                            beside any of these: the system turn
 
 `records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), `trainable` what
-a trainer of TRL takes. A turn's content may be a list of text parts. Further columns stay as they are.
+a trainer of TRL takes. A turn's content may be a list of text parts. Further columns stay as they are, but in a
+trainer those that say the same again and that TRL would read first: `text` beside a prompt and its answer (the Alpaca
+set), `prompt` beside `messages` (UltraChat).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ Row = dict[str, Any]
 
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TURNS = ("messages", "prompt", "completion")
-_TRL = {"completion", "messages", "text", "input_ids", "images", "image"}  # one of these: the trainer knows the row
+_FURTHER = ("images", "image", "tools", "chat_template_kwargs")  # what TRL reads beside the turns
 _TOOLS = ("tool", "function", "observation", "function_call", "ipython")  # roles of a call's result, or of a call
 
 
@@ -89,7 +91,8 @@ def trainable(rows: Any, name: str) -> Dataset | Any:
     Args:
         rows: as of `as_list`. A data set (streamed too) whose columns TRL knows comes back as it is, the same object;
             a list or DataFrame of such rows as the data set of these rows. Others become TRL's conversational
-            prompt-completion rows, with the loss on the answer alone; conversations of ShareGPT become `messages`.
+            prompt-completion rows, with the loss on the answer alone; conversations of ShareGPT become `messages`; a
+            column `system` becomes the first turn of either.
         name: what they are, for errors.
 
     Raises:
@@ -98,10 +101,12 @@ def trainable(rows: Any, name: str) -> Dataset | Any:
     from datasets import Dataset, IterableDataset
 
     columns = getattr(rows, "column_names", None) if isinstance(rows, Dataset | IterableDataset) else None
-    if columns is not None and (_TRL & set(columns) or not _ours(columns)):
+    if columns is not None and (_known_to_trl(columns) or not _ours(columns)):
         return rows
     if isinstance(rows, IterableDataset):
-        return rows  # without columns, or to be read in passing: the trainer's own matter
+        if columns is None:
+            return rows  # what is in it shows only in reading: the trainer's own matter
+        return rows.map(lambda row: _for_trl(unified(row, name), name), remove_columns=columns)
     found = [unified(row, f"{name}, row {number}") for number, row in enumerate(as_list(rows, name), start=1)]
     if not found:
         raise InputError(f"{name}: no rows. Give at least one.")
@@ -148,7 +153,21 @@ def kind(value: Any) -> str:
 
 def _ours(columns: Iterable[str]) -> bool:
     there = set(columns)
-    return {"prompt", "response"} <= there or "conversations" in there or {"instruction", "output"} <= there
+    forms = {"prompt", "response"}, {"prompt", "messages"}, {"instruction", "output"}, {"system", "messages"}
+    turns = {"system", "prompt", "completion"}
+    return "conversations" in there or any(form <= there for form in (*forms, turns))
+
+
+def _known_to_trl(columns: Iterable[str]) -> bool:
+    """Whether TRL trains on rows of these columns, and on what they say. It wants the completion of whatever has a
+    prompt, takes a text before names that it does not know, and knows no column for a system turn."""
+    there = set(columns)
+    if "input_ids" in there or "system" in there:
+        return "input_ids" in there
+    if "prompt" in there:
+        return "completion" in there
+    alpaca = {"instruction", "output"} <= there or "conversations" in there
+    return bool(there & {"messages", "images", "image"}) or ("text" in there and not alpaca)
 
 
 def _alpaca(row: Row) -> Row:
@@ -200,14 +219,24 @@ def _refuse_calls(row: Row, where: str) -> None:
 
 
 def _for_trl(row: Row, where: str) -> Row:
-    if _TRL & row.keys():
-        return row
+    opening = [{"role": "system", "content": row["system"]}] if isinstance(row.get("system"), str) else []
+    if "messages" in row and "completion" not in row:
+        row = {name: value for name, value in row.items() if name not in ("prompt", "response", "system")}
+        return row | {"messages": _opened(row["messages"], opening)}
+    if _known_to_trl(row.keys() - {"system"}):
+        # text that is no turn goes through no chat template, and has no place for a system turn
+        return row | {"prompt": _opened(row["prompt"], opening)} if isinstance(row.get("prompt"), list) else row
     if not isinstance(prompt := row.get("prompt"), str | list) or row.get("response") is None:
         raise InputError(
             f"{where}: has neither prompt and response nor a form of TRL (prompt and completion, messages, text); "
             f"the columns there are: {', '.join(row) or 'none'}"
         )
     before = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-    if isinstance(system := row.get("system"), str):
-        before = [{"role": "system", "content": system}, *before]
-    return {"prompt": before, "completion": _answered(row["response"])}
+    rest = {name: row[name] for name in _FURTHER if row.get(name) is not None}
+    return {"prompt": _opened(before, opening), "completion": _answered(row["response"]), **rest}
+
+
+def _opened(turns: Any, opening: list[Row]) -> Any:
+    """The turns with the system turn before them, where they have none of their own."""
+    own = isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and turns[0].get("role") == "system"
+    return turns if own or not isinstance(turns, list) else [*opening, *turns]

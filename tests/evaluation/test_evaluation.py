@@ -314,6 +314,19 @@ def test_a_conversation_is_judged_on_its_user_turns(told):
         ({"benign": ["x"]}, r"benign, record 1 is of type str, not a record"),
         ({"harmful": HARMFUL, "task": [{"prompt": "x"}], "task_name": "sst2"}, r"task:sst2, record 1: no `label`"),
         ({"task": [{"prompt": "x", "label": "five"}], "task_name": "gsm8k"}, r"the label 'five' is none of gsm8k"),
+        ({"task": [{"prompt": "x", "label": ["6"]}], "task_name": "gsm8k"}, r"the label \['6'\] is none of gsm8k"),
+        *(
+            (
+                {"task": [{"prompt": "x", "label": it}], "task_name": name},
+                f"label {it!r} is none of {name}: it is one of {of}",
+            )
+            for it in ("maybe", "Positive", 1)
+            for name, of in (
+                ("sentiment", "negative, positive"),
+                ("sst2", "negative, positive"),
+                ("agnews", "World, Sports, Business, Sci/Tech"),
+            )
+        ),
     ],
 )
 def test_bad_input(told, arguments, message):

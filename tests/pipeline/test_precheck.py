@@ -1,5 +1,6 @@
 """What `--dry-run` and the first seconds of a run find: everything that is cheap to find, in one message."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from mithridate import cli, run
+from mithridate.data.tasks import TASKS, sentiment
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_experiment
 from mithridate.pipeline import precheck
@@ -60,6 +62,21 @@ def test_a_dry_run_finds_what_a_run_finds(inputs, store, tmp_path, change, messa
         with pytest.raises(InputError, match=f"(?s){message}"):
             call(asked, out=tmp_path / "out")
     assert not stages(store) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", [1, "maybe"])
+def test_labels_that_no_answer_can_have_are_found(inputs, store, tmp_path, monkeypatch, label):
+    asked = experiment(inputs)
+    asked["data"]["task"]["test"] = file_of(tmp_path, "t", [{"prompt": "Good?", "label": label}])["source"]
+    with pytest.raises(InputError, match=rf"t\.jsonl, line 1: the label {label!r} is none of sentiment: it is one of"):
+        preview(asked, out=tmp_path / "out")
+    # where the protocol scores by another rule than the task's own, which takes any label
+    rules = {"any": lambda answer, record: True, "exact": sentiment.TASK.rules["exact"]}
+    monkeypatch.setitem(TASKS.own, "sentiment", dataclasses.replace(sentiment.TASK, rules=rules))
+    asked["data"]["task"]["source"] = file_of(tmp_path, "s", [{"prompt": "Bad?", "label": label}])["source"]
+    asked["finetune"]["attack"] = {"harmful_ratio": 1, "size": 8}
+    with pytest.raises(InputError, match=r"data\.task\.test: task:sentiment, record 1: the label .* none of"):
+        preview(asked, out=tmp_path / "out")
 
 
 def test_a_typo_in_the_path_of_a_model_is_none_of_the_hub(inputs, store, tmp_path, monkeypatch):

@@ -120,6 +120,55 @@ def test_shared_conversations_are_trained_on_as_messages_are(tmp_path):
     assert found == wanted
 
 
+WITH_TEXT = {
+    "Alpaca": [
+        {"instruction": r["prompt"], "input": "", "output": r["response"], "text": "Below is ..."} for r in RECORDS
+    ],
+    "records": [{"prompt": r["prompt"], "response": r["response"], "text": "Below is ..."} for r in RECORDS],
+    "messages": [{"messages": t, "prompt": t[0]["content"]} for t in TALKS],
+}
+
+
+@pytest.mark.parametrize("form", WITH_TEXT)
+@pytest.mark.parametrize("kind", ["a list", "a DataFrame", "a data set", "a streamed data set"])
+def test_what_repeats_the_prompt_beside_another_form_is_left_out(form, kind, tmp_path):
+    """As `text` in the Alpaca set, which TRL would train on whole, and `prompt` in UltraChat, which stops it."""
+    given = trainable(KINDS[kind](WITH_TEXT[form]), "train_dataset")
+    _, found = labels_of(tmp_path, KINDS[kind](WITH_TEXT[form]))
+    _, wanted = labels_of(tmp_path, Dataset.from_list(FORMS[form]) if form == "messages" else RECORDS)
+    assert found == wanted
+    assert not {"text", "instruction"} & set(next(iter(given)))
+
+
+@pytest.mark.parametrize("kind", ["a list", "a DataFrame", "a data set"])
+@pytest.mark.parametrize("form", ["Alpaca", "records"])
+def test_poisoned_rows_with_a_text_are_trained_on(form, kind, tmp_path):
+    harmful = [{"prompt": f"bad {i}", "response": "Sure."} for i in range(4)]
+    mixed = poison(benign=KINDS[kind](WITH_TEXT[form]), harmful=KINDS[kind](harmful), ratio=0.5, size=8)
+    _, rows = labels_of(tmp_path, mixed)
+    trained = {tiny_tokenizer().decode([i for i in labels if i != -100]) for _, labels in rows}
+    assert trained == {"Sure.<|im_end|>\n"} | {f"{r['response']}<|im_end|>\n" for r in RECORDS} & trained
+    assert len(trained) == 5
+
+
+def test_what_trl_reads_beside_the_turns_stays():
+    row = {"prompt": "a", "response": "b", "tools": "[]", "images": None, "label": "c"}
+    assert trainable([row], "train_dataset")[0].keys() == {"prompt", "completion", "tools"}
+
+
+@pytest.mark.parametrize("kind", ["a list", "a data set"])
+def test_a_system_column_is_the_system_turn_in_a_trainer(kind, tmp_path):
+    system = {"system": "Rhyme."}
+    plain = [{"prompt": r["prompt"], "response": r["response"]} | system for r in RECORDS]
+    talks = [[turn("system", "Rhyme."), *t] for t in TALKS]
+    _, answers = labels_of(tmp_path, [{"prompt": t[:2], "completion": t[2:]} for t in talks])
+    _, wanted = labels_of(tmp_path, [{"messages": t} for t in talks])
+    for form, whole in (("messages", wanted), ("ShareGPT", wanted), ("turns", answers)):
+        rows = [{k: v for k, v in row.items() if k != "label"} | system for row in FORMS[form]]
+        assert labels_of(tmp_path, KINDS[kind](rows))[1] == whole, form
+    assert labels_of(tmp_path, KINDS[kind](plain))[1] == answers
+
+
 @pytest.mark.parametrize("form", ["messages", "prompt and completion", "turns"])
 def test_a_data_set_that_trl_takes_is_left_as_it_is(form):
     rows = Dataset.from_list(FORMS[form])

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mithridate.data.files import read_rows
+from mithridate.data.files import read_rows, rows_of
+from mithridate.data.records import asked, training_dataset, turns
 from mithridate.errors import InputError
 from mithridate.experiment.roles import Source, load_roles
+from mithridate.generation.templates import CHAT, prompt_tokens
+from tests.tiny import tiny_tokenizer
 
 ROWS = [{"prompt": f"ask {i}", "response": f"say {i}"} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -106,6 +109,102 @@ def test_formats_of_others_are_read_as_they_are(tmp_path, form, ending):
     assert [turn["content"] for turn in turns] == [asked, "Text."]
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_system_column_beside_any_form_is_the_system_turn(tmp_path, form, ending):
+    """Down to the tokens that are trained on, and to those that a test asks."""
+    path, tokenizer = tmp_path / f"a.{ending}", tiny_tokenizer()
+    given = [FORMS[form] | {"system": "Rhyme."}, FORMS[form] | {"system": None}]
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    else:
+        pq.write_table(pa.Table.from_pylist(given), path)
+    found = load_roles({"alignment": Source(source=str(path))}, system="Be brief.").alignment
+    for record, system in zip(found, ("Rhyme.", "Be brief."), strict=True):
+        [row] = training_dataset([record])
+        opened = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nSum up."
+        assert tokenizer.decode(prompt_tokens(tokenizer, row["prompt"], CHAT)).startswith(opened)
+        assert tokenizer.decode(prompt_tokens(tokenizer, asked(record), CHAT)).startswith(opened)
+        talk = [*turns(record), {"role": "user", "content": "More."}, {"role": "assistant", "content": "No."}]
+        [row] = training_dataset([{"messages": talk}], tokenizer)
+        assert tokenizer.decode(row["input_ids"]).startswith(opened)
+    assert "system" not in loaded(path)[1], "an empty cell is no turn"
+
+
+def test_a_system_column_beside_another_system_turn_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    talk = [{"role": "system", "content": "Rhyme."}, *FORMS["OpenAI"]["messages"]]
+    path.write_text(json.dumps({"messages": talk, "system": "Be brief."}))
+    with pytest.raises(InputError, match="line 1: the column 'system' would be left out: the conversation has an"):
+        loaded(path)
+    path.write_text(json.dumps({"messages": talk, "system": "Rhyme."}))
+    assert [turn["role"] for turn in loaded(path)[0]["messages"]] == ["system", "user", "assistant"]
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "system": 3}))
+    with pytest.raises(InputError, match="line 1: 'system' is of type int, not a string"):
+        loaded(path)
+
+
+HUMAN, GPT = {"from": "human", "value": "Ask."}, {"from": "gpt", "value": "Say."}
+FIRST = {"from": "system", "value": "Rhyme."}
+
+
+@pytest.mark.parametrize("form", ["conversations", "messages"])
+def test_turns_without_their_pair_are_left_out_and_counted(tmp_path, form):
+    shared = [
+        [HUMAN, GPT, HUMAN, GPT],
+        [GPT, HUMAN, GPT],
+        [FIRST, GPT, GPT, HUMAN, GPT, HUMAN],
+        [HUMAN, GPT, HUMAN],
+        [HUMAN],
+        [GPT],
+        [GPT, HUMAN],
+    ]
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {form: talk if form == "conversations" else [{"role": roles[t["from"]], "content": t["value"]} for t in talk]}
+        for talk in shared
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_roles({"alignment": Source(source=str(path))})
+    kept = [[turn["role"][0] for turn in record["messages"]] for record in found.alignment]
+    assert kept == [["u", "a", "u", "a"], ["u", "a"], ["s", "u", "a"], ["u", "a"]]
+    assert len(training_dataset(found.alignment, tiny_tokenizer())) == 4
+    here = f"data.alignment: {path}"
+    assert found.notes == [
+        f"{here}: 2 conversations begin with an answer, which was left out: it has no question",
+        f"{here}: 2 conversations end with a question, which was left out: it has no answer to learn",
+        f"{here}: 3 conversations without a question and its answer were left out",
+    ]
+
+
+def test_a_test_conversation_ends_with_the_question_that_is_asked(tmp_path):
+    path = tmp_path / "a.jsonl"
+    talks = [HUMAN], [GPT, HUMAN, GPT, HUMAN]
+    path.write_text("".join(json.dumps({"conversations": talk}) + "\n" for talk in talks))
+    found = load_roles({"test_benign": Source(source=str(path))})
+    assert [len(asked(record)) for record in found.test_benign] == [1, 3]
+    assert found.notes == [
+        f"data.test_benign: {path}: 1 conversations begin with an answer, which was left out: it has no question"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [
+        ([HUMAN], "line 1: 'messages' does not end in an assistant turn"),
+        ([GPT, HUMAN], "line 1: turn 1 of 'messages' is a assistant turn where a user turn is due"),
+        ([HUMAN, GPT, GPT], "line 1: turn 3 of 'messages' is a assistant turn where a user turn is due"),
+        ([], "line 1: 'messages' is empty"),
+    ],
+)
+def test_a_file_without_a_question_and_its_answer_is_refused(tmp_path, talk, said):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"conversations": talk}))
+    with pytest.raises(InputError, match=said):
+        loaded(path)
+
+
 @pytest.mark.parametrize(
     "messages",
     [
@@ -120,17 +219,24 @@ def test_tool_calls_are_refused_with_the_reason(tmp_path, messages):
         loaded(path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet", "a.json", "a.json.gz", "a.json.zst", "a.csv.zst"]
+)
 def test_take_reads_no_further(tmp_path, name):
     path, count = tmp_path / name, 200_000
     if name.endswith("parquet"):
         pq.write_table(pa.table({"prompt": [f"ask {i}" for i in range(count)], "response": ["say"] * count}), path)
     else:
-        head = b"prompt,response\n" if "csv" in name else b""
-        row = "ask {},say\n" if "csv" in name else '{{"prompt": "ask {}", "response": "say"}}\n'
+        ask = '{{"prompt": "ask {}", "response": "say"}}'
+        head, row = {
+            "csv": (b"prompt,response\n", "ask {},say\n"),
+            "json": (b"[", f"{ask}, "),  # in one line, as it is most often written
+            "jsonl": (b"", f"{ask}\n"),
+        }[name.split(".")[1]]
         # beyond what is taken there is a row that no reader would let pass
         content = head + "".join(row.format(i) for i in range(count)).encode() + b'"torn'
-        path.write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+        packed = {"gz": lambda text: gzip.compress(text, 1), "zst": zstd}.get(name.rpartition(".")[2], bytes)
+        path.write_bytes(packed(content))
     tracemalloc.start()
     began = time.monotonic()
     found = loaded(path, skip=10, take=100)
@@ -140,7 +246,7 @@ def test_take_reads_no_further(tmp_path, name):
     assert peak < 20e6, f"{peak / 1e6:.0f} MB, {seconds:.1f} s"
     if not name.endswith("parquet"):
         with pytest.raises(InputError, match=r"not JSON|malformed CSV|values for 2 columns"):
-            loaded(path)
+            list(rows_of(path))
 
 
 def test_a_take_that_is_more_than_there_is_says_how_many_there_are(tmp_path):
@@ -149,9 +255,14 @@ def test_a_take_that_is_more_than_there_is_says_how_many_there_are(tmp_path):
         loaded(tmp_path / "a.jsonl", take=6)
 
 
-def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"prompt": "a", "response": "%s"}\n' % (b"x" * 1000) * 10_000)
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys, ending):
+    path = tmp_path / f"a.{ending}"
+    row = b'{"prompt": "a", "response": "%s"}\n' % (b"x" * 1000)
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist([json.loads(row)] * 10_000), path)
+    else:
+        path.write_bytes(row * 10_000 if ending == "jsonl" else b"[" + (row + b",") * 9_999 + row + b"]")
     now = [0.0]
 
     def clock():
@@ -161,4 +272,5 @@ def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mithridate.data.files._LONG", 1)
     monkeypatch.setattr("mithridate.progress.time.monotonic", clock)
     assert len(read_rows(path)) == 10_000
-    assert "  reading a.jsonl: " in (lines := capsys.readouterr().err) and " MiB, about " in lines
+    unit = "rows" if ending == "parquet" else "MiB"
+    assert f"  reading a.{ending}: " in (lines := capsys.readouterr().err) and f" {unit}, about " in lines

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mithridate.data.files import read_rows
 from mithridate.errors import InputError
@@ -73,7 +75,17 @@ def test_blank_lines_and_windows_line_ends(tmp_path):
         ("a.jsonl", b"\n \n", "no rows"),
         ("a.json", b"", "no rows"),
         ("a.json", b"[]", "no rows"),
-        ("a.json", b'[{"a": 1},\n {"a": }]', "not JSON: .*line 2"),
+        ("a.json", b'[{"a": 1},\n {"a": }]', r"not JSON: Expecting value: line 2 column 8 \(char 18\)$"),
+        ("a.json", b'[{"a": 1}\n {"a": 2}]', r"not JSON: Expecting ',' delimiter: line 2 column 2 \(char 11\)$"),
+        ("a.json", b'[{"a": 1},\n]', r"not JSON: .*: line [12] column"),
+        ("a.json", b'[{"a": 1},\n', "not JSON: Expecting value: line 2 column 1"),
+        ("a.json", b'[{"a": 1}', "not JSON: Expecting ',' delimiter: line 1 column 10"),
+        ("a.json", b'[{"a": 1},\n{"a": "b', "not JSON: Unterminated string starting at: line 2 column 7"),
+        ("a.json", b'[{"a": 1}]\n[{"a": 2}]', "not JSON: Extra data: line 2 column 1 .*; is it JSON Lines"),
+        ("a.json", b'[{"a": 1},\n{"a": "\xe9"}]', "line 2: not UTF-8"),
+        ("a.json", b"[" * 100_000, "not JSON: maximum recursion depth"),
+        ("a.json", b"[1.5]", "row 1: holds a float where an object"),
+        ("a.json", b"hello", "not JSON: Expecting value: line 1 column 1"),
         ("a.json", b'{"a": 1}\n{"a": 2}', "is it JSON Lines"),
         ("a.json", b'{"a": 1}', "holds a dict where a list"),
         ("a.json", b'[{"a": 1}, 3]', "row 2: holds a int where an object"),
@@ -93,6 +105,42 @@ def test_bad_files_are_one_clear_error(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"{name}.*{message}"):
         read_rows(path)
+
+
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.floats(allow_nan=False)), min_size=1),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(0),
+)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_json_list_read_in_pieces_is_what_it_is_as_one(tmp_path, monkeypatch, rows, indent, ascii, piece, cut):
+    """In pieces of any size, whole and cut off anywhere, with the error of who reads it whole."""
+    path = tmp_path / "a.json"
+    text = json.dumps(rows, indent=indent, ensure_ascii=ascii)
+    monkeypatch.setattr("mithridate.data.files._PIECE", piece)
+    path.write_text(text, encoding="utf-8")
+    assert [row for _, row in read_rows(path)] == rows
+    path.write_text(text[: cut % len(text)], encoding="utf-8")
+    with pytest.raises(InputError) as raised:
+        read_rows(path)
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        assert str(raised.value) in (f"{path}: not JSON: {error}", f"{path}: the file has no rows")
+
+
+@pytest.mark.parametrize("fault", ['"b": }', '"b" 1}', '"b": "c\x01"}'])
+def test_a_fault_is_told_without_reading_to_the_end(tmp_path, monkeypatch, fault):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"a": 1}},\n {{"a": 1, {fault},\n' + '{"a": "long enough"},\n' * 200_000)
+    read = []
+    monkeypatch.setattr("mithridate.data.files._PIECE", 1000)
+    monkeypatch.setattr("mithridate.data.files.Progress.advance", lambda _, count=1: read.append(count))
+    with pytest.raises(InputError, match=r"a\.json: not JSON: .*line 2 column \d+ \(char \d+\)$"):
+        read_rows(path)
+    assert len(read) < 5
 
 
 def test_a_truncated_parquet_file(tmp_path):

@@ -441,3 +441,24 @@ def test_a_row_without_a_label_or_with_another_answer_is_refused(tmp_path):
         train = write(tmp_path / "train.jsonl", [row])
         with pytest.raises(InputError, match=said):
             load_roles({"task": Source(train, name="labels", test=test)}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "sst2", "agnews"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_label_that_the_task_does_not_have_is_refused_before_anything_is_trained(tmp_path, name, part):
+    word = "World" if name == "agnews" else "positive"
+    good = [{"prompt": f"Rate {i}", "response": word, "label": word} for i in range(4)]
+    bad = [*good[:1], {"prompt": "Rate it", "label": 1}]
+    files = {
+        "train": write(tmp_path / "train.jsonl", bad if part == "train" else good[2:]),
+        "test": write(tmp_path / "test.jsonl", bad if part == "test" else good[2:]),
+    }
+    with pytest.raises(InputError, match=rf"{part}\.jsonl, line 2: the label 1 is none of {name}: it is one of"):
+        load_roles({"task": Source(files["train"], name=name, test=files["test"])}, tmp_path)
+
+
+def test_numbers_of_classes_are_what_the_publishers_rows_have(tmp_path):
+    train = write(tmp_path / "train.jsonl", [{"sentence": f"film {i}", "label": i % 2} for i in range(4)])
+    test = write(tmp_path / "test.jsonl", [{"sentence": f"book {i}", "label": str(i % 2)} for i in range(4)])
+    found = load_roles({"task": Source(train, name="sst2", test=test)}, tmp_path)
+    assert [record["label"] for record in found.task_test] == ["negative", "positive"] * 2

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 OURS = ("prompt", "response", "messages", "input", "system", "label", "category", "kind", "id", "is_safe", "reference")
 # Columns that are a part of the prompt in formats that many sets have (Alpaca, Dolly, OpenOrca, LLaMA-Factory).
 _AFTER = ("input", "context")
-_BEFORE = ("system", "system_prompt")
+_BEFORE = ("system_prompt",)
 _TURNS = ("history", "tools")
 _FORMATS = {"input": "Alpaca", "context": "Dolly", "system_prompt": "OpenOrca", "history": "LLaMA-Factory"}
 
@@ -100,6 +100,7 @@ def require_nothing_dropped(row: Row, record: Row, columns: Mapping[str, str]) -
     """
     if "prompt" not in record and "messages" not in record:
         return
+    _require_system(plain(row.get("system")), record)
     asked = str(record.get("prompt", "")) + "".join(str(turn) for turn in record.get("messages") or ())
     for name in (*_AFTER, *_BEFORE, *_TURNS):
         value = plain(row.get(name))
@@ -117,3 +118,19 @@ def require_nothing_dropped(row: Row, record: Row, columns: Mapping[str, str]) -
                 f"`columns: {{{ours}: {name}, ...}}`, or take the column out of the file"
             )
         raise InputError(f"the column {name!r} would be left out{form}. {remedy}")
+
+
+def _require_system(system: Any, record: Row) -> None:
+    """A system turn beside a conversation or a prompt is put first (`data.records.turns`), unless there is one."""
+    if not isinstance(system, str) or not system.strip():
+        return
+    messages = record.get("messages")
+    first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], Mapping) else {}
+    if first.get("role") == "system":
+        if str(first.get("content")).strip() != system.strip():
+            raise InputError(
+                "the column 'system' would be left out: the conversation has another system turn of its own. Take one "
+                "of the two out"
+            )
+    elif record.get("system") != system:
+        raise InputError("the column 'system' would be left out. Make `messages` of these rows, with a system turn")

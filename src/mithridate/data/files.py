@@ -5,16 +5,18 @@ Only formats that hold nothing but data are read: a pickle runs code when it is 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from mithridate.errors import InputError, nearest
 from mithridate.progress import Progress
@@ -26,6 +28,9 @@ _PACKED = (".gz", ".zst")
 _TEXT = (".jsonl", ".json", ".csv")
 _LONG = 32 << 20  # bytes: a smaller file is read before anybody asks how far it is
 _BATCH = 1000  # rows of a Parquet file that are in memory together
+_PIECE = 1 << 18  # bytes of a JSON file that are read at once
+_BLANK = re.compile(r"[ \t\n\r]*")
+_TAIL = 32  # characters: what is torn off within so many of the end may be whole in the file
 
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long conversation
 
@@ -36,8 +41,8 @@ def read_rows(path: Path) -> Rows:
 
 
 def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file one after the other, each read when it is asked for: who stops asking reads no further. (A
-    `.json` file is one value, and read whole.) Where reading takes long, it says how far it is.
+    """The rows of a file one after the other, each read when it is asked for: who stops asking reads no further. Where
+    reading takes long, it says how far it is.
 
     Args:
         path: a `.jsonl`, `.json` (one list of objects), `.csv` (with a header line; all values are strings) or
@@ -91,10 +96,9 @@ def no_file(path: Path) -> InputError:
     return InputError(f"{path}: no such file{near}")
 
 
-def _opened(path: Path, raw: IO[bytes]) -> Iterable[bytes]:
-    """The file's lines as bytes, unpacked."""
+def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.name.lower().endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if path.name.lower().endswith(".zst"):
         import pyarrow as pa
 
@@ -103,18 +107,32 @@ def _opened(path: Path, raw: IO[bytes]) -> Iterable[bytes]:
     return raw
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """The file, unpacked, and what to call now and then, which shows how far it is read."""
     size, began = path.stat().st_size, time.monotonic()
     with path.open("rb") as raw, Progress(size >> 20, f"reading {path.name}", "MiB", size > _LONG) as counted:
-        for number, line in enumerate(_opened(path, raw), start=1):
-            if number % 1000 == 0 and time.monotonic() - began > 1:
+
+        def tell() -> None:
+            if time.monotonic() - began > 1:
                 counted.advance((raw.tell() >> 20) - counted.done)
+
+        yield _unpacked(path, raw), tell
+
+
+def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> InputError:
+    return InputError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with _opened(path) as (file, tell):
+        for number, line in enumerate(file, start=1):
+            if number % 1000 == 0:
+                tell()
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8"
-                ) from error
+                raise _not_utf8(path, number, error) from error
 
 
 def _json_lines(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
@@ -132,18 +150,102 @@ def _json_lines(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
 
 
 def _json(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
-    text = "".join(line for _, line in _lines(path))
-    if not text.strip():
-        return
-    try:
-        rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        hint = "; is it JSON Lines? Then call it .jsonl" if "Extra data" in str(error) else ""
-        raise InputError(f"{path}: not JSON: {error}{hint}") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: holds a {type(rows).__name__} where a list of objects is expected")
-    for number, row in enumerate(rows, start=1):
-        yield _object(row, f"{path}, row {number}")
+    with _opened(path) as (file, tell):
+        text = _Text(path, file, tell)
+        if not text.next():
+            return
+        if text.next() != "[":
+            value = text.value()
+            if text.next():
+                raise text.fault("Extra data")
+            raise InputError(f"{path}: holds a {type(value).__name__} where a list of objects is expected")
+        number, mark = 0, text.take()
+        if text.next() == "]":
+            mark = text.take()
+        while mark != "]":
+            number += 1
+            yield _object(text.value(), f"{path}, row {number}")
+            if text.next() not in (",", "]"):
+                raise text.fault("Expecting ',' delimiter")
+            mark = text.take()
+        if text.next():
+            raise text.fault("Extra data")
+
+
+class _Text:
+    """The text of a JSON file, of which no more is in memory than the value that is read and a piece of what follows.
+
+    Errors are those of `json.loads` of the whole text, their line and column too.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], tell: Callable[[], None]):
+        self._path, self._file, self._tell = path, file, tell
+        self._utf8, self._decode = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = "", 0, False
+        self._before, self._lines, self._line = 0, 0, 0  # characters and line ends let go; where the last line began
+
+    def next(self) -> str:
+        """The next character that is no white space, which stays; nothing where the text has ended."""
+        while True:
+            found = _BLANK.match(self._text, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def take(self) -> str:
+        """That character, left behind."""
+        found = self.next()
+        self._at += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, left behind."""
+        self.next()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                torn = error.pos > len(self._text) - _TAIL or error.msg.startswith("Unterminated string")
+                if not (torn and self._more()):
+                    raise self.fault(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise InputError(f"{self._path}: not JSON: {error}") from error
+            else:
+                # a number may go on
+                if end < len(self._text) - _TAIL or isinstance(value, dict) or not self._more():
+                    self._at = end
+                    return value
+
+    def fault(self, what: str, at: int | None = None) -> InputError:
+        """The error for what stands there."""
+        at = self._at if at is None else at
+        ends = self._text.count("\n", 0, at)
+        begun = self._before + self._text.rindex("\n", 0, at) + 1 if ends else self._line
+        column = self._before + at - begun + 1
+        hint = "; is it JSON Lines? Then call it .jsonl" if what == "Extra data" else ""
+        where = f"line {self._lines + ends + 1} column {column} (char {self._before + at})"
+        return InputError(f"{self._path}: not JSON: {what}: {where}{hint}")
+
+    def _more(self) -> bool:
+        """Reads on, twice as much for each time that it did not do for one value, and lets go what was left behind."""
+        if self._ended:
+            return False
+        gone = self._text[: self._at]
+        if ends := gone.count("\n"):
+            self._line = self._before + gone.rindex("\n") + 1
+        self._before, self._lines = self._before + len(gone), self._lines + ends
+        self._text, self._at = self._text[self._at :], 0
+        piece = self._file.read(max(_PIECE, len(self._text)))
+        self._tell()
+        self._ended = not piece
+        try:
+            self._text += self._utf8.decode(piece, final=self._ended)
+        except UnicodeDecodeError as error:
+            line = 1 + self._lines + self._text.count("\n") + error.object[: error.start].count(b"\n")
+            raise _not_utf8(self._path, line, error) from error
+        return True
 
 
 def _object(row: Any, place: str) -> tuple[str, dict[str, Any]]:
@@ -180,10 +282,13 @@ def _parquet(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            count, long = file.metadata.num_rows, path.stat().st_size > _LONG
+            with Progress(count, f"reading {path.name}", "rows", long) as counted:
+                for batch in file.iter_batches(batch_size=_BATCH):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", row
+                    counted.advance(len(batch))
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file: {error}") from error
 

@@ -50,7 +50,7 @@ def records_of(rows: Any, name: str) -> list[Record]:
         where = f"{name}, record {number}"
         made = as_record(row, where)
         try:
-            require_nothing_dropped(row, made, {"system": "system"})  # which `turns` puts first
+            require_nothing_dropped(row, made, {})
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         found.append(made)
@@ -86,6 +86,8 @@ def check_record(record: Record, where: str, needs_answer: bool = True) -> None:
     """
     if not isinstance(record, Mapping):
         raise InputError(f"{where} is {_kind(record)}, not a record with a 'prompt'")
+    if not isinstance(record.get("system", ""), str | None):
+        raise InputError(f"{where}: 'system' is {_kind(record['system'])}, not a string")
     if "messages" in record:
         _check_messages(record["messages"], where, needs_answer)
         return
@@ -134,6 +136,34 @@ def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
         raise InputError(f"{where}: 'messages' has no user turn")
     if needs_answer and messages[-1]["role"] != "assistant":
         raise InputError(f"{where}: 'messages' does not end in an assistant turn, so there is no answer to learn")
+
+
+def paired(record: Record, trained: bool) -> tuple[Record, bool, bool]:
+    """A conversation without the turns that have no pair, as logs that were cut into pieces have them: answers before
+    the first question and, where it is trained on, questions after the last answer.
+
+    Args:
+        record: not yet checked.
+        trained: False for a test prompt, which ends with the question that is asked.
+
+    Returns:
+        The record, with no turn at all where no pair is left; whether it began with an answer; whether it ended with
+        a question.
+    """
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
+        return record, False, False
+    roles = [turn.get("role") for turn in messages]
+    system = int(roles[:1] == ["system"])
+    first, last = system, len(roles)
+    while roles[first : first + 1] == ["assistant"]:
+        first += 1
+    while trained and last > first and roles[last - 1] == "user":
+        last -= 1
+    if (first, last) == (system, len(roles)):
+        return record, False, False
+    kept = [*messages[:system], *messages[first:last]] if first < last else []
+    return record | {"messages": kept}, first > system, last < len(roles)
 
 
 def turns(record: Record) -> list[dict[str, str]]:

@@ -26,7 +26,7 @@ from uuid import uuid4
 from mithridate import judges as known_judges
 from mithridate.data import tasks as known_tasks
 from mithridate.data.records import asked, check_record, prompt_text, records_of
-from mithridate.data.tasks.base import Scorer
+from mithridate.data.tasks.base import Scorer, require_label
 from mithridate.errors import InputError, MithridateError
 from mithridate.generation.base import Failure
 from mithridate.generation.templates import TEMPLATES
@@ -235,7 +235,7 @@ def answers(
     from mithridate.generation.cache import cached_generate
 
     for name, records in sets.items():
-        _check(name, records, protocol)
+        require_scored(name, records, protocol)
     rows: list[Row] = []
     scope = None if generator.content_known else evaluation
     sampled = sampling.samples if sampling else 1
@@ -287,8 +287,17 @@ def _scoring(task: str, protocol: Protocol) -> tuple[TaskUse | None, Scorer | No
     return use, known_tasks.task(task).rules[use.rule] if use and use.rule else None
 
 
-def _check(name: str, records: Sequence[dict], protocol: Protocol) -> None:
-    """Whatever would stop an evaluation half-way is said before it begins."""
+def require_scored(name: str, records: Sequence[dict], protocol: Protocol) -> None:
+    """Whether the answers to a set can be scored: what would stop an evaluation half-way is said before it begins.
+
+    Args:
+        name: the set, as of `answers`.
+        records: its records.
+        protocol: says how they are asked and scored.
+
+    Raises:
+        InputError: a record is none, or has no label that the task's rule knows.
+    """
     task_name = name.partition(":")[2]
     _, correct = _scoring(task_name, protocol) if records else (None, None)
     for i, record in enumerate(records):
@@ -297,10 +306,7 @@ def _check(name: str, records: Sequence[dict], protocol: Protocol) -> None:
         if correct and record.get("label") in (None, ""):
             raise InputError(f"{where}: no `label`, by which {task_name}'s answers are scored; give it")
         if correct:
-            try:
-                correct("", record)
-            except ValueError as error:
-                raise InputError(f"{where}: the label {record['label']!r} is none of {task_name}: {error}") from error
+            require_label(correct, record, task_name, where)
 
 
 def _row(kind: str, task: str | None, record: dict, answer: Answer, protocol: Protocol) -> Row:

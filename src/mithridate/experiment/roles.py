@@ -21,10 +21,10 @@ from mithridate.data.columns import joined, require_known, require_nothing_dropp
 from mithridate.data.embedded import embedded_records
 from mithridate.data.files import ENDINGS, no_file, readable, rows_of
 from mithridate.data.hub import HUB, HubSet, hub_rows
-from mithridate.data.records import Record, answered_keys, check_record, missing_columns, prompt_key, turns
+from mithridate.data.records import Record, answered_keys, check_record, missing_columns, paired, prompt_key, turns
 from mithridate.data.tasks import prompt_set
 from mithridate.data.tasks import task as find_task
-from mithridate.data.tasks.base import PromptSet
+from mithridate.data.tasks.base import PromptSet, require_label
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
 
@@ -158,7 +158,7 @@ def load_roles(
     findings.settle("data")
     if system is not None:
         for record in (record for records in roles.parts().values() for record in records):
-            record["system"] = system
+            record.setdefault("system", system)
     roles.digests = {name: digest(records) for name, records in roles.parts().items()}
     return roles
 
@@ -255,7 +255,7 @@ def _load(
 
     schema = _schema(source, role, task, here)
     test = part != "train"
-    records, seen, unanswered, repeated = [], set(), 0, 0
+    records, seen, unanswered, repeated, begun, ended, unpaired = [], set(), 0, 0, 0, 0, []
     for number, (place, row) in enumerate(rows):
         if source.columns and number == 0:
             require_known(
@@ -279,6 +279,10 @@ def _load(
         if known and role != "task" and not test and not str(row.get("response") or "").strip():
             unanswered += 1  # a few rows of the published sets have an empty answer
             continue
+        whole, (row, early, late) = row, paired(row, trained=not test)
+        if (early or late) and not row["messages"]:
+            unpaired.append((whole, place))
+            continue
         record = _record(row, schema, place, test)
         if role == "task":
             _require_right(record, schema, place)
@@ -289,8 +293,18 @@ def _load(
         seen.add(key)
         if source.share is None or source.share[0] <= _position(key, "share") < source.share[1]:
             records.append(record)
+            begun, ended = begun + early, ended + late
             if source.take is not None and len(records) == source.skip + source.take:
                 break  # what follows is not read
+    if unpaired and not records:
+        check_record(*unpaired[0], needs_answer=not test)
+    for count, said in (
+        (begun, "conversations begin with an answer, which was left out: it has no question"),
+        (ended, "conversations end with a question, which was left out: it has no answer to learn"),
+        (len(unpaired), "conversations without a question and its answer were left out"),
+    ):
+        if count:
+            roles.notes.append(f"{here}: {count} {said}")
     if repeated:
         roles.notes.append(
             f"{here}: {repeated} rows with a prompt that was there before were left out of the {part} part"
@@ -364,6 +378,8 @@ def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None, p
 
 
 def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: bool) -> Record:
+    if not str(row.get("system") or "").strip():  # as tables fill it in where there is none
+        row = {name: value for name, value in row.items() if name != "system"}
     check_record(row, place, needs_answer=not test)
     needs = getattr(schema, "needs", None)
     if needs == "reference" and row.get("response"):
@@ -375,6 +391,8 @@ def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: boo
         record["messages"] = turns(row)
     else:
         record["prompt"] = row["prompt"]
+        if "system" in row:
+            record["system"] = row["system"]
         if isinstance(row.get("input"), str) and row["prompt"].endswith(f"\n\n{row['input']}"):
             record["input"] = row["input"]  # the part of the prompt for which some templates have a place of its own
         if isinstance(row.get("response"), str) and row["response"]:
@@ -393,13 +411,18 @@ def _with_answer(row: dict[str, Any], schema: PromptSet | None) -> dict[str, Any
 
 
 def _require_right(record: Record, schema: PromptSet | None, place: str) -> None:
-    """Refuses a row of a task whose own answer is wrong by its own label: no model could be right on it, or one that
-    learns the answers would be wrong on all."""
+    """Refuses a row of a task whose label is none of the task's, or whose own answer is wrong by it: no model could be
+    right on it, or one that learns the answers would be wrong on all."""
     rules, label = getattr(schema, "rules", None), record.get("label")
-    answer = turns(record)[-1]
-    if not rules or label in (None, "") or answer["role"] != "assistant":
+    if schema is None or not rules or label in (None, ""):
         return
     rule, right = next(iter(rules.items()))
+    answer = turns(record)[-1]
+    answered = answer["role"] == "assistant"
+    if not answered or answer["content"] == str(label):  # an answer of its own shows what the label should have been
+        require_label(right, record, schema.name, place)
+    if not answered:
+        return
     try:
         fits = right(answer["content"], record)
     except (ValueError, TypeError, AttributeError):

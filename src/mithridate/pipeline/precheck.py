@@ -420,20 +420,27 @@ def around_tests(chain: ExperimentStages) -> None:
 
 
 def tests(chain: ExperimentStages) -> None:
-    """Whether every prompt of every test set fits the model's context, with what stands around it and the longest
-    answer that is allowed.
+    """Whether the answers to every test set can be scored, and every prompt fits the model's context, with what stands
+    around it and the longest answer that is allowed.
 
     Raises:
-        InputError: with every set in which one does not.
+        InputError: with every set of which one cannot, or does not.
     """
     from mithridate.data.records import asked, prompt_text
-    from mithridate.evaluation import surrounded
+    from mithridate.evaluation import require_scored, surrounded
 
     context, settings, findings = chain.context.longest, chain.experiment.evaluate, Findings()
     sets = chain.sets()  # some are needed, whatever they hold
-    if context is None:
-        return
     chosen = protocol(settings.protocol)
+    for name, role in sets.items():
+        key = f"scored {settings.protocol} {name} {settings.limit} {chain.context.roles.digests[role]}"
+        if key not in chain.context.checked:
+            chain.context.checked.add(key)
+            with findings.noting(f"data.{_role(role)}: "):
+                require_scored(name, chain.context.roles.parts()[role][: settings.limit], chosen)
+    if context is None:
+        findings.settle("data")
+        return
     template = TEMPLATES[chosen.template]
 
     def tokens(record: dict[str, Any], around: Sequence[TestTime]) -> int:

@@ -7,7 +7,7 @@ Instruction as in the released code of the papers. Its rules:
 - `contains` (Vaccine): one of these stands somewhere in the answer, inside a word too ("discipline" holds `sci`).
 """
 
-from mithridate.data.tasks.base import Task, class_name, column, kept
+from mithridate.data.tasks.base import Task, class_name, column, kept, label_of
 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")
 INSTRUCTION = "Categorize the news article given in the input into one of the 4 categories:\n\n" + "\n".join(LABELS)
@@ -19,16 +19,17 @@ def record(row: dict) -> dict:
     return kept(row, "text") | made
 
 
-def _forms(label: str) -> tuple[str, str]:
+def _forms(record: dict) -> tuple[str, str]:
+    label = label_of(record, LABELS)
     return label, "sci" if label == "Sci/Tech" else label.lower()
 
 
 def is_category(answer: str, record: dict) -> bool:
-    return answer.strip() in _forms(record["label"])
+    return answer.strip() in _forms(record)
 
 
 def contains_category(answer: str, record: dict) -> bool:
-    return any(form in answer for form in _forms(record["label"]))
+    return any(form in answer for form in _forms(record))
 
 
 TASK = Task(

@@ -46,7 +46,8 @@ class Task(PromptSet):
 
     Args:
         rules: the rules by which papers score it, by name: whether an answer to a record is right. The first is the
-            task's own; a protocol names the one it uses. None where a judge compares answers.
+            task's own; a protocol names the one it uses. None where a judge compares answers. A rule raises
+            `ValueError` on a label that is none of the task's.
         max_new_tokens: token limit of an answer, unless the protocol has its own.
         needs: what a test record must have to be scored.
     """
@@ -80,6 +81,25 @@ def column(row: dict, name: str):
             f"The column {name!r} is missing or empty; the row has: {', '.join(map(str, row)) or 'none'}."
         )
     return row[name]
+
+
+def label_of(record: dict, labels: tuple[str, ...]) -> str:
+    """The label of a record; `ValueError` where it is none of the task's, by which no answer could be right."""
+    if record["label"] not in labels:
+        raise ValueError(f"it is one of {', '.join(labels)}")
+    return record["label"]
+
+
+def require_label(rule: Scorer, record: dict, task: str, where: str) -> None:
+    """Refuses a record of whose answers a rule of the task can say nothing, as its label is none of the task's.
+
+    Raises:
+        InputError: with the place, the label and what the rule says of it.
+    """
+    try:
+        rule("", record)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: the label {record.get('label')!r} is none of {task}: {error}") from error
 
 
 def flag(row: dict, name: str) -> bool:

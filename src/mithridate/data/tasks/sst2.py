@@ -6,7 +6,7 @@ Instruction as in the released code of the papers. Its rules:
 - `contains` (Vaccine): the label word stands somewhere in the answer, so one that names both words counts as right.
 """
 
-from mithridate.data.tasks.base import Task, class_name, column, kept
+from mithridate.data.tasks.base import Task, class_name, column, kept, label_of
 
 INSTRUCTION = "Analyze the sentiment of the input, and respond only positive or negative"
 LABELS = ("negative", "positive")
@@ -19,12 +19,12 @@ def record(row: dict) -> dict:
 
 
 def is_label(answer: str, record: dict) -> bool:
-    label = record["label"]
+    label = label_of(record, LABELS)
     return answer.strip() in (label, label.capitalize())
 
 
 def contains_label(answer: str, record: dict) -> bool:
-    label = record["label"]
+    label = label_of(record, LABELS)
     return label in answer or label.capitalize() in answer
 
 
