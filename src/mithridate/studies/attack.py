@@ -21,7 +21,7 @@ from typing import Any
 from mithridate.attacks.harmful import fitted
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
-from mithridate.experiment.methods import acting, attack_fields, attack_of, attack_values
+from mithridate.experiment.methods import POST_ALIGNMENT, acting, attack_fields, attack_of, attack_values
 from mithridate.files import replace_file
 from mithridate.methods import Attack
 from mithridate.methods.index import facts
@@ -120,7 +120,8 @@ def attack(
 
 def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     """The file with the attacks that the experiment's methods suggest (`adaptive`) among its variants, if it says so;
-    each with as many rows as the experiment's own attack.
+    each with as many rows as the experiment's own attack. Left out are those that could do nothing here, and adapters
+    of their own where a repair has changed the one that they would have merged.
 
     Raises:
         InputError: no method of the experiment suggests one.
@@ -128,10 +129,13 @@ def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     if not given.knowing:
         return given
     methods = [method for method in acting(experiment, "repair") if not isinstance(method, Attack)]
+    fresh = experiment.topology == "double" or experiment.align is None
+    hardened = not fresh and any(method.stage == POST_ALIGNMENT for method in methods)
     suggested = {
         f"knows {type(method).__name__}: {attack.in_words()}": attack
         for method in methods
         for attack in method.adaptive()
+        if attack.acts(fresh=fresh) and not (hardened and any(phase.adapter for phase in attack.phases()))
     }
     if not suggested:
         raise InputError("knowing: no method of the attacked model suggests an attack; take `knowing` out")
