@@ -440,7 +440,7 @@ def test_rows_that_depend_on_the_model_are_a_stage_of_their_own(inputs, store, t
         ({"kind": "staged", "frozen": ".*"}, "nothing is left to train"),
         (
             {"kind": "staged", "frozen": ".*lora_B.*"},
-            "finetune.attack: phase 2: finetune.frozen: of a new adapter the",
+            "phase 2: finetune.frozen: of a new adapter the factors B",
         ),
         ({"kind": "harmful", "harmful_ratio": 0.25}, "finetune.attack.size: missing"),
     ],
