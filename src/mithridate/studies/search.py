@@ -5,8 +5,8 @@ Optuna's tree-structured Parzen estimator proposes, with the loss of accuracy (a
 scores, it proposes the same settings again, so a search that was stopped goes through its finished tries in seconds
 and on from there.
 
-Every score here is of validation parts, but for capability's, whose tasks have none. The best of many tries is the best
-partly by luck, so it is scored anew, once, on the test part.
+Every score here is of validation parts, but for capability's, whose tasks have none. The best of many tries is the
+best partly by luck, so it is scored anew, once, on the test part.
 """
 
 from __future__ import annotations
