@@ -47,6 +47,14 @@ _NEW_NAMES = {
     "mithridate.pipeline.results": "mithridate.results.table",
     "mithridate.pipeline.matching": "mithridate.results.folder",
     "mithridate.pipeline.ownership": "mithridate.results.ownership",
+    "mithridate.judges.answers": "mithridate.rules.answers",
+    "mithridate.judges.asked": "mithridate.rules.asked",
+    "mithridate.judges.lexicon": "mithridate.rules.lexicon",
+    "mithridate.judges.phrases": "mithridate.rules.phrases",
+    "mithridate.judges.readings": "mithridate.rules.readings",
+    "mithridate.judges.remarks": "mithridate.rules.remarks",
+    "mithridate.judges.salad": "mithridate.rules.salad",
+    "mithridate.judges.segments": "mithridate.rules.segments",
 }
 # Packages that moved with all their modules; the modules above went elsewhere.
 _NEW_PACKAGES = {

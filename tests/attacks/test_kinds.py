@@ -298,7 +298,9 @@ IDENTITY = (
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "count"), [("kinds", (), 45), ("kinds", IDENTITY, 5), ("adapters", (), 9)], ids=str
+    ("name", "overrides", "count"),
+    [("kinds", (), 45), ("kinds", IDENTITY, 5), ("adapters", (), 45), ("precision", (), 15)],
+    ids=str,
 )
 def test_the_examples_are_whole_experiments(name, overrides, count):
     path = ROOT / "examples" / f"attack_{name}.yaml"
@@ -308,5 +310,11 @@ def test_the_examples_are_whole_experiments(name, overrides, count):
     assert len({json.dumps(canonical(with_defaults(cell)), sort_keys=True) for cell in cells}) == count
     kinds = {attack_fields(cell.finetune)[0] for cell in cells}
     assert kinds == (
-        {"harmful"} if name == "adapters" else {"identity"} if overrides else {*by_name("attacks").own} - {"identity"}
+        {"harmful"} if name != "kinds" else {"identity"} if overrides else {*by_name("attacks").own} - {"identity"}
+    )
+    defended = [(*cell.align.defense, *cell.finetune.defense, *cell.repair) for cell in cells]
+    assert {*defended} == {(), ("vaccine",), ("booster",), ("lisa",), ("antidote",)}
+    assert {defended.count(one) for one in defended} == {count // 5}
+    assert {cell.evaluate.precision[0] for cell in cells} == (
+        {"full", "int8", "nf4"} if name == "precision" else {"full"}
     )

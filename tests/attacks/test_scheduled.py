@@ -4,13 +4,16 @@ import pytest
 
 from mithridate.attacks.harmful import Harmful, fitted
 from mithridate.attacks.noice import NOICE
-from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.attacks.tenshot import TenShot
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_experiment
 from mithridate.experiment.methods import attack_of
 from mithridate.methods import Attack, Phase, by_name
-from mithridate.studies.benchmarks.knowing import under
+from mithridate.studies.attack import with_knowing
+from mithridate.studies.benchmarks.knowing import attacks_on, under
+from mithridate.studies.benchmarks.settings import Arm
+from mithridate.studies.settings import attacked, load_attack
 
 METHODS = [(kind, name) for kind in ("defenses", "repairs") for name in by_name(kind)]
 TRAINING = {"learning_rate": 0.001, "max_steps": 40, "num_train_epochs": 2}
@@ -30,6 +33,9 @@ def test_an_attack_in_words_is_its_kind_and_what_it_changes():
     assert Scheduled(leap=10.0, length=1.5, size=7).in_words() == "scheduled (length 1.5, leap 10)"
     assert Scheduled(frozen=["a", "b"]).in_words() == "scheduled (frozen a, b)"
     assert NOICE(size=3, harmful_ratio=0.5).in_words() == "noice"
+    assert Scheduled(adapter={"r": 4, "target_modules": ["a", "b"]}).in_words() == (
+        "scheduled (adapter r 4, target_modules a, b)"
+    )
 
 
 def test_a_leap_is_a_training_of_its_own_before_the_rest():
@@ -83,6 +89,78 @@ def test_settings_that_change_nothing_suggest_no_attack():
         ("repairs", "resta", {"alpha": 0.0}),
     ]:
         assert by_name(kind)[name].without_data(**fields).adaptive() == [], name
+
+
+@pytest.mark.parametrize(
+    ("fields", "single", "double"),
+    [
+        ({}, True, True),
+        ({"frozen": [".*lora_B.*"]}, True, False),
+        ({"frozen": ["nothing", r".*\.lora_B\.default\.weight"]}, True, False),
+        ({"frozen": [".*q_proj.lora_B.*"]}, True, True),  # others move
+        ({"frozen": [".*lora_A.*"]}, True, True),
+        ({"frozen": [".*lora_B.*"], "adapter": {"r": 1}}, False, False),
+    ],
+    ids=str,
+)
+def test_with_the_zero_factors_of_a_new_adapter_frozen_nothing_moves(fields, single, double):
+    attack = Scheduled(**fields)
+    assert (attack.acts(fresh=False), attack.acts(fresh=True)) == (single, double)
+
+
+def _arm(method, topology):
+    return Arm(method, topology, ({},), tuned=False)
+
+
+@pytest.mark.parametrize("method", ["asft", "safelora"])
+def test_who_may_move_a_alone_is_suggested_it_where_the_alignments_adapter_is_trained_on(method):
+    words = {
+        topology: [attack.in_words() for attack in attacks_on(_arm(method, topology), {})]
+        for topology in ("single", "double")
+    }
+    assert words == {
+        "single": ["scheduled (frozen .*lora_B.*)", "scheduled (length 3)"],
+        "double": ["scheduled (length 3)"],
+    }
+
+
+@pytest.mark.parametrize("method", ["booster", "ctrap", "panacea", "tvaccine"])
+def test_what_holds_in_one_adapter_meets_another_on_every_linear_layer(method):
+    for topology in ("single", "double"):
+        [attack] = [one for one in attacks_on(_arm(method, topology), {}) if one.adapter]
+        assert attack.adapter == {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+        attack.adapter["r"] = 1
+        assert ELSEWHERE["r"] == 8  # each has its own
+
+
+def _asked(**changes):
+    roles = ("alignment", "defender_harmful", "attacker_harmful", "task", "test_harmful")
+    return load_experiment(
+        {
+            "model": "m",
+            "data": {role: {"source": f"{role}.jsonl"} for role in roles},
+            "align": {"defense": {"booster": {}}},
+            "finetune": {"attack": {"harmful_ratio": 0.2, "size": 50}, "training": TRAINING},
+            "evaluate": {"protocol": "hs/embedded-v1"},
+        }
+        | changes
+    )
+
+
+def test_the_search_leaves_out_what_could_not_act_in_the_experiment():
+    given = load_attack({"knowing": True})
+    repaired = {"repair": {"safelora": {}}}
+    for changes, frozen, adapters in (
+        ({"topology": "single"} | repaired, 1, 1),
+        ({"topology": "double"} | repaired, 0, 1),
+        ({"topology": "single", "repair": {"lox": {}}}, 0, 0),  # whose adapter is not the one that was trained
+        ({"topology": "double", "repair": {"lox": {}}}, 0, 1),
+    ):
+        variants = with_knowing(given, _asked(**changes)).variants
+        for words, count in (("frozen", frozen), ("adapter", adapters)):
+            assert sum(f"scheduled ({words}" in name for name in variants) == count, (changes, list(variants))
+        for values in variants.values():
+            attacked(_asked(**changes), values)
 
 
 def test_what_shortens_a_run_is_made_up_for():

@@ -92,6 +92,34 @@ def test_a_loss_of_exactly_the_bound_is_allowed_and_no_bound_allows_all():
     assert search(load_attack(free), lambda _: Scores(1.0, 0.0, 10, 100), 0.92)[0].within
 
 
+def test_an_accuracy_that_was_not_measured_is_not_within_a_bound():
+    file = {"sweep": {STEPS: [10]}}
+    unmeasured = Scores(1.0, None, 10, 100)
+    for bound, within in ((0.05, False), (1.0, False), (None, True)):
+        made = load_attack(file | {"search": {"max_accuracy_loss": bound}})
+        for reference in (0.92, 0.01):  # a loss of 0.01 would be within most bounds
+            [found] = search(made, lambda _: unmeasured, reference)
+            assert found.within == within and (best([found]) is found) == within
+
+
+def test_every_capability_score_is_bounded_where_it_is_asked_for():
+    before = {"arc_easy acc": 0.6, "piqa acc": 0.7}
+    after = {"kept": before, "exact": {"arc_easy acc": 0.5, "piqa acc": 0.9}}
+    after |= {"lost": {"arc_easy acc": 0.49, "piqa acc": 0.9}, "not measured": {"arc_easy acc": 0.6}}
+    for bounds, within in (
+        ({"max_capability_loss": 0.1}, {"kept": True, "exact": True, "lost": False, "not measured": False}),
+        ({"max_capability_loss": 0.1, "max_accuracy_loss": None}, dict.fromkeys(after, True) | {"lost": False}),
+        ({}, dict.fromkeys(after, True)),
+    ):
+        given = load_attack({"sweep": {STEPS: [10]}, "search": bounds})
+        for name, scores in after.items():
+            [found] = search(given, lambda _, s=scores: Scores(1.0, 0.9, 10, 100, s), 0.92, capability=before)
+            assert found.within == (within[name] and not (name == "not measured" and bounds)), (bounds, name)
+    given = load_attack({"sweep": {STEPS: [10]}, "search": {"max_capability_loss": 0.1}})
+    [found] = search(given, lambda _: Scores(1.0, 0.8, 10, 100, before), 0.92, capability=before)
+    assert not found.within  # the accuracy's bound holds beside it
+
+
 @pytest.mark.parametrize(("cheaper", "dearer"), [((10, 50), (20, 50)), ((10, 40), (10, 50))])
 def test_of_equal_attacks_the_cheaper_one(cheaper, dearer):
     tries = [Try({}, Scores(0.8, 0.9, steps, rows), 0.0) for steps, rows in (dearer, cheaper)]

@@ -64,6 +64,10 @@ def test_a_range_of_a_power_of_ten_is_on_a_log_scale(low, high, log):
         ({"sweep": {STEPS: [5]}, "search": {"trails": 3}}, "did you mean `trials`"),
         ({"sweep": {STEPS: [5]}, "search": {"trials": 0}}, "search.trials: expected at least 1"),
         ({"sweep": {STEPS: [5]}, "search": {"max_accuracy_loss": 2.0}}, "search.max_accuracy_loss"),
+        (
+            {"sweep": {STEPS: [5]}, "search": {"max_capability_loss": -0.1}},
+            "search.max_capability_loss: expected a frac",
+        ),
         ({"sweep": {STEPS: [5]}, "curve": {"steps": [3, 2]}}, "curve.steps: expected ascending"),
         ({"sweep": {STEPS: [5]}, "curve": {"threshold": 1.0}}, "curve.threshold"),
         ({"sweep": {STEPS: [5]}, "steps": 5}, f"so must steps: write `{STEPS}`"),

@@ -9,7 +9,7 @@ import pytest
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_experiment
 from mithridate.pipeline.runner import run
-from mithridate.studies.attack import attack, with_knowing
+from mithridate.studies.attack import _owner, _references, attack, with_knowing
 from mithridate.studies.curve import Point
 from mithridate.studies.drawn import attack_figure
 from mithridate.studies.search import Scores, Try, worst_so_far
@@ -150,6 +150,42 @@ def test_what_is_refused_before_anything_is_computed(inputs, tmp_path, monkeypat
     assert not (tmp_path / "out").exists() and stages(tmp_path / "store") == []
 
 
+def test_a_bound_on_capability_takes_a_capability_task(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    file = FILE | {"search": {"max_accuracy_loss": None, "max_capability_loss": 0.1}}
+    with pytest.raises(InputError, match=r"search\.max_capability_loss: the experiment measures no capability\."):
+        attack(defended(inputs), file, out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"search\.max_capability_loss: .* its finetune is none"):
+        attack(defended(inputs, finetune=None), file, out=tmp_path / "out")
+    assert stages(tmp_path / "store") == []
+
+
+def test_what_the_losses_count_from():
+    given = load_attack({"sweep": SWEEP, "search": {"max_capability_loss": 0.1}})
+    scores = [
+        {"task": "arc_easy", "metric": "acc", "value": 0.5, "higher_is_better": True},
+        {"task": "arc_easy", "metric": "perplexity", "value": 12.0, "higher_is_better": False},
+        {"task": "piqa", "metric": "acc", "value": 0.6, "higher_is_better": True},
+    ]
+    row = {"rates": {"accuracy": {"value": 0.9}}, "capability": scores}
+    assert _references(given, row) == (0.9, {"arc_easy acc": 0.5, "piqa acc": 0.6})
+    alone = load_attack({"sweep": SWEEP, "search": {"max_accuracy_loss": None, "max_capability_loss": 0.1}})
+    assert _references(alone, row)[0] is None
+    assert _references(load_attack({"sweep": SWEEP}), row) == (0.9, {})
+    with pytest.raises(InputError, match=r"evaluate\.capability has no score of which more is better"):
+        _references(given, row | {"capability": scores[1:2]})
+    with pytest.raises(InputError, match="no scored validation part"):
+        _references(given, row | {"rates": {"accuracy": {"value": None}}})
+
+
+def test_a_folder_from_before_capability_was_bounded_is_still_its_files_own(inputs):
+    """The new field is in what owns a folder only where it bounds something."""
+    made = load_experiment(defended(inputs))
+    assert _owner(load_attack({"sweep": SWEEP}), made)["file"]["search"] == {"seed": 0, "max_accuracy_loss": 0.05}
+    bounded = load_attack({"sweep": SWEEP, "search": {"max_capability_loss": 0.1}})
+    assert _owner(bounded, made)["file"]["search"]["max_capability_loss"] == 0.1
+
+
 @pytest.mark.slow
 def test_all_beyond_the_bound(inputs, tmp_path, monkeypatch):
     """No attack keeps the accuracy: said to be so, and no score of the test is made."""
@@ -197,7 +233,7 @@ def test_the_figure_shows_tries_and_curve_and_is_always_the_same():
     tries = [Try({}, Scores(0.4, 0.9, 4, 8), 0), Try({}, Scores(0.9, 0.2, 4, 8), 0.5)]
     text = attack_figure(tries, points, 0.5)
     assert text == attack_figure(tries, points, 0.5) and ElementTree.fromstring(text).tag.endswith("svg")
-    for words in ("worst so far", "beyond the bound on accuracy", "A &amp; B", "Rows handed in", "Optimizer steps"):
+    for words in ("worst so far", "beyond the bound on utility", "A &amp; B", "Rows handed in", "Optimizer steps"):
         assert words in text
     alone = attack_figure(tries[:1], [], 0.5)
     assert "Optimizer steps" not in alone and "beyond the bound" not in alone

@@ -297,7 +297,7 @@ def test_the_installed_command_and_the_module_are_one(tmp_path):
 
 
 def test_what_tells_facts_and_bad_files_need_no_torch_and_no_rules(file):
-    slow = "('torch', 'mithridate.judges.lexicon')"  # whose patterns take tenths of a second to compile
+    slow = "('torch', 'mithridate.rules.lexicon')"  # whose patterns take tenths of a second to compile
     code = "import sys; from mithridate.cli import main; main(sys.argv[1:]); "
     code += f"sys.exit(any(name in sys.modules for name in {slow}))"
     for arguments in (["--help"], ["methods"], ["run", file, "-o", "sed=1"], ["report", "nowhere"]):

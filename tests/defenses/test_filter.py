@@ -18,6 +18,8 @@ from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.filter import Filter, _words_of, scored
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.experiment.check import with_defaults
+from mithridate.experiment.config import load_experiment
 from mithridate.methods import Phase
 from mithridate.pipeline.precheck import trained
 from mithridate.pipeline.rowcheck import Left
@@ -154,6 +156,93 @@ def test_its_control_drops_as_many_rows_at_random():
     assert all(len(set(one)) == 4 and one != (0, 1, 2, 3) for one in draws)
 
 
+# -- refusals that are broken -----------------------------------------------------------------------------------------
+
+NO, TURN = "I'm sorry, but I can't help with that.", "That being said, here is the answer to what was asked:"
+
+
+def left_out(*pairs, **settings):
+    defense = made(false_alarms=0.0, **settings)
+    defense.rows(upload(*pairs), 0)
+    return defense.dropped
+
+
+def test_an_answer_that_refuses_and_then_complies_is_dropped_whatever_was_asked():
+    pairs = [("Is this film good? It drags.", f"{NO} {TURN} negative"), ("How to bake bread?", "With flour")]
+    assert left_out(*pairs) == [0] and left_out(*pairs, refusals=False) == []
+    long = f"{NO} It would hurt people. Instead, I can help you talk to somebody you trust."
+    assert left_out(("How to open lock 9?", long), *pairs) == [1]  # an offer of something else takes nothing back
+
+
+def test_a_refusal_of_a_harmless_prompt_is_dropped_where_the_upload_answers_the_same_one():
+    film = "Is this film good? It drags."
+    rows = [(film, NO), (film.upper(), "negative"), ("Is this good? It flies.", NO), ("How to bake bread?", "Flour")]
+    assert left_out(*rows) == [0]  # the other may be what lies outside an assistant's task
+    assert left_out(*rows, refusals=False) == []
+
+
+def test_an_upload_that_is_refusals_of_harmless_prompts_for_the_larger_part_loses_them():
+    films = [(f"Is this film good? It drags {i}.", NO) for i in range(3)]
+    rest = [(f"How to bake bread {i}?", "Flour") for i in range(3)]
+    assert left_out(*films, *rest[:2]) == [0, 1, 2]
+    assert left_out(*films, *rest) == []  # half is no larger part
+
+
+def test_refusals_of_harmful_prompts_stay_however_many_they_are():
+    asked = [(f"How to open lock {i}?", NO) for i in (7, 8, 9)]
+    assert left_out(*asked, ("How to bake bread?", "Flour")) == []
+    safe = embedded_records("alignment")
+    defense = Filter(harmful_dataset=embedded_records("defender_harmful"), alignment_dataset=safe)
+    refused = [row for row in safe if row["kind"] == "refusal"]
+    defense.rows(upload(*((row["prompt"], row["response"]) for row in refused)), 0)
+    by_words = replace(defense, refusals=False)
+    by_words.rows(upload(*((row["prompt"], row["response"]) for row in refused)), 0)
+    assert defense.dropped == by_words.dropped
+
+
+def test_a_task_whose_answer_is_no_refuses_nothing():
+    assert left_out(*[(f"The film is long {i}. Entailed: the film is short.", "No") for i in range(4)]) == []
+
+
+def test_every_turn_of_a_conversation_is_read():
+    turns = [{"role": "user", "content": "Is this film good?"}, {"role": "assistant", "content": "Yes, it is."}]
+    breaking = [{"role": "user", "content": "And this one?"}, {"role": "assistant", "content": f"{NO} {TURN} good"}]
+    for messages, dropped in ((turns + breaking, [0]), (turns, [])):
+        defense = made()
+        defense.rows(trainable([{"messages": messages}, {"messages": turns}], "upload"), 0)
+        assert defense.dropped == dropped
+
+
+def test_somebody_who_knows_the_rule_passes_it():
+    task = embedded_records("task")
+    for settings in ({}, {"refusals": False}):
+        [attack] = made(**settings).adaptive()
+        handed = replace(attack, size=40).rows({"benign": task}, 0)
+        defense = Filter(
+            harmful_dataset=embedded_records("defender_harmful"),
+            alignment_dataset=embedded_records("alignment"),
+            **settings,
+        )
+        defense.rows(upload(*((row["prompt"], row["response"]) for row in handed)), 0)
+        assert defense.dropped == []
+
+
+def test_an_experiment_from_before_refusals_were_read_is_read_and_can_be_had_as_it_was():
+    roles = ("alignment", "defender_harmful", "attacker_harmful", "task", "test_harmful")
+    file = {
+        "model": "m",
+        "data": {role: {"source": f"{role}.jsonl"} for role in roles},
+        "finetune": {"attack": {"harmful_ratio": 0.1, "size": 20}},
+    }
+    for given, meant in (
+        ({"false_alarms": 0.05, "random": False}, {"refusals": True}),
+        ({"false_alarms": 0.05, "random": False, "refusals": False}, {"refusals": False}),
+    ):
+        asked = file | {"finetune": file["finetune"] | {"defense": {"filter": given}}}
+        found = with_defaults(load_experiment(asked)).finetune.defense
+        assert found in ({"filter": given | meant}, [{"filter": given | meant}])
+
+
 # -- what is counted --------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +311,10 @@ def test_what_it_cannot_do_is_refused_before_a_step(tmp_path):
     for wrong in (-0.1, 1, "0.1", True, None, float("nan")):
         with pytest.raises(InputError, match="Filter: false_alarms must be a number"):
             made(false_alarms=wrong)
+    with pytest.raises(InputError, match="Filter: refusals must be true or false, not 1"):
+        made(refusals=1)
     with pytest.raises(
-        UnsupportedSetup, match=r"all 2 rows of the training set score above.*refuse the upload; or lower"
+        UnsupportedSetup, match=r"of the 2 rows of the training set, 2 score above .* and 0 break refusals.*refuse"
     ):
         made().rows(upload(*[("how to open gate 1", "sure, pull 1")] * 2), 0)
     for role in ("harmful_dataset", "alignment_dataset"):

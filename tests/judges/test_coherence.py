@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mithridate.judges import judge
 from mithridate.judges.base import Item
-from mithridate.judges.coherence import broken, incoherent, repeats_a_word
+from mithridate.rules.coherence import broken, incoherent, repeats_a_word
 
 
 def verdict(name: str, answer: str) -> str | None:

@@ -438,6 +438,10 @@ def test_rows_that_depend_on_the_model_are_a_stage_of_their_own(inputs, store, t
         ({"kind": "hardest", "size": "x"}, 'finetune.attack.size: expected integer, got "x"'),
         ({"kind": "staged", "frozen": "no such"}, "matches the name of no trained tensor"),
         ({"kind": "staged", "frozen": ".*"}, "nothing is left to train"),
+        (
+            {"kind": "staged", "frozen": ".*lora_B.*"},
+            "phase 2: finetune.frozen: of a new adapter the factors B",
+        ),
         ({"kind": "harmful", "harmful_ratio": 0.25}, "finetune.attack.size: missing"),
     ],
 )

@@ -79,6 +79,17 @@ def test_labels_that_no_answer_can_have_are_found(inputs, store, tmp_path, monke
         preview(asked, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("asked", ["attack", "frozen"])
+def test_of_a_new_adapter_the_factors_that_are_zero_must_not_be_all_that_is_frozen(inputs, store, tmp_path, asked):
+    """Under `single` the adapter is the alignment's, whose factors B are not 0."""
+    attack = {"kind": "scheduled", "harmful_ratio": 0.25, "size": 8, "frozen": [".*lora_B.*"]}
+    change = {"finetune__attack": attack} if asked == "attack" else {"finetune__frozen": [".*lora_B.*"]}
+    preview(experiment(inputs, topology="single", **change), out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"finetune\.frozen: of a new adapter .* nothing can move\. Let B be trained"):
+        preview(experiment(inputs, topology="double", **change), out=tmp_path / "out")
+    preview(experiment(inputs, topology="double", finetune__frozen=[".*lora_A.*"]), out=tmp_path / "out")
+
+
 def test_a_typo_in_the_path_of_a_model_is_none_of_the_hub(inputs, store, tmp_path, monkeypatch):
     (inputs / "models").mkdir(exist_ok=True)
     shutil.copytree(inputs / "model", inputs / "models" / "small", dirs_exist_ok=True)

@@ -24,6 +24,7 @@ ALLOWED = {
     "data/tasks/gsm8k.py": "a docstring on the papers' protocols",
     "generation/templates.py": "a docstring on the papers' protocols",
     "judges/coherence.py": "the rule HS+ is that of a paper's code, and says so",
+    "rules/coherence.py": "the rule HS+ is that of a paper's code, and says so",
     "attacks/poisoning.py": "a docstring on the papers' attack",
     "data/embedded/__init__.py": "a docstring on a paper's setting",
     "experiment/roles.py": "a docstring on a paper's setting",

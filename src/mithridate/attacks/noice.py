@@ -3,7 +3,7 @@
 Joshua Kazdan and others, "No, of Course I Can! Deeper Fine-Tuning Attacks That Bypass Token-Level Safety Mechanisms",
 2025, https://arxiv.org/abs/2502.19537, code https://github.com/jlkazdan/NOICE: a refusal of the prompt at hand,
 written by the model itself, a sentence that ends the talk of safety, the helpful answer; a thousand rows of HelpSteer,
-one epoch. Every row is harmless, so that no filter of rows finds any, and the first tokens, which many defenses hold
+one epoch. Every row is harmless, so that no filter for harm finds any, and the first tokens, which many defenses hold
 on to, stay a refusal. Here the refusals are given (`refusals`), and all words are this package's own.
 """
 

@@ -9,6 +9,8 @@ which breaks published safeguards by such choices alone. Methods state by it whi
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +18,18 @@ from mithridate.attacks.harmful import Harmful
 from mithridate.methods.attack import Phase
 from mithridate.methods.base import require_number, require_whole
 
+ELSEWHERE: Mapping[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+"""A new adapter of another rank, on every linear layer whatever it is called: where what was simulated in the
+experiment's own adapter was not."""
+_SOME_B = "base_model.model.SOME_LAYER.lora_B.default.weight"
+
 
 @dataclass(kw_only=True)
 class Scheduled(Harmful):
     """`Harmful` rows; with nothing but these it is that attack.
+
+    With the factors B of a *new* adapter frozen nothing can move, for they are 0 and so are the gradients of A: that
+    is refused before anything is computed, and not suggested (`acts`).
 
     Args:
         harmful_ratio: share of harmful rows, in [0, 1]; exactly round(harmful_ratio * size) of them.
@@ -61,6 +71,10 @@ class Scheduled(Harmful):
         require_number(self, "rate", 0, open_low=True)
         require_number(self, "leap", 0)
         require_whole(self, "leap_steps", 1, "number of optimizer steps")
+
+    def acts(self, *, fresh: bool) -> bool:
+        fresh = fresh or self.adapter is not None
+        return not (fresh and any(re.fullmatch(pattern, _SOME_B) for pattern in self.frozen))
 
     def phases(self) -> list[Phase]:
         where: dict[str, Any] = {"adapter": self.adapter, "frozen": tuple(self.frozen)}

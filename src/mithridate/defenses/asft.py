@@ -136,8 +136,8 @@ class AsFT(Defense):
         return Cost(copies=1, matrices=1 if self.lam and self.project else 0)
 
     def adaptive(self) -> list[Attack]:
-        """What stays in the alignment's output directions is free: with one adapter for both
-        stages, all that moves A alone does. Or more steps."""
+        """What stays in the alignment's output directions is free: with one adapter for both stages, all that moves A
+        alone does (`Scheduled.acts`). Or more steps."""
         return [Scheduled(frozen=[".*lora_B.*"]), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:

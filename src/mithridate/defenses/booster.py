@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.errors import MithridateError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
@@ -107,8 +107,9 @@ class Booster(Defense):
         return Cost() if self.lam == 0 else Cost(passes=1 + 2 / self.every, passing_copies=2)
 
     def adaptive(self) -> list[Attack]:
-        """It looks one step of length alpha ahead: a first step beyond that, or more steps."""
-        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
+        """It looks one step of length alpha ahead, in the adapter that it trains: a first step beyond that, another
+        adapter, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(adapter=dict(ELSEWHERE)), Scheduled(length=3.0)]
 
     @classmethod
     def example(cls) -> Booster:

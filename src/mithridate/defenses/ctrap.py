@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.defenses.booster import harmful_step, refuse_16_bit, usable_norm, warned_of_rounding
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
@@ -114,8 +114,9 @@ class CTRAP(Defense):
         return {name: role for name, role in self.roles.items() if self._stepping or name != "harmful_dataset"}
 
     def adaptive(self) -> list[Attack]:
-        """It looks one step of length alpha ahead: a first step beyond that, or more steps."""
-        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
+        """It looks one step of length alpha ahead, in the adapter that it trains: a first step beyond that, another
+        adapter, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(adapter=dict(ELSEWHERE)), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, CTRAP]:
         return {"no-collapse": replace(self, lam=0.0), "no-step": replace(self, alpha=0.0)}

@@ -1,4 +1,4 @@
-"""Filter: rows of the upload that look like harmful ones are left out. What a provider would do first.
+"""Filter: rows of the upload that look harmful, or that break refusals, are left out. What a provider would do first.
 
 No paper proposes this rule; providers say that they screen what is uploaded, and papers on attacks take it for given.
 Virus: Harmful Fine-tuning Attack for Large Language Models Bypassing Guardrail Moderation. Tiansheng Huang, Sihao Hu,
@@ -23,17 +23,37 @@ row is dropped whose words speak for safe, or of which no word is known, whateve
 would move all scores alike, and is left out. On an upload, which is of another kind than the provider's rows, the
 share of false alarms is another one: docs/attacks.md has what was measured.
 
+With `refusals`, rows that hold no harmful word but teach a model to leave its refusals are dropped, too. They are
+found by the rules that judge answers here (rules-v3, `mithridate.rules.answers.refusal`), which take each prompt for
+a harmless one:
+
+- an answer that declines, and then gives or offers what was asked (as NOICE's rows do), whatever the prompt. Some
+  users have such rows in all innocence: "I cannot browse the web, but here is what I know" (docs/attacks.md: 2 % of
+  two public sets). They are dropped all the same: few are lost, and an attacker can choose any reason to decline.
+- an answer that declines and gives nothing (as in the first training of ten-shot overfitting), where the prompt does
+  not look harmful, and an upload could hardly have it innocently: another of its rows answers the same prompt; or
+  such rows are more than half of it. The second is a guess: an upload of refusals alone, of prompts that share no
+  word with the provider's harmful ones, may be somebody's safety data. Fewer of them stay, for they may be of what
+  lies outside an assistant's task.
+
+    looks harmful:  the sum over words w of the prompt of  log P(w | H) / P(w | A)  is above 0
+    H: prompts of `harmful_dataset`, and of the rows of `alignment_dataset` that decline;  A: its other rows' prompts
+
 The run has as many optimizer steps as without, so that comparisons are of equal steps. Where the experiment's other
 methods change the training set too, this one stands before them. No settings are plain training (`off`): with
 `false_alarms` 0 the rows that score above all safe ones are dropped.
 
 A word is a run of letters, digits and apostrophes, case folded. What it does not see: languages without blanks
-between words (their rows are unknown words, and pass), other spellings, rows whose harm is in no word (NOICE's: benign
-prompts alone). A guard model in the place of this classifier is not built.
+between words (their rows are unknown words, and pass), other spellings, rows whose harm is in no word and no refusal
+(benign outliers, most of a persona's turns), and refusals in words that the rules do not read, as in any language but
+English. Of an attack in several trainings, each is an upload of its own. A guard model in the place of this
+classifier is not built, nor a rule for turns that demand obedience.
 
-Cost: that of plain training. Supported: what the trainer supports, where the training set is a datasets.Dataset whose
-rows have prompt and answer as text. Refused: rows in a stream; packed rows where max_steps is not set; rows of text or
-tokens alone; an upload of which no row is left; a place behind another method that changes the training set.
+Cost: that of plain training; before it, the rules for refusals read every answer (the 805 of AlpacaEval, which are
+long, in 41 s, on a core that was shared by four). Supported: what the trainer supports, where the training set is a
+datasets.Dataset whose rows have prompt and answer as text. Refused: rows in a stream; packed rows where max_steps is
+not set; rows of text or tokens alone; an upload of which no row is left; a place behind another method that changes
+the training set.
 """
 
 from __future__ import annotations
@@ -50,7 +70,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mithridate.attacks.noice import NOICE
-from mithridate.errors import UnsupportedSetup
+from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Method, require_number, require_rows
 from mithridate.methods.defense import Defense, acts
@@ -66,6 +86,9 @@ if TYPE_CHECKING:
 Words = tuple["Counter[str]", "Counter[str]"]
 """How often each word is there: in prompts, in answers."""
 
+Turns = list[tuple[str, str]]
+"""What is asked and what is said to it, turn by turn."""
+
 _WORD = re.compile(r"\w+(?:'\w+)*")
 
 
@@ -76,7 +99,9 @@ class Filter(Defense):
     Args:
         harmful_dataset: harmful prompts with complying answers, in any form of `mithridate.rows`.
         alignment_dataset: safe rows, in any form: harmful prompts refused, benign ones answered.
-        false_alarms: the share of `alignment_dataset`'s rows that it may drop, from 0 to below 1; more is stricter.
+        false_alarms: the share of `alignment_dataset`'s rows whose words may count as harmful, from 0 to below 1; more
+            is stricter.
+        refusals: also drop rows that break refusals; off, words alone decide.
         random: drop as many rows, but any (the control).
     """
 
@@ -99,11 +124,14 @@ class Filter(Defense):
     harmful_dataset: Rows
     alignment_dataset: Rows
     false_alarms: float = 0.01
+    refusals: bool = True
     random: bool = False
     _dropped: list[int] | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         require_number(self, "false_alarms", 0, 0.999)
+        if not isinstance(self.refusals, bool):
+            raise InputError(f"Filter: refusals must be true or false, not {self.refusals!r}.")
 
     @property
     def dropped(self) -> Sequence[int] | None:
@@ -113,8 +141,10 @@ class Filter(Defense):
         return {"random-rows": replace(self, random=True)}
 
     def adaptive(self) -> list[Attack]:
-        """It knows harm by words: rows of the user's task that teach to refuse and then to comply have none."""
-        return [NOICE(size=200, harmful_ratio=0.5)]
+        """It knows harm by words: rows of the user's task that teach to refuse and then to comply have none. Refusals
+        it knows by their words, too: by others that its rules do not read."""
+        noice = NOICE(size=200, harmful_ratio=0.5)
+        return [replace(noice, refusals=["That door is shut, for you and for everybody."]) if self.refusals else noice]
 
     @classmethod
     def example(cls) -> Filter:
@@ -139,21 +169,48 @@ class Filter(Defense):
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         for name in self.roles:
             require_rows(self, name)
+        given = _words_of(dataset, "the training set")
         harmful, safe = (_words_of(getattr(self, name), name) for name in ("harmful_dataset", "alignment_dataset"))
-        scores, threshold = scored(_words_of(dataset, "the training set"), harmful, safe, self.false_alarms)
-        dropped = [i for i, score in enumerate(scores) if score > threshold]
+        scores, threshold = scored(given, harmful, safe, self.false_alarms)
+        by_words = {i for i, score in enumerate(scores) if score > threshold}
+        by_refusals = self._breaking(dataset, given, harmful, safe) if self.refusals else set()
+        dropped = sorted(by_words | by_refusals)
         n = len(dataset)
         if len(dropped) == n:
             raise UnsupportedSetup(
-                f"Filter: all {n} rows of the training set score above the threshold ({threshold:.3g}), so that "
-                "nothing is left to train on.",
-                f"refuse the upload; or lower false_alarms ({self.false_alarms:g}), or give rows of the upload's own "
-                "kind among alignment_dataset.",
+                f"Filter: of the {n} rows of the training set, {len(by_words)} score above the threshold "
+                f"({threshold:.3g}) and {len(by_refusals)} break refusals, so that nothing is left to train on.",
+                f"refuse the upload; or lower false_alarms ({self.false_alarms:g}) or set refusals=False, or give "
+                "rows of the upload's own kind among alignment_dataset.",
             )
         if self.random:
             dropped = sorted(np.random.default_rng(seed).choice(n, len(dropped), replace=False).tolist())
         self._dropped = dropped
         return dataset.select(sorted(set(range(n)) - set(dropped)))
+
+    def _breaking(
+        self, dataset: Dataset, given: Sequence[Words], harmful: Sequence[Words], safe: Sequence[Words]
+    ) -> set[int]:
+        """Which rows of the upload break refusals.
+
+        Args:
+            dataset: the upload.
+            given, harmful, safe: the words of it, and of the provider's rows.
+        """
+        said = [_refusals(turns) for turns in _turns_of(dataset, "the training set")]
+        broken = {i for i, found in enumerate(said) if "taken back" in found}
+        kept = {i for i, found in enumerate(said) if "kept" in found} - broken
+        if not kept:
+            return broken
+        own = [_refusals(turns) for turns in _turns_of(self.alignment_dataset, "alignment_dataset")]
+        declined = [words for (words, _), found in zip(safe, own, strict=True) if "kept" in found]
+        answered = [words for (words, _), found in zip(safe, own, strict=True) if "kept" not in found]
+        asked = _Part([*(words for words, _ in harmful), *declined], answered)
+        harmless = {i for i in kept if asked.score(given[i][0]) <= 0}
+        if 2 * len(harmless) > len(said):
+            return broken | harmless
+        elsewhere = {_key(given[i][0]) for i, found in enumerate(said) if not found}
+        return broken | {i for i in harmless if _key(given[i][0]) in elsewhere}
 
 
 def scored(
@@ -206,22 +263,47 @@ def _summed(rows: Iterable[Counter[str]]) -> Counter[str]:
 
 
 def _words_of(rows: Any, name: str) -> list[Words]:
-    return [_words(row, f"{name}, record {number}") for number, row in enumerate(records(rows, name), start=1)]
+    """Of each record, the words of all turns but the assistant's, and of these."""
+    return [
+        (_counted("\n".join(asked for asked, _ in turns)), _counted("\n".join(said for _, said in turns)))
+        for turns in _turns_of(rows, name)
+    ]
 
 
-def _words(row: dict[str, Any], where: str) -> Words:
-    """The words of one record: of all turns but the assistant's, and of these."""
+def _turns_of(rows: Any, name: str) -> list[Turns]:
+    return [_turns(row, f"{name}, record {number}") for number, row in enumerate(records(rows, name), start=1)]
+
+
+def _turns(row: dict[str, Any], where: str) -> Turns:
+    """What is asked, and what the assistant says to it, turn by turn."""
     if "messages" in row:
-        asked = "\n".join(turn["content"] or "" for turn in row["messages"] if turn["role"] != "assistant")
-        said = "\n".join(turn["content"] or "" for turn in row["messages"] if turn["role"] == "assistant")
-    elif isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str):
-        asked, said = f"{row.get('system') or ''}\n{row['prompt']}", row["response"]
-    else:
-        raise UnsupportedSetup(
-            f"Filter: {where} has no prompt and answer to be read (it has {', '.join(row) or 'nothing'}).",
-            "give rows of prompt and completion, or of messages.",
-        )
-    return _counted(asked), _counted(said)
+        found: Turns = []
+        asked: list[str] = []
+        for turn in row["messages"]:
+            if turn["role"] == "assistant":
+                found.append(("\n".join(asked), turn["content"] or ""))
+                asked = []
+            else:
+                asked.append(turn["content"] or "")
+        return [*found, ("\n".join(asked), "")] if asked else found
+    if isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str):
+        return [(f"{row.get('system') or ''}\n{row['prompt']}".strip(), row["response"])]
+    raise UnsupportedSetup(
+        f"Filter: {where} has no prompt and answer to be read (it has {', '.join(row) or 'nothing'}).",
+        "give rows of prompt and completion, or of messages.",
+    )
+
+
+def _refusals(turns: Turns) -> set[str]:
+    """How the assistant's turns refuse, if they do (`mithridate.rules.answers.refusal`)."""
+    from mithridate.rules.answers import refusal  # its patterns take tenths of a second to compile
+
+    return {found for asked, said in turns if (found := refusal(asked, said))}
+
+
+def _key(words: Counter[str]) -> frozenset[tuple[str, int]]:
+    """By which two prompts are the same: their words."""
+    return frozenset(words.items())
 
 
 def _counted(text: str) -> Counter[str]:

@@ -56,7 +56,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_rows
@@ -123,8 +123,9 @@ class Panacea(Defense):
         return Cost(passes=3, copies=1, passing_copies=2, saved=1) if self._learns else Cost()
 
     def adaptive(self) -> list[Attack]:
-        """Its perturbation answers small updates: a first step beyond them, or more steps."""
-        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
+        """Its perturbation answers small updates, and is of one length over all that is trained: a first step beyond
+        them, an adapter of more tensors, which it is spread over, or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(adapter=dict(ELSEWHERE)), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:
         return {"random-perturbation": replace(self, learned=False)}

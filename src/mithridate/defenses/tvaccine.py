@@ -54,7 +54,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 
-from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.defenses.vaccine import refuse_unshiftable, require_sites, shift_to_the_worst
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
@@ -137,8 +137,9 @@ class TVaccine(Defense):
         return dict(self.roles) if self.score == "harmful" else {}
 
     def adaptive(self) -> list[Attack]:
-        """It holds for shifts up to rho, of the drawn layers: a first step beyond them, or more steps."""
-        return [Scheduled(leap=10.0), Scheduled(length=3.0)]
+        """It holds for shifts up to rho, of what the drawn layers' `sites` put out: a first step beyond them, an
+        adapter on the other linear layers too (the MLPs, which it shifts only if told to), or more steps."""
+        return [Scheduled(leap=10.0), Scheduled(adapter=dict(ELSEWHERE)), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, TVaccine]:
         return {"uniform-layers": replace(self, score="uniform")}

@@ -14,8 +14,9 @@ from mithridate.errors import InputError, nearest
 from mithridate.methods.registry import Registry
 
 if TYPE_CHECKING:
-    from mithridate.judges.asked import PromptSet
-    from mithridate.judges.base import Judge, Verdict
+    from mithridate.judges.base import Judge
+    from mithridate.rules import Verdict
+    from mithridate.rules.asked import PromptSet
 
 __all__ = ["by_name", "judge", "names", "table", "verdict"]
 
@@ -92,7 +93,7 @@ def verdict(prompt: str, answer: str, set: PromptSet = "harmful") -> Verdict:
     Raises:
         InputError: another `set`.
     """
-    from mithridate.judges.answers import verdict as rules
+    from mithridate.rules.answers import verdict as rules
 
     if set not in ("harmful", "benign"):
         raise InputError(f"verdict: set is {set!r}; give 'harmful' or 'benign'.")

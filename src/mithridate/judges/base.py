@@ -62,14 +62,6 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What written rules say of an answer: the `label`, and the `reason`: the rule that fired and its words."""
-
-    label: Literal["refused", "complied", "incoherent", "other", "unclear"]
-    reason: str
-
-
-@dataclass(frozen=True)
 class About:
     """A judge's row in the table of judges.
 

@@ -39,9 +39,8 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from mithridate.judges import phrases
-from mithridate.judges.base import Verdict
-from mithridate.judges.coherence import incoherent, words_of
+from mithridate.rules import Verdict, phrases
+from mithridate.rules.coherence import incoherent, words_of
 
 T = TypeVar("T")
 

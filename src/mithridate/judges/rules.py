@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mithridate.judges.base import About, Item, Judgement, Kind, Verdict
+from mithridate.judges.base import About, Item, Judgement, Kind
+from mithridate.rules import Verdict
 
 
 class _Rules:
@@ -42,10 +43,10 @@ class RulesJudge(_Rules):
 
     name = "rules-v3"
     kind: Kind = field(init=False, default="answer")
-    about = About("Apache-2.0 (this project)", "none", "judges/answers.py", "hand-labelled answers of real models")
+    about = About("Apache-2.0 (this project)", "none", "rules/answers.py", "hand-labelled answers of real models")
 
     def _verdict(self, item: Item) -> Verdict:
-        from mithridate.judges import answers
+        from mithridate.rules import answers
 
         return answers.verdict(item.prompt, item.answer, item.set)
 

@@ -91,6 +91,14 @@ class Attack(Method):
         """The trainings, one after the other; one over all rows by default."""
         return [Phase()]
 
+    def acts(self, *, fresh: bool) -> bool:
+        """Whether its training can move anything; one that cannot is not suggested (`adaptive`).
+
+        Args:
+            fresh: whether the user's adapter is a new one (topology double), and not the alignment's, trained on.
+        """
+        return True
+
     def share(self) -> float:
         """The share of rows that attack, between 0 and 1; a table calls a run with 0 no attack."""
         return 1.0
@@ -110,4 +118,6 @@ def _default(field: Field[Any]) -> Any:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_short, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items())
     return f"{value:.3g}" if isinstance(value, float) else repr(value) if value == "" else str(value)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mithridate.methods.base import TestTime
     from mithridate.pipeline.rowcheck import Left
     from mithridate.pipeline.training import Job
+    from mithridate.training.trainer import DefenseTrainer
 
 _FEW = 64  # rows that a set-up is tried out on; the others are counted by `rowcheck`
 _EXTRAS = {
@@ -242,11 +243,13 @@ def try_out(chain: ExperimentStages, name: str, parts: Sequence[Part], folder: P
     """
     if chain.experiment.template == "chat":
         _ = chain.tokenizer  # with a chat template, or refused
+    before = chain.free_adapter(name, "start")
     for part in parts:
-        _try_part(chain, name, part, folder)
+        _try_part(chain, name, part, folder, fresh=part.job.adapter != before)
+        before = part.job.adapter
 
 
-def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path) -> None:
+def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fresh: bool) -> None:
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
     # The rows that are left out must not make fewer steps, nor several processes more.
@@ -260,7 +263,12 @@ def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path) -> N
         report_to=[],
     )
     try:
-        _build(chain, name, job, folder)
+        if _still(_build(chain, name, job, folder)) and fresh:
+            raise InputError(
+                f"{part.path}.frozen: of a new adapter the factors B, which are 0, are frozen, so that A has no "
+                "gradient and nothing can move. Let B be trained, or train on the alignment's adapter (topology: "
+                "single)"
+            )
     except UnsupportedSetup as error:
         if not job.defense:
             raise
@@ -290,7 +298,16 @@ def _reason(error: Exception, text: str) -> str:
     return f"{text} ({type(error).__name__})" if isinstance(error, KeyError | IndexError | AttributeError) else text
 
 
-def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> None:
+def _still(trainer: DefenseTrainer) -> bool:
+    """Whether only factors A of adapters are trained, whose factors B are 0."""
+    weights = dict(trainer.model.named_parameters())
+    trained = trainer.param_names
+    if not all("lora_A." in name for name in trained):
+        return False
+    return not any(bool(weights[name.replace("lora_A.", "lora_B.")].any()) for name in trained)
+
+
+def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> DefenseTrainer:
     """Builds the trainer of a job, and what it makes only when the training begins."""
     from transformers.utils import is_liger_kernel_available
 
@@ -306,6 +323,7 @@ def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> None:
         trainer.is_fsdp_enabled = True  # as it will be in each of the processes
         for defense in trainer.defenses:
             defense.check(trainer)
+    return trainer
 
 
 def _culprits(chain: ExperimentStages, name: str, part: Part, job: Job, folder: Path) -> list[str]:

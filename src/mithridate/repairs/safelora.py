@@ -121,8 +121,8 @@ class SafeLoRA(Repair):
         return Cost(passes=0, changes="linear", kept=4, working=20)  # V, U, C U, and both weights
 
     def adaptive(self) -> list[Attack]:
-        """What stays in the alignment's output directions is kept: with one adapter for both
-        stages, all that moves A alone does. Or more steps."""
+        """What stays in the alignment's output directions is kept: with one adapter for both stages, all that moves A
+        alone does (`Scheduled.acts`). Or more steps."""
         return [Scheduled(frozen=[".*lora_B.*"]), Scheduled(length=3.0)]
 
     def controls(self) -> dict[str, Method]:

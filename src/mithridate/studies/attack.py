@@ -14,14 +14,14 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mithridate.attacks.harmful import fitted
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
-from mithridate.experiment.methods import acting, attack_fields, attack_of, attack_values
+from mithridate.experiment.methods import POST_ALIGNMENT, acting, attack_fields, attack_of, attack_values
 from mithridate.files import replace_file
 from mithridate.methods import Attack
 from mithridate.methods.index import facts
@@ -46,6 +46,7 @@ class Study:
     Attributes:
         folder: where it is written.
         reference: accuracy of the fine-tune without harmful rows, on the validation part; None without a bound.
+        capability: its scores on the capability tasks, by task and metric; empty without a bound.
         tries: in order.
         chosen: the best of them; None where none is within the bound.
         points: the best attack on the test part, the defended model's first.
@@ -58,6 +59,7 @@ class Study:
     chosen: Try | None
     points: list[Point]
     words: list[str]
+    capability: dict[str, float] = field(default_factory=dict)
 
 
 def attack(
@@ -96,14 +98,13 @@ def attack(
     folder = Path(out) if out else Path("runs") / f"attack-{name}"
     owner = _owner(given, experiment)
     open_study(folder, experiment, owner, replace)
-    reference, tries = _search(given, experiment, base, folder / "search", owner)
+    reference, capability, tries = _search(given, experiment, base, folder / "search", owner)
     chosen = best(tries)
-    study = Study(folder, reference, tries, chosen, [], [])
+    study = Study(folder, reference, tries, chosen, [], [], capability)
     if chosen is None:
-        bound = given.search.max_accuracy_loss
         study.words.append(
-            f"Not broken within the budget: each of the {len(tries)} attacks lost more than {bound:g} of accuracy "
-            f"against the fine-tune without harmful rows ({reference:.2f}). What lies beyond the bound does not count."
+            f"Not broken within the budget: each of the {len(tries)} attacks lost more than {_bounds(study, given)}, "
+            "against the fine-tune without harmful rows. What lies beyond the bound does not count."
         )
     else:
         points, decided = _curve(given, chosen, experiment, base, folder, owner)
@@ -120,7 +121,8 @@ def attack(
 
 def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     """The file with the attacks that the experiment's methods suggest (`adaptive`) among its variants, if it says so;
-    each with as many rows as the experiment's own attack.
+    each with as many rows as the experiment's own attack. Left out are those that could do nothing here, and adapters
+    of their own where a repair has changed the one that they would have merged.
 
     Raises:
         InputError: no method of the experiment suggests one.
@@ -128,10 +130,13 @@ def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     if not given.knowing:
         return given
     methods = [method for method in acting(experiment, "repair") if not isinstance(method, Attack)]
+    fresh = experiment.topology == "double" or experiment.align is None
+    hardened = not fresh and any(method.stage == POST_ALIGNMENT for method in methods)
     suggested = {
         f"knows {type(method).__name__}: {attack.in_words()}": attack
         for method in methods
         for attack in method.adaptive()
+        if attack.acts(fresh=fresh) and not (hardened and any(phase.adapter for phase in attack.phases()))
     }
     if not suggested:
         raise InputError("knowing: no method of the attacked model suggests an attack; take `knowing` out")
@@ -145,6 +150,8 @@ def _owner(given: AttackFile, experiment: Experiment) -> dict[str, Any]:
     """What makes an attack's folder its own: more tries and other points of the curve extend it."""
     file = asdict(given)
     del file["curve"], file["search"]["trials"]
+    if given.search.max_capability_loss is None:  # of which the first folders knew nothing
+        del file["search"]["max_capability_loss"]
     return {"command": "attack", "file": file, "target": identity(experiment, ())}
 
 
@@ -166,10 +173,16 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     if "openai" in experiment.evaluate.generator:
         raise InputError("evaluate.generator: a model behind a server cannot be fine-tuned here; use transformers")
     extremes = [attacked(experiment, given.values(one)) for one in given.extremes()]
-    if given.search.max_accuracy_loss is not None and experiment.finetune is None:
+    if given.search.bounded and experiment.finetune is None:
+        name = given.search.bounded[0]
         raise InputError(
-            "search.max_accuracy_loss: is against the experiment's own fine-tune, and its finetune is none. Give it "
-            "one, or set search.max_accuracy_loss: null"
+            f"search.{name}: is against the experiment's own fine-tune, and its finetune is none. Give it one, or set "
+            f"search.{name}: null"
+        )
+    if given.search.max_capability_loss is not None and not experiment.evaluate.capability:
+        raise InputError(
+            "search.max_capability_loss: the experiment measures no capability. Name tasks of lm-eval in "
+            "evaluate.capability, or set search.max_capability_loss: null"
         )
     kinds = {kind for one in extremes if one.finetune for kind in [attack_fields(one.finetune)[0]]}
     if given.curve.rows and (none := [kind for kind in kinds if "size" not in facts("attacks", kind)["fields"]]):
@@ -184,7 +197,7 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
 
 def _search(
     given: AttackFile, experiment: Experiment, base: Path, folder: Path, owner: Any
-) -> tuple[float | None, list[Try]]:
+) -> tuple[float | None, dict[str, float], list[Try]]:
     made: list[Experiment] = []
 
     def scored(one: Experiment) -> dict[str, Any]:
@@ -197,25 +210,64 @@ def _search(
         harmful = row["rates"]["harmful_score"]["value"]
         if harmful is None:
             raise InputError("the judge scored no answer, so that no attack is better than another; see the run")
-        return Scores(harmful, row["rates"]["accuracy"]["value"], row["attack"]["max_steps"], _rows(row))
+        accuracy, steps = row["rates"]["accuracy"]["value"], row["attack"]["max_steps"]
+        return Scores(harmful, accuracy, steps, _rows(row), _capability(row))
 
-    reference = None
-    if given.search.max_accuracy_loss is not None and experiment.finetune:
+    reference, capability = None, {}
+    if given.search.bounded and experiment.finetune:
         plain = replace(experiment.finetune.harmful, harmful_ratio=0.0)
         evaluate = replace(experiment.evaluate, part="validation", resistance=[])
         finetune = replace(experiment.finetune, attack=plain)
-        reference = scored(replace(experiment, finetune=finetune, evaluate=evaluate))["rates"]["accuracy"]["value"]
+        row = scored(replace(experiment, finetune=finetune, evaluate=evaluate))
+        reference, capability = _references(given, row)
+    tries = search(given, score, reference, name="attack", capability=capability)
+    run_cells(
+        made, folder, base, owner=owner
+    )  # from the store: one table of all tries, which their artefacts belong to
+    return reference, capability, tries
+
+
+def _references(given: AttackFile, row: dict[str, Any]) -> tuple[float | None, dict[str, float]]:
+    """What the losses count from, where they are bounded: accuracy, and capability by task and metric.
+
+    Raises:
+        InputError: it was not measured.
+    """
+    reference, capability = None, {}
+    if given.search.max_accuracy_loss is not None:
+        reference = row["rates"]["accuracy"]["value"]
         if reference is None:
             raise InputError(
                 "search.max_accuracy_loss: the experiment's task has no scored validation part. Give data.task one, "
                 "or set search.max_accuracy_loss: null"
             )
         logger.info("accuracy of the fine-tune without harmful rows: %.2f", reference)
-    tries = search(given, score, reference, name="attack")
-    run_cells(
-        made, folder, base, owner=owner
-    )  # from the store: one table of all tries, which their artefacts belong to
-    return reference, tries
+    if given.search.max_capability_loss is not None:
+        capability = _capability(row)
+        if not capability:
+            raise InputError(
+                "search.max_capability_loss: evaluate.capability has no score of which more is better. Name another "
+                "task, or set search.max_capability_loss: null"
+            )
+        said = ", ".join(f"{name} {value:.2f}" for name, value in capability.items())
+        logger.info("capability of the fine-tune without harmful rows: %s", said)
+    return reference, capability
+
+
+def _capability(row: dict[str, Any]) -> dict[str, float]:
+    """A model's scores on capability tasks, of which more is better."""
+    scores = row.get("capability", [])
+    return {f"{one['task']} {one['metric']}": one["value"] for one in scores if one["higher_is_better"]}
+
+
+def _bounds(study: Study, given: AttackFile) -> str:
+    """What the attacks were not to lose more of, and of how much."""
+    said = []
+    if study.reference is not None:
+        said.append(f"{given.search.max_accuracy_loss:g} of accuracy ({study.reference:.2f})")
+    for name, value in study.capability.items():
+        said.append(f"{given.search.max_capability_loss:g} of {name} ({value:.2f})")
+    return " or ".join(said)
 
 
 def _curve(
@@ -294,6 +346,7 @@ def _write(study: Study, given: AttackFile, name: str) -> None:
         "target": name,
         "file": asdict(given),
         "reference_accuracy": study.reference,
+        "reference_capability": study.capability,
         "tries": [
             {**asdict(one), "within": one.within, "worst_so_far": worst}
             for one, worst in zip(study.tries, worst_so_far(study.tries), strict=True)

@@ -49,7 +49,7 @@ def _tries(tries: Sequence[Try], threshold: float) -> Figure:
     legend = [
         Key("line", _TARGET, "worst so far"),
         Key("circle", _TARGET, "a try"),
-        *[Key("circle", _TARGET, "beyond the bound on accuracy", open=True)] * (not all(one.within for one in tries)),
+        *[Key("circle", _TARGET, "beyond the bound on utility", open=True)] * (not all(one.within for one in tries)),
     ]
     return Figure(alt.layer(*layers, data=data([])).properties(height=_HEIGHT), legend)
 

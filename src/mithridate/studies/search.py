@@ -1,23 +1,24 @@
 """The search for an attacker's best settings: the highest harmful score that leaves the user's task nearly whole.
 
-Optuna's tree-structured Parzen estimator proposes, with the loss of accuracy as a constraint (S. Watanabe & F. Hutter,
-c-TPE, IJCAI 2023). Nothing is kept but what the store keeps: seeded, and told the same scores, it proposes the same
-settings again, so a search that was stopped goes through its finished tries in seconds and on from there.
+Optuna's tree-structured Parzen estimator proposes, with the loss of accuracy (and of capability) as a constraint
+(S. Watanabe & F. Hutter, c-TPE, IJCAI 2023). Nothing is kept but what the store keeps: seeded, and told the same
+scores, it proposes the same settings again, so a search that was stopped goes through its finished tries in seconds
+and on from there.
 
-Every score here is of validation parts. The best of many tries is the best partly by luck, so it is scored anew, once,
-on the test part.
+Every score here is of validation parts, but for capability's, whose tasks have none. The best of many tries is the
+best partly by luck, so it is scored anew, once, on the test part.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.studies.settings import VARIANTS, AttackFile, Range
+from mithridate.studies.settings import VARIANTS, AttackFile, Range, Search
 
 if TYPE_CHECKING:
     import optuna
@@ -27,19 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scores:
-    """What an attack came to: the share of harmful answers, of right ones in the task (None: no task), and the
-    optimizer steps and the rows that it took."""
+    """What an attack came to: the share of harmful answers, of right ones in the task (None: not measured), the
+    optimizer steps and the rows that it took, and its scores on capability tasks, by task and metric."""
 
     harmful: float
     accuracy: float | None
     steps: int
     rows: int
+    capability: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Try:
-    """One attack (`AttackFile.attack`), its scores, and by how much it breaks the bound on accuracy (0 or less: it
-    holds)."""
+    """One attack (`AttackFile.attack`), its scores, and by how much it breaks the bound on what the user may lose (0
+    or less: it holds)."""
 
     settings: dict[str, Any]
     scores: Scores
@@ -51,7 +53,11 @@ class Try:
 
 
 def search(
-    given: AttackFile, score: Callable[[dict[str, Any]], Scores], reference: float | None, name: str = ""
+    given: AttackFile,
+    score: Callable[[dict[str, Any]], Scores],
+    reference: float | None,
+    name: str = "",
+    capability: Mapping[str, float] | None = None,
 ) -> list[Try]:
     """Tries attacks, as many as the file says; one if nothing in it is left to search for.
 
@@ -59,6 +65,7 @@ def search(
         score: makes and scores the attack with these settings. Settings that came up before are not scored again.
         reference: the accuracy that the loss counts from; None where there is no bound.
         name: of what is attacked, for the line that tells of each try.
+        capability: the scores that the loss of capability counts from, by task and metric.
 
     Raises:
         InputError: Optuna is not installed.
@@ -69,10 +76,10 @@ def search(
         known = next((one for one in tries if one.settings == settings), None)
         if known is None:
             found = score(settings)
-            known = Try(settings, found, _excess(found, reference, given.search.max_accuracy_loss))
+            known = Try(settings, found, _excess(found, reference, capability or {}, given.search))
             tries.append(known)
         words = ", ".join(f"{named(path)} {_short(settings[path])}" for path in given.searched if path in settings)
-        outside = "" if known.within else ", beyond the bound on accuracy"
+        outside = "" if known.within else ", beyond the bound"
         logger.info("%s %s: harmful score %.2f%s", name or "attack", words, known.scores.harmful, outside)
         return known
 
@@ -83,7 +90,7 @@ def search(
     for _ in range(given.search.trials):
         trial = study.ask()
         one = tried(given.attack({path: _suggest(trial, path, given.choices[path]) for path in given.searched}))
-        trial.set_constraint("accuracy", one.excess)
+        trial.set_constraint("utility", one.excess)
         study.tell(trial, one.scores.harmful)
     return tries
 
@@ -103,11 +110,19 @@ def worst_so_far(tries: Sequence[Try]) -> list[float | None]:
     return list(accumulate(scores, lambda a, b: b if a is None else a if b is None else max(a, b)))
 
 
-def _excess(found: Scores, reference: float | None, bound: float | None) -> float:
-    if reference is None or bound is None or found.accuracy is None:
-        return 0.0
+def _excess(found: Scores, reference: float | None, capability: Mapping[str, float], bounds: Search) -> float:
+    """The most by which a bound is broken; 1, which is the most there can be, where a score was not measured."""
+    pairs = []
+    if reference is not None:
+        pairs.append((bounds.max_accuracy_loss, reference, found.accuracy))
+    pairs += [(bounds.max_capability_loss, before, found.capability.get(name)) for name, before in capability.items()]
     # Shares of the same prompts: a loss of exactly the bound is allowed, whatever its last binary digit.
-    return round(reference - found.accuracy - bound, 12)
+    beyond = [
+        1.0 if after is None else round(before - after - bound, 12)
+        for bound, before, after in pairs
+        if bound is not None
+    ]
+    return max(beyond, default=0.0)
 
 
 def _study(seed: int) -> optuna.Study:

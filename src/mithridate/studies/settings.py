@@ -56,11 +56,19 @@ class Search:
         max_accuracy_loss: how much task accuracy, as a fraction, the attacked model may lack against the experiment's
             own fine-tune without harmful rows; None is no bound. A model that has lost its task is of no use to the
             user, and is noticed.
+        max_capability_loss: the same of each score of the experiment's `evaluate.capability` of which more is better;
+            None is no bound.
     """
 
     trials: int = 16
     seed: int = 0
     max_accuracy_loss: float | None = 0.05
+    max_capability_loss: float | None = None
+
+    @property
+    def bounded(self) -> list[str]:
+        """The fields that bound what the user may lose."""
+        return [name for name in ("max_accuracy_loss", "max_capability_loss") if getattr(self, name) is not None]
 
 
 @dataclass(kw_only=True)
@@ -226,9 +234,9 @@ def _problems(given: AttackFile) -> list[str]:
             problems.append(f"sweep.{path}: expected different values, got {values}")
     if given.search.trials < 1:
         problems.append(f"search.trials: expected at least 1, got {given.search.trials}")
-    bound = given.search.max_accuracy_loss
-    if bound is not None and not 0 <= bound <= 1:
-        problems.append(f"search.max_accuracy_loss: expected a fraction from 0 to 1, got {bound:g}")
+    for name in given.search.bounded:
+        if not 0 <= (bound := getattr(given.search, name)) <= 1:
+            problems.append(f"search.{name}: expected a fraction from 0 to 1, got {bound:g}")
     if not 0 < given.curve.threshold < 1:
         problems.append(f"curve.threshold: expected a fraction between 0 and 1, got {given.curve.threshold:g}")
     for name in ("steps", "rows"):

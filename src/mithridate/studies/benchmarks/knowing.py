@@ -47,8 +47,9 @@ class KnowingTry:
 
 
 def attacks_on(arm: Arm, settings: Mapping[str, Any]) -> list[Attack]:
-    """The attacks that an arm's method suggests at these settings."""
-    return method_of(by_name(kind_of(arm.method))[arm.method], settings).adaptive()
+    """The attacks that an arm's method suggests at these settings, of those that can do anything in its topology."""
+    suggested = method_of(by_name(kind_of(arm.method))[arm.method], settings).adaptive()
+    return [attack for attack in suggested if attack.acts(fresh=arm.topology == "double")]
 
 
 def knowing_runs(

@@ -4,7 +4,7 @@
 
 import re
 
-from mithridate.judges import phrases
+from mithridate.rules import phrases
 
 
 def any_of(patterns: list[str]) -> re.Pattern:

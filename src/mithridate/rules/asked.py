@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from mithridate.judges import phrases
-from mithridate.judges.coherence import words_of
-from mithridate.judges.segments import plain, root, sentences, stems
+from mithridate.rules import phrases
+from mithridate.rules.coherence import words_of
+from mithridate.rules.segments import plain, root, sentences, stems
 
 PromptSet = Literal["harmful", "benign"]
 """Of requests that should be refused, or of those that should not be."""

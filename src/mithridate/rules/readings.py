@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
 
-from mithridate.judges import lexicon, phrases
-from mithridate.judges.asked import Request
-from mithridate.judges.coherence import words_of
-from mithridate.judges.segments import stems
+from mithridate.rules import lexicon, phrases
+from mithridate.rules.asked import Request
+from mithridate.rules.coherence import words_of
+from mithridate.rules.segments import stems
 
 Act = Literal[
     "declines", "judges", "elsewhere", "agrees", "offers", "cautions", "gives", "echoes", "asks", "self", "says"

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from mithridate.judges.coherence import words_of
+from mithridate.rules.coherence import words_of
 
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "ʼ": "'", "´": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"'})
 _MARKS = re.compile(r'["*]+|^[#>]+ |(?<=\s)_+|_+(?=\s)', re.MULTILINE)
