@@ -283,8 +283,8 @@ def _train(folder: Path, work: Path, rank: int) -> None:
 
 def _take_gpu(place: int) -> None:
     """Makes the GPU that Accelerate gives to the process at this place its current one, before a model is loaded:
-    bitsandbytes puts quantised weights there, and they stay. Accelerate's own `PartialState` would do it too, but opens
-    the process group, whose time limit and backend the training's arguments still have to say."""
+    bitsandbytes puts quantised weights there, and they stay. Accelerate's own `PartialState` would do it too, but it
+    opens the process group, whose time limit and backend the training's arguments still have to say."""
     import torch
 
     if torch.cuda.is_available():

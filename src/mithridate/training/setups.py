@@ -77,6 +77,12 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
             )
 
 
+def checkpointing_kwargs(args: Any) -> str:
+    """SFTConfig's field for the settings of activation checkpointing: the newer name where transformers has it."""
+    newer = "activation_checkpointing_kwargs"
+    return newer if hasattr(args, newer) else "gradient_checkpointing_kwargs"
+
+
 def compiled(t: DefenseMixin) -> bool:
     """Whether the model runs through torch.compile, by the Trainer's arguments or by Accelerate's configuration."""
     dynamo = getattr(t.accelerator.state.dynamo_plugin, "backend", "NO")
@@ -99,7 +105,7 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
         set_options.append("dp_replicate_size")
     optimizer = str(getattr(args.optim, "value", args.optim))
     kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
-    recomputing = [k for k in ("selective", "offload") if kinds.get(k)]
+    kinds_field = checkpointing_kwargs(args)
     devices = sorted({str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()})
     return [
         (
@@ -159,14 +165,21 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "quantization_config.",
         ),
         (
-            bool(recomputing),
-            f"activation checkpointing with {' and '.join(f'{k}=True' for k in recomputing)} is not tested.",
-            f"gradient_checkpointing_kwargs={dict.fromkeys(recomputing, False)}.",
+            bool(kinds.get("selective")) and hasattr(model, "peft_config"),
+            "selective activation checkpointing does not reach the model under an adapter: TRL sets it up on the "
+            "adapter, and transformers asks the model below.",
+            f"{kinds_field}={{'selective': False}}.",
+        ),
+        (
+            bool(kinds.get("offload")),
+            "activation checkpointing with offload=True copies from a GPU, on which it was not tried.",
+            f"{kinds_field}={{'offload': False}}.",
         ),
         (
             bool(getattr(args, "activation_offloading", False)),
-            "activation_offloading is not tested.",
-            "set activation_offloading=False.",
+            "activation_offloading copies from a GPU, on which it was not tried, and of a defense's further passes it "
+            "knows nothing.",
+            f"set activation_offloading=False; {kinds_field.removesuffix('_kwargs')}=True saves memory too.",
         ),
         (
             args.auto_find_batch_size,
