@@ -59,11 +59,6 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
             f"{name}: terms of the loss and comparisons with the start model are not tested on sharded weights.",
             "use plain data parallelism.",
         )
-    if compiled(t) and (acts(d, "loss") or looks_back):
-        raise UnsupportedSetup(
-            f"{name}: terms of the loss and comparisons with the start model are not tested under torch.compile.",
-            "set torch_compile=False.",
-        )
     if (acts(d, "loss") or "reference" in d.needs) and any(config.is_prompt_learning for config in adapters):
         raise UnsupportedSetup(
             f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
@@ -110,12 +105,14 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     return [
         (
             t.is_deepspeed_enabled,
-            "DeepSpeed keeps gradients in its engine, out of reach of seeds.",
+            "DeepSpeed was tried with no defense, and it keeps gradients in its engine, out of reach of those that change "
+            "them.",
             "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
         ),
         (
             t.is_fsdp_enabled,
-            "FSDP through Accelerate is not tested (it does not run without a GPU).",
+            "FSDP through Accelerate was tried with no defense: it needs GPUs (on CPUs, Accelerate leaves its plugin aside "
+            "and trains data-parallel).",
             "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
             "or use plain data parallelism.",
         ),
