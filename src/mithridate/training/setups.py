@@ -105,14 +105,14 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     return [
         (
             t.is_deepspeed_enabled,
-            "DeepSpeed was tried with no defense, and it keeps gradients in its engine, out of reach of those that change "
-            "them.",
+            "DeepSpeed was tried with no defense, and it keeps gradients in its engine, out of reach of those that "
+            "change them.",
             "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
         ),
         (
             t.is_fsdp_enabled,
-            "FSDP through Accelerate was tried with no defense: it needs GPUs (on CPUs, Accelerate leaves its plugin aside "
-            "and trains data-parallel).",
+            "FSDP through Accelerate was tried with no defense: it needs GPUs (on CPUs Accelerate leaves its plugin "
+            "aside and trains data-parallel).",
             "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
             "or use plain data parallelism.",
         ),
