@@ -150,8 +150,9 @@ def dequantised(folder):
 def test_a_run_over_4_bits_is_the_run_over_what_they_stand_for(name, folder, tmp_path):
     """Of every other defense; closed forms hold what that run does. Both in float32, by other kernels."""
     args = {"data": USER, "max_steps": 3, "learning_rate": 0.1}
-    got = trained(quantised(folder, 4), tmp_path, example("defenses", name), **args)
-    wanted = trained(dequantised(folder), tmp_path, example("defenses", name), **args)
+    settings = {"share": 0.5} if name == "fewersteps" else {}  # 2 of 3
+    got = trained(quantised(folder, 4), tmp_path, example("defenses", name, **settings), **args)
+    wanted = trained(dequantised(folder), tmp_path, example("defenses", name, **settings), **args)
     assert error(got, wanted) < 1e-4
     plain = trained(dequantised(folder), tmp_path, None, **args)
     assert (error(plain, wanted) > 1e-3) != ("training" in by_name("defenses")[name].differences)
@@ -159,9 +160,7 @@ def test_a_run_over_4_bits_is_the_run_over_what_they_stand_for(name, folder, tmp
 
 @pytest.mark.shows("quantised", "refused", methods=["asft"])
 def test_a_rule_on_the_base_s_own_weights_is_refused_over_a_quantised_base(folder, tmp_path):
-    with pytest.raises(
-        UnsupportedSetup, match=r"^AsFT: .* not one of plain LoRA over an nn\.Linear with float weights"
-    ) as refused:
+    with pytest.raises(UnsupportedSetup, match=r"^AsFT: .* over an nn\.Linear with float weights") as refused:
         trained(quantised(folder, 4), tmp_path, example("defenses", "asft"), data=USER)
     assert "without quantization_config" in refused.value.remedy
 
