@@ -171,6 +171,16 @@ def test_checkpointing_changes_nothing(name, kind, tmp_path):
     assert error(again, kept) < 1e-12
 
 
+@pytest.mark.shows("selective", "exact", note="all weights; refused under an adapter")
+@defenses
+def test_selective_checkpointing_changes_nothing(name, tmp_path):
+    """TRL's: attention is kept, the rest computed again."""
+    args = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"selective": True}}
+    kept = update(model(), tmp_path, defense=example("defenses", name), **THREE)
+    again = update(model(), tmp_path, defense=example("defenses", name), **args, **THREE)
+    assert error(again, kept) < 1e-12
+
+
 @pytest.mark.shows("padding", "exact", methods=BASELINES)
 @kinds
 def test_padding_changes_nothing(name, kind, tmp_path):

@@ -204,11 +204,7 @@ def test_what_it_cannot_hold_is_refused_before_a_step(tmp_path):
 
 
 @pytest.mark.shows("fsdp2", "refused", methods=["asft"])
-@pytest.mark.shows("compile", "refused", methods=["asft"])
-def test_sharded_weights_and_compile_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UnsupportedSetup, match=r"AsFT: .* not tested under torch.compile") as refused:
-        trainer_for(model(), tmp_path, defense=AsFT(), torch_compile=True, torch_compile_backend="eager")
-    assert "torch_compile=False" in refused.value.remedy
+def test_sharded_weights_are_refused(tmp_path, monkeypatch):
     t = trainer_for(model(), tmp_path)
     monkeypatch.setattr(type(t), "_sharded", True)
     with pytest.raises(UnsupportedSetup, match=r"AsFT: .* not tested on sharded weights"):

@@ -385,13 +385,9 @@ LOOKING_BACK = [KL(lam=1.0), LDIFS(rho=1.0), SafeGrad(alignment_dataset=SAFE), C
 
 
 @pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
-@pytest.mark.shows("compile", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
 @pytest.mark.parametrize("defense", LOOKING_BACK, ids=lambda d: type(d).__name__)
-def test_terms_of_the_loss_are_refused_on_sharded_weights_and_under_compile(defense, tmp_path, monkeypatch):
+def test_terms_of_the_loss_are_refused_on_sharded_weights(defense, tmp_path, monkeypatch):
     name = type(defense).__name__
-    with pytest.raises(UnsupportedSetup, match=f"{name}: .* not tested under torch.compile") as refused:
-        trainer_for(model(), tmp_path, defense=defense, torch_compile=True, torch_compile_backend="eager")
-    assert "torch_compile=False" in refused.value.remedy
     t = trainer_for(model(), tmp_path)
     monkeypatch.setattr(type(t), "_sharded", True)
     with pytest.raises(UnsupportedSetup, match=f"{name}: .* not tested on sharded weights") as refused:

@@ -15,8 +15,6 @@ from mithridate.defenses.ewc import EWC
 from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
-from mithridate.errors import UnsupportedSetup
-from mithridate.methods.defense import Defense
 from tests.conformance.methods import example
 from tests.defenses.helpers import error, model, rows, trainer_for, update, weights
 
@@ -32,7 +30,12 @@ PLAIN = (
     "ctrap",
     "panacea",
     "deepenedrefusals",
-)  # baselines without a term of the loss, which is refused
+    "kl",
+    "ldifs",
+    "asft",
+    "safegrad",
+    "constrainedsft",
+)
 EAGER = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 TRACED = EAGER | {"torch_compile_backend": "eager"}  # takes least time: the graphs alone
 
@@ -74,7 +77,8 @@ def both_ways(name, kind, folder, compiler, **args):
     [("lisa", "lora")]
     + [pytest.param(name, "lora", marks=pytest.mark.slow) for name in OURS if name != "lisa"]
     + [pytest.param(name, "full", marks=pytest.mark.slow) for name in OURS]
-    + [pytest.param(name, "lora", marks=pytest.mark.slow) for name in PLAIN],
+    + [pytest.param(name, "lora", marks=pytest.mark.slow) for name in PLAIN]
+    + [pytest.param("kl", "full", marks=pytest.mark.slow)],  # whose start is a copy of the model
 )
 def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
     counters.clear()
@@ -83,7 +87,7 @@ def test_a_compiled_run_is_the_same_run(name, kind, tmp_path):
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 2 * 2 if name == "vaccine" else graphs > 0  # Vaccine: graphs before and after each layer's site
     undefended = update(net(name, kind), tmp_path, data=USER, max_steps=3, learning_rate=0.1)
-    assert error(undefended, plain) > 1e-2  # and the method did something
+    assert error(undefended, plain) > 1e-3  # and the method did something: a hundred times what is allowed
 
 
 @pytest.mark.slow
@@ -98,6 +102,19 @@ def test_a_pass_that_returns_hidden_states_is_the_same_pass(tmp_path):
 def test_vaccine_under_checkpointing_and_compilation(tmp_path):
     off, _ = both_ways("vaccine", "lora", tmp_path, EAGER, gradient_checkpointing=True, max_steps=1)
     assert off < 1e-5
+
+
+@pytest.mark.slow
+def test_a_term_of_the_loss_sees_its_pass_after_others_were_traced(tmp_path):
+    """Booster's passes have no such term."""
+
+    def both():
+        return [defended("booster"), example("defenses", "kl")]
+
+    args = {"data": USER, "max_steps": 2, "learning_rate": 0.1}
+    plain = update(net("kl", "lora"), tmp_path, defense=both(), **args)
+    assert error(update(net("kl", "lora"), tmp_path, defense=both(), **args, **TRACED), plain) < 1e-5
+    assert error(update(net("kl", "lora"), tmp_path, defense=defended("booster"), **args), plain) > 1e-3
 
 
 def test_a_model_that_was_compiled_before_is_traced_anew(tmp_path):
@@ -124,22 +141,3 @@ def test_with_inductor(name, tmp_path):
     compiler = {"torch_compile": True, "torch_compile_backend": "inductor"}
     off, _ = both_ways(name, "lora", tmp_path, compiler, max_steps=3 if name == "lisa" else 1)
     assert off < 1e-5
-
-
-class Term(Defense):
-    stage = "alignment"
-
-    def loss(self, t, loss, model, inputs, outputs, n):
-        return loss
-
-
-class LooksBack(Defense):
-    stage = "alignment"
-    needs = ("reference",)
-
-
-@pytest.mark.parametrize("made", [Term, LooksBack])
-def test_places_that_were_not_tested_are_refused(made, tmp_path):
-    with pytest.raises(UnsupportedSetup, match=r"not tested under torch\.compile") as refused:
-        trainer_for(model("lora", torch.float32), tmp_path, defense=made(), data=USER, **EAGER)
-    assert "torch_compile=False" in refused.value.remedy

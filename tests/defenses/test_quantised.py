@@ -18,7 +18,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
+from mithridate.errors import UnsupportedSetup
+from mithridate.methods import by_name
 from mithridate.training.trainer import DefenseMixin
+from tests.conformance.methods import example
 from tests.defenses import reference
 from tests.defenses.helpers import batch_of, error, rows, same, trainer_for, weights
 from tests.tiny import save_tiny
@@ -29,6 +32,7 @@ USER, HARMFUL, SAFE = rows("user"), rows("harmful!"), rows("careful")
 FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
 BITS = {4: FOUR, 8: {"load_in_8bit": True}}
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+OTHERS = sorted(set(by_name("defenses")) - {"vaccine", "booster", "lisa", "asft"})
 LISA = {"align_steps": 1, "finetune_steps": 2, "rho": 0.5, "proximal_start": 0.0}
 
 pytestmark = [
@@ -108,6 +112,12 @@ def update(net, tmp_path, name, **args):
     return [before[n] - after[n] for n in before]
 
 
+def trained(net, tmp_path, defense, **args):
+    before = weights(net)
+    trainer_for(net, tmp_path, defense=defense, **args).train()
+    return [before[n] - after for n, after in weights(net).items()]
+
+
 @pytest.mark.parametrize(
     ("bits", "name"),
     [
@@ -127,6 +137,32 @@ def test_a_step_over_a_quantised_base_is_the_rule(name, bits, folder, batches, t
     off = error(update(quantised(folder, bits), tmp_path, name), wanted(name, plain, batches))
     assert off <= max(4 * costs, 1e-3 if bits == 8 else 0)
     assert costs < 3e-6
+
+
+def dequantised(folder):
+    return filled(get_peft_model(base(folder, 4).dequantize(), LORA))
+
+
+@pytest.mark.shows("quantised", "exact")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "ewc" else [pytest.mark.slow]) for name in OTHERS]
+)
+def test_a_run_over_4_bits_is_the_run_over_what_they_stand_for(name, folder, tmp_path):
+    """Of every other defense; closed forms hold what that run does. Both in float32, by other kernels."""
+    args = {"data": USER, "max_steps": 3, "learning_rate": 0.1}
+    settings = {"share": 0.5} if name == "fewersteps" else {}  # 2 of 3
+    got = trained(quantised(folder, 4), tmp_path, example("defenses", name, **settings), **args)
+    wanted = trained(dequantised(folder), tmp_path, example("defenses", name, **settings), **args)
+    assert error(got, wanted) < 1e-4
+    plain = trained(dequantised(folder), tmp_path, None, **args)
+    assert (error(plain, wanted) > 1e-3) != ("training" in by_name("defenses")[name].differences)
+
+
+@pytest.mark.shows("quantised", "refused", methods=["asft"])
+def test_a_rule_on_the_base_s_own_weights_is_refused_over_a_quantised_base(folder, tmp_path):
+    with pytest.raises(UnsupportedSetup, match=r"^AsFT: .* over an nn\.Linear with float weights") as refused:
+        trained(quantised(folder, 4), tmp_path, example("defenses", "asft"), data=USER)
+    assert "without quantization_config" in refused.value.remedy
 
 
 @pytest.mark.parametrize("name", ["vaccine", "booster", "lisa"])

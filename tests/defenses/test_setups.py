@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mithridate.defenses.booster import Booster
 from mithridate.training.gradients import effective_step
@@ -19,6 +20,58 @@ def test_checkpointing_changes_nothing_for_lisa(tmp_path):
     kept = update(model(), tmp_path, defense=DEFENSES["lisa"](), **SEVERAL)
     recomputed = update(model(), tmp_path, defense=DEFENSES["lisa"](), gradient_checkpointing=True, **SEVERAL)
     assert error(recomputed, kept) < 1e-12
+
+
+class Attentions(TorchDispatchMode):
+    """Counts how often attention is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return func(*args, **(kwargs or {}))
+
+
+# In which share of two layers attention is computed again.
+KINDS = {
+    "every layer": ({}, 1.0),
+    "every other layer": ({"every_n_layers": 2}, 0.5),
+    "selective": ({"selective": True}, 0.0),
+}
+
+
+def checkpointed(how, kind, folder, defense=None):
+    kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": dict(KINDS[how][0])} if how else {}
+    return update(model(kind), folder, defense=defense, **SEVERAL, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("name", ["sft", "vaccine", "booster", "lisa"])
+def test_checkpointing_by_its_newer_name_changes_nothing(name, kind, tmp_path):
+    """Of every layer, of some, and of all but attention (TRL's `selective`, which adapters do not pass on)."""
+
+    def made():
+        return None if name == "sft" else DEFENSES[name]()
+
+    kept = checkpointed(None, kind, tmp_path, made())
+    for how in KINDS:
+        if (how, kind) != ("selective", "lora"):
+            assert error(checkpointed(how, kind, tmp_path, made()), kept) < 1e-12
+
+
+def test_what_is_checkpointed_is_computed_again(tmp_path):
+    counts = {}
+    for how in (None, *KINDS):
+        with Attentions() as attentions:
+            checkpointed(how, "full", tmp_path)
+        counts[how] = attentions.count
+    most = counts["every layer"] - counts[None]
+    assert most > 0
+    assert {how: (counts[how] - counts[None]) / most for how in KINDS} == {
+        how: share for how, (_, share) in KINDS.items()
+    }
 
 
 @pytest.mark.shows("reentrant", "exact")

@@ -1,6 +1,7 @@
 """Stages in two processes, through the real `accelerate launch` (CPU, gloo): same result, one error, nothing left."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -9,13 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 import yaml
+from accelerate import DistributedType, PartialState
 from safetensors.torch import load_file
 
 from mithridate import progress
@@ -23,7 +26,7 @@ from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.experiment.config import load_experiment
 from mithridate.experiment.processes import with_processes
 from mithridate.models import resolve_model
-from mithridate.pipeline import launch
+from mithridate.pipeline import launch, training
 from mithridate.pipeline.launch import SHIPPED, Launch, launch_of
 from mithridate.pipeline.runner import run
 from mithridate.pipeline.training import Job, _last_whole, run_job
@@ -137,6 +140,38 @@ def test_booster_in_two_processes_equals_one(job, tmp_path):
     few = replace(job, defense={"booster": {"alpha": 0.1, "lam": 1.0}}, training=job.training | {"max_steps": 12})
     launch.run(few, TWO, tmp_path / "two")
     equals_one_process(few, tmp_path / "two", tmp_path)
+
+
+def test_a_process_takes_its_gpu_before_it_loads_the_model(job, tmp_path, monkeypatch):
+    """bitsandbytes loads quantised weights onto the current GPU, and Accelerate refuses another one than it gives."""
+    (tmp_path / "job.json").write_text(json.dumps(asdict(job), default=str))
+    done = []
+
+    class Loaded(Exception):
+        pass
+
+    def load(*args, **kwargs):
+        done.append("loaded")
+        raise Loaded
+
+    ours = logging.getLogger("mithridate")
+    monkeypatch.setattr(ours, "handlers", list(ours.handlers))
+    monkeypatch.setattr(ours, "propagate", ours.propagate)
+    monkeypatch.setattr(ours, "level", ours.level)
+    monkeypatch.setattr(training, "assemble", load)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: done.append(gpu))
+    for place, gpu in ((0, 0), (1, 1), (3, 1)):
+        monkeypatch.setenv("LOCAL_RANK", str(place))
+        with pytest.raises(Loaded):
+            launch._train(tmp_path, tmp_path, place)
+        assert done == [gpu, "loaded"]
+        done.clear()
+    for place, gpu in ((0, 0), (3, 1)):  # whose choice it is
+        state = SimpleNamespace(device=None, distributed_type=DistributedType.MULTI_GPU, local_process_index=place)
+        PartialState.set_device(state)
+        assert str(state.device) == f"cuda:{gpu}" and done.pop() == state.device
 
 
 def test_the_bar_is_shown_once(job, tmp_path, capfd, monkeypatch):

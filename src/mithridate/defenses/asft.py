@@ -40,9 +40,9 @@ A weight without a gradient in a step is not stepped.
 Cost: a forward and backward pass, and products of V with the factors (of all weights: with matrices of its own size,
 about as dear as a pass over d tokens of a layer of width d). Memory: a copy of the trained weights, and V, in float32,
 of the size of the layers under the adapter, which `estimate` does not count. Supported: LoRA over linear layers and
-full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism. Refused:
-sharded weights, torch.compile, a quantised base, DoRA and other variants and kinds of adapters, a run without the base
-model, or without an alignment.
+full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism,
+torch.compile. Refused: sharded weights, a quantised base, DoRA and other variants and kinds of adapters, a run without
+the base model, or without an alignment.
 """
 
 # pyright: reportPrivateImportUsage=false

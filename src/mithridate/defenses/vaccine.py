@@ -49,6 +49,7 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.training.gradients import fork_rng, global_norm
+from mithridate.training.setups import checkpointing_kwargs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -188,7 +189,7 @@ def refuse_unshiftable(t: DefenseMixin, method: Any) -> ActivationShifts:
     if _reentrant(t):
         raise UnsupportedSetup(
             f"{kind}: re-entrant checkpointing refuses gradients of activations.",
-            "gradient_checkpointing_kwargs={'use_reentrant': False}, wherever it is switched on.",
+            f"{checkpointing_kwargs(t.args)}={{'use_reentrant': False}}, wherever it is switched on.",
         )
     dropped = getattr(t.model.config.get_text_config(), "layerdrop", 0)
     if dropped:

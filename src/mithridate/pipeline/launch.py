@@ -262,6 +262,7 @@ def _train(folder: Path, work: Path, rank: int) -> None:
 
     from mithridate.pipeline.training import Job, run_job
 
+    _take_gpu(int(os.environ["LOCAL_RANK"]))
     job = TypeAdapter(Job).validate_json((folder / "job.json").read_bytes())
     channel = sys.stdout
 
@@ -278,6 +279,16 @@ def _train(folder: Path, work: Path, rank: int) -> None:
     ours.setLevel(logging.INFO)
     ours.handlers[:] = [Messages()] if rank == 0 else [logging.NullHandler()]
     run_job(_without_bar(job), work, [Steps()] if rank == 0 else [])
+
+
+def _take_gpu(place: int) -> None:
+    """Makes the GPU that Accelerate gives to the process at this place its current one, before a model is loaded:
+    bitsandbytes puts quantised weights there, and they stay. Accelerate's own `PartialState` would do it too, but it
+    opens the process group, whose time limit and backend the training's arguments still have to say."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
 
 
 def _without_bar(job: Job) -> Job:

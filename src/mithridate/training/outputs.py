@@ -60,44 +60,70 @@ def divergence(start: Tensor, now: Tensor, num_items_in_batch: Tensor | int | No
 class Capture:
     """While entered, sees what a model's forward pass returns; `outputs` then makes `Outputs` of the first such pass.
 
+    torch.compile takes the hooks that a module has when it is traced, and no later ones. So for a compiled model the
+    one within it stands from the beginning (`standing`), and is not compiled: a graph ends there.
+
     Args:
-        model: a causal language model, plain or PEFT, not wrapped.
-        needs: of `KINDS`.
-        gradients: whether only a pass that records gradients counts.
+        model: a causal language model, plain or PEFT; compiled, but not wrapped otherwise.
+        standing: whether the hook is there at once, until `remove`.
     """
 
-    def __init__(self, model: Any, needs: Collection[str], gradients: bool = True):
+    def __init__(self, model: Any, standing: bool = False):
         self._model = model
-        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._needs, self._gradients = needs, gradients
+        plain = getattr(model, "_orig_mod", model)  # of a compiled one
+        self._base = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        self._needs: Collection[str] = ()
+        self._gradients = True
         self._returned: Any = None
         self._backbone: Any = None
+        self._looking = False
         self._autocast: dict[str, Any] = {}
         self._handles: list[Any] = []
+        self._standing: Any = None
+        if standing:
+            torch.compiler.reset()  # what was traced without the hook
+            self._standing = self._base.base_model.register_forward_hook(torch.compiler.disable(self._of_backbone))
+
+    def asked(self, needs: Collection[str], gradients: bool = True) -> Capture:
+        """Itself, for another pass.
+
+        Args:
+            needs: of `KINDS`.
+            gradients: whether only a pass that records gradients counts.
+        """
+        self._needs, self._gradients = needs, gradients
+        self._returned = self._backbone = None
+        return self
+
+    def _of_backbone(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._looking and self._backbone is None and torch.is_grad_enabled() == self._gradients:
+            self._backbone, kind = output, self._base.device.type
+            # The head is passed again in `_logits`, where the pass's autocast is over.
+            self._autocast = {
+                "device_type": kind,
+                "dtype": torch.get_autocast_dtype(kind),
+                "enabled": torch.is_autocast_enabled(kind),
+            }
 
     def __enter__(self) -> Capture:
         def of_model(module: nn.Module, args: Any, output: Any) -> None:
             if self._returned is None and torch.is_grad_enabled() == self._gradients:
                 self._returned = output
 
-        def of_backbone(module: nn.Module, args: Any, output: Any) -> None:
-            if self._backbone is None and torch.is_grad_enabled() == self._gradients:
-                self._backbone, kind = output, self._base.device.type
-                # The head is passed again in `_logits`, where the pass's autocast is over.
-                self._autocast = {
-                    "device_type": kind,
-                    "dtype": torch.get_autocast_dtype(kind),
-                    "enabled": torch.is_autocast_enabled(kind),
-                }
-
+        self._looking = bool(self._needs)
         self._handles = [self._model.register_forward_hook(of_model)]
-        if self._needs:
-            self._handles.append(self._base.base_model.register_forward_hook(of_backbone))
+        if self._looking and self._standing is None:
+            self._handles.append(self._base.base_model.register_forward_hook(self._of_backbone))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._looking = False
         for handle in self._handles:
             handle.remove()
+
+    def remove(self) -> None:
+        """Takes the standing hook away."""
+        self._standing.remove()
 
     def outputs(self, labels: Tensor) -> Outputs:
         """What the pass computed; `labels` [R, T + 1], -100 where a token is not labelled.

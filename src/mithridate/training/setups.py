@@ -59,11 +59,6 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
             f"{name}: terms of the loss and comparisons with the start model are not tested on sharded weights.",
             "use plain data parallelism.",
         )
-    if compiled(t) and (acts(d, "loss") or looks_back):
-        raise UnsupportedSetup(
-            f"{name}: terms of the loss and comparisons with the start model are not tested under torch.compile.",
-            "set torch_compile=False.",
-        )
     if (acts(d, "loss") or "reference" in d.needs) and any(config.is_prompt_learning for config in adapters):
         raise UnsupportedSetup(
             f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
@@ -75,6 +70,12 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
                 f"{name}: needs the {kind} model (as {model}), and it is not given.",
                 f"pass models={{{kind!r}: its tensors by name, or a function that returns them}}.",
             )
+
+
+def checkpointing_kwargs(args: Any) -> str:
+    """SFTConfig's field for the settings of activation checkpointing: the newer name where transformers has it."""
+    newer = "activation_checkpointing_kwargs"
+    return newer if hasattr(args, newer) else "gradient_checkpointing_kwargs"
 
 
 def compiled(t: DefenseMixin) -> bool:
@@ -99,17 +100,19 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
         set_options.append("dp_replicate_size")
     optimizer = str(getattr(args.optim, "value", args.optim))
     kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
-    recomputing = [k for k in ("selective", "offload") if kinds.get(k)]
+    kinds_field = checkpointing_kwargs(args)
     devices = sorted({str(d) for d in (getattr(model, "hf_device_map", None) or {}).values()})
     return [
         (
             t.is_deepspeed_enabled,
-            "DeepSpeed keeps gradients in its engine, out of reach of seeds.",
+            "DeepSpeed was tried with no defense, and it keeps gradients in its engine, out of reach of those that "
+            "change them.",
             "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
         ),
         (
             t.is_fsdp_enabled,
-            "FSDP through Accelerate is not tested (it does not run without a GPU).",
+            "FSDP through Accelerate was tried with no defense: it needs GPUs (on CPUs Accelerate leaves its plugin "
+            "aside and trains data-parallel).",
             "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
             "or use plain data parallelism.",
         ),
@@ -159,14 +162,21 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "quantization_config.",
         ),
         (
-            bool(recomputing),
-            f"activation checkpointing with {' and '.join(f'{k}=True' for k in recomputing)} is not tested.",
-            f"gradient_checkpointing_kwargs={dict.fromkeys(recomputing, False)}.",
+            bool(kinds.get("selective")) and hasattr(model, "peft_config"),
+            "selective activation checkpointing does not reach the model under an adapter: TRL sets it up on the "
+            "adapter, and transformers asks the model below.",
+            f"{kinds_field}={{'selective': False}}.",
+        ),
+        (
+            bool(kinds.get("offload")),
+            "activation checkpointing with offload=True copies from a GPU, on which it was not tried.",
+            f"{kinds_field}={{'offload': False}}.",
         ),
         (
             bool(getattr(args, "activation_offloading", False)),
-            "activation_offloading is not tested.",
-            "set activation_offloading=False.",
+            "activation_offloading copies from a GPU, on which it was not tried, and of a defense's further passes it "
+            "knows nothing.",
+            f"set activation_offloading=False; {kinds_field.removesuffix('_kwargs')}=True saves memory too.",
         ),
         (
             args.auto_find_batch_size,

@@ -100,7 +100,7 @@ class DefenseMixin(_Trainer):
         self._window_step = self._begun_step = -1  # the optimizer steps that the window and on_step_begin belong to
         self._own_pass = self._past_forward = False
         self._running = False  # between the beginning and the end of a training
-        self._standing: list[ActivationShifts] = []
+        self._standing: list[ActivationShifts | Capture] = []  # hooks of a training that is compiled
         self._steps_taken = 0  # calls of the Trainer's own training_step in one micro-batch
         self._asked_loss: Loss | None = None
         self._start: list[Tensor] | None = None
@@ -172,8 +172,9 @@ class DefenseMixin(_Trainer):
         found, foreign = find_sites(self.model, selector), adapters_off(self.model)
         if not (self._running and compiled(self)):
             return ActivationShifts(found, foreign)
-        self._standing.append(ActivationShifts(found, foreign, standing=True))
-        return self._standing[-1]
+        shifts = ActivationShifts(found, foreign, standing=True)
+        self._standing.append(shifts)
+        return shifts
 
     def rng(self, name: str) -> torch.Generator:
         """A generator on the CPU whose draws are a function of (the run's seed, `name`, the optimizer step) alone, so
@@ -291,9 +292,19 @@ class DefenseMixin(_Trainer):
         """
         inputs = dict(inputs) | ({"output_hidden_states": True} if "hidden_states" in needs else {})
         graph = torch.is_grad_enabled()
-        with Capture(self.accelerator.unwrap_model(model), needs, gradients=graph) as capture:
+        with self._captured(model).asked(needs, gradients=graph) as capture:
             self._forward(model, inputs)
             return capture.outputs(inputs["labels"])  # here, where the head is the start model's too
+
+    def _captured(self, model: nn.Module) -> Capture:
+        plain = self.accelerator.unwrap_model(model)
+        if not compiled(self):
+            return Capture(plain)
+        made = next((one for one in self._standing if isinstance(one, Capture)), None)
+        if made is None:
+            made = Capture(plain, standing=True)
+            self._standing.append(made)
+        return made
 
     def weights(self, name: str) -> Mapping[str, Tensor]:
         """The tensors, on the CPU and by name, of a model that a defense declares in `models`; read when asked for.
@@ -460,7 +471,7 @@ class DefenseMixin(_Trainer):
         if "hidden_states" in needs:
             inputs["output_hidden_states"] = True
         reference = self._reference_outputs(inputs, needs) if "reference" in needs else None
-        with Capture(self.accelerator.unwrap_model(model), needs - {"reference"}) as capture:
+        with self._captured(model).asked(needs - {"reference"}) as capture:
             loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
         outputs = capture.outputs(labels)
         outputs.reference = reference
@@ -529,8 +540,8 @@ class DefenseMixin(_Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._running = False
-            for sites in self._standing:
-                sites.remove()
+            for hooks in self._standing:
+                hooks.remove()
             self._standing = []
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
