@@ -151,8 +151,8 @@ def setup_here(evidence: Evidence, topology: str) -> Setup:
     """That of the benchmark, in one of its topologies."""
     file = evidence.found["file"]
     found = setup_of(evidence.experiment, file["attack"]) | {"topology": topology, "seeds": str(len(file["seeds"]))}
-    score = evidence.standings(topology)[UNDEFENDED]["rates"]["harmful_score"] or {}
-    if asked := score.get("prompts", score.get("n")):
+    scores = [cell["rates"].get("harmful_score") or {"n": 0} for cell in evidence.results["cells"]]
+    if asked := max(score["n"] + score.get("unscored", 0) for score in scores):  # over seeds, some have no score
         found["harmful prompts"] = str(asked)
     return found
 
