@@ -151,8 +151,9 @@ def setup_here(evidence: Evidence, topology: str) -> Setup:
     """That of the benchmark, in one of its topologies."""
     file = evidence.found["file"]
     found = setup_of(evidence.experiment, file["attack"]) | {"topology": topology, "seeds": str(len(file["seeds"]))}
-    scores = [cell["rates"].get("harmful_score") or {"n": 0} for cell in evidence.results["cells"]]
-    if asked := max(score["n"] + score.get("unscored", 0) for score in scores):  # over seeds, some have no score
+    scores = [one["rates"]["harmful_score"] or {} for one in evidence.standings(topology).values()]
+    # the most of any method: a prompt that one seed has no score of is missing from a mean over seeds
+    if asked := max(score.get("prompts", score.get("n")) or 0 for score in scores):
         found["harmful prompts"] = str(asked)
     return found
 

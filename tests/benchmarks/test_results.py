@@ -301,3 +301,18 @@ def test_an_experiment_without_a_task_or_a_number_of_steps_has_a_set_up():
     raw["finetune"] = {"attack": {"harmful_ratio": 1.0, "size": 16}, "training": {"num_train_epochs": 2}}
     made = papers.setup_of(load_experiment(raw), {})
     assert made["harmful ratio"] == "1" and made["user's steps"] == "4" and "task" not in made
+
+
+def test_the_table_of_the_budget_is_that_of_its_run():
+    run = json.loads((ROOT / "benchmarks" / "results" / "budget.json").read_text())
+    names = {"none": "unrepaired", "antidote": "Antidote", "randommask": "RandomMask"}
+    rows = []
+    for cell in run["cells"]:
+        if cell["id"].startswith("sft-none"):
+            continue
+        rates = [cell["rates"][name]["value"] for name in ("harmful_score", "accuracy", "benign_refusal")]
+        taken = (cell.get("budget") or {}).get("taken") or "–"
+        parts = [cell["seed"], names[cell["repair"]], taken, *(f"{100 * rate:.0f}" for rate in rates)]
+        rows.append("| " + " | ".join(map(str, parts)) + " |")
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert len(rows) == 9 and "\n".join(rows) in page
