@@ -101,6 +101,7 @@ def test_the_index_knows_every_class_and_its_fields():
         "enum": ["adapters", "update", "merged"],
         "type": "string",
         "default": "adapters",
+        "description": '"adapters" (the reference), "update" or "merged".',
     }
     assert antidote["controls"] == ["random-mask"] and antidote["roles"] == {"calibration": "calibration_harmful"}
 
@@ -109,4 +110,8 @@ def test_costs_add_up_in_a_list():
     both = Cost(passes=3, passing_copies=2) + Cost(passes=2, activations=1, copies=1, batch_factor=2)
     assert both == Cost(passes=4, activations=1, copies=1, passing_copies=2, batch_factor=2)
     assert Cost() + Cost(saved=1) == Cost(saved=1)
+    assert Cost(logits=6, matrices=1) + Cost(logits=2.5, layer_logits=1, layer_states=3.5) == Cost(
+        logits=8.5, matrices=1, layer_logits=1, layer_states=3.5
+    )
+    assert str(Cost(logits=6, matrices=1)) == "1 pass per step, 6 x logits, 1 x the linear layers' size"
     assert str(Cost(passes=2, activations=1)) == "2 passes per step (1 of them without weight gradients)"
