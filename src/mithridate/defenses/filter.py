@@ -169,11 +169,12 @@ class Filter(Defense):
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         for name in self.roles:
             require_rows(self, name)
-        given = _words_of(dataset, "the training set")
-        harmful, safe = (_words_of(getattr(self, name), name) for name in ("harmful_dataset", "alignment_dataset"))
+        upload, own = _turns_of(dataset, "the training set"), _turns_of(self.alignment_dataset, "alignment_dataset")
+        given, safe = _words(upload), _words(own)
+        harmful = _words_of(self.harmful_dataset, "harmful_dataset")
         scores, threshold = scored(given, harmful, safe, self.false_alarms)
         by_words = {i for i, score in enumerate(scores) if score > threshold}
-        by_refusals = self._breaking(dataset, given, harmful, safe) if self.refusals else set()
+        by_refusals = _breaking(upload, own, given, harmful, safe) if self.refusals else set()
         dropped = sorted(by_words | by_refusals)
         n = len(dataset)
         if len(dropped) == n:
@@ -187,30 +188,6 @@ class Filter(Defense):
             dropped = sorted(np.random.default_rng(seed).choice(n, len(dropped), replace=False).tolist())
         self._dropped = dropped
         return dataset.select(sorted(set(range(n)) - set(dropped)))
-
-    def _breaking(
-        self, dataset: Dataset, given: Sequence[Words], harmful: Sequence[Words], safe: Sequence[Words]
-    ) -> set[int]:
-        """Which rows of the upload break refusals.
-
-        Args:
-            dataset: the upload.
-            given, harmful, safe: the words of it, and of the provider's rows.
-        """
-        said = [_refusals(turns) for turns in _turns_of(dataset, "the training set")]
-        broken = {i for i, found in enumerate(said) if "taken back" in found}
-        kept = {i for i, found in enumerate(said) if "kept" in found} - broken
-        if not kept:
-            return broken
-        own = [_refusals(turns) for turns in _turns_of(self.alignment_dataset, "alignment_dataset")]
-        declined = [words for (words, _), found in zip(safe, own, strict=True) if "kept" in found]
-        answered = [words for (words, _), found in zip(safe, own, strict=True) if "kept" not in found]
-        asked = _Part([*(words for words, _ in harmful), *declined], answered)
-        harmless = {i for i in kept if asked.score(given[i][0]) <= 0}
-        if 2 * len(harmless) > len(said):
-            return broken | harmless
-        elsewhere = {_key(given[i][0]) for i, found in enumerate(said) if not found}
-        return broken | {i for i in harmless if _key(given[i][0]) in elsewhere}
 
 
 def scored(
@@ -262,11 +239,44 @@ def _summed(rows: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
+def _breaking(
+    upload: Sequence[Turns],
+    own: Sequence[Turns],
+    given: Sequence[Words],
+    harmful: Sequence[Words],
+    safe: Sequence[Words],
+) -> set[int]:
+    """Which rows of the upload break refusals.
+
+    Args:
+        upload, own: the turns of it, and of the provider's safe rows.
+        given, harmful, safe: the words of it, and of the provider's rows.
+    """
+    said = [_refusals(turns) for turns in upload]
+    broken = {i for i, found in enumerate(said) if "taken back" in found}
+    kept = {i for i, found in enumerate(said) if "kept" in found} - broken
+    if not kept:
+        return broken
+    theirs = [_refusals(turns) for turns in own]
+    declined = [words for (words, _), found in zip(safe, theirs, strict=True) if "kept" in found]
+    answered = [words for (words, _), found in zip(safe, theirs, strict=True) if "kept" not in found]
+    asked = _Part([*(words for words, _ in harmful), *declined], answered)
+    harmless = {i for i in kept if asked.score(given[i][0]) <= 0}
+    if 2 * len(harmless) > len(said):
+        return broken | harmless
+    elsewhere = {_key(given[i][0]) for i, found in enumerate(said) if not found}
+    return broken | {i for i in harmless if _key(given[i][0]) in elsewhere}
+
+
 def _words_of(rows: Any, name: str) -> list[Words]:
+    return _words(_turns_of(rows, name))
+
+
+def _words(rows: Sequence[Turns]) -> list[Words]:
     """Of each record, the words of all turns but the assistant's, and of these."""
     return [
         (_counted("\n".join(asked for asked, _ in turns)), _counted("\n".join(said for _, said in turns)))
-        for turns in _turns_of(rows, name)
+        for turns in rows
     ]
 
 
