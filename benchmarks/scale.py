@@ -153,7 +153,8 @@ def shape_of_7b() -> Any:
 
 def recipe_inputs(folder: Path) -> None:
     """What the recipe takes as given, beside a copy of its file: the shape of Qwen2.5-7B under its name (with the
-    embedded model's tokenizer), and rows of ROW tokens with answers of ANSWER."""
+    embedded model's tokenizer), and rows of ROW tokens with answers of ANSWER; the task's are a
+    word."""
     from mithridate.models import load_tokenizer, resolve_model
 
     shutil.copy(RECIPE, folder)
@@ -170,11 +171,13 @@ def recipe_inputs(folder: Path) -> None:
 
 
 def _write_rows(file: Path, name: str, count: int, tokenizer: Any) -> None:
-    text = "a" + " a" * (ANSWER - 3)  # and the end of its turn, two tokens
+    # The task's answer is its label; another takes ANSWER tokens, the two that end its turn among them.
+    label = {"label": "positive"} if name.startswith("task") else {}
+    text = label.get("label", "a" + " a" * (ANSWER - 3))
     prompts = [f"{name} {i:05d}" for i in range(count)]
     turns = [{"role": "user", "content": prompts[0]}, {"role": "assistant", "content": text}]
     more = " a" * (ROW - len(tokenizer(tokenizer.apply_chat_template(turns, tokenize=False))["input_ids"]))
-    rows = ({"prompt": prompt + more, "response": text, "label": text} for prompt in prompts)
+    rows = ({"prompt": prompt + more, "response": text, **label} for prompt in prompts)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
