@@ -116,6 +116,19 @@ def test_what_the_file_allows(path, value, problems):
     assert problems(at(path, value)) == []
 
 
+def test_no_field_of_a_method_is_taken_for_one_that_no_file_may_have():
+    """CTRAP's token is a text's. A benchmark writes each of its tries out in full, and reads it again."""
+    for each in index():
+        fields = {name: field["default"] for name, field in each["fields"].items() if "default" in field}
+        attack = {"finetune__attack": {"kind": each["name"], **fields}}
+        path = {"defenses": "align__defense", "repairs": "repair"}.get(each["kind"])
+        made = experiment(Path("inputs"), **({path: {each["name"]: fields}} if path else attack))
+        try:
+            load_experiment(made)
+        except InputError as error:  # of another stage, say
+            assert "not here" not in str(error)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "where"),
     [

@@ -1,5 +1,7 @@
-"""The defense of a dozen lines, as CONTRIBUTING and docs/add_a_defense.md print it, runs and does what it says."""
+"""The examples: the defense of a dozen lines, as CONTRIBUTING and docs/add_a_defense.md print it, runs and does what it
+says; what the files ask for is nothing that a run would refuse."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from mithridate import DefenseTrainer
+from mithridate.cli import main
 from tests.project.test_docs import blocks
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -80,3 +83,17 @@ def test_the_contributing_example_trains(setting):
     names = dict(setting)
     exec(compile(example("CONTRIBUTING.md"), "CONTRIBUTING.md", "exec"), names)
     assert names["trainer"].state.global_step == 2
+
+
+def files() -> list[Path]:
+    """The experiments and benchmarks in examples/ that need no data from elsewhere."""
+    found = [*(ROOT / "examples").glob("*.yaml"), *(ROOT / "examples/benchmarks").glob("*.yaml")]
+    return sorted(path for path in found if not re.search(r"source: (data/|hf:)", path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.stem)
+def test_the_files_pass_their_dry_run(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    command = "benchmark" if path.parent.name == "benchmarks" else "run"
+    assert main([command, str(path), "--dry-run"]) == 0, capsys.readouterr().err

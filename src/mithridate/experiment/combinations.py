@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mithridate.experiment import adapter_fields, training_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from mithridate.experiment.model import Evaluate, Experiment
 
 
@@ -80,11 +82,16 @@ def _not_for_files(experiment: Experiment) -> list[str]:
     for stage in ("align", "finetune"):
         if settings := getattr(experiment, stage):
             found += training_fields.problems(f"{stage}.training", settings.training)
-            found += training_fields.anywhere(f"{stage}.defense", settings.defense)
-    found += training_fields.anywhere("repair", experiment.repair)
+            found += _methods(f"{stage}.defense", settings.defense)
+    found += _methods("repair", experiment.repair)
     for name in ("generator", "judges"):
         found += training_fields.anywhere(f"evaluate.{name}", getattr(evaluate, name))
     return found
+
+
+def _methods(path: str, given: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, fields in given.items():  # a method's own `token` is one of the tokenizer's, no secret
+        yield from training_fields.anywhere(f"{path}.{name}", {key: fields[key] for key in fields if key != "token"})
 
 
 def quantisation_problems(experiment: Experiment, what: str) -> list[str]:
