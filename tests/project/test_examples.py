@@ -1,5 +1,5 @@
-"""The examples: the defense of a dozen lines, as CONTRIBUTING and docs/add_a_defense.md print it, runs and does what it
-says; what the files ask for is nothing that a run would refuse."""
+"""The examples: the defense of a dozen lines, as CONTRIBUTING and docs/add_a_defense.md print it, runs and does what
+it says; what the files ask for is nothing that a run would refuse."""
 
 import re
 from pathlib import Path
