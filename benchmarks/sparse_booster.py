@@ -3,11 +3,11 @@
     python benchmarks/sparse_booster.py --out runs/sparse-booster       # about 15 minutes on two cores
     python benchmarks/sparse_booster.py --every 1 4                     # a part of it; what is in the store is kept
 
-The demo's setting (`recipes/demo.yaml`: Booster's authors' topology "single", harmful ratio 0.1, its attack): Booster
-with every = 1, 2, 4, 8 and the undefended run. For each: harmful score and benign refusal before the attack, harmful
-score after it and along it, accuracy; and the harmful score's difference to every = 1 on the same prompts, with the
-exact McNemar test and Newcombe's interval. Written to `sparse_booster.json` in the run's folder, and printed as a
-table. One seed unless more are given: the differences between seeds are part of what they show.
+The demo's setting (`recipes/demo.yaml`; scored at the points of the attack that `--full` adds): Booster with every =
+1, 2, 4, 8 and the undefended run. For each: harmful score and benign refusal before the attack, harmful score after
+it and along it, accuracy; and the harmful score's difference to every = 1 on the same prompts, with the exact McNemar
+test and Newcombe's interval. Written to `sparse_booster.json` in the run's folder, and printed as a table. One seed
+unless more are given: the differences between seeds are part of what they show.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure(every: list[int], seed: int, out: Path, changes: list[str]) -> list[
     """One row a defense; cells that the store has are not computed again."""
     rows, answers = [], {}
     for name, defense in defenses(every).items():
-        overrides = {"topology": "single", "align.defense": defense, "seed": seed}
+        overrides = {"align.defense": defense, "seed": seed, "evaluate.resistance": recipe()["full"]["resistance"]}
         own = [f"{k}={json.dumps(v)}" for k, v in overrides.items()]
         experiment = load_experiment(recipe()["experiment"], [*changes, *own])
         run = run_cells([experiment], out / f"{name.replace('=', '-')}-s{seed}", Path.cwd())

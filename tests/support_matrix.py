@@ -122,8 +122,8 @@ TAIL = """## Topologies
 | `double` | yes | yes | yes | yes |
 | `full` | yes | yes, float32 weights | yes | `update` and `merged` |
 
-Whether a method *helps* in a topology is another question: the demo shows it for one small model, each method in its
-authors' topology.
+Whether a method *helps* in a topology is another question: [results](results.md) shows it for one small model in
+`single`.
 """
 
 

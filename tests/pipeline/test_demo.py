@@ -1,6 +1,8 @@
 """The demo's recipe: that it tells the whole story, and that what it shows of its tuning is there."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from importlib import resources
 
 import pytest
@@ -56,9 +58,10 @@ def test_every_method_is_shown_attacked_and_with_no_harmful_rows():
         assert methods == {"vaccine", "booster", "lisa", "antidote"}
 
 
-def test_full_adds_ratios_and_seeds_to_the_same_cells():
+def test_full_adds_scores_on_the_way_ratios_and_seeds_to_the_same_cells():
     full = demo_experiments(full=True)
-    assert full[: len(STORY)] == STORY
+    begin = [replace(cell, evaluate=replace(cell.evaluate, resistance=[])) for cell in full[: len(STORY)]]
+    assert begin == STORY and {tuple(cell.evaluate.resistance) for cell in full} == {(10, 25)}
     assert {c.seed for c in full} == {0, 1, 2}
     assert len({c.finetune.attack.harmful_ratio for c in full}) >= 4
 
@@ -67,12 +70,9 @@ def test_the_tuning_log_has_the_chosen_settings_of_the_recipe():
     log = [
         json.loads(line) for line in resources.files("mithridate.resources.recipes").joinpath("tuning.jsonl").open()
     ]
-    chosen = {row["method"]: row["settings"] for row in log if row["phase"] == "choice"}
+    assert Counter(row["method"] for row in log) == dict.fromkeys(("vaccine", "booster", "lisa", "antidote"), 3)
+    chosen = {row["method"]: row["settings"] for row in log if row["chosen"]}
     used = {}
-    for cell in CELLS:
-        used |= cell.align.defense
-        used |= {name: values for name, values in cell.finetune.defense.items() if values["rho"] > 0}
-        used |= {name: values for name, values in cell.repair.items() if values.get("score") != "random"}
-    assert {name: used[name] | chosen[name] for name in used} == used  # the recipe's also have the defaults
-    attack = CELLS[0].finetune.training
-    assert {name: attack[name] for name in chosen["attack"]} == chosen["attack"]
+    for cell in STORY:
+        used |= cell.align.defense | cell.finetune.defense | cell.repair
+    assert chosen == used

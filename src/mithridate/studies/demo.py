@@ -1,9 +1,9 @@
 """`mithridate demo`: the whole story on the embedded model, from `recipes/demo.yaml`.
 
 The recipe holds one experiment (the undefended run), the story's cells as overrides of it in the order in which they
-are run, and what `--full` adds: a second half of cells, and what all cells are swept over. Its settings were chosen on
-validation parts, with as many tries for each defense; the log of every try is `recipes/tuning.jsonl`, copied into the
-run's folder and shown by its page. Everything else is computed here.
+are run, and what `--full` adds: scores on the attack's way, a second half of cells, and what all cells are swept over.
+Its settings were chosen on validation parts, with as many tries for each defense; the log of every try is
+`recipes/tuning.jsonl`, copied into the run's folder and shown by its page. Everything else is computed here.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ _NOTE = (
 
 
 def recipe() -> dict[str, Any]:
-    """The recipe as written: `experiment`; the story's `variants`; `full`, with the second half's and a `sweep`;
-    `seconds` (of the story)."""
+    """The recipe as written: `experiment`; the story's `variants`; `full`, with `resistance`, the second half's
+    variants and a `sweep`; `seconds` (of the story)."""
     return parse_yaml(resources.files("mithridate.resources.recipes").joinpath("demo.yaml").read_text(), "demo.yaml")
 
 
 def demo_experiments(full: bool = False) -> list[Experiment]:
-    """The story's cells in order; with `full`, the second half and then each cell at more harmful ratios and seeds."""
+    """The story's cells in order; with `full` these, scored on the attack's way too, the second half and then each
+    cell at more harmful ratios and seeds."""
     written = recipe()
-    variants = written["variants"] + (written["full"]["variants"] if full else [])
-    cells = expand(load_experiment(written["experiment"] | {"variants": variants}))
-    if full:
-        sweep = written["full"]["sweep"]
-        more = expand(load_experiment(written["experiment"] | {"variants": variants, "sweep": sweep}))
-        cells += [cell for cell in more if cell not in cells]
-    return cells
+    experiment, variants = written["experiment"], written["variants"]
+    if not full:
+        return expand(load_experiment(experiment | {"variants": variants}))
+    more = written["full"]
+    experiment["evaluate"]["resistance"] = more["resistance"]
+    experiment["variants"] = variants + more["variants"]
+    cells = expand(load_experiment(experiment))
+    swept = expand(load_experiment(experiment | {"sweep": more["sweep"]}))
+    return cells + [cell for cell in swept if cell not in cells]
 
 
 def run_demo(
