@@ -13,6 +13,7 @@ from mithridate.estimate import trace as tracing
 from mithridate.estimate.trace import Setup
 from mithridate.experiment.config import load_experiment
 from mithridate.pipeline import planning
+from tests.pipeline import other_methods
 from tests.pipeline.small import experiment, stages, write_inputs
 
 
@@ -83,6 +84,41 @@ def test_a_base_in_4_bit(inputs):
     assert len(four) == len(plain) == 3
     assert all(one.needs.weights < other.needs.weights for one, other in zip(four, plain, strict=True))
     assert "LoRA over 4 bit, float32" in planning.described(four)
+
+
+@pytest.mark.parametrize(
+    ("topology", "of_finetune", "of_phases"), [("double", [0, 1], [0, 1, 2, 2]), ("single", [0, 0], [0, 0, 1, 1])]
+)
+def test_a_base_in_4_bit_carries_what_was_trained_before(topology, of_finetune, of_phases, inputs, monkeypatch):
+    """Under a second adapter; one that is trained on is not carried. Repairs hold it too."""
+    other_methods.declare(monkeypatch)
+    common = {"topology": topology, "quantization": {"load_in_4bit": True}}
+    plainly = lines(inputs, **common)
+    phased = lines(inputs, **common, finetune__attack={"kind": "staged"}, repair={"antidote": {}})
+    for found, wanted in ((plainly, of_finetune), (phased, of_phases)):
+        assert [len(line.setup.carried) for line in found] == wanted
+        assert all(line.setup.quantization for line in found)
+    plain, unmerged = lines(inputs, topology=topology), plainly[0].needs
+    assert not any(line.setup.carried for line in plain)  # it is merged
+    factors = 4 * unmerged.counts.trained * of_finetune[1]
+    assert plainly[1].needs.weights == unmerged.weights + factors
+    assert phased[2].setup.frozen == (".*lora_A.*",) and phased[2].needs.counts.frozen > 0
+
+
+def test_a_repair_before_the_fine_tune_dequantises_the_base(inputs):
+    found = lines(inputs, quantization={"load_in_4bit": True}, repair={"lox": {}})
+    assert [(line.stage, bool(line.setup.quantization)) for line in found] == [
+        ("align", True),
+        ("harden", True),
+        ("finetune", False),
+    ]
+    assert found[2].needs.weights == lines(inputs)[1].needs.weights
+
+
+def test_frozen_tensors_of_an_experiment(inputs):
+    plain, fixed = (lines(inputs, **f)[-1] for f in ({}, {"finetune__frozen": ".*lora_A.*"}))
+    assert fixed.setup.frozen == (".*lora_A.*",) and fixed.needs.kept == plain.needs.kept
+    assert fixed.needs.optimizer < plain.needs.optimizer and fixed.needs.weights == plain.needs.weights
 
 
 def test_several_processes(inputs):
