@@ -91,7 +91,11 @@ CASES = {
     **{
         f"{name}, 4 bit": Case(name.partition(",")[0], "4 bit", sharded=False, args=args)
         for name, args in {
-            "sft": {}, "vaccine": {}, "booster": {}, "lisa": SEVERAL_STEPS, "sft, several steps": SEVERAL_STEPS,
+            "sft": {},
+            "vaccine": {},
+            "booster": {},
+            "lisa": SEVERAL_STEPS,
+            "sft, several steps": SEVERAL_STEPS,
         }.items()
         if QUANTISED
     },

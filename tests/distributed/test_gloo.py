@@ -23,7 +23,9 @@ DIFFER = {name for name, cls in by_name("defenses").items() if "processes" in cl
 RUNS = [(b, name) for name, case in CASES.items() for b in ("ddp", *["fsdp2"] * case.sharded)]
 FLOAT64 = {name: case for name, case in CASES.items() if case.kind != "4 bit"}
 EXACT = [name for name, case in FLOAT64.items() if case.defense not in {*DIFFER, "both"}]
-LOCAL = [name for name, case in FLOAT64.items() if case.defense in ("vaccine", "both") and not name.startswith("every")]
+LOCAL = [
+    name for name, case in FLOAT64.items() if case.defense in ("vaccine", "both") and not name.startswith("every")
+]
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def test_bytes_of_quantised_weights_are_the_real_ones(fields, tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_an_adapter_that_a_quantised_base_carries_takes_what_it_really_does(bits, tmp_path):
-    """Its factors, exactly, and nothing that is trained or saved; in real steps too, whose logits outweigh the rest."""
+    """Its factors, exactly, and nothing trained or saved; in real steps too, whose logits outweigh the rest."""
     pytest.importorskip("bitsandbytes")
     sizes = SHAPE | {"hidden_size": 256, "intermediate_size": 512}
     save_tiny(tmp_path / "model", **sizes)

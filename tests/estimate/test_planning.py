@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,17 @@ def test_a_repair_before_the_fine_tune_dequantises_the_base(inputs):
         ("finetune", False),
     ]
     assert found[2].needs.weights == lines(inputs)[1].needs.weights
+
+
+def test_a_folder_that_is_stored_in_4_bit_is_estimated_as_one(inputs, tmp_path):
+    """By what its config.json says; bitsandbytes need not be there."""
+    fields = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    shutil.copytree(inputs / "model", tmp_path / "stored")
+    said = json.loads((tmp_path / "stored" / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": "bitsandbytes", **fields}
+    (tmp_path / "stored" / "config.json").write_text(json.dumps(said))
+    stored, loaded = lines(inputs, model=str(tmp_path / "stored")), lines(inputs, quantization=fields)
+    assert [line.needs for line in stored] == [line.needs for line in loaded]
 
 
 def test_frozen_tensors_of_an_experiment(inputs):

@@ -83,7 +83,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """A model's weights: all, trained, those kept from being trained, those of adapters that its base carries, those of
+    """A model's weights: all, trained, those kept from it, those of adapters that its base carries, those of
     its largest layer, of its embeddings, of its linear layers but the LM head (in how many rows, of the largest of
     them, of those that are trained or under an adapter); and its layers, vocabulary and width."""
 

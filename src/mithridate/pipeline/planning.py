@@ -174,11 +174,13 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     processes = experiment.processes or (1 if experiment.accelerate == "none" else None)
     if processes is None:
         raise InputError("processes: the number decides what each one needs; set it: -o processes=8")
+    folder = base / experiment.model
+    stored = stored_quantisation(folder) if folder.is_dir() else {}
     auto = "bfloat16" if gpu and experiment.dtype == "auto" else experiment.dtype
     return Setup(
         full=experiment.topology == "full",
         adapter=experiment.adapter,
-        quantization=experiment.quantization,
+        quantization=experiment.quantization or stored,
         dtype=resolve_dtype(auto),  # pyright: ignore[reportArgumentType]
         processes=processes,
         sharded=_sharded(experiment, base),
@@ -210,7 +212,9 @@ def of_stage(
         found = repair_of(experiment, post_alignment=stage == "harden")
         assert found
         lengths = _lengths_of(found[1], roles, tokenizer, template)
-        setup = replace(_over(common, experiment, stage), batch=8, length=max((total for total, _ in lengths), default=1))
+        setup = replace(
+            _over(common, experiment, stage), batch=8, length=max((total for total, _ in lengths), default=1)
+        )
         needs = replace(repair(config, setup, found[1], len(lengths), memory=memory), method=found[0])
         if stage == "repair" and experiment.budget:
             needs = replace(needs, flops=_tried(needs.flops, experiment, experiment.budget, roles, config, tokenizer))
@@ -262,7 +266,7 @@ def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimat
 
 
 def _over(common: Setup, experiment: Experiment, stage: str, phase: int | None = None) -> Setup:
-    """The set-up of a stage by what its quantised base has become: a repair that changed weights has dequantised it, or
+    """The set-up of a stage by what its quantised base is by then: a repair that changed weights dequantised it, or
     it carries the adapters that were trained before and are not trained on.
 
     Args:
