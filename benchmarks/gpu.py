@@ -10,8 +10,8 @@ It writes `benchmarks/gpu_evidence.json`. Nothing is downloaded: models have ran
 set-up in it, stands alone: one that fails leaves its error in the file, which is written anew after each section and
 every 10 seconds within it (so a killed run leaves what it had), and the rest goes on, unless the GPU itself no longer
 answers; what was not measured is absent or says why. A section that is cut off, or not reached, never takes the place
-of one that was done. The script fails (exit code 1) where something broke, a
-rule is not exact, or a time is below its floor: less than the passes of the method can take. The file:
+of one that was done. The script fails (exit code 1) where something broke, a rule is not exact, or a time is below its
+floor: less than the passes of the method can take. The file:
 
     {"schema": 2, "tiny": false, "device": {...}, "versions": {...}, "finished": "...",
      "sections": {NAME: {"status": "done" | "failed" | "skipped" | "cut off", "reason": "...", "seconds": 1.0,
@@ -143,10 +143,10 @@ def measure(names: list[str], tiny: bool, out: Path, minutes: float | None = Non
         print(f"{name}: {record['status']} {record.get('reason', '')}", flush=True)
         record["seconds"] = round(time.monotonic() - started, 1)
         _write(evidence, name, record, out)
-        forget_memory()
         if record["status"] == "failed" and not answers():
             print("The GPU no longer answers. Run the sections that are left anew: --missing", flush=True)
             break
+        forget_memory()
     return evidence
 
 

@@ -199,6 +199,18 @@ def _steps(bench: Bench, rounds: int, found: Figures) -> None:
     peaks: dict[str, int | None] = {}
     predicted: dict[str, int] = {}
     passes: list[float] = []
+
+    def note() -> None:
+        length, scored = bench.tokens
+        found["tokens"] = {"batch": bench.batch, "length": length, "answer": scored}
+        for method, seconds in taken.items():
+            if len(seconds) > 1:
+                each = timed(seconds)
+                plain = each if method == "plain" else found["plain"]
+                each["ratio"] = each["median_ms"] / plain["median_ms"]
+                each["floor_ms"] = 1000 * least(sides[method]) * min(passes)
+                found[method] = each | {"peak_bytes": peaks[method], "predicted_bytes": predicted.get(method)}
+
     try:
         for _ in range(rounds):
             for method, side in sides.items():
@@ -207,15 +219,9 @@ def _steps(bench: Bench, rounds: int, found: Figures) -> None:
                 passes += bench.passes if side is None else []
                 if method not in predicted:
                     predicted[method] = bench.predicted(method, True)
+            note()
     finally:  # what was measured when time is over: nothing that takes time itself
-        length, scored = bench.tokens
-        found["tokens"] = {"batch": bench.batch, "length": length, "answer": scored}
-        for method, seconds in taken.items():
-            if len(seconds) > 1:
-                each = found[method] = timed(seconds)
-                each["ratio"] = each["median_ms"] / found["plain"]["median_ms"]
-                each["floor_ms"] = 1000 * least(sides[method]) * min(passes)
-                each |= {"peak_bytes": peaks[method], "predicted_bytes": predicted.get(method)}
+        note()
 
 
 def checkpointing(tiny: bool, folder: Path, figures: Figures) -> None:

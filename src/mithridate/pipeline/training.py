@@ -565,10 +565,16 @@ def train(
     try:
         with scoring_labels_only(trainer.model):
             trainer.train(resume_from_checkpoint=resume[0])
-    except BaseException:
+    except BaseException as error:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, _Bar):
                 callback.close()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise MithridateError(
+                f"out of memory in training ({first_line(error)}). Halve per_device_train_batch_size and double "
+                "gradient_accumulation_steps, set activation_checkpointing: true, train an adapter over 4 bit "
+                "(quantization), or end what else is on the GPU"
+            ) from error
         raise
     _require_steps(trainer)
     _save(trainer, work / "model")
