@@ -261,8 +261,7 @@ def test_what_is_cut_off_keeps_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SECTIONS", {"steps": endless, "antidote": lambda tiny, folder, f: f.update(a=1)})
     code, sections = run(tmp_path, "steps", "antidote", more=["--minutes", "0.01"])
     assert code == 0 and sections["steps"]["status"] == "cut off" and sections["steps"]["figures"] == {"a": 1}
-    versions = sections["antidote"].pop("versions")
-    assert versions["torch"] == torch.__version__
+    assert "torch" in sections["antidote"].pop("versions")
     assert sections["antidote"] == {"status": "skipped", "reason": "no time was left for it", "seconds": 0.0}
     monkeypatch.setattr(gpu, "SECTIONS", {"steps": lambda tiny, folder, f: f.update(a=2)})
     assert run(tmp_path, "steps")[1]["steps"]["figures"] == {"a": 2}
