@@ -61,6 +61,7 @@ SETUPS = {
     "devices": "`nn.DataParallel`, a model split over several devices, devices other than CPU and CUDA",
     "quantised": "float32 adapter over a base in 4 bit (QLoRA, bitsandbytes)",
     "quantised 8": "float32 adapter over a base in 8 bit (bitsandbytes)",
+    "quantised ddp": "float32 adapter over a base in 4 bit, data parallelism (DDP)",
     "other quantised": "base quantised by other libraries",
     "compile": "`torch.compile`",
     "optimizers": "optimizers that step inside backward (LOMO, `_layerwise`)",
@@ -84,7 +85,7 @@ REPAIRS = {
 # The baselines, and other published methods, are held to fewer: to what tests run of every method.
 _NOT_SHOWN = {
     *("families", "no attention", "expert accumulation", "reentrant", "dropout", "side streaming", "bf16 storage"),
-    "quantised 8",
+    *("quantised 8", "quantised ddp"),
 }
 OF_BASELINES = {name: words for name, words in SETUPS.items() if name not in _NOT_SHOWN}
 OF_BASELINE_REPAIRS = {

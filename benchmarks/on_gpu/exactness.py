@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,9 +224,8 @@ def processes(tiny: bool, folder: Path, figures: Figures) -> None:
             command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(SHIPPED[kind])]
             command += ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no"]
             command += ["-m", "benchmarks.gpu", "--worker", str(folder / kind)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-            if done.returncode != 0:
-                raise RuntimeError((done.stderr or done.stdout)[-2000:])
+            with at_most(300):
+                _ended(command)
             together = torch.load(folder / kind / "updates.pt", weights_only=True)
             found = figures[kind] = {}
             for method, update in together.items():
@@ -234,6 +234,29 @@ def processes(tiny: bool, folder: Path, figures: Figures) -> None:
                 found[method] = {"error": off, "exact": off < 1e-4}
         except Exception as problem:
             figures[kind] = {"reason": said(problem)}
+
+
+def _ended(command: list[str]) -> None:
+    """Runs a launcher to its end. Where it is stopped, it is told to end its processes, which hold GPUs.
+
+    Raises:
+        RuntimeError: it failed, with the end of what it said.
+    """
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        said = started.communicate()[0]
+    except BaseException:
+        started.terminate()
+        try:
+            started.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+        raise
+    if started.returncode != 0:
+        raise RuntimeError(said[-2000:])
 
 
 def worker(folder: Path) -> None:

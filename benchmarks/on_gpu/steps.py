@@ -197,22 +197,31 @@ def _steps(bench: Bench, rounds: int, found: Figures) -> None:
     sides = {method: defense(method, len(bench.data), bench.length) for method in METHODS}
     taken: dict[str, list[float]] = {method: [] for method in METHODS}
     peaks: dict[str, int | None] = {}
+    predicted: dict[str, int] = {}
     passes: list[float] = []
+
+    def note() -> None:
+        length, scored = bench.tokens
+        found["tokens"] = {"batch": bench.batch, "length": length, "answer": scored}
+        for method, seconds in taken.items():
+            if len(seconds) > 1:
+                each = timed(seconds)
+                plain = each if method == "plain" else found["plain"]
+                each["ratio"] = each["median_ms"] / plain["median_ms"]
+                each["floor_ms"] = 1000 * least(sides[method]) * min(passes)
+                found[method] = each | {"peak_bytes": peaks[method], "predicted_bytes": predicted.get(method)}
+
     try:
         for _ in range(rounds):
             for method, side in sides.items():
                 seconds, peaks[method] = bench.run(side, checkpointing=True)
                 taken[method] += seconds
                 passes += bench.passes if side is None else []
-    finally:  # what was measured when time is over
-        length, scored = bench.tokens
-        found["tokens"] = {"batch": bench.batch, "length": length, "answer": scored}
-        for method, seconds in taken.items():
-            if len(seconds) > 1:
-                each = found[method] = timed(seconds)
-                each["ratio"] = each["median_ms"] / found["plain"]["median_ms"]
-                each["floor_ms"] = 1000 * least(sides[method]) * min(passes)
-                each |= {"peak_bytes": peaks[method], "predicted_bytes": bench.predicted(method, True)}
+                if method not in predicted:
+                    predicted[method] = bench.predicted(method, True)
+            note()
+    finally:  # what was measured when time is over: nothing that takes time itself
+        note()
 
 
 def checkpointing(tiny: bool, folder: Path, figures: Figures) -> None:

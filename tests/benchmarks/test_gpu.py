@@ -1,6 +1,8 @@
 """The GPU script itself, on a CPU with tiny models: it runs, and claims only what it measured."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -259,7 +261,87 @@ def test_what_is_cut_off_keeps_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SECTIONS", {"steps": endless, "antidote": lambda tiny, folder, f: f.update(a=1)})
     code, sections = run(tmp_path, "steps", "antidote", more=["--minutes", "0.01"])
     assert code == 0 and sections["steps"]["status"] == "cut off" and sections["steps"]["figures"] == {"a": 1}
+    assert "torch" in sections["antidote"].pop("versions")
     assert sections["antidote"] == {"status": "skipped", "reason": "no time was left for it", "seconds": 0.0}
+    monkeypatch.setattr(gpu, "SECTIONS", {"steps": lambda tiny, folder, f: f.update(a=2)})
+    assert run(tmp_path, "steps")[1]["steps"]["figures"] == {"a": 2}
+    monkeypatch.setattr(gpu, "SECTIONS", {"steps": endless})  # which is less than what is there
+    code, sections = run(tmp_path, "steps", more=["--minutes", "0.01"])
+    assert code == 0 and sections["steps"]["status"] == "done" and sections["steps"]["figures"] == {"a": 2}
+
+
+def test_a_run_that_is_killed_leaves_what_it_had(tmp_path, monkeypatch):
+    """The file is written within a section too."""
+    seen, file = [], tmp_path / "evidence.json"
+
+    def slow(tiny, folder, figures):
+        figures["a"] = 1
+        ends = time.monotonic() + 30
+        while not file.exists() and time.monotonic() < ends:
+            time.sleep(0.01)
+        seen.append(json.loads(file.read_text())["sections"]["steps"])
+
+    monkeypatch.setattr(gpu, "EVERY", 0.02)
+    monkeypatch.setattr(gpu, "SECTIONS", {"steps": slow})
+    code, sections = run(tmp_path, "steps")
+    assert seen[0]["figures"] == {"a": 1}
+    assert (seen[0]["status"], seen[0]["reason"]) == ("cut off", "the script was ended")
+    assert code == 0 and sections["steps"]["status"] == "done"
+
+
+def test_what_is_missing_is_what_is_not_done(tmp_path, monkeypatch):
+    ran = []
+
+    def noting(name, fails=False):
+        def section(tiny, folder, figures):
+            ran.append(name)
+            assert not fails, "broken"
+
+        return section
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": noting("a"), "b": noting("b", fails=True), "c": noting("c")})
+    assert run(tmp_path, "a", "b")[0] == 1
+    assert run(tmp_path, "a", "b", "c", more=["--missing"])[0] == 1 and ran == ["a", "b", "b", "c"]
+
+
+def test_a_gpu_that_no_longer_answers_ends_the_run_and_keeps_what_was_there(tmp_path, monkeypatch):
+    def broken(tiny, folder, figures):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(gpu, "SECTIONS", {"b": lambda tiny, folder, f: f.update(b=1)})
+    run(tmp_path, "b")
+    assert gpu.answers()
+    monkeypatch.setattr(gpu, "answers", lambda: False)
+    monkeypatch.setattr(gpu, "SECTIONS", {"a": broken, "b": broken})
+    code, sections = run(tmp_path, "a", "b")
+    assert code == 1 and sections["a"]["status"] == "failed"
+    assert sections["b"]["status"] == "done" and sections["b"]["figures"] == {"b": 1}
+
+
+def test_a_launcher_that_is_stopped_ends_its_processes(tmp_path, monkeypatch):
+    """As where the time for it is over."""
+    launcher = (
+        "import pathlib, signal, subprocess, sys, time\n"
+        "def end(*_):\n    child.kill(); child.wait(); pathlib.Path(sys.argv[2]).touch(); sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(600)\n"
+    )
+    started, ended = tmp_path / "started", tmp_path / "ended"
+
+    def over(process):
+        while not started.exists():
+            time.sleep(0.01)
+        raise TooSlow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "communicate", over)
+        with pytest.raises(TooSlow):
+            exactness._ended([sys.executable, "-c", launcher, str(started), str(ended)])
+    assert ended.exists()
+    with pytest.raises(RuntimeError, match="what went wrong"):
+        exactness._ended([sys.executable, "-c", "print('what went wrong'); raise SystemExit(3)"])
 
 
 def test_it_refuses_to_claim_anything(tmp_path, capsys):

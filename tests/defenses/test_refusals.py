@@ -1,10 +1,12 @@
 """What is not supported is refused when the trainer is built, with reason and remedy."""
 
+from importlib.util import find_spec
 from types import SimpleNamespace as made
 
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from transformers import Trainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.defenses.booster import Booster
@@ -79,6 +81,22 @@ def test_what_was_not_tested_is_refused(setup, path, value, reason, remedy, unde
             make().check(undefended)
         assert remedy in refused.value.remedy
         assert refused.value.exit_code == 3
+
+
+def test_fsdp_that_accelerate_leaves_aside_is_refused(tmp_path, monkeypatch):
+    """As `accelerate launch` asks for it: without GPUs Accelerate trains data-parallel instead, without a word."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    steps = []
+    monkeypatch.setattr(Trainer, "training_step", lambda *a, **k: steps.append(a))
+    with pytest.raises(UnsupportedSetup, match="FSDP through Accelerate") as refused:
+        trainer_for(model("lora", torch.float32), tmp_path, defense=Vaccine(), data=USER)
+    assert "DistributedConfig(fsdp_size=N)" in refused.value.remedy and not steps
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="of where DeepSpeed is not installed")
+def test_arguments_for_deepspeed_that_is_not_there_are_refused_by_transformers(tmp_path):
+    with pytest.raises((ImportError, ValueError), match=r"(?i)deepspeed"):
+        trainer_for(model("lora", torch.float32), tmp_path, data=USER, deepspeed={"zero_optimization": {"stage": 2}})
 
 
 @pytest.mark.shows("devices", "refused", methods=list(DEFENSES))

@@ -1,5 +1,6 @@
 """What is trained by two processes together, and by one for comparison."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mithridate.defenses.base import Defense
 from mithridate.methods.defense import acts
@@ -15,6 +16,7 @@ from tests.conformance.methods import DEFENSES as EXAMPLES
 from tests.defenses.helpers import rows
 from tests.methods.own import Project
 
+QUANTISED = importlib.util.find_spec("bitsandbytes") is not None
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SEVERAL_STEPS = {"max_steps": 4, "learning_rate": 0.1}
 EVALUATED = SEVERAL_STEPS | {"eval_strategy": "steps", "eval_steps": 1}
@@ -38,8 +40,8 @@ DEFENSES: dict[str, Callable[[], Any]] = {
 
 @dataclass
 class Case:
-    """One run: which defense, all weights or a LoRA adapter, whether FSDP2 is tried too, which of the two models, the
-    Trainer's arguments."""
+    """One run: which defense; all weights, a LoRA adapter, or one over a base in 4 bit; whether FSDP2 is tried too;
+    which of the two models; the Trainer's arguments."""
 
     defense: str
     kind: str = "full"
@@ -86,20 +88,37 @@ CASES = {
     "kl": Case("kl", sharded=False, args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
     "project": Case("project", args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
     "both": Case("both"),
+    **{
+        f"{name}, 4 bit": Case(name.partition(",")[0], "4 bit", sharded=False, args=args)
+        for name, args in {
+            "sft": {},
+            "vaccine": {},
+            "booster": {},
+            "lisa": SEVERAL_STEPS,
+            "sft, several steps": SEVERAL_STEPS,
+        }.items()
+        if QUANTISED
+    },
 }
 
 
 def model(folder: Path, kind: str = "full", tied: bool = False, dropout: float = 0.0, **kwargs: Any) -> Any:
-    """A tiny Llama in float64, as a user loads it; `kwargs` are from_pretrained's."""
+    """A tiny Llama in float64, as a user loads it; `kwargs` are from_pretrained's. Over 4 bit an adapter in float32,
+    for bitsandbytes has no float64; "dequantised" is the same in float64."""
+    if kind in ("4 bit", "dequantised"):
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+        net = AutoModelForCausalLM.from_pretrained(folder / "wide", dtype=torch.float32, quantization_config=four)
+        return adapted(net) if kind == "4 bit" else adapted(net.dequantize()).double()
     path = folder / ("tied" if tied else "untied")
     net = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="sdpa", **kwargs)
-    if kind == "full":
-        return net
+    return net if kind == "full" else adapted(net, dropout)
+
+
+def adapted(net: Any, dropout: float = 0.0) -> Any:
+    """With a LoRA adapter, both of whose factors are non-zero."""
     torch.manual_seed(1)
-    adapted = get_peft_model(
-        net, LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "up_proj"])
-    )
-    for name, p in adapted.named_parameters():
+    net = get_peft_model(net, LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "up_proj"]))
+    for name, p in net.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(p, std=0.2)
-    return adapted
+            p.data = torch.randn(p.shape, dtype=torch.float64).to(p.dtype) * 0.2
+    return net

@@ -14,15 +14,18 @@ import torch
 from mithridate.methods import by_name
 from tests.defenses import reference
 from tests.defenses.helpers import error, rows, same, update
-from tests.distributed.cases import CASES, DEFENSES, model
+from tests.distributed.cases import CASES, DEFENSES, QUANTISED, model
 from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow  # all of it waits for one launch of several processes
 DIFFER = {name for name, cls in by_name("defenses").items() if "processes" in cls.differences}  # as they say
 RUNS = [(b, name) for name, case in CASES.items() for b in ("ddp", *["fsdp2"] * case.sharded)]
-EXACT = [name for name, case in CASES.items() if case.defense not in {*DIFFER, "both"}]
-LOCAL = [name for name, case in CASES.items() if case.defense in ("vaccine", "both") and not name.startswith("every")]
+FLOAT64 = {name: case for name, case in CASES.items() if case.kind != "4 bit"}
+EXACT = [name for name, case in FLOAT64.items() if case.defense not in {*DIFFER, "both"}]
+LOCAL = [
+    name for name, case in FLOAT64.items() if case.defense in ("vaccine", "both") and not name.startswith("every")
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     for tied in (False, True):
         tiny_llama(torch.float64, tie_word_embeddings=tied).save_pretrained(folder / ("tied" if tied else "untied"))
+    wide = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}  # 4 bit come in blocks of 64
+    tiny_llama(**wide).save_pretrained(folder / "wide")
     return folder
 
 
@@ -57,7 +62,7 @@ def alone(name, folder, out):
     case = CASES[name]
     args = case.args | {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     args = {k: v for k, v in args.items() if not k.startswith("eval")}
-    net = model(folder, case.kind, case.tied)
+    net = model(folder, "dequantised" if case.kind == "4 bit" else case.kind, case.tied)
     return update(net, out, defense=DEFENSES[case.defense](), data=rows("user"), **args)
 
 
@@ -119,6 +124,27 @@ def test_vaccine_has_rho_on_each_process(name, backend, together, folder, tmp_pa
         plain, booster = (alone(n, folder, tmp_path) for n in ("sft", "booster"))
         want = [w + b - p for w, b, p in zip(want, booster, plain, strict=True)]
     assert error(together[0][f"{backend}: {name}"]["update"], want) < 1e-6
+
+
+@pytest.mark.skipif(not QUANTISED, reason="needs bitsandbytes")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("vaccine", marks=pytest.mark.shows("quantised ddp", "difference", note="`rho` is per process")),
+        *(pytest.param(name, marks=pytest.mark.shows("quantised ddp", "exact")) for name in ("booster", "lisa")),
+    ],
+)
+def test_over_a_base_in_4_bit_two_processes_are_one_over_what_it_stands_for(name, together, folder, tmp_path):
+    """Trained in float32: held to the dequantised weights in float64, to 4 times what that costs plain training."""
+    plain = "sft, several steps, 4 bit" if name == "lisa" else "sft, 4 bit"
+    costs = error(together[0][f"ddp: {plain}"]["update"], alone(plain, folder, tmp_path))
+    assert costs < 3e-6
+    if name == "vaccine":
+        batches = [batch for rank in together for batch in rank["ddp: vaccine, 4 bit"]["seen"]]
+        wanted = reference.vaccine(model(folder, "dequantised"), batches, 1.5)
+    else:
+        wanted = alone(f"{name}, 4 bit", folder, tmp_path)
+    assert error(together[0][f"ddp: {name}, 4 bit"]["update"], wanted) <= 4 * costs
 
 
 def test_the_saved_weights_are_whole_and_the_trained_ones(together):

@@ -35,13 +35,16 @@ from mithridate.estimate.trace import (
     trace,
 )
 from mithridate.methods import Cost, Defense, Repair
+from mithridate.models.carried import carry
 from mithridate.repairs.antidote import Antidote
 from mithridate.training.cpu_head import scoring_labels_only
+from mithridate.training.frozen import freeze
 from tests.defenses.helpers import rows, trainer_for
 from tests.families import models as families
 from tests.tiny import save_tiny, tiny_llama
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]}
+OVER = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 SHAPE = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
 FULL = Setup(batch=4, length=32, full=True, dtype="float32", gpu=False)
 SMALL = replace(FULL, full=False, adapter=LORA)
@@ -52,8 +55,15 @@ def config(**overrides):
 
 
 def real(setup, **overrides):
-    model = tiny_llama(**(SHAPE | {"attn_implementation": "sdpa"} | overrides))
+    model = tiny_llama(getattr(torch, setup.dtype), **(SHAPE | {"attn_implementation": "sdpa"} | overrides))
+    for fields in setup.carried:
+        model = carry(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields)))
     return model if setup.full else get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+
+
+def longest(trainer):
+    """Tokens of the longest of eight rows, which a batch is padded to."""
+    return trainer.data_collator([trainer.train_dataset[i] for i in range(8)])["input_ids"].shape[1]
 
 
 # -- what can be counted exactly ----------------------------------------------------------------------------
@@ -123,6 +133,77 @@ def test_bytes_of_quantised_weights_are_the_real_ones(fields, tmp_path):
         estimate(small, replace(setup, full=True))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_that_a_quantised_base_carries_takes_what_it_really_does(bits, tmp_path):
+    """Its factors, exactly, and nothing trained or saved; in real steps too, whose logits outweigh the rest."""
+    pytest.importorskip("bitsandbytes")
+    sizes = SHAPE | {"hidden_size": 256, "intermediate_size": 512}
+    save_tiny(tmp_path / "model", **sizes)
+    fields = {f"load_in_{bits}bit": True}
+    held, peaks, found = [], [], []
+    for under in ((), (OVER,)):
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", quantization_config=transformers.BitsAndBytesConfig(**fields), dtype=torch.float32
+        )
+        for one in under:
+            model = carry(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **one)))
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+        held.append(sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())))
+        trainer = trainer_for(model, tmp_path / "out", optim="adamw_torch", learning_rate=1e-3, max_steps=3)
+        with live_bytes()([*model.parameters(), *model.buffers()]) as live:
+            trainer.train()
+        peaks.append(live.peak)
+        setup = replace(SMALL, batch=8, length=longest(trainer), quantization=fields, carried=under)
+        found.append(estimate(tiny_llama(**sizes, attn_implementation="sdpa").config, setup))
+    without, with_it = found
+    assert with_it.weights - without.weights == held[1] - held[0] == 4 * with_it.counts.carried > 0
+    more = [needs.total - needs.weights for needs in found]
+    assert more[1] - more[0] == pytest.approx(peaks[1] - peaks[0], abs=0.02 * peaks[0])
+    assert (without.optimizer, without.kept) == (with_it.optimizer, with_it.kept) and with_it.flops > without.flops
+
+
+FROZEN = {
+    "lora, A": (SMALL, [".*lora_A.*"]),
+    "lora, a layer": (SMALL, [r".*layers\.0\..*"]),
+    "all but the last layer": (FULL, [r".*(embed_tokens|layers\.[01]|lm_head).*"]),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_tensors_take_what_they_really_do(name, tmp_path):
+    """No gradient, no moments, and no activations kept for them: bytes of a real step, each part exactly."""
+    setup, patterns = FROZEN[name]
+    model = real(setup)
+    trainer = trainer_for(model, tmp_path / "out", optim="adamw_torch", learning_rate=1e-3, max_steps=3)
+    freeze(trainer.model, patterns)
+    with live_bytes()([*model.parameters(), *model.buffers()]) as live:
+        trainer.train()
+    needs = estimate(config(), replace(setup, batch=8, length=longest(trainer), frozen=tuple(patterns)))
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.dim() > 0]
+    assert needs.optimizer == sum(m.numel() * 4 for m in moments) == 2 * needs.gradients
+    assert needs.weights == sum(p.numel() * 4 for p in model.parameters())
+    assert needs.gradients == sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    print(f"{name}: {(needs.total - needs.weights) / 1e6:.2f} predicted, {live.peak / 1e6:.2f} counted (MB)")
+    assert needs.total - needs.weights == pytest.approx(live.peak, rel=0.05)
+    whole = estimate(config(), setup)
+    assert needs.kept == whole.kept and needs.checkpoints < whole.checkpoints  # all of it is saved
+    assert needs.counts.trained + needs.counts.frozen == whole.counts.trained
+
+
+def test_layers_that_are_frozen_are_a_kind_of_their_own():
+    """Whichever they are, the passes predicted from a few layers are those of all."""
+    deep = config(num_hidden_layers=6)
+    for pattern in (r".*layers\.[01]\..*", r".*layers\.5\..*", r".*embed.*"):
+        setup = replace(FULL, frozen=(pattern,))
+        predicted, run = passes(deep, setup, probes=False)[1], trace(deep, setup, probes=False)
+        assert (predicted.forward, predicted.backward) == (run.forward, run.backward), pattern
+        assert predicted.activations == pytest.approx(run.activations, rel=0.02), pattern
+    with pytest.raises(InputError, match="frozen: 'lora' matches the name of no trained tensor"):
+        passes(deep, replace(FULL, frozen=("lora",)))
+    with pytest.raises(InputError, match="frozen: all tensors are"):
+        passes(deep, replace(FULL, frozen=(".*",)))
+
+
 def test_products_in_8_bit_keep_their_inputs(tmp_path):
     """What is alive between the passes of a checkpointed model, in 8 bit and dequantised: the same and the inputs."""
     pytest.importorskip("bitsandbytes")
@@ -183,17 +264,19 @@ def test_the_sizes_are_llamas():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "carried"])
 def test_fake_passes_need_what_real_ones_do(kind, checkpointing):
-    """The same passes over real tensors, counted by the same rule: bytes alive at most, and operations."""
-    setup = replace(FULL if kind == "full" else SMALL, checkpointing=checkpointing)
+    """The same passes over real tensors, counted by the same rule: bytes alive at most, and operations. Factors that
+    the base carries compute in float32, whatever it computes in."""
+    kinds = {"full": FULL, "lora": SMALL, "carried": replace(SMALL, carried=(OVER,), dtype="bfloat16")}
+    setup = replace(kinds[kind], checkpointing=checkpointing)
     _, traced = passes(config(), setup)
     model = real(setup).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        if kind == "lora":
+        if not setup.full:
             model.enable_input_require_grads()
-    decoder = (model if kind == "full" else model.get_base_model()).model
+    decoder = (model if setup.full else model.get_base_model()).model
     ids = torch.zeros(setup.batch, setup.length, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0  # without any padding, transformers would leave the mask out

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mithridate.estimate import trace as tracing
 from mithridate.estimate.trace import Setup
 from mithridate.experiment.config import load_experiment
 from mithridate.pipeline import planning
+from tests.pipeline import other_methods
 from tests.pipeline.small import experiment, stages, write_inputs
 
 
@@ -83,6 +85,52 @@ def test_a_base_in_4_bit(inputs):
     assert len(four) == len(plain) == 3
     assert all(one.needs.weights < other.needs.weights for one, other in zip(four, plain, strict=True))
     assert "LoRA over 4 bit, float32" in planning.described(four)
+
+
+@pytest.mark.parametrize(
+    ("topology", "of_finetune", "of_phases"), [("double", [0, 1], [0, 1, 2, 2]), ("single", [0, 0], [0, 0, 1, 1])]
+)
+def test_a_base_in_4_bit_carries_what_was_trained_before(topology, of_finetune, of_phases, inputs, monkeypatch):
+    """Under a second adapter; one that is trained on is not carried. Repairs hold it too."""
+    other_methods.declare(monkeypatch)
+    common = {"topology": topology, "quantization": {"load_in_4bit": True}}
+    plainly = lines(inputs, **common)
+    phased = lines(inputs, **common, finetune__attack={"kind": "staged"}, repair={"antidote": {}})
+    for found, wanted in ((plainly, of_finetune), (phased, of_phases)):
+        assert [len(line.setup.carried) for line in found] == wanted
+        assert all(line.setup.quantization for line in found)
+    plain, unmerged = lines(inputs, topology=topology), plainly[0].needs
+    assert not any(line.setup.carried for line in plain)  # it is merged
+    factors = 4 * unmerged.counts.trained * of_finetune[1]
+    assert plainly[1].needs.weights == unmerged.weights + factors
+    assert phased[2].setup.frozen == (".*lora_A.*",) and phased[2].needs.counts.frozen > 0
+
+
+def test_a_repair_before_the_fine_tune_dequantises_the_base(inputs):
+    found = lines(inputs, quantization={"load_in_4bit": True}, repair={"lox": {}})
+    assert [(line.stage, bool(line.setup.quantization)) for line in found] == [
+        ("align", True),
+        ("harden", True),
+        ("finetune", False),
+    ]
+    assert found[2].needs.weights == lines(inputs)[1].needs.weights
+
+
+def test_a_folder_that_is_stored_in_4_bit_is_estimated_as_one(inputs, tmp_path):
+    """By what its config.json says; bitsandbytes need not be there."""
+    fields = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    shutil.copytree(inputs / "model", tmp_path / "stored")
+    said = json.loads((tmp_path / "stored" / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": "bitsandbytes", **fields}
+    (tmp_path / "stored" / "config.json").write_text(json.dumps(said))
+    stored, loaded = lines(inputs, model=str(tmp_path / "stored")), lines(inputs, quantization=fields)
+    assert [line.needs for line in stored] == [line.needs for line in loaded]
+
+
+def test_frozen_tensors_of_an_experiment(inputs):
+    plain, fixed = (lines(inputs, **f)[-1] for f in ({}, {"finetune__frozen": ".*lora_A.*"}))
+    assert fixed.setup.frozen == (".*lora_A.*",) and fixed.needs.kept == plain.needs.kept
+    assert fixed.needs.optimizer < plain.needs.optimizer and fixed.needs.weights == plain.needs.weights
 
 
 def test_several_processes(inputs):

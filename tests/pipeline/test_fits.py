@@ -8,11 +8,13 @@ import torch
 
 from mithridate import environment
 from mithridate.cli import about, main
-from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.estimate import estimate
 from mithridate.estimate.trace import SIZES, config_of
+from mithridate.models.memory import to_gpu
 from mithridate.pipeline import fits
 from mithridate.pipeline.runner import run
+from mithridate.training.trainer import DefenseTrainer
 from tests.pipeline.small import experiment, stages, write_inputs
 
 GIB = 2**30
@@ -144,6 +146,26 @@ def test_a_card_too_small_is_refused_before_loading(inputs, store, tmp_path, mon
     said = str(error.value)
     assert "align: needs about" in said and "the one here has 0.0 GiB" in said and "Such a GPU trains" in said
     assert loaded == [] and stages(store) == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["training", "loading"])
+def test_memory_that_ends_all_the_same_is_one_error(place, inputs, tmp_path, monkeypatch):
+    """Where the estimate was too low, or something else is on the card."""
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more")
+
+    if place == "training":
+        monkeypatch.setattr(DefenseTrainer, "train", full)
+        with pytest.raises(MithridateError, match=r"^.*out of memory in training .*2\.00 GiB.*4 bit") as error:
+            run(experiment(inputs, finetune="none"), out=tmp_path / "out", until="align", progress=False)
+        assert "And more" not in str(error.value)
+    else:
+        model = torch.nn.Linear(2**10, 2**8, bias=False)
+        assert to_gpu(model, "mine") is model
+        monkeypatch.setattr(torch.nn.Linear, "to", full)
+        with pytest.raises(MithridateError, match=r"^mine: its weights are 0\.0 GiB.*CUDA_VISIBLE_DEVICES=''"):
+            to_gpu(model, "mine")
 
 
 def test_what_would_fit_is_named_with_its_figure(inputs, tmp_path, monkeypatch):

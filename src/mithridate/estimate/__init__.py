@@ -5,7 +5,8 @@ hold for any architecture that transformers has, and follow its code, not a form
 
 Memory of one process, in bytes, with N weights, n trained ones, c bytes a weight of the base (2 in bfloat16, else 4):
 
-    weights      c N (adapters: c N + 4 n);  all weights trained: 4 N
+    weights      c N (adapters: c N + 4 n);  all weights trained: 4 N; 4 for each frozen weight of an adapter, and
+                 for each of an adapter that a quantised base carries into the next stage as factors
                  of L weights in quantised linear layers: 4 bit, (1/2 + 4/64) L; quantised twice, (1/2 + 1/64 +
                  4/64/256) L; 8 bit, L + 4 for each row
     gradients    4 n
@@ -19,7 +20,8 @@ Memory of one process, in bytes, with N weights, n trained ones, c bytes a weigh
     activations  the highest sum A of all tensors that are alive at once in the passes, as the fake passes show. Where
                  no gradient is there before, those grow while the activations shrink: max(A, 4 n + A of a layer) - 4 n
                  Over quantised weights, c for each weight of the largest linear layer: it is dequantised in passing.
-                 Over 8 bit, A has each linear layer's input, which its product keeps, checkpointed or not
+                 Over 8 bit, A has each linear layer's input, which its product keeps, checkpointed or not. Carried
+                 factors compute in float32, which the passes show
     head         h s (c + 4) + t (32768 c + 4 x min(V, 32768))      s scored positions a micro-batch, t = min(s, 4096),
                                           h the hidden size, V the vocabulary; x = 0 on GPUs, 5 elsewhere (TRL's fused
                                           head, with and without its kernel)
@@ -35,12 +37,12 @@ only as good as the assumption that all products run at one speed.
 
 What a method adds is stated by its own `cost()`: passes, copies, data seen once (`mithridate.methods.Cost`).
 
-Disk: the weights that a stage leaves (4 n), once for itself and once for each snapshot, and while it trains two
-checkpoints of 12 n, and 4 n more for each copy that a method saves.
+Disk: the weights that a stage leaves (4 n, and 4 for each frozen one), once for itself and once for each snapshot, and
+while it trains two checkpoints of these and 8 n, and 4 n more for each copy that a method saves.
 
-Not counted: models that a method reads beside its own, unless a repair holds them; an adapter that the base carries
-into the next stage as factors; what the libraries and the device's driver need, the allocator's fragments, and
-anything else on the machine. docs/scale.md has predicted and measured figures side by side.
+Not counted: models that a method reads beside its own, unless a repair holds them; what the libraries and the device's
+driver need, the allocator's fragments, and anything else on the machine. docs/scale.md has predicted and measured
+figures side by side.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -151,7 +153,9 @@ def estimate(
         own = passes(config, own_rows, probes, memory)[1]
     n, width = counts.trained, 2 if setup.dtype == "bfloat16" else _FP32
     share = setup.processes if setup.sharded else 1
-    weights = (_FP32 * counts.all if setup.full else base_bytes(counts, setup) + _FP32 * n) // share
+    left = _FP32 * (n + counts.frozen)  # what the training leaves, its frozen weights too
+    held = base_bytes(counts, setup) + left + _FP32 * counts.carried
+    weights = (_FP32 * counts.all if setup.full else held) // share
     gradients, optimizer = _FP32 * n // share, optimizer_bytes(n) // share
     passing = round(cost.passing_copies * _FP32 * n) // share
     extra = round((cost.copies + cost.passing_copies) * _FP32 * n) // share
@@ -185,8 +189,8 @@ def estimate(
         plain_flops=plain * step,
         once=sum(_once(one.cost(), plain, ahead, rows) // setup.batch for one in method),
         passes=f"{cost.passes + cost.forwards:.3g} forward, {cost.passes:.3g} backward",
-        kept=_FP32 * n * (1 + setup.snapshots),
-        checkpoints=2 * (_FP32 * n + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
+        kept=left * (1 + setup.snapshots),
+        checkpoints=2 * (left + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
     )
 
 
@@ -317,9 +321,8 @@ def repair(
         sizes = [p.numel() for p in model.parameters()]
     width = 2 if setup.dtype == "bfloat16" else _FP32
     plainly = setup.full or cost.changes != "adapter"  # quantised weights are dequantised to be changed
-    one = (width * counts.all if plainly else base_bytes(counts, setup)) + (
-        0 if setup.full else _FP32 * counts.trained
-    )
+    one = width * counts.all if plainly else base_bytes(counts, setup) + _FP32 * counts.carried
+    one += 0 if setup.full else _FP32 * counts.trained
     activations = traced.activations
     if not cost.once_passes:
         activations = _forward_bytes(config, plain, layers_before(model)) if memory and cost.once_forwards else 0

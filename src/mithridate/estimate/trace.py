@@ -13,6 +13,7 @@ add the same. Where kinds alternate to the end, that is the whole model, and tak
 from __future__ import annotations
 
 import contextlib
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mithridate.errors import InputError, UnsupportedSetup, first_line
 from mithridate.models import EMBEDDED, resolve_model, shortened
+from mithridate.models.carried import carried_weights, carry
+from mithridate.training.frozen import freeze
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +51,8 @@ class Setup:
         full: all weights are trained; else a LoRA adapter (`adapter`: LoraConfig's fields).
         quantization: bitsandbytes' fields (load_in_4bit, load_in_8bit, bnb_4bit_use_double_quant) by which the base's
             linear layers are held; empty: in `dtype`.
+        carried: LoraConfig's fields of each adapter that such a base carries under the one that is trained.
+        frozen: regular expressions; trained tensors whose whole name matches one keep their values.
         dtype: of the base's weights or, where all weights are trained (in float32), of the products.
         checkpointing: activations are computed again in the backward pass.
         processes, sharded: how many train together, and whether they share the weights (FSDP2).
@@ -66,6 +71,8 @@ class Setup:
         default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj"]}
     )
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    carried: tuple[Mapping[str, Any], ...] = ()
+    frozen: tuple[str, ...] = ()
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpointing: bool = False
     processes: int = 1
@@ -76,12 +83,14 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """A model's weights: all, trained, those of its largest layer, of its embeddings, of its linear layers but the LM
-    head (in how many rows, of the largest of them, of those that are trained or under an adapter); and its layers,
-    vocabulary and width."""
+    """A model's weights: all, trained, those kept from it, those of adapters that its base carries, those of
+    its largest layer, of its embeddings, of its linear layers but the LM head (in how many rows, of the largest of
+    them, of those that are trained or under an adapter); and its layers, vocabulary and width."""
 
     all: int
     trained: int
+    frozen: int
+    carried: int
     layer: int
     embeddings: int
     linear: int
@@ -159,28 +168,33 @@ def _fake_mode() -> Any:
 
 def whole(config: PretrainedConfig, setup: Setup) -> Any:
     """The model with its adapter as meta tensors, to count its weights; the same object for the same model."""
-    key = Setup(full=setup.full, adapter=setup.adapter, dtype=setup.dtype, attention=setup.attention)
-    return _whole(_Hashed(config, key))
+    kept = ("full", "adapter", "carried", "frozen", "dtype", "attention")
+    return _whole(_Hashed(config, Setup(**{name: getattr(setup, name) for name in kept})))
 
 
 @lru_cache(maxsize=8)
 def _whole(what: _Hashed) -> Any:
-    return _on_meta(what.config, what.setup)
+    model = _on_meta(what.config, what.setup)
+    freeze(model, what.setup.frozen)
+    return model
 
 
 def _on_meta(config: PretrainedConfig, setup: Setup) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    def adapted(model: Any, fields: Mapping[str, Any]) -> Any:
+        try:
+            return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
+        except ValueError as error:
+            raise InputError(f"adapter: {error}") from error
+
     dtype = torch.float32 if setup.full else getattr(torch, setup.dtype)
     with torch.device("meta"):
         model = _bare(config, dtype, setup.attention)
-        if not setup.full:
-            try:
-                model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **setup.adapter))
-            except ValueError as error:
-                raise InputError(f"adapter: {error}") from error
-    return model
+        for fields in setup.carried:
+            model = carry(adapted(model, fields))
+        return model if setup.full else adapted(model, setup.adapter)
 
 
 def build(config: PretrainedConfig, setup: Setup) -> Any:
@@ -189,6 +203,9 @@ def build(config: PretrainedConfig, setup: Setup) -> Any:
 
     with unset_fake_temporarily():
         model = _on_meta(config, setup)
+    for name, p in model.named_parameters():
+        if any(re.fullmatch(pattern, name) for pattern in setup.frozen):
+            p.requires_grad_(False)
     _on_a_fake_cpu(model)
     if setup.quantization.get("load_in_8bit"):
         _keep_inputs(model)
@@ -264,6 +281,12 @@ def counts_of(model: Any) -> Counts:
     return Counts(
         all=sum(p.numel() for p in base.parameters()) - _adapters(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        frozen=sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if not p.requires_grad and (model is base or ".lora_" in name)
+        ),
+        carried=carried_weights(base),
         layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
         embeddings=sum(p.numel() for p in ends),
         linear=sum(p.numel() for p in parts),
@@ -358,9 +381,13 @@ def decoder_of(model: Any) -> nn.Module:
 
 
 def layers_before(model: Any) -> int:
-    """How many layers stand before those at the end that have the same modules and weights as the last one."""
+    """How many layers stand before those at the end that have the same modules and weights, trained ones, as the last
+    one."""
     kinds = [
-        [(n, type(m), [p.shape for p in m.parameters(recurse=False)]) for n, m in layer.named_modules()]
+        [
+            (n, type(m), [(p.shape, p.requires_grad) for p in m.parameters(recurse=False)])
+            for n, m in layer.named_modules()
+        ]
         for layer in _layers_of(model)
     ]
     return max((i + 1 for i, kind in enumerate(kinds) if kind != kinds[-1]), default=0)

@@ -14,9 +14,11 @@ def load_classifier(files: ModelFiles, dtype: str) -> Any:
 
     Raises:
         InputError: the architecture has no sequence classifier, or the weights do not fit it or lack its head.
+        MithridateError: the GPU's memory does not hold it.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification
+
+    from mithridate.models.memory import to_gpu
 
     options: Any = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     options |= {"dtype": dtype, "output_loading_info": True}
@@ -32,7 +34,7 @@ def load_classifier(files: ModelFiles, dtype: str) -> Any:
             f"{files.path}: {len(missing)} weights are missing ({some}), so it is no whole sequence classifier. Give "
             "one that was saved with its head."
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return to_gpu(model, f"judge {files.name}").eval()
 
 
 def load_tokenizer(name: str) -> Any:

@@ -61,6 +61,11 @@ def carries(model: Any) -> bool:
     return any(hasattr(module, _A) for module in model.modules())
 
 
+def carried_weights(model: Any) -> int:
+    """How many numbers the factors have that a model carries."""
+    return sum(getattr(m, own).numel() for m in model.modules() if hasattr(m, _A) for own in (_A, _B))
+
+
 def put_down(model: Any) -> dict[str, Tensor]:
     """Of each layer of a plain model that carries an adapter, what is to be added to its weight, [out, in] in float32.
     The layers carry nothing afterwards."""

@@ -1,8 +1,9 @@
-"""How much memory is free, and where a batch does not fit into it: half of the batch."""
+"""How much memory is free, whether a model fits into it, and where a batch does not: half of the batch."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
@@ -16,6 +17,27 @@ def free_memory(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def to_gpu(model: Any, what: str) -> Any:
+    """The model on the GPU; where torch sees none, on the CPU.
+
+    Args:
+        what: the model's name, for errors.
+
+    Raises:
+        MithridateError: the GPU's free memory does not hold it.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
+        raise MithridateError(
+            f"{what}: its weights are {size:.1f} GiB, and the GPU's free memory does not hold them. Take a smaller "
+            "model, load it in 4 bit (quantization: {load_in_4bit: true}), end what else is on that GPU, or compute "
+            "on the CPU (CUDA_VISIBLE_DEVICES='')"
+        ) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -92,12 +92,11 @@ def load(chain: ExperimentStages, upto: str, step: int | None = None) -> Any:
 
 
 def load_layers(chain: ExperimentStages, layers: list[Any]) -> Any:
-    import torch
-
     from mithridate.models.layers import assemble
+    from mithridate.models.memory import to_gpu
     from mithridate.training.quantised import quantiser
 
     model: Any = assemble(chain.context.base, layers, chain.context.torch_dtype)
     if quantiser(model) is not None:  # where it was quantised
         return model
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return to_gpu(model, chain.experiment.model)

@@ -7,7 +7,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +15,7 @@ from mithridate.evaluation import answers
 from mithridate.experiment.methods import around_prompts
 from mithridate.generation.hf import Transformers
 from mithridate.models import load_model
+from mithridate.models.memory import to_gpu
 from mithridate.pipeline.assembly import load
 from mithridate.protocols import protocol
 
@@ -103,4 +103,4 @@ def _loaded(chain: ExperimentStages, folder: Path) -> Any:
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, **more)
     quantised = context.base.quantization and (folder / "adapter_config.json").exists()
-    return (model if quantised or not torch.cuda.is_available() else model.to("cuda")).eval()
+    return (model if quantised else to_gpu(model, str(folder))).eval()

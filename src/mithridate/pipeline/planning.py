@@ -174,11 +174,13 @@ def set_up(experiment: Experiment, base: Path, gpu: bool) -> Setup:
     processes = experiment.processes or (1 if experiment.accelerate == "none" else None)
     if processes is None:
         raise InputError("processes: the number decides what each one needs; set it: -o processes=8")
+    folder = base / experiment.model
+    stored = stored_quantisation(folder) if folder.is_dir() else {}
     auto = "bfloat16" if gpu and experiment.dtype == "auto" else experiment.dtype
     return Setup(
         full=experiment.topology == "full",
         adapter=experiment.adapter,
-        quantization=experiment.quantization,
+        quantization=experiment.quantization or stored,
         dtype=resolve_dtype(auto),  # pyright: ignore[reportArgumentType]
         processes=processes,
         sharded=_sharded(experiment, base),
@@ -210,7 +212,9 @@ def of_stage(
         found = repair_of(experiment, post_alignment=stage == "harden")
         assert found
         lengths = _lengths_of(found[1], roles, tokenizer, template)
-        setup = replace(common, batch=8, length=max((total for total, _ in lengths), default=1))
+        setup = replace(
+            _over(common, experiment, stage), batch=8, length=max((total for total, _ in lengths), default=1)
+        )
         needs = replace(repair(config, setup, found[1], len(lengths), memory=memory), method=found[0])
         if stage == "repair" and experiment.budget:
             needs = replace(needs, flops=_tried(needs.flops, experiment, experiment.budget, roles, config, tokenizer))
@@ -224,14 +228,15 @@ def of_stage(
     )
     parts = [(stage, Phase(), roles.alignment)] if stage == "align" else _phases(settings, roles, experiment.seed)
     lines = []
-    for name, phase, rows in parts:
+    for number, (name, phase, rows) in enumerate(parts, 1):
         adapter = experiment.adapter_of(stage) or experiment.adapter
         full = experiment.adapter_of(stage) is None
         if phase.adapter is not None:
             adapter, full = (adapter, True) if phase.adapter == "full" else (phase.adapter, False)
         lengths = _lengths(rows, tokenizer, template)
         training = phase.trained(settings.training)
-        trained = replace(common, full=full, adapter=adapter)
+        frozen = () if stage == "align" else (*settings.frozen, *phase.frozen)
+        trained = replace(_over(common, experiment, stage, number), full=full, adapter=adapter, frozen=frozen)
         setup, mean = _set_up(trained, training, lengths, experiment.seed, common.gpu, name, list(acting.values()))
         snapshots = len(experiment.evaluate.resistance) if stage == "finetune" else 0
         lines.append(_training(name, config, replace(setup, snapshots=snapshots), acting, mean, own, memory))
@@ -247,15 +252,43 @@ def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimat
         adapter=job.adapter or chain.experiment.adapter,
         quantization=job.base.quantization or stored_quantisation(job.base.path),
         dtype=context.dtype,  # pyright: ignore[reportArgumentType]
+        frozen=tuple(job.frozen),
         processes=launch.processes if launch else 1,
         sharded=launch is not None and launch.kind == "fsdp2",
     )
+    common = _over(common, chain.experiment, part.stage, part.phase or 1)
     defenses = defenses_of(job.defense)
     lengths = _lengths(job.rows, chain.tokenizer, job.template)
     setup, _ = _set_up(common, job.training, lengths, job.seed, True, part.stage, defenses)
     own = [total for rows in job.side_rows.values() for total, _ in _lengths(rows, chain.tokenizer, job.template)]
     longest = max([setup.length, *(min(total, part.args.max_length or total) for total in own)])
     return estimate(context.config, replace(setup, length=longest, checkpointing=checkpointing), defenses)
+
+
+def _over(common: Setup, experiment: Experiment, stage: str, phase: int | None = None) -> Setup:
+    """The set-up of a stage by what its quantised base is by then: a repair that changed weights dequantised it, or
+    it carries the adapters that were trained before and are not trained on.
+
+    Args:
+        phase: which of the trainings of the attack, from 1; None: the last.
+    """
+    if not common.quantization or stage not in ("finetune", "repair") or experiment.finetune is None:
+        return common
+    hardened = repair_of(experiment, post_alignment=True)
+    if hardened and hardened[1].cost().changes != "adapter":
+        return replace(common, quantization={})
+    carried: list[Mapping[str, Any]] = []
+    free: Any = None  # LoraConfig's fields of one that is trained on, or carried where another is trained
+    if experiment.align and experiment.topology == "double":
+        carried.append(experiment.adapter)
+    elif experiment.align:
+        free = experiment.adapter_of("align")
+    for part in attack_of(experiment.finetune).phases()[:phase]:
+        own = experiment.adapter_of("finetune") if part.adapter is None else part.adapter
+        if free is not None and own != free:
+            carried.append(free)
+        free = None if own == "full" else own
+    return replace(common, carried=tuple(carried))
 
 
 def _tried(flops: int, experiment: Experiment, budget: Budget, roles: Roles, config: Any, tokenizer: Any) -> int:

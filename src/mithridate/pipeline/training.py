@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +40,7 @@ from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
 from mithridate.progress import Progress
 from mithridate.training.cpu_head import scoring_labels_only
+from mithridate.training.frozen import freeze
 from mithridate.training.trainer import DefenseTrainer
 
 logger = logging.getLogger(__name__)
@@ -390,28 +390,13 @@ def trainer_of(
         models=models,
         report_to=job.report_to,
     )
-    _freeze(trainer, job.frozen)
+    freeze(trainer.model, job.frozen)  # before the optimizer is made, so that it never knows of these tensors
     return trainer
 
 
 def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of a chain's model by name, on the CPU, an adapter merged into the weights."""
     return merge_adapter(dequantised(assemble(base, layers, dtype))).state_dict()
-
-
-def _freeze(trainer: DefenseTrainer, frozen: Sequence[str]) -> None:
-    """Before the optimizer is made, so that it never knows of these tensors."""
-    trained, where = dict(zip(trainer.param_names, trainer.params)), "finetune: frozen"
-    for pattern in frozen:
-        found = [name for name in trained if re.fullmatch(pattern, name)]
-        if not found:
-            raise InputError(
-                f"{where}: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)"
-            )
-        for name in found:
-            trained[name].requires_grad_(False)
-    if frozen and not trainer.params:
-        raise InputError(f"{where}: all tensors are, so that nothing is left to train")
 
 
 def lora(fields: dict[str, Any]) -> LoraConfig:
@@ -580,10 +565,16 @@ def train(
     try:
         with scoring_labels_only(trainer.model):
             trainer.train(resume_from_checkpoint=resume[0])
-    except BaseException:
+    except BaseException as error:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, _Bar):
                 callback.close()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise MithridateError(
+                f"out of memory in training ({first_line(error)}). Halve per_device_train_batch_size and double "
+                "gradient_accumulation_steps, set activation_checkpointing: true, train an adapter over 4 bit "
+                "(quantization), or end what else is on the GPU"
+            ) from error
         raise
     _require_steps(trainer)
     _save(trainer, work / "model")

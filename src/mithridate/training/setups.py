@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +79,12 @@ def checkpointing_kwargs(args: Any) -> str:
     return newer if hasattr(args, newer) else "gradient_checkpointing_kwargs"
 
 
+def asked_for_fsdp(args: Any) -> bool:
+    """Whether FSDP is asked for through Accelerate, which does not have it where there are no GPUs: it then trains
+    data-parallel without a word."""
+    return bool(getattr(args, "fsdp", None)) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def compiled(t: DefenseMixin) -> bool:
     """Whether the model runs through torch.compile, by the Trainer's arguments or by Accelerate's configuration."""
     dynamo = getattr(t.accelerator.state.dynamo_plugin, "backend", "NO")
@@ -110,7 +117,7 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
         ),
         (
-            t.is_fsdp_enabled,
+            t.is_fsdp_enabled or asked_for_fsdp(args),
             "FSDP through Accelerate was tried with no defense: it needs GPUs (on CPUs Accelerate leaves its plugin "
             "aside and trains data-parallel).",
             "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "

@@ -1,0 +1,31 @@
+"""Trained tensors that keep the values that they start with, by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from mithridate.errors import InputError
+
+_WHERE = "finetune: frozen"
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Trained tensors whose whole name matches one of these regular expressions are no longer trained.
+
+    Raises:
+        InputError: an expression matches no trained tensor, or all are frozen.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for pattern in patterns:
+        found = [name for name in trained if re.fullmatch(pattern, name)]
+        if not found:
+            raise InputError(
+                f"{_WHERE}: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)"
+            )
+        for name in found:
+            trained[name].requires_grad_(False)
+    if patterns and not any(p.requires_grad for p in trained.values()):
+        raise InputError(f"{_WHERE}: all tensors are, so that nothing is left to train")
