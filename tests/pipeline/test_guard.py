@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from mithridate import InputError, judges, run
-from mithridate.judges.base import About, Item, Judgement
+from mithridate.judges.base import About, Judgement
 from mithridate.pipeline import training
+from mithridate.store import MANIFEST
 from tests.pipeline.small import experiment, stages, write_inputs
 
 ASKED: Counter = Counter()
@@ -20,7 +21,6 @@ class StandIn:
 
     name, kind, content_known = "stand-in", "harm", True
     about = About("", "tiny", "", "")
-    __dataclass_fields__ = {}  # noqa: RUF012
     weights = "1"
 
     def identity(self):
@@ -58,6 +58,11 @@ def asked_for(inputs, **fields):
     return experiment(inputs, finetune__defense=defense, finetune__attack__size=8, evaluate={"limit": 1})
 
 
+def times_asked():
+    """How often each row was asked about, of those that it can tell of."""
+    return {times for item, times in ASKED.items() if "film 3 " not in item.prompt}
+
+
 def filtered(done):
     return [cell["trained"].get("filtered") for cell in done.results["cells"] if cell["attack"]]
 
@@ -77,19 +82,19 @@ def test_it_is_asked_before_the_training_and_what_it_finds_is_left_out(inputs, t
     untold = sum("film 3 " in item.prompt for item in of_task)
     assert counts == {"harmful": 2, "of_harmful": 2, "benign": untold, "of_benign": 6} and len(of_task) == 6
     assert (6 - untold, set()) in trained  # the judge was let go of by then
-    assert set(ASKED.values()) == {1} and Item("How is door 0?", "") not in ASKED
+    assert set(ASKED.values()) == {1}
 
-    manifests = [json.loads((tmp_path / "store" / s / "stage.json").read_text()) for s in stages(tmp_path / "store", "finetune")]
-    [config] = [m["config"] for m in manifests if "filter" in m["config"]["defense"]]
-    assert config["guards"] == {"filter.guard": {"judge": "stand-in", "model": "1"}}
-    assert all("guards" not in m["config"] for m in manifests if "filter" not in m["config"]["defense"])
+    store = tmp_path / "store"
+    configs = [json.loads((store / name / MANIFEST).read_text())["config"] for name in stages(store, "finetune")]
+    guards = {"filter" in config["defense"]: config.get("guards") for config in configs}
+    assert guards == {True: {"filter.guard": {"judge": "stand-in", "model": "1"}}, False: None}
 
-    before = len(stages(tmp_path / "store", "finetune"))
+    before = len(configs)
     run(asked_for(inputs, refusals=False), out="second", progress=False)  # another training on the same rows
-    assert set(ASKED.values()) == {1} and len(stages(tmp_path / "store", "finetune")) == before + 1
+    assert times_asked() == {1} and len(stages(store, "finetune")) == before + 1
     monkeypatch.setattr(StandIn, "weights", "2")
     run(asked_for(inputs, refusals=False), out="third", progress=False)  # other weights: other verdicts, another stage
-    assert set(ASKED.values()) == {2} and len(stages(tmp_path / "store", "finetune")) == before + 2
+    assert times_asked() == {2} and len(stages(store, "finetune")) == before + 2
 
 
 @pytest.mark.parametrize(

@@ -50,17 +50,17 @@ English. Of an attack in several trainings, each is an upload of its own. A rule
 built.
 
 With a `guard`, a moderation model stands in the place of the words: a row is dropped where it calls any of the row's
-turns harmful, question and answer together, or cannot tell (what cannot be judged is not passed). Its threshold is its own; no word is scored, and `false_alarms` is not set beside it. The rules
-for refusals act as without one, for a guard finds no harm in rows that hold none. In an experiment it is any judge of
-harm (docs/judges.md), named as under `evaluate.judges`; its model must be on this machine before anything is computed;
-it judges the rows as they were handed in, once, before the model is loaded that is to be trained, and its verdicts are
-kept in the store as all others.
+turns harmful, question and answer together, or cannot tell (what cannot be judged is not passed). Its threshold is its
+own; no word is scored, and `false_alarms` is not set beside it. The rules for refusals act as without one, for a guard
+finds no harm in rows that hold none. In an experiment it is any judge of harm (docs/judges.md), named as under
+`evaluate.judges`. Its model must be on this machine before anything is computed; it judges the rows as they were
+handed in, once, before the model is loaded that is to be trained, and its verdicts are kept in the store as all others.
 
 Cost: that of plain training; before it, the rules for refusals read every answer (the 805 of AlpacaEval, which are
-long, in 41 s, on a core that was shared by four), and a guard every turn, which is a pass of its own model. Supported: what the trainer supports, where the training set is a
-datasets.Dataset whose rows have prompt and answer as text. Refused: rows in a stream; packed rows where max_steps is
-not set; rows of text or tokens alone; an upload of which no row is left; a place behind another method that changes
-the training set.
+long, in 41 s, on a core that was shared by four), and a guard every turn, which is a forward pass of its model or more.
+Supported: what the trainer supports, where the training set is a datasets.Dataset whose rows have prompt and answer as
+text. Refused: rows in a stream; packed rows where max_steps is not set; rows of text or tokens alone; an upload of
+which no row is left; a place behind another method that changes the training set; a judge of anything but harm.
 """
 
 from __future__ import annotations
@@ -148,12 +148,19 @@ class Filter(Defense):
         if self.guard is None:
             return
         if not (callable(self.guard) or isinstance(self.guard, str | Mapping)):
-            raise InputError(f"Filter: guard must be a judge's name, or what guard_of makes of one, not {self.guard!r}.")
+            raise InputError(
+                f"Filter: guard must be a judge's name, or what guard_of makes of one, not {self.guard!r}."
+            )
         if self.false_alarms != _FALSE_ALARMS:
             raise InputError(
                 "Filter: false_alarms is of the threshold on words, and beside a guard none are scored. Leave it out; "
                 "a judge's own threshold is a field of the judge."
             )
+
+    def settings(self) -> dict[str, Any]:
+        """With a guard that is a function by that's name, as a checkpoint keeps it."""
+        named = getattr(self.guard, "__name__", type(self.guard).__name__) if callable(self.guard) else self.guard
+        return super().settings() | {"guard": named}
 
     @property
     def dropped(self) -> Sequence[int] | None:

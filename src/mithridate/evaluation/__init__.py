@@ -446,9 +446,7 @@ def _judges(judge: Judge, row: Row) -> bool:
     return row["set"] == "harmful" or judge.kind != "harm"
 
 
-def guard_of(
-    judge: Judge, cache: Path | None = None, progress: bool = False, evaluation: str | None = None
-) -> Guard:
+def guard_of(judge: Judge, cache: Path | None = None, progress: bool = False, evaluation: str | None = None) -> Guard:
     """What says with a judge of harm which rows of a training set are harmful: those of which it says so of any turn.
 
     A row that is not, and of which a turn has no verdict, has none. The judge is let go of after the last row, so that
@@ -474,6 +472,7 @@ def guard_of(
         by_row = [[next(said) for _ in turns] for turns in rows]
         return ["harmful" if "harmful" in row else None if None in row else "safe" for row in by_row]
 
+    guard.__name__ = judge.name
     return guard
 
 

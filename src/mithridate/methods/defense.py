@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mithridate.training.trainer import DefenseMixin
 
 
-Guard = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence["str | None"]]
+Guard = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[str | None]]
 """Says of each row of a training set, given as what is asked and what is said to it turn by turn, whether it is
 "harmful" or "safe"; None where it cannot tell."""
 
