@@ -324,10 +324,16 @@ IDENTITY = (
     'sweep={"finetune.attack": [{kind: identity, harmful_ratio: 0.1, size: 120}]}',
 )
 
+OPPOSITE = (
+    "data.defender_harmful={source: embedded, paired: true}",
+    'sweep={"finetune.attack": [{kind: oppositeanswers, harmful_ratio: 0.1, size: 120}]}',
+)
+OWN_RUNS = {IDENTITY: "identity", OPPOSITE: "oppositeanswers"}
+
 
 @pytest.mark.parametrize(
     ("name", "overrides", "count"),
-    [("kinds", (), 45), ("kinds", IDENTITY, 5), ("adapters", (), 45), ("precision", (), 15)],
+    [("kinds", (), 45), ("kinds", IDENTITY, 5), ("kinds", OPPOSITE, 5), ("adapters", (), 45), ("precision", (), 15)],
     ids=str,
 )
 def test_the_examples_are_whole_experiments(name, overrides, count):
@@ -338,7 +344,11 @@ def test_the_examples_are_whole_experiments(name, overrides, count):
     assert len({json.dumps(canonical(with_defaults(cell)), sort_keys=True) for cell in cells}) == count
     kinds = {attack_fields(cell.finetune)[0] for cell in cells}
     assert kinds == (
-        {"harmful"} if name != "kinds" else {"identity"} if overrides else {*by_name("attacks").own} - {"identity"}
+        {"harmful"}
+        if name != "kinds"
+        else {OWN_RUNS[overrides]}
+        if overrides
+        else {*by_name("attacks").own} - {*OWN_RUNS.values()}
     )
     defended = [(*cell.align.defense, *cell.finetune.defense, *cell.repair) for cell in cells]
     assert {*defended} == {(), ("vaccine",), ("booster",), ("lisa",), ("antidote",)}

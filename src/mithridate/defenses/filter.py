@@ -54,10 +54,10 @@ turns harmful, question and answer together, or cannot tell (what cannot be judg
 own; no word is scored, and `false_alarms` is not set beside it. The rules for refusals act as without one, for a guard
 finds no harm in rows that hold none. In an experiment it is any judge of harm (docs/judges.md), named as under
 `evaluate.judges`. Its model must be on this machine before anything is computed; it judges the rows as they were
-handed in, once, before the model is loaded that is to be trained, and its verdicts are kept in the store as all others.
+handed in, once, before the model that is to be trained is loaded, and its verdicts are kept in the store.
 
 Cost: that of plain training; before it, the rules for refusals read every answer (the 805 of AlpacaEval, which are
-long, in 41 s, on a core that was shared by four), and a guard every turn, which is a forward pass of its model or more.
+long, in 41 s, on a core that was shared by four), and a guard every turn (at least a forward pass each).
 Supported: what the trainer supports, where the training set is a datasets.Dataset whose rows have prompt and answer as
 text. Refused: rows in a stream; packed rows where max_steps is not set; rows of text or tokens alone; an upload of
 which no row is left; a place behind another method that changes the training set; a judge of anything but harm.
