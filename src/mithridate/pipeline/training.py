@@ -402,7 +402,11 @@ def trainer_of(
 
 def _said_before(verdicts: list[str | None]) -> Guard:
     """A guard that judged the job's rows, which a defense gives it in their order."""
-    return lambda rows: verdicts
+
+    def said_before(rows: Sequence[Sequence[tuple[str, str]]]) -> list[str | None]:
+        return verdicts
+
+    return said_before
 
 
 def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dict[str, torch.Tensor]:
