@@ -76,7 +76,8 @@ def _train(
         sequences=[left.sequences for _, left in counted],
     )
     verdicts = _guarded(chain, name, rows)
-    job, record = replace(job, verdicts=verdicts), {}
+    job = replace(job, verdicts=verdicts)
+    record: dict[str, Any] = {}
     if found := checkpointing.chosen(chain, [part for part, _ in counted]):
         job = replace(job, training=found.training() | job.training)
         record["activation_checkpointing"] = found.record()
