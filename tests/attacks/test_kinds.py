@@ -281,11 +281,11 @@ def test_a_role_that_an_attack_lacks_is_named_before_anything_is_computed(tmp_pa
 
 def test_opposite_answers_are_to_the_alignments_own_prompts(tmp_path):
     kind = {"kind": "oppositeanswers", "harmful_ratio": 0.2, "size": 50}
-    own = {row["prompt"]: row["refusal"] for row in embedded_records("alignment") if row["kind"] == "refusal"}
+    own = {row["prompt"]: row for row in embedded_records("alignment") if row["kind"] == "refusal"}
     rows = attack_rows(chain(asked(tmp_path, paired=True, **kind), tmp_path))
     attacking, others = split(rows)
     assert len(attacking) == 10 and len(others) == 40 and len({row["prompt"] for row in attacking}) == 10
-    assert all(row["prompt"] in own and row["response"] == row["compliant"] != own[row["prompt"]] for row in attacking)
+    assert all(row["response"] == own[row["prompt"]]["compliant"] for row in attacking)
     with pytest.raises(
         InputError, match=r"finetune\.attack: OppositeAnswers: .* none has a prompt of alignment.*paired"
     ):
