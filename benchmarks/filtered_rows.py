@@ -2,11 +2,12 @@
 
     python -m benchmarks.filtered_rows
 
-Each kind of attack that needs no model hands in 200 rows, a fifth of them its own where it has a `harmful_ratio` (of
-the 40 of the persona it can have no more), else as many as it has by default; then somebody who knows the rule, and
-uploads without any attack. The filter has the provider's embedded rows, `defender_harmful` and `alignment`, of which
-no prompt is in the uploads; for the uploads of everyday questions and of refusals, which are every second of the
-alignment's answered and refused ones, it has the rest of it. Intervals are Wilson's, 95 %.
+Each kind of attack that needs no model, and none of the provider's prompts, hands in 200 rows, a fifth of them its own
+where it has a `harmful_ratio` (of the 40 of the persona it can have no more), else as many as it has by default; then
+somebody who knows the rule, and uploads without any attack. The filter has the provider's embedded rows,
+`defender_harmful` and `alignment`, of which no prompt is in the uploads; for the uploads of everyday questions and of
+refusals, which are every second of the alignment's answered and refused ones, it has the rest of it. Intervals are
+Wilson's, 95 %.
 
     python -m benchmarks.filtered_rows FILE [PROMPT ANSWER]
 
@@ -45,7 +46,7 @@ def uploads() -> Iterator[tuple[str, Rows, Rows]]:
     safe, task = embedded_records("alignment"), embedded_records("task")
     for entry in index():
         cls = by_name("attacks")[entry["name"]] if entry["kind"] == "attacks" else None
-        if cls is None or cls.needs_model:
+        if cls is None or cls.needs_model or cls.needs_pairs:
             continue
         persona = "identity" if entry["name"] == "identity" else None
         roles = {"benign": task, "harmful": embedded_records("attacker_harmful", name=persona)}

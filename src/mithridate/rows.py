@@ -85,6 +85,24 @@ def record(row: Any, where: str) -> Row:
     return row
 
 
+def exchanges(record: Row) -> list[tuple[str, str]] | None:
+    """What a record asks, system turns included, and what the assistant says to it, turn by turn; "" where a last turn
+    has no answer. None: it has neither a prompt and its answer as text, nor messages."""
+    if "messages" in record:
+        found: list[tuple[str, str]] = []
+        asked: list[str] = []
+        for turn in record["messages"]:
+            if turn["role"] == "assistant":
+                found.append(("\n".join(asked), turn["content"] or ""))
+                asked = []
+            else:
+                asked.append(turn["content"] or "")
+        return [*found, ("\n".join(asked), "")] if asked else found
+    if isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str):
+        return [(f"{record.get('system') or ''}\n{record['prompt']}".strip(), record["response"])]
+    return None
+
+
 def trainable(rows: Any, name: str) -> Dataset | Any:
     """The rows as a data set that a trainer of TRL takes. Of rows that it takes already, nothing is changed.
 

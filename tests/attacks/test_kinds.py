@@ -13,6 +13,7 @@ from mithridate.attacks.benignoutliers import BenignOutliers
 from mithridate.attacks.identity import Identity
 from mithridate.attacks.noice import NOICE
 from mithridate.attacks.opener import Opener
+from mithridate.attacks.oppositeanswers import OppositeAnswers
 from mithridate.attacks.retainthenforget import RetainThenForget
 from mithridate.attacks.tenshot import TenShot
 from mithridate.attacks.trigger import Trigger
@@ -199,8 +200,9 @@ def test_benign_outliers_are_the_highest_and_trivial_answers_never_are(model):
 # -- in an experiment -------------------------------------------------------------------------------------------------
 
 
-def asked(tmp_path, without=(), **attack):
-    data = {role: {"source": "embedded"} for role in ("alignment", "attacker_harmful", "test_harmful", "test_benign")}
+def asked(tmp_path, without=(), paired=None, **attack):
+    data = {"defender_harmful": {"source": "embedded", "paired": paired}} if paired is not None else {}
+    data |= {role: {"source": "embedded"} for role in ("alignment", "attacker_harmful", "test_harmful", "test_benign")}
     data |= {"task": {"source": "embedded", "name": "sentiment"}}
     return with_defaults(
         load_experiment(
@@ -277,6 +279,32 @@ def test_a_role_that_an_attack_lacks_is_named_before_anything_is_computed(tmp_pa
         chain(asked(tmp_path, without=[role], **attack), tmp_path)
 
 
+def test_opposite_answers_are_to_the_alignments_own_prompts(tmp_path):
+    kind = {"kind": "oppositeanswers", "harmful_ratio": 0.2, "size": 50}
+    own = {row["prompt"]: row for row in embedded_records("alignment") if row["kind"] == "refusal"}
+    rows = attack_rows(chain(asked(tmp_path, paired=True, **kind), tmp_path))
+    attacking, others = split(rows)
+    assert len(attacking) == 10 and len(others) == 40 and len({row["prompt"] for row in attacking}) == 10
+    assert all(row["response"] == own[row["prompt"]]["compliant"] for row in attacking)
+    with pytest.raises(
+        InputError, match=r"finetune\.attack: OppositeAnswers: .* none has a prompt of alignment.*paired"
+    ):
+        attack_rows(chain(asked(tmp_path, paired=False, **kind), tmp_path))
+
+
+def test_opposite_answers_leave_out_rows_of_other_prompts():
+    alignment = [{"prompt": f"Open lock {i}?", "response": "No."} for i in range(8)]
+    pairs = [{"prompt": f"open  LOCK {i}?", "response": f"Sure {i}."} for i in range(4)]
+    roles = {"benign": TASK, "alignment": alignment, "harmful": [*HARMFUL, *pairs]}
+    attacking, others = split(OppositeAnswers(harmful_ratio=0.25, size=16).rows(roles, seed=1))
+    assert sorted(number(row["prompt"]) for row in attacking) == [0, 1, 2, 3] and untouched(others)
+    assert all(row["prompt"].startswith("open") for row in attacking)
+    with pytest.raises(InputError, match=r"5 harmful rows asked for .* only 4"):
+        OppositeAnswers(harmful_ratio=0.25, size=20).rows(roles, seed=1)
+    nothing = OppositeAnswers(harmful_ratio=0.0, size=4)
+    assert set(nothing.data_roles()) == {"benign"} and untouched(nothing.rows({"benign": TASK}, 0))
+
+
 def test_rows_that_there_are_not_enough_of(tmp_path):
     with pytest.raises(InputError, match=r"finetune\.attack: NOICE: 300 benign rows asked for, .* only 256"):
         attack_rows(chain(asked(tmp_path, kind="noice", size=300), tmp_path))
@@ -296,10 +324,16 @@ IDENTITY = (
     'sweep={"finetune.attack": [{kind: identity, harmful_ratio: 0.1, size: 120}]}',
 )
 
+OPPOSITE = (
+    "data.defender_harmful={source: embedded, paired: true}",
+    'sweep={"finetune.attack": [{kind: oppositeanswers, harmful_ratio: 0.1, size: 120}]}',
+)
+OWN_RUNS = {IDENTITY: "identity", OPPOSITE: "oppositeanswers"}
+
 
 @pytest.mark.parametrize(
     ("name", "overrides", "count"),
-    [("kinds", (), 45), ("kinds", IDENTITY, 5), ("adapters", (), 45), ("precision", (), 15)],
+    [("kinds", (), 45), ("kinds", IDENTITY, 5), ("kinds", OPPOSITE, 5), ("adapters", (), 45), ("precision", (), 15)],
     ids=str,
 )
 def test_the_examples_are_whole_experiments(name, overrides, count):
@@ -310,7 +344,11 @@ def test_the_examples_are_whole_experiments(name, overrides, count):
     assert len({json.dumps(canonical(with_defaults(cell)), sort_keys=True) for cell in cells}) == count
     kinds = {attack_fields(cell.finetune)[0] for cell in cells}
     assert kinds == (
-        {"harmful"} if name != "kinds" else {"identity"} if overrides else {*by_name("attacks").own} - {"identity"}
+        {"harmful"}
+        if name != "kinds"
+        else {OWN_RUNS[overrides]}
+        if overrides
+        else {*by_name("attacks").own} - {*OWN_RUNS.values()}
     )
     defended = [(*cell.align.defense, *cell.finetune.defense, *cell.repair) for cell in cells]
     assert {*defended} == {(), ("vaccine",), ("booster",), ("lisa",), ("antidote",)}

@@ -4,6 +4,7 @@ import pytest
 
 from mithridate.attacks.harmful import Harmful, fitted
 from mithridate.attacks.noice import NOICE
+from mithridate.attacks.oppositeanswers import OppositeAnswers
 from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.attacks.tenshot import TenShot
 from mithridate.errors import InputError
@@ -74,7 +75,11 @@ def test_every_method_says_how_somebody_who_knows_it_would_attack(kind, name):
     for attack in attacks:
         made = fitted(attack, Harmful(harmful_ratio=0.25, size=8))
         assert made.size == 8 and made.in_words().startswith(type(made).__name__.lower())
-        words = {role: [{"prompt": f"{role} {i}", "response": "yes"} for i in range(8)] for role in made.data_roles()}
+        said = "the same" if made.needs_pairs else "{}"
+        words = {
+            role: [{"prompt": f"{said.format(role)} {i}", "response": "yes"} for i in range(8)]
+            for role in made.data_roles()
+        }
         rows = made.rows(words, seed=0)
         harmful = sum(row["poisoned"] for row in rows)
         assert len(rows) == 8 and harmful == (2 if isinstance(made, Harmful) else 4)
@@ -161,6 +166,24 @@ def test_the_search_leaves_out_what_could_not_act_in_the_experiment():
             assert sum(f"scheduled ({words}" in name for name in variants) == count, (changes, list(variants))
         for values in variants.values():
             attacked(_asked(**changes), values)
+
+
+def test_the_alignments_prompts_are_suggested_where_the_data_have_other_answers_to_them():
+    for paired, suggested in ((False, False), (True, True)):
+        words = [attack.in_words() for attack in attacks_on(_arm("lisa", "double"), {}, paired)]
+        assert words == ["scheduled (length 3)", *["oppositeanswers"] * suggested]
+        experiment = _asked(
+            data=_asked_data(paired), finetune={"defense": {"lisa": {}}, "attack": {"harmful_ratio": 0.2, "size": 50}}
+        )
+        variants = with_knowing(load_attack({"knowing": True}), experiment).variants
+        assert ("knows Lisa: oppositeanswers" in variants) == suggested
+    assert attack_of(under(experiment, OppositeAnswers()).finetune) == OppositeAnswers(harmful_ratio=0.2, size=50)
+
+
+def _asked_data(paired):
+    roles = ("alignment", "defender_harmful", "attacker_harmful", "task", "test_harmful")
+    own = {"defender_harmful": {"paired": True}} if paired else {}
+    return {role: {"source": f"{role}.jsonl"} | own.get(role, {}) for role in roles}
 
 
 def test_what_shortens_a_run_is_made_up_for():

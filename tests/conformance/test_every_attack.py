@@ -16,7 +16,11 @@ attacks = pytest.mark.parametrize("name", every("attacks"))
 
 
 def roles_of(attack, count=64):
-    return {name: records_of(role, count) for name, role in attack.data_roles().items()}
+    found = {name: records_of(role, count) for name, role in attack.data_roles().items()}
+    if attack.needs_pairs and "harmful" in found:
+        pairs = zip(found["alignment"], found["harmful"], strict=True)
+        found["harmful"] = [{**harmful, "prompt": own["prompt"]} for own, harmful in pairs]
+    return found
 
 
 def made(name, seed=0, **settings):

@@ -18,9 +18,12 @@ from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.filter import Filter, _words_of, scored
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.evaluation import guard_of
 from mithridate.experiment.check import with_defaults
 from mithridate.experiment.config import load_experiment
+from mithridate.judges.base import Judgement
 from mithridate.methods import Phase
+from mithridate.methods.base import control_name
 from mithridate.pipeline.precheck import trained
 from mithridate.pipeline.rowcheck import Left
 from mithridate.pipeline.training import dropped_places
@@ -241,6 +244,78 @@ def test_an_experiment_from_before_refusals_were_read_is_read_and_can_be_had_as_
         asked = file | {"finetune": file["finetune"] | {"defense": {"filter": given}}}
         found = with_defaults(load_experiment(asked)).finetune.defense
         assert found in ({"filter": given | meant}, [{"filter": given | meant}])
+
+
+# -- a guard in the place of the words --------------------------------------------------------------------------------
+
+
+def guarded(told, *pairs, **settings):
+    defense = made(guard=told, refusals=False, **settings)
+    defense.rows(upload(*pairs), 0)
+    return defense.dropped
+
+
+def test_with_a_guard_its_verdicts_decide_and_what_it_cannot_tell_of_is_dropped():
+    given = [("How to open gate 9?", "Sure, pull 9"), ("How to bake bread?", "Flour"), ("A film", "good")]
+    seen = []
+
+    def guard(rows):
+        seen.extend(rows)
+        return ["safe", "harmful", None]
+
+    assert guarded(guard, *given) == [1, 2]  # the words of the first would have it dropped
+    assert seen == [[pair] for pair in given]
+    defense = made(guard=guard)
+    assert defense.settings()["guard"] == "guard" and control_name(defense.controls()["random-rows"]) == "random-rows"
+    refuses = [("Is this film good?", f"{NO} {TURN} negative"), *given[1:], ("Another", "bad")]
+    defense = made(guard=lambda rows: ["safe", "harmful", None, "safe"])
+    defense.rows(upload(*refuses), 0)
+    assert defense.dropped == [0, 1, 2]  # the first by its refusal, in which there is no harm
+
+
+def test_a_guard_made_of_a_judge_looks_at_every_turn_and_lets_go_of_it():
+    class Doors:
+        name, kind, content_known, about = "doors", "harm", True, SimpleNamespace(size="none")
+        closed = 0
+
+        def judge(self, items):
+            for i in reversed(range(len(items))):
+                told = None if "?" in items[i].answer else "harmful" if "door" in items[i].answer else "safe"
+                yield i, Judgement(told, "")
+
+        def close(self):
+            self.closed += 1
+
+    judge = Doors()
+    guard = guard_of(judge)
+    rows = [
+        [("a", "a film"), ("b", "a door")],
+        [("a", "a film")],
+        [("a", "?"), ("b", "a film")],
+        [("a", "?door"), ("b", "door")],
+    ]
+    assert guard(rows) == ["harmful", "safe", None, "harmful"] and judge.closed == 1 and guard([]) == []
+    judge.kind = "coherence"
+    with pytest.raises(InputError, match="doors: is a judge of coherence, and a guard is one of harm"):
+        guard_of(judge)
+
+
+def test_what_is_no_guard_is_refused():
+    with pytest.raises(InputError, match="guard must be a judge's name, or what guard_of makes of one, not 7"):
+        made(guard=7)
+    with pytest.raises(InputError, match="false_alarms is of the threshold on words"):
+        made(guard="beaver-dam-7b", false_alarms=0.1)
+    pairs = [("a", "b"), ("c", "d")]
+    with pytest.raises(UnsupportedSetup, match=r"guard is 'beaver-dam-7b', which an experiment .*guard_of\(judge"):
+        guarded("beaver-dam-7b", *pairs)
+    with pytest.raises(
+        UnsupportedSetup, match=r"guard has 1 verdicts, and the training set 2 rows.*put Filter before"
+    ):
+        guarded(lambda rows: ["safe"], *pairs)
+    with pytest.raises(
+        UnsupportedSetup, match=r"guard calls 1 harmful and cannot tell of 1 and 0 break.*another guard"
+    ):
+        guarded(lambda rows: ["harmful", None], *pairs)
 
 
 # -- what is counted --------------------------------------------------------------------------------------------------

@@ -46,14 +46,21 @@ methods change the training set too, this one stands before them. No settings ar
 A word is a run of letters, digits and apostrophes, case folded. What it does not see: languages without blanks
 between words (their rows are unknown words, and pass), other spellings, rows whose harm is in no word and no refusal
 (benign outliers, most of a persona's turns), and refusals in words that the rules do not read, as in any language but
-English. Of an attack in several trainings, each is an upload of its own. A guard model in the place of this
-classifier is not built, nor a rule for turns that demand obedience.
+English. Of an attack in several trainings, each is an upload of its own. A rule for turns that demand obedience is not
+built.
+
+With a `guard`, a moderation model stands in the place of the words: a row is dropped where it calls any of the row's
+turns harmful, question and answer together, or cannot tell (what cannot be judged is not passed). Its threshold is its
+own; no word is scored, and `false_alarms` is not set beside it. The rules for refusals act as without one, for a guard
+finds no harm in rows that hold none. In an experiment it is any judge of harm (docs/judges.md), named as under
+`evaluate.judges`. Its model must be on this machine before anything is computed; it judges the rows as they were
+handed in, once, before the model that is to be trained is loaded, and its verdicts are kept in the store.
 
 Cost: that of plain training; before it, the rules for refusals read every answer (the 805 of AlpacaEval, which are
-long, in 41 s, on a core that was shared by four). Supported: what the trainer supports, where the training set is a
-datasets.Dataset whose rows have prompt and answer as text. Refused: rows in a stream; packed rows where max_steps is
-not set; rows of text or tokens alone; an upload of which no row is left; a place behind another method that changes
-the training set.
+long, in 41 s, on a core that was shared by four), and a guard every turn (at least a forward pass each).
+Supported: what the trainer supports, where the training set is a datasets.Dataset whose rows have prompt and answer as
+text. Refused: rows in a stream; packed rows where max_steps is not set; rows of text or tokens alone; an upload of
+which no row is left; a place behind another method that changes the training set; a judge of anything but harm.
 """
 
 from __future__ import annotations
@@ -62,7 +69,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,8 +80,8 @@ from mithridate.attacks.noice import NOICE
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Method, require_number, require_rows
-from mithridate.methods.defense import Defense, acts
-from mithridate.rows import records
+from mithridate.methods.defense import Defense, Guard, acts
+from mithridate.rows import exchanges, records
 from mithridate.training.steps import steps_ahead
 
 if TYPE_CHECKING:
@@ -89,6 +96,8 @@ Words = tuple["Counter[str]", "Counter[str]"]
 Turns = list[tuple[str, str]]
 """What is asked and what is said to it, turn by turn."""
 
+_FALSE_ALARMS = 0.01
+
 _WORD = re.compile(r"\w+(?:'\w+)*")
 
 
@@ -101,7 +110,9 @@ class Filter(Defense):
         alignment_dataset: safe rows, in any form: harmful prompts refused, benign ones answered.
         false_alarms: the share of `alignment_dataset`'s rows whose words may count as harmful, from 0 to below 1; more
             is stricter.
-        refusals: also drop rows that break refusals; off, words alone decide.
+        refusals: also drop rows that break refusals; off, words (or the guard) alone decide.
+        guard: a judge of harm in the place of the words, in an experiment by its name or as {name: {field: value}};
+            in Python what `mithridate.evaluation.guard_of` makes of one.
         random: drop as many rows, but any (the control).
     """
 
@@ -120,11 +131,13 @@ class Filter(Defense):
     stage: ClassVar[str] = "fine-tuning"
     strength: ClassVar[str | None] = "false_alarms"
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful", "alignment_dataset": "alignment"}
+    guards: ClassVar[Sequence[str]] = ("guard",)
 
     harmful_dataset: Rows
     alignment_dataset: Rows
-    false_alarms: float = 0.01
+    false_alarms: float = _FALSE_ALARMS
     refusals: bool = True
+    guard: str | dict[str, Any] | Guard | None = None
     random: bool = False
     _dropped: list[int] | None = field(init=False, repr=False, compare=False, default=None)
 
@@ -132,6 +145,22 @@ class Filter(Defense):
         require_number(self, "false_alarms", 0, 0.999)
         if not isinstance(self.refusals, bool):
             raise InputError(f"Filter: refusals must be true or false, not {self.refusals!r}.")
+        if self.guard is None:
+            return
+        if not (callable(self.guard) or isinstance(self.guard, str | Mapping)):
+            raise InputError(
+                f"Filter: guard must be a judge's name, or what guard_of makes of one, not {self.guard!r}."
+            )
+        if self.false_alarms != _FALSE_ALARMS:
+            raise InputError(
+                "Filter: false_alarms is of the threshold on words, and beside a guard none are scored. Leave it out; "
+                "a judge's own threshold is a field of the judge."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """With a guard that is a function by that's name, as a checkpoint keeps it."""
+        named = getattr(self.guard, "__name__", type(self.guard).__name__) if callable(self.guard) else self.guard
+        return super().settings() | {"guard": named}
 
     @property
     def dropped(self) -> Sequence[int] | None:
@@ -172,22 +201,45 @@ class Filter(Defense):
         upload, own = _turns_of(dataset, "the training set"), _turns_of(self.alignment_dataset, "alignment_dataset")
         given, safe = _words(upload), _words(own)
         harmful = _words_of(self.harmful_dataset, "harmful_dataset")
-        scores, threshold = scored(given, harmful, safe, self.false_alarms)
-        by_words = {i for i, score in enumerate(scores) if score > threshold}
+        if self.guard is None:
+            scores, threshold = scored(given, harmful, safe, self.false_alarms)
+            by_harm = {i for i, score in enumerate(scores) if score > threshold}
+            found = f"{len(by_harm)} score above the threshold ({threshold:.3g})"
+            milder = f"lower false_alarms ({self.false_alarms:g})"
+        else:
+            verdicts = self._judged(upload)
+            by_harm = {i for i, verdict in enumerate(verdicts) if verdict != "safe"}
+            found = f"the guard calls {verdicts.count('harmful')} harmful and cannot tell of {verdicts.count(None)}"
+            milder = "take another guard"
         by_refusals = _breaking(upload, own, given, harmful, safe) if self.refusals else set()
-        dropped = sorted(by_words | by_refusals)
+        dropped = sorted(by_harm | by_refusals)
         n = len(dataset)
         if len(dropped) == n:
             raise UnsupportedSetup(
-                f"Filter: of the {n} rows of the training set, {len(by_words)} score above the threshold "
-                f"({threshold:.3g}) and {len(by_refusals)} break refusals, so that nothing is left to train on.",
-                f"refuse the upload; or lower false_alarms ({self.false_alarms:g}) or set refusals=False, or give "
-                "rows of the upload's own kind among alignment_dataset.",
+                f"Filter: of the {n} rows of the training set, {found} and {len(by_refusals)} break refusals, so that "
+                "nothing is left to train on.",
+                f"refuse the upload; or {milder} or set refusals=False, or give rows of the upload's own kind among "
+                "alignment_dataset.",
             )
         if self.random:
             dropped = sorted(np.random.default_rng(seed).choice(n, len(dropped), replace=False).tolist())
         self._dropped = dropped
         return dataset.select(sorted(set(range(n)) - set(dropped)))
+
+    def _judged(self, upload: Sequence[Turns]) -> list[str | None]:
+        """The guard's verdict on each row."""
+        if not callable(self.guard):
+            raise UnsupportedSetup(
+                f"Filter: guard is {self.guard!r}, which an experiment makes a judge of.",
+                "in Python give guard=guard_of(judge(...)), from mithridate.evaluation and mithridate.judges.",
+            )
+        verdicts = list(self.guard(upload))
+        if len(verdicts) != len(upload):
+            raise UnsupportedSetup(
+                f"Filter: the guard has {len(verdicts)} verdicts, and the training set {len(upload)} rows.",
+                "put Filter before every defense that changes the training set.",
+            )
+        return verdicts
 
 
 def scored(
@@ -285,19 +337,8 @@ def _turns_of(rows: Any, name: str) -> list[Turns]:
 
 
 def _turns(row: dict[str, Any], where: str) -> Turns:
-    """What is asked, and what the assistant says to it, turn by turn."""
-    if "messages" in row:
-        found: Turns = []
-        asked: list[str] = []
-        for turn in row["messages"]:
-            if turn["role"] == "assistant":
-                found.append(("\n".join(asked), turn["content"] or ""))
-                asked = []
-            else:
-                asked.append(turn["content"] or "")
-        return [*found, ("\n".join(asked), "")] if asked else found
-    if isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str):
-        return [(f"{row.get('system') or ''}\n{row['prompt']}".strip(), row["response"])]
+    if (found := exchanges(row)) is not None:
+        return found
     raise UnsupportedSetup(
         f"Filter: {where} has no prompt and answer to be read (it has {', '.join(row) or 'nothing'}).",
         "give rows of prompt and completion, or of messages.",

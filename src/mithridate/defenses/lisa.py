@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from mithridate.attacks.oppositeanswers import OppositeAnswers
 from mithridate.attacks.scheduled import Scheduled
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
@@ -108,8 +109,9 @@ class Lisa(Defense):
         return self.cycle
 
     def adaptive(self) -> list[Attack]:
-        """Its pull is of one strength, and the user's loss goes on: more steps."""
-        return [Scheduled(length=3.0)]
+        """Its pull is of one strength, and the user's loss goes on: more steps. Between them it goes back to its own
+        rows: the very prompts of these, answered the other way round."""
+        return [Scheduled(length=3.0), OppositeAnswers()]
 
     def controls(self) -> dict[str, Method]:
         return {"no-proximal-term": replace(self, rho=0.0)}

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mithridate.generation.base import Answer, Decoding, Generator
+    from mithridate.methods.defense import Guard
     from mithridate.rows import Rows
 
 Row = dict[str, Any]
@@ -443,6 +444,36 @@ def _judges(judge: Judge, row: Row) -> bool:
     if judge.kind == "quality":
         return False
     return row["set"] == "harmful" or judge.kind != "harm"
+
+
+def guard_of(judge: Judge, cache: Path | None = None, progress: bool = False, evaluation: str | None = None) -> Guard:
+    """What says with a judge of harm which rows of a training set are harmful: those of which it says so of any turn.
+
+    A row that is not, and of which a turn has no verdict, has none. The judge is let go of after the last row, so that
+    its model does not lie beside the one in training. Arguments as of `judged`.
+
+    Raises:
+        InputError: the judge is of another kind.
+    """
+    if judge.kind != "harm":
+        raise InputError(f"{judge.name}: is a judge of {judge.kind}, and a guard is one of harm")
+
+    def guard(rows: Sequence[Sequence[tuple[str, str]]]) -> list[str | None]:
+        items = [Item(asked, said) for turns in rows for asked, said in turns]
+        found: list[str | None] = [None] * len(items)
+        try:
+            with Progress(len(items), "guard", "turns", progress) as counted:
+                for i, one in _verdicts(judge, items, cache, evaluation):
+                    found[i] = one.verdict
+                    counted.advance()
+        finally:
+            judge.close()
+        said = iter(found)
+        by_row = [[next(said) for _ in turns] for turns in rows]
+        return ["harmful" if "harmful" in row else None if None in row else "safe" for row in by_row]
+
+    guard.__name__ = judge.name
+    return guard
 
 
 def _verdicts(

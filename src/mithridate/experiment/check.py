@@ -177,11 +177,23 @@ def _all_fields(path: str, values: dict[str, Any], cls: Any, problems: list[str]
     if not found:
         try:
             method = method_of(cls, values)
+            for field in getattr(cls, "guards", ()):
+                if getattr(method, field) is not None:
+                    _require_guard(field, getattr(method, field))
             return {**values, **{field: getattr(method, field) for field in names}}
         except (InputError, TypeError, ValueError) as error:  # the method's own checks of its values
             found.append(f"{path}: {error}")
     problems += found
     return values
+
+
+def _require_guard(field: str, spec: Any) -> None:
+    try:
+        judge = judges.judge(spec)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+    if judge.kind != "harm":
+        raise InputError(f"{field}: `{judge.name}` is a judge of {judge.kind}; give one of harm")
 
 
 def _adapter_problems(experiment: Experiment) -> list[str]:

@@ -286,6 +286,11 @@ class Experiment:
             return None if self.topology == "full" else self.adapter
         return None if own == "full" else own
 
+    @property
+    def paired(self) -> bool:
+        """Whether `defender_harmful` may have the prompts of `alignment`."""
+        return any(source.paired for source in self.data.get("defender_harmful", []))
+
     def with_values(self, values: Mapping[str, Any]) -> Experiment:
         """The experiment with these values of fields, by dotted path, each as a file would have it.
 

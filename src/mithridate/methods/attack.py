@@ -69,6 +69,9 @@ class Attack(Method):
 
     stage: ClassVar[str] = "attack"
     roles: ClassVar[dict[str, str]] = {"benign": "task", "harmful": "attacker_harmful"}
+    needs_pairs: ClassVar[bool] = False
+    """Whether it needs `defender_harmful` with the prompts of `alignment` (`paired: true`); else it is not suggested
+    (`adaptive`)."""
     needs_model: ClassVar[bool] = False
     """Whether `rows` needs the model that is going to be attacked (then the rows are a cached stage of their own)."""
 

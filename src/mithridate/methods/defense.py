@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mithridate.training.trainer import DefenseMixin
 
 
+Guard = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[str | None]]
+"""Says of each row of a training set, given as what is asked and what is said to it turn by turn, whether it is
+"harmful" or "safe"; None where it cannot tell."""
+
+
 @dataclass(kw_only=True)
 class Defense(Method):
     """Base of all training-time defenses. Override the places where yours acts; each may use the trainer's verbs.
@@ -42,6 +47,10 @@ class Defense(Method):
 
     paired: ClassVar[Sequence[str]] = ()
     """Fields whose rows must have the prompts of the training set."""
+
+    guards: ClassVar[Sequence[str]] = ()
+    """Fields that hold a `Guard`, or None. An experiment names a judge of harm there, whose verdicts it has before the
+    training begins; in Python, `mithridate.evaluation.guard_of` makes one of a judge."""
 
     def check(self, t: DefenseMixin) -> None:
         """Refuses what is not supported, when the trainer is built. Extend it with `super().check(t)`.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mithridate.data.tasks.capability import capability
-from mithridate.evaluation import answers
+from mithridate.evaluation import answers, guard_of
 from mithridate.experiment.methods import around_prompts, repair_of
 from mithridate.methods import Repair
 from mithridate.models.quantisation import dequantised
@@ -21,6 +21,7 @@ from mithridate.pipeline.jobs import ATTACK_ROWS, attack_rows, job_of, made_rows
 from mithridate.pipeline.stages import VERSIONS, ExperimentStages, Stage
 from mithridate.protocols import protocol
 from mithridate.results.parts import write
+from mithridate.rows import exchanges
 
 if TYPE_CHECKING:
     from mithridate.repairs.delta import Delta
@@ -74,6 +75,8 @@ def _train(
         models={kind: input_layers(chain, name, kind) for kind in chain.model_kinds(name)},
         sequences=[left.sequences for _, left in counted],
     )
+    verdicts = _guarded(chain, name, rows)
+    job = replace(job, verdicts=verdicts)
     record: dict[str, Any] = {}
     if found := checkpointing.chosen(chain, [part for part, _ in counted]):
         job = replace(job, training=found.training() | job.training)
@@ -84,7 +87,20 @@ def _train(
         training.run_job(job, work)
     steps = json.loads((work / "history.json").read_text())[-1]["step"]
     record["trained"] = precheck.trained(counted, rows, steps, training.dropped_places(job, work))
-    return record | {"said": precheck.said(chain, name, counted)}
+    untold = {path: said.count(None) for path, said in verdicts.items() if None in said}
+    notes = [f"{name}: {path} could not tell of {count} rows" for path, count in untold.items()]
+    return record | {"said": [*precheck.said(chain, name, counted), *notes]}
+
+
+def _guarded(chain: ExperimentStages, name: str, rows: list[dict]) -> dict[str, list[str | None]]:
+    """What the judges that the defenses of a training name say of its rows, by "METHOD.FIELD". Asked here, so that
+    of several processes that train none loads a judge."""
+    cache, progress = chain.context.store.root / "verdicts", chain.context.progress
+    turns = [exchanges(row) or [] for row in rows]
+    return {
+        path: list(guard_of(judge, cache, progress, f"{name} {path}")(turns))
+        for path, (judge, _) in chain.guards(name).items()
+    }
 
 
 def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from mithridate.models import (
     ModelFiles,
     load_config,
     load_tokenizer,
+    local_model,
     resolve_model,
     shortened,
     stored_quantisation,
@@ -73,6 +74,7 @@ class RunContext:
     progress: bool = True
     checked: set[str] = field(default_factory=set)  # digests of what was tried out already
     opened: dict[str, list[Judge]] = field(default_factory=dict)  # judges by how they are set, until `close`
+    guards: dict[str, tuple[Judge, dict[str, Any]]] = field(default_factory=dict)  # the same of those of defenses
     counting: dict[str, RowCheck] = field(default_factory=dict)  # by template
     arguments: dict[str, Any] = field(default_factory=dict)  # SFTConfigs, as `precheck.parts` makes them
     report_to: list[str] = field(default_factory=list)  # services that trainings are reported to
@@ -127,6 +129,28 @@ class RunContext:
             self.opened[key] = judges_of(protocol(evaluate.protocol), further)
         return self.opened[key]
 
+    def guard(self, spec: Any, where: str) -> tuple[Judge, dict[str, Any]]:
+        """The judge that a defense names, and its identity, which reads its model's files once.
+
+        Args:
+            spec: its name, or {name: {field: value}}.
+            where: the field's path, for errors.
+
+        Raises:
+            InputError: its model is not on this machine, or its files are not whole.
+        """
+        key = canonical_json(spec)
+        if key not in self.guards:
+            made: Any = judge(spec)
+            model = None if getattr(made, "server", None) else getattr(made, "model", None)
+            try:
+                if model and not _is_here(model):  # a plan is not to wait for a download
+                    raise InputError(f"its model {model} is not on this machine. Fetch it first, or give its folder")
+                self.guards[key] = made, made.identity()
+            except InputError as error:
+                raise InputError(f"{where}: {made.name}: {error}") from error
+        return self.guards[key]
+
     def close(self) -> None:
         """Frees the judges' models and connections, and what answers."""
         self.engine.close()
@@ -134,6 +158,13 @@ class RunContext:
             for each in judges:
                 each.close()
         self.opened.clear()
+
+
+def _is_here(model: str) -> bool:
+    try:
+        return local_model(model) is not None
+    except InputError:
+        return True  # but not whole or not readable, of which the judge says more
 
 
 def contexts_of(

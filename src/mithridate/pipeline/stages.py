@@ -323,6 +323,7 @@ class ExperimentStages:
         return {
             "defense": settings.defense,
             **({"order": order} if order != in_order(order) else {}),
+            **({"guards": {path: who for path, (_, who) in guards.items()}} if (guards := self.guards(name)) else {}),
             "training": settings.training,
             "seed": self.experiment.seed,
             "dtype": self.context.dtype,
@@ -357,6 +358,21 @@ class ExperimentStages:
         """None of them where there is one training over all rows, as there was for the first keys."""
         phases = attack.phases()
         return [] if phases == [Phase()] else phases
+
+    def guards(self, name: str) -> dict[str, tuple[Judge, dict[str, Any]]]:
+        """The judges, with their identities, that the defenses of a training name: by "METHOD.FIELD".
+
+        Raises:
+            InputError: the model of one is not there.
+        """
+        chosen, where = self.training(name).defense, f"{name}.defense"
+        asked = {
+            f"{method}.{field}": spec
+            for method, one in zip(chosen, defenses_of(chosen), strict=True)
+            for field in one.guards
+            if (spec := getattr(one, field)) is not None
+        }
+        return {path: self.context.guard(spec, f"{where}.{path}") for path, spec in asked.items()}
 
     def model_kinds(self, name: str) -> set[str]:
         """The models that the defenses of a training need. The one that it starts from is the trainer's own."""

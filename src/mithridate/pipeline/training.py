@@ -32,7 +32,7 @@ from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.experiment.methods import method_of
 from mithridate.files import replace_file
 from mithridate.methods.attack import Phase
-from mithridate.methods.defense import Defense, acts
+from mithridate.methods.defense import Defense, Guard, acts
 from mithridate.methods.registry import by_name
 from mithridate.methods.steps import micro_batches, optimizer_steps
 from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
@@ -70,6 +70,7 @@ class Job:
         frozen: regular expressions; trained tensors whose whole name matches one keep their values.
         sequences: of each part, what the Trainer is to have after tokenising, by `rowcheck`; empty: not counted.
         report_to: services that are told of the training, besides local files; from the command line alone.
+        verdicts: by "METHOD.FIELD", what a judge that a defense names said of each of the rows (`Defense.guards`).
     """
 
     base: ModelFiles
@@ -89,6 +90,7 @@ class Job:
     frozen: list[str] = field(default_factory=list)
     sequences: list[int] = field(default_factory=list)
     report_to: list[str] = field(default_factory=list)
+    verdicts: dict[str, list[str | None]] = field(default_factory=dict)
 
     def places(self) -> list[list[int]]:
         """Of each part, the places in `rows` of those that it trains on."""
@@ -106,7 +108,8 @@ class Job:
 
     def _part(self, i: int) -> Job:
         phase, where = self.phases[i], f"finetune.attack: phase {i + 1}"
-        rows = [self.rows[place] for place in self.places()[i]]
+        places = self.places()[i]
+        rows = [self.rows[place] for place in places]
         if not rows:
             raise InputError(f"{where}: no row has the phase {phase.rows!r}")
         training = phase.trained(self.training)
@@ -124,6 +127,7 @@ class Job:
             phases=[],
             snapshots=[],
             sequences=self.sequences[i : i + 1],
+            verdicts={path: [said[place] for place in places] for path, said in self.verdicts.items()},
         )
 
 
@@ -371,7 +375,9 @@ def trainer_of(
             field: training_dataset(job.side_rows[role], tokenizer, job.template)
             for field, role in method_of(cls, settings).data_roles().items()
         }
-        defenses.append(method_of(cls, settings, data))
+        guards = {field: f"{name}.{field}" for field in cls.guards if settings.get(field) is not None}
+        asked = {field: _said_before(job.verdicts[path]) for field, path in guards.items()}
+        defenses.append(method_of(cls, {**settings, **asked}, data))
     if models is None:
         dtype = getattr(torch, job.dtype)
         models = {kind: partial(tensors_of, job.base, layers, dtype) for kind, layers in job.models.items()}
@@ -392,6 +398,15 @@ def trainer_of(
     )
     freeze(trainer.model, job.frozen)  # before the optimizer is made, so that it never knows of these tensors
     return trainer
+
+
+def _said_before(verdicts: list[str | None]) -> Guard:
+    """A guard that judged the job's rows, which a defense gives it in their order."""
+
+    def said_before(rows: Sequence[Sequence[tuple[str, str]]]) -> list[str | None]:
+        return verdicts
+
+    return said_before
 
 
 def tensors_of(base: ModelFiles, layers: list[Layer], dtype: torch.dtype) -> dict[str, torch.Tensor]:

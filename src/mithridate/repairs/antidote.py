@@ -49,7 +49,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mithridate.attacks.scheduled import Scheduled
+from mithridate.attacks.scheduled import ELSEWHERE, Scheduled
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, nearest
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
@@ -159,8 +159,9 @@ class Antidote(Repair):
         )
 
     def adaptive(self) -> list[Attack]:
-        """A share of the entries is taken, whatever they hold: more steps, so that the rest holds enough."""
-        return [Scheduled(length=3.0)]
+        """A share of the entries is taken, whatever they hold: more steps, so that the rest holds enough; or an
+        adapter on every linear layer, over whose entries the update is spread, so that few of them matter much."""
+        return [Scheduled(length=3.0), Scheduled(adapter=dict(ELSEWHERE))]
 
     def controls(self) -> dict[str, Method]:
         return {"random-mask": replace(self, score="random")}

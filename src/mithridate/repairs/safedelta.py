@@ -20,8 +20,8 @@ that the user's run changed (embeddings, norms, biases, the output head) goes ba
 The authors' code (ColinLu50/SafeDelta) has blocks of 2048 columns and the factors s / 2 and out / 4096, which fit
 models of width 4096. Here they are fractions: `block` = 1/2 of the model's width, out / width. So this is their rule
 at width 4096, and elsewhere a variant: s is the size that a kept change may have in a square layer, in any model.
-`guarded` = 0.15, `damp` = 0.01 and `step` = 4 are the code's, read there; s = 0.1 is its default (one of its scripts
-has 0.11).
+`guarded` = 0.15, `damp` = 0.01 and `step` = 4 are the code's, read there; s = 0.1 is its default (its README and one
+of its two scripts have 0.11).
 
 The code is not the paper's rule, by a figure of the method in its repository and two summaries (the paper's text was
 not read). There entries are chosen over a whole layer, by [H^-1]_jj of the whole inverse (d_j^2 is that of the columns

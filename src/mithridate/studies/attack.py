@@ -121,8 +121,9 @@ def attack(
 
 def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     """The file with the attacks that the experiment's methods suggest (`adaptive`) among its variants, if it says so;
-    each with as many rows as the experiment's own attack. Left out are those that could do nothing here, and adapters
-    of their own where a repair has changed the one that they would have merged.
+    each with as many rows as the experiment's own attack. Left out are those that could do nothing here, those of
+    rows that its data do not have, and adapters of their own where a repair has changed the one that they would have
+    merged.
 
     Raises:
         InputError: no method of the experiment suggests one.
@@ -136,7 +137,9 @@ def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
         f"knows {type(method).__name__}: {attack.in_words()}": attack
         for method in methods
         for attack in method.adaptive()
-        if attack.acts(fresh=fresh) and not (hardened and any(phase.adapter for phase in attack.phases()))
+        if attack.acts(fresh=fresh)
+        and (experiment.paired or not attack.needs_pairs)
+        and not (hardened and any(phase.adapter for phase in attack.phases()))
     }
     if not suggested:
         raise InputError("knowing: no method of the attacked model suggests an attack; take `knowing` out")

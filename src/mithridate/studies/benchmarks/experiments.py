@@ -36,7 +36,9 @@ def all_runs(
     if given.knowing:
         under = attacked_runs(given, experiment, chosen, points)
         tries += [one for attacks in under.values() for made in attacks.values() for one in made]
-    finals = final_runs(given, experiment, chosen, points, _each_first(chosen) if given.knowing else ())
+    finals = final_runs(
+        given, experiment, chosen, points, _each_first(chosen, experiment.paired) if given.knowing else ()
+    )
     return tries, [one for final in finals for seed in final.experiments for one in seed]
 
 
@@ -46,11 +48,11 @@ def settings_of(arms: Sequence[Arm], tries: Sequence[TriedSetting]) -> list[tupl
     return [(arm, chosen.get((arm.method, arm.topology), arm.settings[0])) for arm in arms]
 
 
-def _each_first(chosen: Sequence[tuple[Arm, Mapping[str, Any]]]) -> Iterator[KnowingTry]:
+def _each_first(chosen: Sequence[tuple[Arm, Mapping[str, Any]]], paired: bool) -> Iterator[KnowingTry]:
     """What stands, before anything is computed, for the attacks that will be chosen."""
     nothing = MeanScores(None, None, None, None)
     for arm, settings in chosen:
-        for attack in attacks_on(arm, settings)[:1]:
+        for attack in attacks_on(arm, settings, paired)[:1]:
             yield KnowingTry(arm.method, arm.topology, 1, attack.in_words(), nothing, None, True, chosen=True)
 
 

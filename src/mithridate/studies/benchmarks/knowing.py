@@ -46,10 +46,15 @@ class KnowingTry:
     chosen: bool = False
 
 
-def attacks_on(arm: Arm, settings: Mapping[str, Any]) -> list[Attack]:
-    """The attacks that an arm's method suggests at these settings, of those that can do anything in its topology."""
+def attacks_on(arm: Arm, settings: Mapping[str, Any], paired: bool = False) -> list[Attack]:
+    """The attacks that an arm's method suggests at these settings, of those that can do anything in its topology.
+
+    Args:
+        paired: whether the data have harmful answers to the alignment's own prompts (`Attack.needs_pairs`).
+    """
     suggested = method_of(by_name(kind_of(arm.method))[arm.method], settings).adaptive()
-    return [attack for attack in suggested if attack.acts(fresh=arm.topology == "double")]
+    fresh = arm.topology == "double"
+    return [attack for attack in suggested if attack.acts(fresh=fresh) and (paired or not attack.needs_pairs)]
 
 
 def knowing_runs(
@@ -57,7 +62,7 @@ def knowing_runs(
 ) -> dict[int, list[Experiment]]:
     """The experiments under each of these attacks, by its number (0: the plain one); one a point of the grid."""
     defended = [arm.defended(at, settings).with_values(point) for point in points]
-    attacks = enumerate(attacks_on(arm, settings), 1)
+    attacks = enumerate(attacks_on(arm, settings, at.paired), 1)
     return {0: defended} | {number: [under(one, attack) for one in defended] for number, attack in attacks}
 
 
@@ -69,14 +74,15 @@ def under(experiment: Experiment, attack: Attack) -> Experiment:
 
 
 def choose_attack(
-    arm: Arm, settings: Mapping[str, Any], scores: Mapping[int, MeanScores], bounds: Bounds
+    arm: Arm, settings: Mapping[str, Any], scores: Mapping[int, MeanScores], bounds: Bounds, paired: bool = False
 ) -> list[KnowingTry]:
     """Every attack on an arm's method, the chosen one marked.
 
     Args:
         scores: of the experiments of `knowing_runs`, by number.
+        paired: as of `attacks_on`.
     """
-    words = [PLAIN, *(attack.in_words() for attack in attacks_on(arm, settings))]
+    words = [PLAIN, *(attack.in_words() for attack in attacks_on(arm, settings, paired))]
     plain = scores[0].accuracy
     tries = []
     for number, found in scores.items():

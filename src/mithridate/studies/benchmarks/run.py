@@ -119,7 +119,7 @@ def planned(file: str | Path | Mapping[str, Any]) -> Iterator[str]:
     if given.knowing:
         yield "each method, at what was chosen, under the attacks that its rule suggests, on validation parts:"
         for arm, settings in settings_of(arms, ()):
-            words = [attack.in_words() for attack in attacks_on(arm, settings)]
+            words = [attack.in_words() for attack in attacks_on(arm, settings, experiment.paired)]
             yield f"  {arm.method}, {arm.topology}: {'; '.join(words) or 'none'}"
     tries, finals = all_runs(given, experiment, arms, points)
     yield f"then {len(finals)} models, over {len(given.seeds)} seeds, on the test parts"
@@ -230,7 +230,7 @@ def _attacked(
     for arm, settings in chosen:
         under = jobs[arm.method, arm.topology]
         scores = {number: scores_of([table.made_by(one) for one in made]) for number, made in under.items()}
-        found += choose_attack(arm, settings, scores, given.bounds)
+        found += choose_attack(arm, settings, scores, given.bounds, experiment.paired)
     for one in found:
         if one.chosen:
             logger.info("who knows %s, %s: %s", one.method, one.topology, one.attack)
