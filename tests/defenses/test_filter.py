@@ -238,8 +238,8 @@ def test_an_experiment_from_before_refusals_were_read_is_read_and_can_be_had_as_
         "finetune": {"attack": {"harmful_ratio": 0.1, "size": 20}},
     }
     for given, meant in (
-        ({"false_alarms": 0.05, "random": False}, {"refusals": True}),
-        ({"false_alarms": 0.05, "random": False, "refusals": False}, {"refusals": False}),
+        ({"false_alarms": 0.05, "random": False}, {"refusals": True, "guard": None}),
+        ({"false_alarms": 0.05, "random": False, "refusals": False}, {"refusals": False, "guard": None}),
     ):
         asked = file | {"finetune": file["finetune"] | {"defense": {"filter": given}}}
         found = with_defaults(load_experiment(asked)).finetune.defense
