@@ -122,7 +122,7 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
 def test_each_method_meets_the_worst_attack_of_those_that_its_rule_suggests(study):
     found, folder = study
     attacks = by_method(found.knowing)
-    assert {method: len(some) for method, some in attacks.items()} == {"vaccine": 3, "lisa": 2, "antidote": 2}
+    assert {method: len(some) for method, some in attacks.items()} == {"vaccine": 3, "lisa": 2, "antidote": 3}
     cells = {cell["id"]: cell for cell in json.loads((folder / "out/results.json").read_text())["cells"]}
     rows = {row["method"]: row for row in csv.DictReader((folder / "out/benchmark.csv").open())}
     for method, some in attacks.items():
