@@ -13,7 +13,6 @@ add the same. Where kinds alternate to the end, that is the whole model, and tak
 from __future__ import annotations
 
 import contextlib
-import re
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mithridate.errors import InputError, UnsupportedSetup, first_line
 from mithridate.models import EMBEDDED, resolve_model, shortened
 from mithridate.models.carried import carried_weights, carry
-from mithridate.training.frozen import freeze
+from mithridate.training.frozen import freeze, keep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -203,9 +202,8 @@ def build(config: PretrainedConfig, setup: Setup) -> Any:
 
     with unset_fake_temporarily():
         model = _on_meta(config, setup)
-    for name, p in model.named_parameters():
-        if any(re.fullmatch(pattern, name) for pattern in setup.frozen):
-            p.requires_grad_(False)
+    for pattern in setup.frozen:  # of which the first layers may have no tensor
+        keep(dict(model.named_parameters()), pattern)
     _on_a_fake_cpu(model)
     if setup.quantization.get("load_in_8bit"):
         _keep_inputs(model)

@@ -102,6 +102,15 @@ class Attack(Method):
         """
         return True
 
+    def possible(self, *, fresh: bool, paired: bool) -> bool:
+        """Whether it is worth suggesting: it acts, and the data have the rows that it needs.
+
+        Args:
+            fresh: as of `acts`.
+            paired: whether the data have harmful answers to the alignment's own prompts (`needs_pairs`).
+        """
+        return self.acts(fresh=fresh) and (paired or not self.needs_pairs)
+
     def share(self) -> float:
         """The share of rows that attack, between 0 and 1; a table calls a run with 0 no attack."""
         return 1.0

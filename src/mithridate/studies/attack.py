@@ -137,8 +137,7 @@ def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
         f"knows {type(method).__name__}: {attack.in_words()}": attack
         for method in methods
         for attack in method.adaptive()
-        if attack.acts(fresh=fresh)
-        and (experiment.paired or not attack.needs_pairs)
+        if attack.possible(fresh=fresh, paired=experiment.paired)
         and not (hardened and any(phase.adapter for phase in attack.phases()))
     }
     if not suggested:

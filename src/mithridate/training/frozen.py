@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -20,12 +20,17 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for pattern in patterns:
-        found = [name for name in trained if re.fullmatch(pattern, name)]
-        if not found:
+        if not keep(trained, pattern):
             raise InputError(
                 f"{_WHERE}: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)"
             )
-        for name in found:
-            trained[name].requires_grad_(False)
     if patterns and not any(p.requires_grad for p in trained.values()):
         raise InputError(f"{_WHERE}: all tensors are, so that nothing is left to train")
+
+
+def keep(tensors: Mapping[str, nn.Parameter], pattern: str) -> bool:
+    """Those of these tensors whose whole name matches are not trained. Returns whether any does."""
+    found = [name for name in tensors if re.fullmatch(pattern, name)]
+    for name in found:
+        tensors[name].requires_grad_(False)
+    return bool(found)

@@ -50,11 +50,10 @@ def attacks_on(arm: Arm, settings: Mapping[str, Any], paired: bool = False) -> l
     """The attacks that an arm's method suggests at these settings, of those that can do anything in its topology.
 
     Args:
-        paired: whether the data have harmful answers to the alignment's own prompts (`Attack.needs_pairs`).
+        paired: as of `Attack.possible`.
     """
     suggested = method_of(by_name(kind_of(arm.method))[arm.method], settings).adaptive()
-    fresh = arm.topology == "double"
-    return [attack for attack in suggested if attack.acts(fresh=fresh) and (paired or not attack.needs_pairs)]
+    return [attack for attack in suggested if attack.possible(fresh=arm.topology == "double", paired=paired)]
 
 
 def knowing_runs(
