@@ -7,6 +7,8 @@ alive at once, and the operations of matrix products and attention.
 A model may begin with layers of another kind (DeepSeek's dense ones, before those with experts). So the passes are run
 on as many of the first layers as hold two and three of the kind that goes on to the end; each further one is taken to
 add the same. Where kinds alternate to the end, that is the whole model, and takes its time (a second or so a layer).
+
+Where only operations are asked for, and roughly (a dry run), nothing is run: `counted` has them from the weights.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -77,11 +79,12 @@ class Setup:
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """A model's weights: all, trained, those of its largest layer, of its embeddings, of its linear layers but the LM
-    head (in how many rows, of the largest of them, of those that are trained or under an adapter); and its layers,
-    vocabulary and width."""
+    head (in how many rows, of the largest of them, of those that are trained or under an adapter), those that a token is
+    multiplied with between the embeddings and the LM head; and its layers, vocabulary and width."""
 
     all: int
     trained: int
+    used: int
     layer: int
     embeddings: int
     linear: int
@@ -159,13 +162,27 @@ def _fake_mode() -> Any:
 
 def whole(config: PretrainedConfig, setup: Setup) -> Any:
     """The model with its adapter as meta tensors, to count its weights; the same object for the same model."""
-    key = Setup(full=setup.full, adapter=setup.adapter, dtype=setup.dtype, attention=setup.attention)
-    return _whole(_Hashed(config, key))
+    return _whole(_weights_alone(config, setup))
+
+
+def whole_counts(config: PretrainedConfig, setup: Setup) -> Counts:
+    """Of `whole`, counted once."""
+    return _whole_counts(_weights_alone(config, setup))
 
 
 @lru_cache(maxsize=8)
 def _whole(what: _Hashed) -> Any:
     return _on_meta(what.config, what.setup)
+
+
+@lru_cache(maxsize=64)
+def _whole_counts(what: _Hashed) -> Counts:
+    return counts_of(_whole(what))
+
+
+def _weights_alone(config: PretrainedConfig, setup: Setup) -> _Hashed:
+    key = Setup(full=setup.full, adapter=setup.adapter, dtype=setup.dtype, attention=setup.attention)
+    return _Hashed(config, key)
 
 
 def _on_meta(config: PretrainedConfig, setup: Setup) -> Any:
@@ -257,13 +274,18 @@ def _layers_of(model: Any) -> list[nn.Module]:
 
 
 def counts_of(model: Any) -> Counts:
+    import torch
+
     base, layers = _base_of(model), _layers_of(model)
     ends = {p for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m for p in m.parameters()}
     head = base.get_output_embeddings().weight
     parts = [p for p in _linear_weights(base) if p is not head]
+    ends_too = ends | {m.weight for m in base.modules() if isinstance(m, torch.nn.Embedding)}  # of positions
+    used = {p for name, p in base.named_parameters() if p.dim() > 1 and ".lora_" not in name} - ends_too
     return Counts(
         all=sum(p.numel() for p in base.parameters()) - _adapters(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        used=round(sum(p.numel() * _share(p, base.config.get_text_config()) for p in used)),
         layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
         embeddings=sum(p.numel() for p in ends),
         linear=sum(p.numel() for p in parts),
@@ -277,6 +299,12 @@ def counts_of(model: Any) -> Counts:
     )
 
 
+def _share(weight: Any, config: PretrainedConfig) -> float:
+    """The share of a matrix, or of a stack of experts' matrices, that a token is multiplied with."""
+    chosen = getattr(config, "num_experts_per_tok", None) or len(weight)
+    return 1.0 if weight.dim() == 2 else min(chosen / len(weight), 1.0)
+
+
 def _linear_weights(base: Any) -> list[Any]:
     """Of a model's linear layers, without those of an adapter over it."""
     import torch
@@ -286,7 +314,10 @@ def _linear_weights(base: Any) -> list[Any]:
 
 def _changed_linears(base: Any) -> list[Any]:
     """The weights of linear layers that are trained, or that a LoRA adapter is over."""
-    adapted = [m.base_layer.weight for m in base.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    under = [m for m in base.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    adapted = [
+        m.get_param() if hasattr(m, "get_param") else m.base_layer.weight for m in under
+    ]  # experts', or a layer's
     return [p for p in _linear_weights(base) if p.requires_grad] or adapted
 
 
@@ -371,12 +402,16 @@ def passes(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: 
 
     Args:
         probes: whether gradients of the attention outputs are wanted too, which takes two thirds of the time.
-        memory: whether the bytes are wanted, which takes half of it; 0 where they are not.
+        memory: whether the bytes are wanted. Where they are not, they are 0, no pass is run, and the operations are
+            those that the weights tell (`counted`).
     """
+    if not memory:
+        counts = whole_counts(config, setup)
+        return counts, counted(config, setup, counts)
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
     # Passes over weights in 4 bit are those over the dequantised ones; over 8 bit, inputs are kept besides.
     key = replace(key, quantization={"load_in_8bit": True} if setup.quantization.get("load_in_8bit") else {})
-    return _passes(_Hashed(config, key), probes, memory)
+    return _passes(_Hashed(config, key), probes)
 
 
 class _Hashed:
@@ -394,20 +429,38 @@ class _Hashed:
 
 
 @lru_cache(maxsize=64)
-def _passes(what: _Hashed, probes: bool, memory: bool) -> tuple[Counts, Passes]:
+def _passes(what: _Hashed, probes: bool) -> tuple[Counts, Passes]:
     config, setup = what.config, what.setup
-    model = whole(config, setup)
-    counts, before = counts_of(model), layers_before(model)
+    counts, before = whole_counts(config, setup), layers_before(whole(config, setup))
     more = config.get_text_config().num_hidden_layers - before - 3
     if more <= 0:
-        return counts, trace(config, setup, probes, memory)
-    two, three = (trace(shortened(config, before + n), setup, probes, memory) for n in (2, 3))
+        return counts, trace(config, setup, probes)
+    two, three = (trace(shortened(config, before + n), setup, probes) for n in (2, 3))
     fields = {name: getattr(three, name) for name in vars(three)}
     grown = {name: v + more * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
     return counts, Passes(**grown, layer=three.activations - two.activations)
 
 
-def trace(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: bool = True) -> Passes:
+def counted(config: PretrainedConfig, setup: Setup, counts: Counts) -> Passes:
+    """The operations of the passes as the weights tell them, without their bytes: two for each weight that a token
+    meets, in the forward pass, for the gradient of the activations and for its own; two and five products in attention.
+    """
+    text, tokens = config.get_text_config(), setup.batch * setup.length
+    heads = getattr(text, "num_attention_heads", None)
+    width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads) if isinstance(heads, int) else 0
+    product = 2 * tokens * setup.length * width * counts.layers
+    base, adapter = 2 * tokens * counts.used, 0 if setup.full else 2 * tokens * counts.trained
+    forward = base + adapter + 2 * product
+    again = forward if setup.checkpointing else 0
+    own = base if setup.full else adapter  # the gradients of what is trained
+    backward = base + adapter + own + 5 * product + again
+    probe = (
+        base + adapter + 5 * product * (counts.layers - 1) // max(counts.layers, 1) + again
+    )  # none of the first attention's
+    return Passes(forward=forward, backward=backward, probe=probe, activations=0, probed=0, layer=0)
+
+
+def trace(config: PretrainedConfig, setup: Setup, probes: bool = True) -> Passes:
     """Runs the passes of the whole model, layer by layer. Arguments as of `passes`."""
     import torch
 
@@ -430,12 +483,10 @@ def trace(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: b
         embeddings = model.get_input_embeddings().weight
         learnt = embeddings.requires_grad
         embeddings.requires_grad_(False)
-        activations = probed = 0
-        if memory:
-            with live_bytes()(known) as plain:
-                forward().backward()
-            activations = plain.peak
-        if memory and probes:
+        with live_bytes()(known) as plain:
+            forward().backward()
+        activations, probed = plain.peak, 0
+        if probes:
             with live_bytes()(known) as shifted:
                 _shifted_step(model, forward)
             probed = shifted.peak
