@@ -78,9 +78,9 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """A model's weights: all, trained, those of its largest layer, of its embeddings, of its linear layers but the LM
-    head (in how many rows, of the largest of them, of those that are trained or under an adapter), those that a token is
-    multiplied with between the embeddings and the LM head; and its layers, vocabulary and width."""
+    """A model's weights: all, trained, those that a token is multiplied with between the embeddings and the LM head,
+    those of its largest layer, of its embeddings, of its linear layers but the LM head (in how many rows, of the largest
+    of them, of those that are trained or under an adapter); and its layers, vocabulary and width."""
 
     all: int
     trained: int
@@ -443,8 +443,8 @@ def _passes(what: _Hashed, probes: bool) -> tuple[Counts, Passes]:
 
 def counted(config: PretrainedConfig, setup: Setup, counts: Counts) -> Passes:
     """The operations of the passes as the weights tell them, without their bytes: two for each weight that a token
-    meets, in the forward pass, for the gradient of the activations and for its own; two and five products in attention.
-    """
+    meets, in the forward pass, for the gradient of the activations and for its own; in attention, two products and
+    five."""
     text, tokens = config.get_text_config(), setup.batch * setup.length
     heads = getattr(text, "num_attention_heads", None)
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads) if isinstance(heads, int) else 0

@@ -110,8 +110,8 @@ class RunContext:
         return getattr(torch, self.dtype)
 
     def one_layer(self) -> Any:
-        """A model of the base's architecture with one layer of random weights: enough to check a set-up on. The caller's
-        own but for the weights' values, which are everybody's."""
+        """A model of the base's architecture with one layer of random weights: enough to check a set-up on. It is the
+        caller's own, but for the values of its weights, which nobody changes."""
         from torch.nn import Parameter
 
         made = self._one_layer

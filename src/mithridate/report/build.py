@@ -191,7 +191,7 @@ def _page(run: LoadedRun, folder: Path, out: Path) -> str:
         answer=answer(run.cells, run.points),
         rests_on=rests_on(run.cells, run.points),
         ranked={
-            rows: [(one, in_list(run.point_names[one.cell["id"]])) for one in some]
+            rows: [(one, in_list(run.point_names[one.cell["id"]], rows)) for one in some]
             for rows, some in ranked(run.points).items()
         },
         each=[(one, run.names[one.cell["id"]].full) for one in findings(run.cells)] if tables["seeds"] else [],

@@ -61,7 +61,7 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
     for rows in told:
         same = [attack for attack in attacks if attack.rows == rows]
         sentences += [_did(same)] if same else []
-        sentences += _came_to(groups[rows], labels(points)) if rows in groups else []
+        sentences += _came_to(groups[rows], rows, labels(points)) if rows in groups else []
     if told != order:
         sentences.append(f"{len(order) - 1} other shares of harmful rows are below.")
     if not groups:
@@ -127,13 +127,13 @@ def _scores(cells: list[Cell], say: Callable[[Mapping[str, Any]], str] = lambda 
     return low if low == high else f"{low} to {high}"
 
 
-def _came_to(found: list[DefenseDecision], names: Mapping[str, Label]) -> list[str]:
+def _came_to(found: list[DefenseDecision], rows: str, names: Mapping[str, Label]) -> list[str]:
     """What the defenses against attacks with the same harmful rows came to."""
 
     def named(some: list[DefenseDecision]) -> str:
         short = {one.cell["id"]: join([name for name, _ in defenses_of(one.cell)]) for one in found}
         unique = len(set(short.values())) == len(short)
-        return join([short[one.cell["id"]] if unique else in_list(names[one.cell["id"]]) for one in some])
+        return join([short[one.cell["id"]] if unique else in_list(names[one.cell["id"]], rows) for one in some])
 
     number, distinct = len(found), len({(arm(one.cell), one.cell["topology"]) for one in found})
     lowered, back = [one for one in found if one.lowered], [one for one in found if one.back]
@@ -172,9 +172,10 @@ def _at_what_price(lowered: list[DefenseDecision]) -> str:
     return f" ({join([f'{number} {text}' for number, text in parts])})" if parts else ""
 
 
-def in_list(label: Label) -> str:
-    """What a defense is called beside others against the same harmful rows."""
-    return ", ".join(filter(None, [label.arm, label.topology, label.seed]))
+def in_list(label: Label, rows: str) -> str:
+    """What a defense is called beside others against the same harmful rows (in words); its own, where it puts something
+    round the prompts."""
+    return ", ".join(filter(None, [label.arm, label.topology, label.rows if label.rows != rows else "", label.seed]))
 
 
 def _are(some: list[Any]) -> str:
@@ -191,7 +192,7 @@ def rests_on(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
     found = findings(cells)
     if not found:
         return []
-    attacks, seeds = len({attack_of(one.cell) for one in found}), len({one.cell["seed"] for one in found})
+    attacks, seeds = len({attack_of(one.faced) for one in found}), len({one.cell["seed"] for one in found})
     sentences = [f"{_count(attacks, 'attack')}, {_count(seeds, 'seed')}."]
     if seeds == 1:
         sentences[0] += " With one seed, this holds for these prompts only: other seeds may differ."

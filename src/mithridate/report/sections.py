@@ -124,7 +124,7 @@ def _opening(run: LoadedRun) -> _Made:
         points = points[:_MANY]
     several = len({point["topology"] for point in points}) > 1
     parts = {  # what all have in common is in the title
-        name: [label.topology if several else "", "" if rows else label.rows]
+        name: [label.topology if several else "", "" if rows == label.rows else label.rows]
         for name, label in run.point_names.items()
     }
     names = {

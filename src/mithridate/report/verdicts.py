@@ -49,6 +49,11 @@ class DefenseDecision:
     reasons: list[str]
 
     @property
+    def faced(self) -> Cell:
+        """The undefended run, by which its attack is known: a defense may itself put something round the prompts."""
+        return self.reference or self.cell
+
+    @property
     def lowered(self) -> bool:
         """Whether the harmful score is shown to have fallen, and the model is not broken; the price may be open."""
         fell = shown(self.cell.get("paired")) == -1
@@ -128,7 +133,7 @@ def ranked(cells: list[Cell]) -> dict[str, list[DefenseDecision]]:
     first. Of each, by what is left in whole percents, then by the price; what broke its model comes last."""
     groups: dict[str, list[DefenseDecision]] = {}
     for one in findings(cells):
-        groups.setdefault(rows_in_words(one.cell), []).append(one)
+        groups.setdefault(rows_in_words(one.faced), []).append(one)
     return {
         rows: sorted(found, key=_rank) for rows, found in sorted(groups.items(), key=lambda group: -_harm(group[1]))
     }
