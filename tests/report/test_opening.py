@@ -135,8 +135,8 @@ def with_a_turn(made: Made, harmful: str, finetuning: str = "ptst") -> Made:
     ids=["one", "none", "all but it", "it alone", "all", "broke"],
 )
 def test_a_defense_that_acts_at_the_test_is_told_among_the_others(made, told):
-    """PTST's own system turn makes no attack of its own: "None of 15 defenses is shown to lower that. PTST is not shown
-    to lower that." was two sentences of one attack."""
+    """PTST's own system turn makes no attack of its own. "None of 15 defenses is shown to lower that. PTST is not
+    shown to lower that." were two sentences of one attack."""
     attack = "Fine-tuned without a defense on 10% harmful rows, it answers 94% of harmful prompts; before, 4%."
     assert answer(cells(made))[1:] == [attack, *told]
     [(rows, found)] = ranked(cells(made)).items()

@@ -42,8 +42,8 @@ def records_of(rows: Any, name: str) -> list[Record]:
         name: what they are, for errors, which count from 1: "harmful, record 3".
 
     Raises:
-        InputError: what is given is no set of rows, a row calls tools or holds something else than text, or a column
-            that is a part of the prompt would be left out.
+        InputError: what is given is no set of rows, a row holds something else than text or a tool call that is none,
+            or a column that is a part of the prompt would be left out.
     """
     found = []
     for number, row in enumerate(as_list(rows, name), start=1):

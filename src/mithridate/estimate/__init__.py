@@ -29,9 +29,10 @@ FSDP2 over k processes divides weights, gradients, optimizer and method's copies
 while it loads.
 
 Operations (FLOPs) are those of the matrix products and of attention (counted whole, not halved for the causal mask),
-by torch's own counter or, for the guess of a dry run, by the weights (within a tenth of that); the LM head adds 2 s h V a product: one in the forward, two in the backward pass (its tiles are
-computed again), one more where it is trained. Passes relative to plain training are the ratio of these, so time is
-only as good as the assumption that all products run at one speed.
+by torch's own counter or, for the guess of a dry run, by the weights (within a tenth of that); the LM head adds
+2 s h V a product: one in the forward, two in the backward pass (its tiles are computed again), one more where it is
+trained. Passes relative to plain training are the ratio of these, so time is only as good as the assumption that all
+products run at one speed.
 
 What a method adds is stated by its own `cost()`: passes, copies, data seen once (`mithridate.methods.Cost`).
 

@@ -79,8 +79,8 @@ class Setup:
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """A model's weights: all, trained, those that a token is multiplied with between the embeddings and the LM head,
-    those of its largest layer, of its embeddings, of its linear layers but the LM head (in how many rows, of the largest
-    of them, of those that are trained or under an adapter); and its layers, vocabulary and width."""
+    those of its largest layer, of its embeddings, of its linear layers but the LM head (in how many rows, of the
+    largest of them, of those that are trained or under an adapter); and its layers, vocabulary and width."""
 
     all: int
     trained: int

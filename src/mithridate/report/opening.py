@@ -173,8 +173,8 @@ def _at_what_price(lowered: list[DefenseDecision]) -> str:
 
 
 def in_list(label: Label, rows: str) -> str:
-    """What a defense is called beside others against the same harmful rows (in words); its own, where it puts something
-    round the prompts."""
+    """What a defense is called beside others against the same harmful rows (in words); with its own, where it puts
+    something round the prompts."""
     return ", ".join(filter(None, [label.arm, label.topology, label.rows if label.rows != rows else "", label.seed]))
 
 
