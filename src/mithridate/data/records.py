@@ -64,13 +64,18 @@ def missing_columns(missing: list[str], present: list[str], where: str) -> Input
         near = [other for other in _OTHER_NAMES.get(name, ()) if other in present]
         near = near or closest(name, present)
         guesses[name] = near[0] if near else "THEIR_NAME"
-    names = ", ".join(repr(name) for name in missing)
     mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in guesses.items())
     there = ", ".join(present) or "none"
     return InputError(
-        f"{where}: no column {names}; the columns there are: {there}. "
+        f"{where}: no {columns_in_words(missing)}; the columns there are: {there}. "
         f"Name the right ones in the source, as in `columns: {{{mapping}}}`"
     )
+
+
+def columns_in_words(names: Sequence[str]) -> str:
+    """ "column 'a'", "columns 'a' and 'b'"."""
+    *first, last = map(repr, names)
+    return f"columns {', '.join(first)} and {last}" if first else f"column {last}"
 
 
 def check_record(record: Record, where: str, needs_answer: bool = True) -> None:
