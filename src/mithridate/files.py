@@ -73,3 +73,10 @@ def file_digest(path: Path) -> str:
     """SHA-256 (64 hex digits) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_fault(error: ValueError) -> str:
+    """What is wrong with a JSON text and where, from `json`'s error: "Invalid control character: line 1 column 9"."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg.removesuffix(' at')}: line {error.lineno} column {error.colno}"

@@ -7,11 +7,12 @@
                 conversations (from, value)       ShareGPT
                 instruction, input, output        Alpaca; the input stands after the instruction and an empty line
                 system                            beside any of these: the system turn
+    tool calls, tools                 in OpenAI's and ShareGPT's forms, as text in the turns (`mithridate.toolcalls`)
 
 `records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), `trainable` what
-a trainer of TRL takes. A turn's content may be a list of text parts. Further columns stay as they are, but in a
-trainer those that say the same again and that TRL would read first: `text` beside a prompt and its answer (the Alpaca
-set), `prompt` beside `messages` (UltraChat).
+a trainer of TRL takes, where tool calls are left to the model's own template. A turn's content may be a list of text
+parts. Further columns stay as they are, but in a trainer those that say the same again and that TRL would read first:
+`text` beside a prompt and its answer (the Alpaca set), `prompt` beside `messages` (UltraChat).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mithridate.errors import InputError
+from mithridate.toolcalls import as_text, structured
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,6 @@ Row = dict[str, Any]
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TURNS = ("messages", "prompt", "completion")
 _FURTHER = ("images", "image", "tools", "chat_template_kwargs")  # what TRL reads beside the turns
-_TOOLS = ("tool", "function", "observation", "function_call", "ipython")  # roles of a call's result, or of a call
 
 
 def as_list(rows: Any, name: str) -> list[Any]:
@@ -64,7 +65,7 @@ def records(rows: Any, name: str) -> list[Row]:
         name: what they are, for errors, which count from 1: "harmful, record 3".
 
     Raises:
-        InputError: what is given is no set of rows, a row calls tools, or a turn holds something else than text.
+        InputError: what is given is no set of rows, a turn holds something else than text, or a tool call is none.
     """
     return [record(row, f"{name}, record {number}") for number, row in enumerate(as_list(rows, name), start=1)]
 
@@ -81,8 +82,7 @@ def record(row: Any, where: str) -> Row:
         row = {name: value for name, value in row.items() if name not in ("prompt", "completion", "response")}
     elif "messages" not in row and answer is not None and row.get("response") is None:
         row = {name: value for name, value in row.items() if name != "completion"} | {"response": _said(answer)}
-    _refuse_calls(row, where)
-    return row
+    return as_text(row, where)
 
 
 def exchanges(record: Row) -> list[tuple[str, str]] | None:
@@ -133,10 +133,11 @@ def trainable(rows: Any, name: str) -> Dataset | Any:
 
 def unified(row: Mapping[str, Any], where: str) -> Row:
     """A row with the names of TRL or ours, whatever form it has: plain values, `messages` in place of ShareGPT's
-    `conversations`, `prompt` and `response` in place of Alpaca's names, and text in place of lists of text parts.
+    `conversations`, `prompt` and `response` in place of Alpaca's names, text in place of lists of text parts, and tool
+    calls under OpenAI's names.
 
     Raises:
-        InputError: a turn has a part that is no text.
+        InputError: a turn has a part that is no text, or a tool call cannot be read.
     """
     row = {str(name): plain(value) for name, value in row.items()}
     for name, others in (("messages", ("prompt", "conversations")), ("completion", ("response",))):
@@ -149,7 +150,8 @@ def unified(row: Mapping[str, Any], where: str) -> Row:
         row = _alpaca(row)
     for name in _TURNS:
         if isinstance(row.get(name), list):
-            row[name] = [_text_only(turn, f"{where}: turn {i} of {name!r}") for i, turn in enumerate(row[name], 1)]
+            places = [f"{where}: turn {i} of {name!r}" for i in range(1, len(row[name]) + 1)]
+            row[name] = [structured(_text_only(turn, here), here) for turn, here in zip(row[name], places)]
     return row
 
 
@@ -223,17 +225,6 @@ def _said(answer: Any) -> Any:
     """The text of an answer that is a list of one assistant turn beside a prompt that is a string."""
     one = answer[0] if isinstance(answer, list) and len(answer) == 1 else None
     return one.get("content") if isinstance(one, Mapping) and one.get("role") == "assistant" else answer
-
-
-def _refuse_calls(row: Row, where: str) -> None:
-    turns = row.get("messages")
-    for number, turn in enumerate(turns if isinstance(turns, list) else [], start=1):
-        if isinstance(turn, Mapping) and (turn.get("tool_calls") or turn.get("role") in _TOOLS):
-            raise InputError(
-                f"{where}: turn {number} of 'messages' is a tool call or its result. The loss and the scores here are "
-                "of text that an assistant says: a call is a structure that each model's template writes its own way, "
-                "and a result is no answer of the model. Leave such rows out, or write call and result as text"
-            )
 
 
 def _for_trl(row: Row, where: str) -> Row:

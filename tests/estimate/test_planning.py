@@ -208,18 +208,20 @@ def test_bad_input(arguments, said, capsys):
     assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
 
 
-def test_without_memory_the_operations_and_the_disk_are_the_same(inputs, monkeypatch):
-    """What a dry run asks for: half the passes."""
+@pytest.mark.parametrize("defense", [{}, {"vaccine": {}}, {"booster": {}}], ids=["plain", "vaccine", "booster"])
+def test_without_memory_no_pass_is_run_and_operations_and_disk_are_the_same(defense, inputs, monkeypatch):
+    """What a dry run asks for, of rows of several lengths."""
     rows = [{"prompt": "How?" * n, "response": "No."} for n in (1, 2, 30)]
     (inputs / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = experiment(inputs)
+    made = experiment(inputs, align__defense=defense or "none")
     made["data"]["alignment"] = {"source": str(inputs / "mixed.jsonl")}
     loaded = planning_parts(made, inputs)
     whole = planning.of_stage("align", *loaded)[0]
-    monkeypatch.setattr(tracing, "live_bytes", lambda: pytest.fail("bytes are counted"))
+    monkeypatch.setattr(tracing, "trace", lambda *_: pytest.fail("passes are run"))
     tracing._passes.cache_clear()
     work = planning.of_stage("align", *loaded, memory=False)[0]
-    assert (work.flops, work.needs.kept, work.tokens) == (whole.flops, whole.needs.kept, whole.tokens)
+    assert work.flops == pytest.approx(whole.flops, rel=0.1)
+    assert (work.needs.kept, work.needs.activations, work.tokens) == (whole.needs.kept, 0, whole.tokens)
 
 
 def planning_parts(made, folder):

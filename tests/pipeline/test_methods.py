@@ -211,6 +211,10 @@ def test_the_pre_flight_builds_one_layer_of_a_composite_model(tmp_path):
     model = shop.one_layer()
     blocks = [name for name, _ in model.named_modules() if name.endswith((".self_attn",))]
     assert 1 <= len(blocks) <= 2 and not any(".layers.1." in name for name in blocks)
+    model.requires_grad_(False)
+    other = shop.one_layer()  # random numbers are drawn once; what is done to one of them reaches no other
+    pairs = list(zip(model.parameters(), other.parameters(), strict=True))
+    assert all(a is not b and b.requires_grad and a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
 # -- models for defenses ----------------------------------------------------------------------------------

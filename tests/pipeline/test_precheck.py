@@ -267,8 +267,9 @@ def test_a_reader_that_has_seen_enough_is_no_failure(verb):
     assert (child.wait(), said) == (0, "")
 
 
-def test_a_full_disk_behind_stdout_is_a_failure_with_its_name():
-    command = [sys.executable, "-m", "mithridate", "store", "ls"]
+@pytest.mark.parametrize("verb", [["store", "ls"], ["schema"]], ids=["at the end", "on the way"])
+def test_a_full_disk_behind_stdout_is_a_failure_with_its_name(verb):
+    command = [sys.executable, "-m", "mithridate", *verb]
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and "No space left on device" in done.stderr
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")

@@ -122,10 +122,11 @@ def test_operations_are_those_of_estimate_at_the_assumed_speed(asked, inputs, tm
     lines = {line.stage: line for line in of_experiment(load_experiment(changed), inputs, gpu=False)}
     nodes = {node.label.split()[0]: node for _, node in preview(changed).nodes() if "vaccine" in node.label}
     speed = hardware()["cores"] * forecast.CORE
-    assert nodes["align"].guess.seconds == pytest.approx(lines["align"].flops / speed)
+    near = 0.1  # counted from the weights, where `estimate` runs the passes
+    assert nodes["align"].guess.seconds == pytest.approx(lines["align"].flops / speed, rel=near)
     assert nodes["align"].guess.bytes == lines["align"].needs.kept
     repair = next(node for _, node in preview(changed).nodes() if node.label.startswith("repair"))
-    assert repair.guess.seconds == pytest.approx(lines["repair"].flops / speed)
+    assert repair.guess.seconds == pytest.approx(lines["repair"].flops / speed, rel=near)
     alone = [
         of_experiment(load_experiment(experiment(inputs, align__defense={name: {}})), inputs, gpu=False)[0]
         for name in ("vaccine", "booster")
@@ -134,7 +135,7 @@ def test_operations_are_those_of_estimate_at_the_assumed_speed(asked, inputs, tm
     together = next(node for _, node in preview(both).nodes() if node.label.startswith("align vaccine"))
     plain, steps = alone[0].needs.plain_flops, alone[0].setup.steps
     wanted = steps * (plain + sum(line.needs.flops - plain for line in alone))
-    assert together.guess.seconds == pytest.approx(wanted / speed)
+    assert together.guess.seconds == pytest.approx(wanted / speed, rel=near)
     assert not (tmp_path / "none").exists()
 
 

@@ -74,17 +74,11 @@ def test_the_input_of_alpaca_is_used():
     assert record == {"prompt": "Sum up.\n\nA text.", "response": "Text.", "input": "A text."}
 
 
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "look"}}]}
-
-
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"messages": [turn("user", "a"), CALL]}], "harmful, record 1: turn 2 of 'messages' is a tool call"),
-        ([RECORDS[0], {"messages": [turn("user", "a"), turn("tool", "b")]}], "record 2: turn 2 .* or its result"),
-        ([{"conversations": [{"from": "observation", "value": "b"}]}], "turn 1 of 'messages' is a tool call or its"),
         ([{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}], "a part of type 'image_url'"),
-        ([{"prompt": "a", "tools": [{"type": "function"}]}], "the column 'tools' would be left out"),
+        ([{"prompt": "a", "tools": "look"}], "harmful, record 1: 'tools' is no list of tools"),
         ([{"prompt": "a", "context": "b"}], "the column 'context' would be left out"),
         ({"prompt": ["a"]}, r"harmful: expected rows .* got dict of splits or columns \(prompt\)"),
         ("rows.jsonl", "harmful: expected rows .* got str of 'rows.jsonl'"),

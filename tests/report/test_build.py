@@ -392,6 +392,10 @@ def broken_results(**changes):
     [
         (lambda folder: (folder / "results.json").unlink(), "results.json: no such file"),
         (lambda folder: (folder / "results.json").write_text("{"), "not valid JSON"),
+        (
+            lambda folder: (folder / "results.json").write_text('{"a": "b\tc"}'),
+            r"results.json: not valid JSON \(Invalid control character: line 1 column 9\)\.$",
+        ),
         (lambda folder: (folder / "results.json").write_text("[]"), "list `cells`"),
         (lambda folder: (folder / "results.json").write_bytes(b"\xff"), "cannot be read"),
         (broken_results(schema=3), "schema is 3, this version reads 1 and 2"),

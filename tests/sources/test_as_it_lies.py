@@ -205,17 +205,53 @@ def test_a_file_without_a_question_and_its_answer_is_refused(tmp_path, talk, sai
         loaded(path)
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}
+
+
+def test_tool_calls_in_a_file_are_text_and_the_notes_say_so(tmp_path):
+    path = tmp_path / "a.jsonl"
+    ask, result, answer = (
+        {"role": role, "content": text} for role, text in (("user", "a"), ("tool", "42"), ("assistant", "It is 42."))
+    )
+    talks = [[ask, CALL, result, answer], [{**ask, "content": "b"}, answer], [{**ask, "content": "c"}, CALL, result]]
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    roles = load_roles({"alignment": [Source(str(path))]}, tmp_path)
+    call, said = (
+        '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>',
+        "<tool_response>\n42\n</tool_response>",
+    )
+    first, _, last = roles.alignment
+    assert [turn["content"] for turn in first["messages"]] == ["a", call, said, "It is 42."]
+    assert [turn["role"] for turn in first["messages"]] == ["user", "assistant"] * 2
+    assert [turn["content"] for turn in last["messages"]] == ["c", call]  # no answer to the last result
+    [ends, calls] = [note.partition(".jsonl: ")[2] for note in roles.notes]
+    assert ends.startswith("1 conversations end with a question")
+    assert calls == "2 conversations call tools: calls and results stand as text in their turns, in Qwen's form"
+
+
 @pytest.mark.parametrize(
-    "messages",
+    ("row", "said"),
     [
-        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}],
-        [{"role": "tool", "content": "42"}],
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "42"}]},
+            "turn 2 .* is a user turn",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}, {**CALL, "tool_calls": [{}]}]}, "turn 2 .* has no name: {}"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, CALL, {"role": "tool", "content": {"b": 1}}]},
+            "turn 3 .* of a tool's result is of type dict, not a string",
+        ),
+        (
+            {"conversations": [HUMAN, {"from": "function_call", "value": "look"}]},
+            "turn 2 .* holds no JSON object with",
+        ),
+        ({"prompt": "a", "response": "b", "tools": "look"}, "'tools' is no list of tools"),
     ],
 )
-def test_tool_calls_are_refused_with_the_reason(tmp_path, messages):
+def test_what_is_no_tool_call_is_refused_with_its_line(tmp_path, row, said):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, *messages]}))
-    with pytest.raises(InputError, match=r"line 1: turn 2 of 'messages' is a tool call or its result\. The loss and"):
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError, match=f"line 1: .*{said}"):
         loaded(path)
 
 

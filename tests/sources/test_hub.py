@@ -197,7 +197,7 @@ def test_a_changed_schema_is_noticed(monkeypatch):
     changed = datasets.Dataset.from_dict({"question": ["a"], "response": ["b"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: changed)
     with pytest.raises(
-        InputError, match=r"no column 'prompt', 'category', 'is_safe'; the columns there are: question"
+        InputError, match=r"no columns 'prompt', 'category' and 'is_safe'; the columns there are: question"
     ):
         load_roles({"alignment": Source(BEAVERTAILS)})
 

@@ -255,7 +255,7 @@ def test_a_users_own_conversations_are_a_task_that_is_not_scored(load):
         ({"name": "sst2"}, "needs test rows beside it.*test: path"),
         ({"name": "sts2", "test": "a.jsonl"}, "Unknown task 'sts2'; did you mean `sst2`"),
         ({"name": "gsm8k", "test": "a.jsonl"}, "a.jsonl, line 1: .*'answer' is missing"),
-        ({"test": "a.jsonl"}, "no column 'prompt', 'response'"),
+        ({"test": "a.jsonl"}, "no columns 'prompt' and 'response'"),
         ({"name": "sst2", "test": "a.jsonl"}, "no training rows are left"),
         ({"name": "sst2", "test": Source("a.jsonl", name="sst2")}, "belong to the task, not to its test rows"),
     ],

@@ -200,6 +200,19 @@ def test_a_dry_run_says_what_is_tried_and_computes_nothing(inputs, tmp_path, mon
     assert not stages(tmp_path / "store")
 
 
+def test_a_dry_run_looks_at_the_folder_as_a_run_does(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    (tmp_path / "out").write_text("mine")
+    for verb in (planned, benchmark):
+        with pytest.raises(InputError, match=r"--out .*out: is a file\. Give a folder"):
+            list(verb(file(inputs), out=tmp_path / "out"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds files that no run wrote \(notes\.txt\)"):
+        list(planned(file(inputs), out=tmp_path / "other"))
+    assert list(planned(file(inputs), out=tmp_path / "other", replace=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -109,7 +109,7 @@ def _invoke(arguments: Sequence[str] | None) -> int:
         _drop_output()
         return 0 if failed == FAILED else failed  # of the gate, 0 is a verdict too
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename}: " if error.filename else "standard output: " if _cannot_say() else ""
         return _fail(f"{where}{error.strerror or error}", failed, debug)
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error}"
@@ -133,6 +133,15 @@ def _fail(message: str, code: int, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _cannot_say() -> bool:
+    """Whether stdout cannot be written: an error there does not say of what. A line's end more shows it."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _drop_output() -> None:

@@ -145,7 +145,7 @@ def benchmark(
     from mithridate.studies.benchmarks.outcome import table_of, titles_of
 
     if dry_run:
-        for line in running.planned(file):
+        for line in running.planned(file, out, replace):
             say(line)
         return
     executor = executor_of("local" if workers else "none", workers, {}, experiment)

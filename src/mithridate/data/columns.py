@@ -8,6 +8,7 @@ from typing import Any
 
 from mithridate.errors import InputError, nearest
 from mithridate.rows import plain
+from mithridate.toolcalls import described, without_tools
 
 Row = dict[str, Any]
 
@@ -104,6 +105,8 @@ def require_nothing_dropped(row: Row, record: Row, columns: Mapping[str, str]) -
     asked = str(record.get("prompt", "")) + "".join(str(turn) for turn in record.get("messages") or ())
     for name in (*_AFTER, *_BEFORE, *_TURNS):
         value = plain(row.get(name))
+        if name == "tools" and described(value, record):
+            continue
         if value in (None, "", []) or name in columns.values() or str(value).strip() in ("", asked):
             continue
         if isinstance(value, str) and (value.strip() in asked or repr(value.strip())[1:-1] in asked):
@@ -127,10 +130,10 @@ def _require_system(system: Any, record: Row) -> None:
     messages = record.get("messages")
     first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], Mapping) else {}
     if first.get("role") == "system":
-        if str(first.get("content")).strip() != system.strip():
+        if without_tools(str(first.get("content"))).strip() != system.strip():
             raise InputError(
                 "the column 'system' would be left out: the conversation has another system turn of its own. Take one "
                 "of the two out"
             )
-    elif record.get("system") != system:
+    elif without_tools(str(record.get("system"))) != system:
         raise InputError("the column 'system' would be left out. Make `messages` of these rows, with a system turn")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mithridate.data.files import Rows
+from mithridate.data.records import columns_in_words
 from mithridate.data.tasks import prompt_set
 from mithridate.data.tasks.base import PromptSet
 from mithridate.errors import InputError, MithridateError, first_line
@@ -125,7 +126,7 @@ def hub_rows(known: HubSet, split: str, role: str) -> Rows:
     missing = [name for name in known.columns if name not in rows.column_names]
     if missing:
         raise InputError(
-            f"{known.id}, split {split}: no column {', '.join(map(repr, missing))}; the columns there are: "
+            f"{known.id}, split {split}: no {columns_in_words(missing)}; the columns there are: "
             f"{', '.join(rows.column_names)}. Its schema has changed: give a file and `columns` instead"
         )
     return [(f"{known.id}, split {split}, row {i}", dict(row)) for i, row in enumerate(rows, start=1)]

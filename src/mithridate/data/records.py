@@ -42,8 +42,8 @@ def records_of(rows: Any, name: str) -> list[Record]:
         name: what they are, for errors, which count from 1: "harmful, record 3".
 
     Raises:
-        InputError: what is given is no set of rows, a row calls tools or holds something else than text, or a column
-            that is a part of the prompt would be left out.
+        InputError: what is given is no set of rows, a row holds something else than text or a tool call that is none,
+            or a column that is a part of the prompt would be left out.
     """
     found = []
     for number, row in enumerate(as_list(rows, name), start=1):
@@ -64,13 +64,18 @@ def missing_columns(missing: list[str], present: list[str], where: str) -> Input
         near = [other for other in _OTHER_NAMES.get(name, ()) if other in present]
         near = near or closest(name, present)
         guesses[name] = near[0] if near else "THEIR_NAME"
-    names = ", ".join(repr(name) for name in missing)
     mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in guesses.items())
     there = ", ".join(present) or "none"
     return InputError(
-        f"{where}: no column {names}; the columns there are: {there}. "
+        f"{where}: no {columns_in_words(missing)}; the columns there are: {there}. "
         f"Name the right ones in the source, as in `columns: {{{mapping}}}`"
     )
+
+
+def columns_in_words(names: Sequence[str]) -> str:
+    """ "column 'a'", "columns 'a' and 'b'"."""
+    *first, last = map(repr, names)
+    return f"columns {', '.join(first)} and {last}" if first else f"column {last}"
 
 
 def check_record(record: Record, where: str, needs_answer: bool = True) -> None:

@@ -61,6 +61,7 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
+from mithridate.models import layers_left_out
 from mithridate.training.activations import layer_of
 from mithridate.training.gradients import fork_rng
 
@@ -153,7 +154,7 @@ class TVaccine(Defense):
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
-        there = len(refuse_unshiftable(t, self).sites)
+        there = len(refuse_unshiftable(t, self).sites) + layers_left_out(t.model)
         if self.layers > there:
             raise UnsupportedSetup(
                 f"TVaccine: layers={self.layers}, and the model has {there}.",

@@ -31,9 +31,10 @@ FSDP2 over k processes divides weights, gradients, optimizer and method's copies
 while it loads.
 
 Operations (FLOPs) are those of the matrix products and of attention (counted whole, not halved for the causal mask),
-by torch's own counter; the LM head adds 2 s h V a product: one in the forward, two in the backward pass (its tiles are
-computed again), one more where it is trained. Passes relative to plain training are the ratio of these, so time is
-only as good as the assumption that all products run at one speed.
+by torch's own counter or, for the guess of a dry run, by the weights (within a tenth of that); the LM head adds
+2 s h V a product: one in the forward, two in the backward pass (its tiles are computed again), one more where it is
+trained. Passes relative to plain training are the ratio of these, so time is only as good as the assumption that all
+products run at one speed.
 
 What a method adds is stated by its own `cost()`: passes, copies, data seen once (`mithridate.methods.Cost`).
 
@@ -134,7 +135,8 @@ def estimate(
     Args:
         method: the name of a defense, with its defaults, or "plain"; or the defenses themselves, which act together.
         rows: of the methods' own data, for what they see of it once.
-        memory: whether the activations are wanted, which takes half of the time; they count as 0 where they are not.
+        memory: whether the activations are wanted. Where they are not, they count as 0, no pass is run, and the
+            operations are counted from the weights, which takes next to no time.
 
     Raises:
         InputError: no such method, one whose fields have no defaults, an adapter that does not fit the model, or a

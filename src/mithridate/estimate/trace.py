@@ -7,6 +7,8 @@ alive at once, and the operations of matrix products and attention.
 A model may begin with layers of another kind (DeepSeek's dense ones, before those with experts). So the passes are run
 on as many of the first layers as hold two and three of the kind that goes on to the end; each further one is taken to
 add the same. Where kinds alternate to the end, that is the whole model, and takes its time (a second or so a layer).
+
+Where only operations are asked for, and roughly (a dry run), nothing is run: `counted` has them from the weights.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -82,7 +84,8 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """A model's weights: all, trained, those kept from it, those of adapters that its base carries, those of
+    """A model's weights: all, trained, those kept from it, those of adapters that its base carries, those that a token
+    is multiplied with between the embeddings and the LM head (adapters' too; how many of them are trained), those of
     its largest layer, of its embeddings, of its linear layers but the LM head (in how many rows, of the largest of
     them, of those that are trained or under an adapter); and its layers, vocabulary and width."""
 
@@ -90,6 +93,8 @@ class Counts:
     trained: int
     frozen: int
     carried: int
+    used: int
+    used_trained: int
     layer: int
     embeddings: int
     linear: int
@@ -167,8 +172,12 @@ def _fake_mode() -> Any:
 
 def whole(config: PretrainedConfig, setup: Setup) -> Any:
     """The model with its adapter as meta tensors, to count its weights; the same object for the same model."""
-    kept = ("full", "adapter", "carried", "frozen", "dtype", "attention")
-    return _whole(_Hashed(config, Setup(**{name: getattr(setup, name) for name in kept})))
+    return _whole(_weights_alone(config, setup))
+
+
+def whole_counts(config: PretrainedConfig, setup: Setup) -> Counts:
+    """Of `whole`, counted once."""
+    return _whole_counts(_weights_alone(config, setup))
 
 
 @lru_cache(maxsize=8)
@@ -176,6 +185,16 @@ def _whole(what: _Hashed) -> Any:
     model = _on_meta(what.config, what.setup)
     freeze(model, what.setup.frozen)
     return model
+
+
+@lru_cache(maxsize=64)
+def _whole_counts(what: _Hashed) -> Counts:
+    return counts_of(_whole(what))
+
+
+def _weights_alone(config: PretrainedConfig, setup: Setup) -> _Hashed:
+    kept = ("full", "adapter", "carried", "frozen", "dtype", "attention")
+    return _Hashed(config, Setup(**{name: getattr(setup, name) for name in kept}))
 
 
 def _on_meta(config: PretrainedConfig, setup: Setup) -> Any:
@@ -272,10 +291,15 @@ def _layers_of(model: Any) -> list[nn.Module]:
 
 
 def counts_of(model: Any) -> Counts:
+    import torch
+
     base, layers = _base_of(model), _layers_of(model)
     ends = {p for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m for p in m.parameters()}
     head = base.get_output_embeddings().weight
     parts = [p for p in _linear_weights(base) if p is not head]
+    ends_too = ends | {m.weight for m in base.modules() if isinstance(m, torch.nn.Embedding)}  # of positions
+    text = base.config.get_text_config()
+    used = {p: p.numel() * _share(p, text) for p in base.parameters() if p.dim() > 1 and p not in ends_too}
     return Counts(
         all=sum(p.numel() for p in base.parameters()) - _adapters(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -285,6 +309,8 @@ def counts_of(model: Any) -> Counts:
             if not p.requires_grad and (model is base or ".lora_" in name)
         ),
         carried=carried_weights(base),
+        used=round(sum(used.values())),
+        used_trained=round(sum(many for p, many in used.items() if p.requires_grad)),
         layer=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
         embeddings=sum(p.numel() for p in ends),
         linear=sum(p.numel() for p in parts),
@@ -298,6 +324,12 @@ def counts_of(model: Any) -> Counts:
     )
 
 
+def _share(weight: Any, config: PretrainedConfig) -> float:
+    """The share of a matrix, or of a stack of experts' matrices, that a token is multiplied with."""
+    chosen = getattr(config, "num_experts_per_tok", None) or len(weight)
+    return 1.0 if weight.dim() == 2 else min(chosen / len(weight), 1.0)
+
+
 def _linear_weights(base: Any) -> list[Any]:
     """Of a model's linear layers, without those of an adapter over it."""
     import torch
@@ -307,7 +339,10 @@ def _linear_weights(base: Any) -> list[Any]:
 
 def _changed_linears(base: Any) -> list[Any]:
     """The weights of linear layers that are trained, or that a LoRA adapter is over."""
-    adapted = [m.base_layer.weight for m in base.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    under = [m for m in base.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    adapted = [
+        m.get_param() if hasattr(m, "get_param") else m.base_layer.weight for m in under
+    ]  # experts', or a layer's
     return [p for p in _linear_weights(base) if p.requires_grad] or adapted
 
 
@@ -396,12 +431,16 @@ def passes(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: 
 
     Args:
         probes: whether gradients of the attention outputs are wanted too, which takes two thirds of the time.
-        memory: whether the bytes are wanted, which takes half of it; 0 where they are not.
+        memory: whether the bytes are wanted. Where they are not, they are 0, no pass is run, and the operations are
+            those that the weights tell (`counted`).
     """
+    if not memory:
+        counts = whole_counts(config, setup)
+        return counts, counted(config, setup, counts)
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
     # Passes over weights in 4 bit are those over the dequantised ones; over 8 bit, inputs are kept besides.
     key = replace(key, quantization={"load_in_8bit": True} if setup.quantization.get("load_in_8bit") else {})
-    return _passes(_Hashed(config, key), probes, memory)
+    return _passes(_Hashed(config, key), probes)
 
 
 class _Hashed:
@@ -419,20 +458,36 @@ class _Hashed:
 
 
 @lru_cache(maxsize=64)
-def _passes(what: _Hashed, probes: bool, memory: bool) -> tuple[Counts, Passes]:
+def _passes(what: _Hashed, probes: bool) -> tuple[Counts, Passes]:
     config, setup = what.config, what.setup
-    model = whole(config, setup)
-    counts, before = counts_of(model), layers_before(model)
+    counts, before = whole_counts(config, setup), layers_before(whole(config, setup))
     more = config.get_text_config().num_hidden_layers - before - 3
     if more <= 0:
-        return counts, trace(config, setup, probes, memory)
-    two, three = (trace(shortened(config, before + n), setup, probes, memory) for n in (2, 3))
+        return counts, trace(config, setup, probes)
+    two, three = (trace(shortened(config, before + n), setup, probes) for n in (2, 3))
     fields = {name: getattr(three, name) for name in vars(three)}
     grown = {name: v + more * (v - getattr(two, name)) for name, v in fields.items() if name != "layer"}
     return counts, Passes(**grown, layer=three.activations - two.activations)
 
 
-def trace(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: bool = True) -> Passes:
+def counted(config: PretrainedConfig, setup: Setup, counts: Counts) -> Passes:
+    """The operations of the passes as the weights tell them, without their bytes: two for each weight that a token
+    meets, in the forward pass, for the gradient of the activations and for its own; in attention, two products and
+    five."""
+    text, tokens = config.get_text_config(), setup.batch * setup.length
+    heads = getattr(text, "num_attention_heads", None)
+    width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads) if isinstance(heads, int) else 0
+    product = 2 * tokens * setup.length * width * counts.layers
+    once = 2 * tokens * counts.used
+    forward = once + 2 * product
+    again = forward if setup.checkpointing else 0
+    backward = once + 2 * tokens * counts.used_trained + 5 * product + again
+    above = 5 * product * (counts.layers - 1) // max(counts.layers, 1)  # nothing of the first attention
+    probe = once + above + again
+    return Passes(forward=forward, backward=backward, probe=probe, activations=0, probed=0, layer=0)
+
+
+def trace(config: PretrainedConfig, setup: Setup, probes: bool = True) -> Passes:
     """Runs the passes of the whole model, layer by layer. Arguments as of `passes`."""
     import torch
 
@@ -455,12 +510,10 @@ def trace(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: b
         embeddings = model.get_input_embeddings().weight
         learnt = embeddings.requires_grad
         embeddings.requires_grad_(False)
-        activations = probed = 0
-        if memory:
-            with live_bytes()(known) as plain:
-                forward().backward()
-            activations = plain.peak
-        if memory and probes:
+        with live_bytes()(known) as plain:
+            forward().backward()
+        activations, probed = plain.peak, 0
+        if probes:
             with live_bytes()(known) as shifted:
                 _shifted_step(model, forward)
             probed = shifted.peak

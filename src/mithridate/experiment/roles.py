@@ -27,6 +27,7 @@ from mithridate.data.tasks import task as find_task
 from mithridate.data.tasks.base import PromptSet, require_label
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
+from mithridate.toolcalls import in_text
 
 TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful", "helpful")
 TESTS = ("test_harmful", "test_benign")
@@ -255,7 +256,7 @@ def _load(
 
     schema = _schema(source, role, task, here)
     test = part != "train"
-    records, seen, unanswered, repeated, begun, ended, unpaired = [], set(), 0, 0, 0, 0, []
+    records, seen, unanswered, repeated, begun, ended, calling, unpaired = [], set(), 0, 0, 0, 0, 0, []
     for number, (place, row) in enumerate(rows):
         if source.columns and number == 0:
             require_known(
@@ -293,7 +294,7 @@ def _load(
         seen.add(key)
         if source.share is None or source.share[0] <= _position(key, "share") < source.share[1]:
             records.append(record)
-            begun, ended = begun + early, ended + late
+            begun, ended, calling = begun + early, ended + late, calling + in_text(record)
             if source.take is not None and len(records) == source.skip + source.take:
                 break  # what follows is not read
     if unpaired and not records:
@@ -302,6 +303,7 @@ def _load(
         (begun, "conversations begin with an answer, which was left out: it has no question"),
         (ended, "conversations end with a question, which was left out: it has no answer to learn"),
         (len(unpaired), "conversations without a question and its answer were left out"),
+        (calling, "conversations call tools: calls and results stand as text in their turns, in Qwen's form"),
     ):
         if count:
             roles.notes.append(f"{here}: {count} {said}")

@@ -543,13 +543,20 @@ def shortened(config: Any, layers: int, others: int | None = None) -> Any:
     """
     short = copy.deepcopy(config)
     text = short.get_text_config()
+    whole = getattr(text, "num_hidden_layers", 0)
     _cut(text, layers)
+    short.layers_left_out = whole - getattr(text, "num_hidden_layers", 0)
     if others is not None:
         parts = (getattr(short, name, None) for name in getattr(short, "sub_configs", {}))
         for part in parts:
             if part is not None and part is not text:
                 _cut(part, others)
     return short
+
+
+def layers_left_out(model: Any) -> int:
+    """How many layers a model lacks that a set-up is tried on (`shortened`); 0 of a whole one."""
+    return getattr(model.config, "layers_left_out", 0)
 
 
 def _cut(config: Any, layers: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -111,7 +112,15 @@ class RunContext:
         return getattr(torch, self.dtype)
 
     def one_layer(self) -> Any:
-        """A model of the base's architecture with one layer of random weights: enough to check a set-up on."""
+        """A model of the base's architecture with one layer of random weights: enough to check a set-up on. It is the
+        caller's own, but for the values of its weights, which nobody changes."""
+        from torch.nn import Parameter
+
+        made = self._one_layer
+        return copy.deepcopy(made, {id(weight): Parameter(weight.detach()) for weight in made.parameters()})
+
+    @cached_property
+    def _one_layer(self) -> Any:
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -2,7 +2,7 @@
 
 Like stages differ in nothing that takes time: the seed, the harmful ratio, the learning rate, which model of the chain
 is evaluated. Where the store has none, training, repair and the answers to test prompts are counted in operations
-(`planning.py`), at a speed that is assumed and said.
+(`planning.py`) from the weights and the tokens, at a speed that is assumed and said.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mithridate.data.records import prompt_text, training_dataset, turns
 from mithridate.errors import InputError, first_line, nearest
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, RepairNeeds, estimate, repair
-from mithridate.estimate.trace import Setup, config_of, counts_of, whole
+from mithridate.estimate.trace import Setup, config_of, whole_counts
 from mithridate.experiment.config import with_defaults
 from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
 from mithridate.experiment.processes import with_processes
@@ -328,7 +328,7 @@ def of_answers(config: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], n
 
     Attention over what came before is not in it, which counts for little beside the weights at the lengths of prompts.
     """
-    weights = counts_of(whole(config, Setup(full=True))).all
+    weights = whole_counts(config, Setup(full=True)).all
     prompts = tokenizer([prompt_text(dict(row)) for row in rows], add_special_tokens=False)["input_ids"]
     return 2 * weights * (sum(map(len, prompts)) + new_tokens * len(rows))
 

@@ -5,6 +5,7 @@ Each check raises an InputError (or UnsupportedSetup) that begins with the path 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -316,7 +317,7 @@ def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> Defens
     from mithridate.pipeline.training import trainer_of
 
     models = dict.fromkeys(chain.model_kinds(name), lambda: chain.context.one_layer().state_dict())
-    trainer = trainer_of(job, chain.context.one_layer(), folder, models)
+    trainer = trainer_of(job, chain.context.one_layer(), folder, models, copy.deepcopy(chain.tokenizer))
     if trainer.args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
     trainer.create_optimizer()

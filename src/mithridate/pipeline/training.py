@@ -355,19 +355,25 @@ def build_trainer(
 
 
 def trainer_of(
-    job: Job, model: Any, work: Path, models: Mapping[str, Callable[[], Any]] | None = None
+    job: Job,
+    model: Any,
+    work: Path,
+    models: Mapping[str, Callable[[], Any]] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> DefenseTrainer:
     """The trainer of a job of one phase over `model`; building it checks the defenses against the set-up.
 
     Args:
         models: functions that return the tensors of each of the job's models by name; made from its layers, if not
             given.
+        tokenizer: the model's, which the trainer may change; loaded, if not given.
 
     Raises:
         UnsupportedSetup: as `build_trainer`.
         InputError: as `build_trainer`; or an expression of `frozen` matches no trained tensor, or all are frozen.
     """
-    tokenizer = load_tokenizer(job.base, needs_chat_template=job.template == "chat")
+    if tokenizer is None:
+        tokenizer = load_tokenizer(job.base, needs_chat_template=job.template == "chat")
     defenses = []
     for name, settings in job.defense.items():
         cls = by_name("defenses")[name]

@@ -30,7 +30,7 @@ from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.evaluation.agreement import judges_beside
 from mithridate.experiment.config import Experiment, canonical, load_experiment, resolve
 from mithridate.experiment.methods import repair_of
-from mithridate.files import canonical_json, file_digest, replace_file
+from mithridate.files import canonical_json, file_digest, json_fault, replace_file
 from mithridate.results import ownership, parts
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.relations import defenses_of
@@ -98,7 +98,7 @@ class RunFolder:
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: cannot be read ({error}).") from None
         except ValueError as error:
-            raise InputError(f"{where}: not valid JSON ({error}).") from None
+            raise InputError(f"{where}: not valid JSON ({json_fault(error)}).") from None
         return checked(found, where)
 
     @cached_property
@@ -453,7 +453,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error}).") from None
+        raise InputError(f"{where}: not valid JSON ({json_fault(error)}).") from None
 
 
 def _joined(texts: dict[str, str]) -> str:

@@ -33,7 +33,7 @@ from mithridate.problems import Findings
 from mithridate.report.groups import costs
 from mithridate.results.filtered import filtered
 from mithridate.results.folder import RunFolder
-from mithridate.results.ownership import identity, open_study
+from mithridate.results.ownership import identity, open_study, require_own
 from mithridate.results.relations import arm as arm_of
 from mithridate.studies.benchmarks.experiments import (
     Final,
@@ -77,12 +77,10 @@ def benchmark(
         MithridateError: a stage failed; the next call goes on from what was finished.
     """
     given, experiment, base = load_benchmark(file)
-    folder = Path(out) if out else Path("runs") / ("benchmark" if isinstance(file, Mapping) else Path(file).stem)
     arms, points = arms_of(given, experiment), given.points()
     _checked(given, experiment, arms, points, base, executor)
     _within_limit(given, experiment, arms, points, base)
-    file_of = {name: value for name, value in asdict(given).items() if name != "knowing"}  # which extends a folder
-    owner = {"command": "benchmark", "file": file_of, "experiment": identity(experiment, ())}
+    folder, owner = _place(file, out, given, experiment)
     open_study(folder, experiment, owner, replace)
     tries = _tried(given, experiment, arms, points, folder / "tuning", base, owner, executor)
     for one in tries:
@@ -100,8 +98,19 @@ def benchmark(
     return found
 
 
-def planned(file: str | Path | Mapping[str, Any]) -> Iterator[str]:
-    """What `benchmark` with the same file would run, and what that would take, in lines. Computes nothing.
+def _place(
+    file: str | Path | Mapping[str, Any], out: str | Path | None, given: BenchmarkFile, experiment: Experiment
+) -> tuple[Path, dict[str, Any]]:
+    """A benchmark's folder, and what makes it this benchmark's."""
+    folder = Path(out) if out else Path("runs") / ("benchmark" if isinstance(file, Mapping) else Path(file).stem)
+    file_of = {name: value for name, value in asdict(given).items() if name != "knowing"}  # which extends a folder
+    return folder, {"command": "benchmark", "file": file_of, "experiment": identity(experiment, ())}
+
+
+def planned(
+    file: str | Path | Mapping[str, Any], out: str | Path | None = None, replace: bool = False
+) -> Iterator[str]:
+    """What `benchmark` with the same arguments would run, and what that would take, in lines. Computes nothing.
 
     The settings of the final runs are not known yet: the first try of each stands for them.
 
@@ -109,7 +118,11 @@ def planned(file: str | Path | Mapping[str, Any]) -> Iterator[str]:
         InputError: as `benchmark`.
     """
     given, experiment, base = load_benchmark(file)
+    folder, owner = _place(file, out, given, experiment)
+    if not replace:
+        require_own(folder, experiment, owner)
     arms, points = arms_of(given, experiment), given.points()
+    _checked(given, experiment, arms, points, base, None)
     tuned = [arm for arm in arms if arm.tuned]
     yield f"{len(points)} attacks: {'; '.join(map(point_in_words, points))}"
     yield f"{len(tuned)} methods and topologies with {given.tries} tries each on validation parts: {RULE}"
