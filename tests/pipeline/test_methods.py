@@ -217,6 +217,17 @@ def test_the_pre_flight_builds_one_layer_of_a_composite_model(tmp_path):
     assert all(a is not b and b.requires_grad and a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
+def test_layers_are_counted_in_the_whole_model_where_a_set_up_is_tried_on_one(inputs, store, tmp_path):
+    def layers(count):
+        return experiment(inputs, **SHORT, align__defense={"tvaccine": {"layers": count}})
+
+    with pytest.raises(UnsupportedSetup, match="layers=3, and the model has 2") as refused:
+        run(layers(3), out=tmp_path / "out", until="align", progress=False)
+    assert "set layers=1" in refused.value.remedy and not stages(store)
+    run(layers(2), out=tmp_path / "out", until="align", progress=False)
+    assert [name.split("-")[0] for name in stages(store)] == ["align"]
+
+
 # -- models for defenses ----------------------------------------------------------------------------------
 
 

@@ -61,7 +61,6 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
-from mithridate.models import layers_left_out
 from mithridate.training.activations import layer_of
 from mithridate.training.gradients import fork_rng
 
@@ -154,7 +153,8 @@ class TVaccine(Defense):
 
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
-        there = len(refuse_unshiftable(t, self).sites) + layers_left_out(t.model)
+        # a set-up is tried on the first layers of a model (`mithridate.models.shortened`), which say what they lack
+        there = len(refuse_unshiftable(t, self).sites) + getattr(t.model.config, "layers_left_out", 0)
         if self.layers > there:
             raise UnsupportedSetup(
                 f"TVaccine: layers={self.layers}, and the model has {there}.",

@@ -534,7 +534,8 @@ def _convert(name: str, gguf: Path, folder: Path) -> None:
 
 
 def shortened(config: Any, layers: int, others: int | None = None) -> Any:
-    """A copy of a model's configuration (transformers') with the first layers only.
+    """A copy of a model's configuration (transformers') with the first layers only; `layers_left_out` says how many of
+    the text part's it lacks.
 
     Args:
         config: also of a model with parts of their own (one that reads images, say), whose text part is shortened.
@@ -552,11 +553,6 @@ def shortened(config: Any, layers: int, others: int | None = None) -> Any:
             if part is not None and part is not text:
                 _cut(part, others)
     return short
-
-
-def layers_left_out(model: Any) -> int:
-    """How many layers a model lacks that a set-up is tried on (`shortened`); 0 of a whole one."""
-    return getattr(model.config, "layers_left_out", 0)
 
 
 def _cut(config: Any, layers: int) -> None:
