@@ -176,7 +176,7 @@ def test_sets_left_out_are_unknown(told):
 def test_broken_text_has_one_rule_for_table_comparisons_and_gate(monkeypatch, beside):
     """Coherence tells where it stands beside, else rules that judge whole answers; else nobody does."""
     asked = replace(find_protocol("hs/lisa-2024"), beside=beside)
-    monkeypatch.setattr(evaluation, "find_protocol", lambda name: asked)
+    monkeypatch.setattr(evaluation.shares, "find_protocol", lambda name: asked)
     rows = []
     for kind in ("harmful", "benign"):
         main = "beaver-dam-7b" if kind == "harmful" else "rules-v3"
@@ -349,4 +349,5 @@ def test_with_a_real_model():
 
 def test_evaluation_without_a_model_needs_no_torch():
     """A table is computed from records where nothing heavy is at hand."""
-    assert "torch" not in evaluation.__dict__ and "generate" not in evaluation.__dict__
+    for module in (evaluation, evaluation.judging, evaluation.shares):
+        assert "torch" not in module.__dict__ and "generate" not in module.__dict__
