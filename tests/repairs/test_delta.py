@@ -286,7 +286,7 @@ def test_what_goes_wrong_half_way_is_put_back(monkeypatch):
 
     aligned = tiny_llama()
     model = with_lora(copy.deepcopy(aligned))
-    before, around, change, calls = state(model), setup_of(model), module._change, []
+    before, around, change, calls = state(model), setup_of(model), module.make, []
 
     def failing(*args):
         calls.append(1)
@@ -294,7 +294,7 @@ def test_what_goes_wrong_half_way_is_put_back(monkeypatch):
             raise torch.OutOfMemoryError("full")
         return change(*args)
 
-    monkeypatch.setattr(module, "_change", failing)
+    monkeypatch.setattr(module, "make", failing)
     with pytest.raises(torch.OutOfMemoryError):
         Antidote(targets="merged", score="magnitude").apply(model)
     assert same(model, before) and setup_of(model) == around

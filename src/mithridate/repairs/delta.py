@@ -25,24 +25,37 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mithridate.errors import InputError, MithridateError
 from mithridate.files import replacing
+from mithridate.repairs.changes import (
+    NOTHING,
+    Change,
+    Dense,
+    Entries,
+    Factors,
+    Place,
+    Undo,
+    alike,
+    as_left,
+    known_by,
+    lies_unmerged,
+    make,
+    makes_nothing,
+    put_back,
+)
 from mithridate.repairs.linears import (
     active,
     adapted,
     base_linear,
     check_adapters,
-    effective_weight,
     factors,
-    merge,
     weights,
 )
 
 FILE = "delta.safetensors"
 _FORMAT = "mithridate-delta/1"
-_SAMPLE = 64  # entries of a weight by which it is known again
 # How far off they may be, as a share of their size: merging rounds a little differently on another device.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
@@ -51,78 +64,6 @@ _CHANGED_SINCE = (
     "unmerged or its dtype changed since, or another model. Undo it on the model that it repaired, and what came "
     "after it first."
 )
-
-
-@dataclass
-class Entries:
-    """Some entries of a tensor.
-
-    Attributes:
-        shape: of the whole tensor.
-        bits: one bit an entry, row by row, packed into uint8.
-        values: what the marked entries become, row by row: [marked]; None: zero.
-    """
-
-    shape: tuple[int, ...]
-    bits: np.ndarray = field(repr=False)
-    values: Tensor | None = field(default=None, repr=False)
-
-    def mask(self) -> Tensor:
-        """Bool, of the tensor's shape, on the CPU."""
-        flat = np.unpackbits(self.bits, count=math.prod(self.shape)).astype(bool)
-        return torch.from_numpy(flat).reshape(self.shape)
-
-    def count(self) -> tuple[int, int]:
-        return int(np.unpackbits(self.bits).sum()), math.prod(self.shape)
-
-    def parts(self) -> dict[str, Tensor]:
-        bits = {"mask": torch.from_numpy(self.bits)}
-        return bits if self.values is None else bits | {"values": self.values}
-
-
-@dataclass
-class Dense:
-    """A whole tensor: `value` takes its place."""
-
-    value: Tensor = field(repr=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.value.shape)
-
-    def count(self) -> tuple[int, int]:
-        return self.value.numel(), self.value.numel()
-
-    def parts(self) -> dict[str, Tensor]:
-        return {"dense": self.value}
-
-
-@dataclass
-class Factors:
-    """Both factors of a LoRA layer, of any rank.
-
-    Attributes:
-        a: [rank, in].
-        b: [out, rank].
-        scaling: of B A; None: as the layer has it.
-        alpha: LoRA's alpha, from which PEFT computes the scaling; known once applied.
-    """
-
-    a: Tensor = field(repr=False)
-    b: Tensor = field(repr=False)
-    scaling: float | None = None
-    alpha: float | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.b), len(self.a), self.a.shape[1])
-
-    def count(self) -> tuple[int, int]:
-        entries = self.a.numel() + self.b.numel()
-        return entries, entries
-
-    def parts(self) -> dict[str, Tensor]:
-        return {"lora_A": self.a, "lora_B": self.b}
 
 
 _KINDS = {"entries": Entries, "dense": Dense, "factors": Factors}
@@ -147,7 +88,7 @@ class Delta:
     merged: bool = True
     changes: dict[str, Entries | Dense | Factors] = field(default_factory=dict, repr=False)
     _before: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)  # how each is known again
-    _undo: dict[str, _Undo] | None = field(default=None, repr=False)
+    _undo: dict[str, Undo] | None = field(default=None, repr=False)
     _patterns: list[Any] = field(default_factory=list, repr=False)  # ranks and alphas in LoRA's config: before, after
 
     # -- made by a repair ---------------------------------------------------------------------------
@@ -263,11 +204,11 @@ class Delta:
         places = self._places(model)
         first = not self._before
         if first:
-            changed = (name for name, change in self.changes.items() if not _empty(change))
-            self.merged = self.merged and any(_unmerged(self.changes[name], places[name]) for name in changed)
+            changed = (name for name, change in self.changes.items() if not makes_nothing(change))
+            self.merged = self.merged and any(lies_unmerged(self.changes[name], places[name]) for name in changed)
         before = {}
         for name, change in self.changes.items():
-            before |= {(name, part): known for part, known in _known(change, places[name], self.merged).items()}
+            before |= {(name, part): known for part, known in known_by(change, places[name], self.merged).items()}
         if first:
             self._fit(places)
             self._before = before
@@ -277,7 +218,7 @@ class Delta:
                     continue  # the adapter was merged before: its weight tells
                 # Factors are stored, never merged: they are the same everywhere.
                 tolerance = 1e-6 if part == "factors" else _TOLERANCE.get(places[name].tensor.dtype, 1e-4)
-                if not _alike(known, before.get((name, part)), tolerance):
+                if not alike(known, before.get((name, part)), tolerance):
                     raise InputError(
                         f"{name}: this repair was made for other weights: the model is another one, is repaired "
                         "already, or was trained since. Apply it to the model it was made on, or run the repair on "
@@ -286,14 +227,14 @@ class Delta:
         undo, changes = {}, self.changes
         if self.merged:  # the rest of the adapter too
             rest = {n: w for n, w in weights(model).items() if w.lora is not None and n not in changes}
-            places |= {name: _Place(weight.tensor, weight.lora, None) for name, weight in rest.items()}
-            changes = changes | dict.fromkeys(rest, _NOTHING)
+            places |= {name: Place(weight.tensor, weight.lora, None) for name, weight in rest.items()}
+            changes = changes | dict.fromkeys(rest, NOTHING)
         try:
             for name, change in changes.items():
-                undo[name] = _change(change, places[name], self.merged)
+                undo[name] = make(change, places[name], self.merged)
         except BaseException:  # out of memory, interrupted
             for name in undo:
-                _put_back(changes[name], undo[name], places[name])
+                put_back(changes[name], undo[name], places[name])
             raise
         self._undo, self._patterns = undo, []
         if any(isinstance(change, Factors) for change in self.changes.values()):
@@ -327,20 +268,20 @@ class Delta:
             )
         places, found = self._places(model), weights(model)
         rest = [name for name in self._undo if name not in self.changes]
-        places |= {name: _Place(found[name].tensor, found[name].lora, None) for name in rest}
-        changes = self.changes | dict.fromkeys(rest, _NOTHING)
+        places |= {name: Place(found[name].tensor, found[name].lora, None) for name in rest}
+        changes = self.changes | dict.fromkeys(rest, NOTHING)
         for name, undo in self._undo.items():
-            if not _as_left(changes[name], undo, places[name]):
+            if not as_left(changes[name], undo, places[name]):
                 raise InputError(f"{name}: {_CHANGED_SINCE}")
         if self._patterns and _patterns(model) != self._patterns[1]:
             raise InputError(f"The ranks in the adapter's config: {_CHANGED_SINCE}")
         for name, undo in self._undo.items():
-            _put_back(changes[name], undo, places[name])
+            put_back(changes[name], undo, places[name])
         if self._patterns:
             _set_patterns(model, self._patterns[0])
         self._undo, self._patterns = None, []
 
-    def _places(self, model: Any) -> dict[str, _Place]:
+    def _places(self, model: Any) -> dict[str, Place]:
         """Where each change goes. Raises InputError where the model has no such place."""
         check_adapters(model)
         found, parts, over = weights(model), factors(model), adapted(model)
@@ -358,7 +299,7 @@ class Delta:
                 beneath = base_linear(layer)
                 if change.a.shape[1] != beneath.in_features or change.b.shape[0] != beneath.out_features:
                     raise InputError(f"{name}: factors {change.shape} do not fit the model's layer")
-                places[name] = _Place(layer.lora_A[active(layer)].weight, layer, beneath.weight)
+                places[name] = Place(layer.lora_A[active(layer)].weight, layer, beneath.weight)
                 continue
             if factor:
                 beneath, tensor, layer = base_linear(layer).weight, parts[name].weight, None
@@ -379,7 +320,7 @@ class Delta:
                     f"{name}: the repair was made in {known.dtype} and the model is in {tensor.dtype}. Load it in "
                     f"{known.dtype}."
                 )
-            places[name] = _Place(tensor, layer, beneath)
+            places[name] = Place(tensor, layer, beneath)
         twice = [n for n, c in Counter(id(place.tensor) for place in places.values()).items() if c > 1]
         if twice:
             names = [name for name, place in places.items() if id(place.tensor) == twice[0]]
@@ -388,7 +329,7 @@ class Delta:
             )
         return places
 
-    def _fit(self, places: dict[str, _Place]) -> None:
+    def _fit(self, places: dict[str, Place]) -> None:
         """New values in the dtype of what they replace, so that a saved delta gives the very same model."""
         for name, change in self.changes.items():
             dtype = places[name].tensor.dtype
@@ -493,144 +434,14 @@ class Delta:
             delta._before |= {(name, part): known for part, known in _under(f"{name}:before:", tensors).items()}
             if name in facts["undo"]:
                 values = _under(f"{name}:undo:", tensors)
-                undo[name] = _Undo(values, facts["undo"][name]["after"], facts["undo"][name]["lora"])
+                undo[name] = Undo(values, facts["undo"][name]["after"], facts["undo"][name]["lora"])
         delta._patterns = facts["patterns"]
         delta._undo = undo if undo or (facts["undo"] and not delta.changes) else None
         return delta
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a change goes.
-
-    Attributes:
-        tensor: what is changed; of both factors, A.
-        layer: the LoRA layer over it, or whose two factors are changed.
-        beneath: of factors, the weight that they add to.
-    """
-
-    tensor: nn.Parameter
-    layer: Any
-    beneath: Tensor | None
-
-
-@dataclass
-class _Undo:
-    """What takes a change back.
-
-    Attributes:
-        values: what stood there: "values" (marked entries), "dense", or "lora_A" and "lora_B".
-        after: checksum of the tensors as the repair left them.
-        lora: of factors: rank, alpha and the config's patterns before.
-        unmerged: the weight beneath an adapter that `apply` merged into it.
-        merged: checksum of that adapter's factors.
-    """
-
-    values: dict[str, Tensor]
-    after: int = 0
-    lora: dict[str, Any] = field(default_factory=dict)
-    unmerged: Tensor | None = None
-    merged: int = 0
-
-
 def _lora(model: Any) -> set[str]:
     return {f"{name}.weight" for name in adapted(model)}
-
-
-_NOTHING = Entries((0,), np.zeros(0, np.uint8))
-
-
-def _empty(change: Entries | Dense | Factors) -> bool:
-    return isinstance(change, Entries) and not change.bits.any()
-
-
-def _unmerged(change: Entries | Dense | Factors, place: _Place) -> bool:
-    """Whether a weight lies under an adapter that is not merged."""
-    return not isinstance(change, Factors) and place.layer is not None and not place.layer.merged
-
-
-def _current(change: Entries | Dense | Factors, place: _Place, merged: bool) -> Tensor:
-    """The tensor at a place, in its own dtype; with the adapter merged, where it is going to be."""
-    if merged and _unmerged(change, place):
-        return effective_weight(place.layer).to(place.tensor.dtype)
-    return place.tensor.detach()
-
-
-def _known(change: Entries | Dense | Factors, place: _Place, merged: bool) -> dict[str, Tensor]:
-    """By what a tensor is known again, part by part: size and some entries; each [n], fp64."""
-    parts = {} if place.beneath is None else {"beneath": _sketch(place.beneath.detach())}
-    if isinstance(change, Factors) or (merged and _unmerged(change, place)):
-        parts["factors"] = torch.cat([_sketch(part) for part in _pair(place)])
-    if isinstance(change, Factors):
-        return parts
-    now = _current(change, place, merged)
-    parts["weight" if place.beneath is None else "factors"] = _sketch(now)
-    if isinstance(change, Entries):
-        parts["marked"] = _sketch(now[change.mask().to(now.device)])
-    return parts
-
-
-def _sketch(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    flat = flat if flat.is_floating_point() else flat.float()  # of a quantised weight, what is stored
-    wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
-    size = torch.linalg.vector_norm(flat, dtype=wide).double() / max(1, flat.numel()) ** 0.5
-    step = max(1, flat.numel() // _SAMPLE)
-    return torch.cat([size.reshape(1), flat[::step][:_SAMPLE].double()]).cpu()
-
-
-def _alike(known: Tensor, now: Tensor | None, tolerance: float) -> bool:
-    if now is None or known.shape != now.shape:
-        return False
-    return float((known - now).norm()) <= tolerance * float(known.norm())
-
-
-def _change(change: Entries | Dense | Factors, place: _Place, merged: bool) -> _Undo:
-    """Makes one change. Returns what takes it back."""
-    tensor = place.tensor
-    if isinstance(change, Factors):
-        return _swap_factors(change, place)
-    unmerged = None
-    if merged and _unmerged(change, place):
-        unmerged = tensor.detach().clone()
-        merge(place.layer)
-    if isinstance(change, Dense):
-        undo = _Undo({"dense": tensor.detach().clone()}, unmerged=unmerged)
-        tensor.copy_(change.value)
-    elif change is _NOTHING:
-        undo = _Undo({}, unmerged=unmerged)
-    else:
-        mask = change.mask().to(tensor.device)
-        undo = _Undo({"values": tensor[mask].clone()}, unmerged=unmerged)
-        tensor[mask] = 0 if change.values is None else change.values.to(tensor)
-    undo.after = _state(change, place)
-    undo.merged = 0 if unmerged is None else _checksum_of(_pair(place))
-    return undo
-
-
-def _swap_factors(change: Factors, place: _Place) -> _Undo:
-    layer, adapter = place.layer, active(place.layer)
-    undo = _Undo({"lora_A": layer.lora_A[adapter].weight, "lora_B": layer.lora_B[adapter].weight})
-    undo.lora = {
-        "r": layer.r[adapter],
-        "alpha": layer.lora_alpha[adapter],
-        "scaling": layer.scaling[adapter],
-    }
-    _set_factors(layer, change.a.to(place.tensor), change.b.to(place.tensor))
-    rank, alpha = len(change.a), change.alpha
-    assert alpha is not None
-    layer.r[adapter], layer.lora_alpha[adapter] = rank, alpha
-    layer.scaling[adapter] = alpha / (math.sqrt(rank) if layer.use_rslora.get(adapter) else rank)
-    undo.after = _state(change, place)
-    return undo
-
-
-def _set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
-    adapter = active(layer)
-    for module, value in ((layer.lora_A[adapter], a), (layer.lora_B[adapter], b)):
-        trained = module.weight.requires_grad
-        module.weight = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=trained)
-        module.out_features, module.in_features = value.shape
 
 
 def _patterns(model: Any) -> list[dict[str, Any]]:
@@ -657,63 +468,11 @@ def _config(model: Any) -> Any:
     return model.peft_config[active(next(iter(adapted(model).values())))]
 
 
-def _pair(place: _Place) -> list[Tensor]:
-    """Both factors of the active adapter at a layer."""
-    adapter = active(place.layer)
-    return [place.layer.lora_A[adapter].weight.detach(), place.layer.lora_B[adapter].weight.detach()]
-
-
-def _state(change: Entries | Dense | Factors, place: _Place) -> int:
-    return _checksum_of(_pair(place) if isinstance(change, Factors) else [place.tensor.detach()])
-
-
-def _checksum_of(tensors: list[Tensor]) -> int:
-    """Exact to the bit, the same on every device."""
-    return sum(_sum_of_bits(tensor) * (2 * i + 1) for i, tensor in enumerate(tensors)) % 2**63
-
-
-def _sum_of_bits(tensor: Tensor) -> int:
-    """Sum of each entry's bits as a whole number times its place; whole numbers add up the same in any order."""
-    wide = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    flat, total, chunk = tensor.contiguous().view(-1).view(wide), 0, 1 << 22
-    for start in range(0, flat.numel(), chunk):
-        part = flat[start : start + chunk].to(torch.int64)
-        place = torch.arange(start + 1, start + 1 + len(part), device=part.device) % 65_521 + 1
-        total += int((part * place).sum())
-    return total
-
-
-def _as_left(change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> bool:
-    ours = undo.unmerged is None or (
-        place.layer.merged_adapters == [active(place.layer)] and _checksum_of(_pair(place)) == undo.merged
-    )
-    return ours and _state(change, place) == undo.after
-
-
-def _put_back(change: Entries | Dense | Factors, undo: _Undo, place: _Place) -> None:
-    tensor, layer = place.tensor, place.layer
-    if isinstance(change, Factors):
-        adapter = active(layer)
-        a, b = undo.values["lora_A"], undo.values["lora_B"]
-        if not isinstance(a, nn.Parameter):  # read from a file
-            a, b = a.to(tensor), b.to(tensor)
-        _set_factors(layer, a, b)
-        layer.r[adapter], layer.lora_alpha[adapter] = undo.lora["r"], undo.lora["alpha"]
-        layer.scaling[adapter] = undo.lora["scaling"]
-    elif undo.unmerged is not None:
-        tensor.copy_(undo.unmerged)
-        layer.merged_adapters.clear()
-    elif isinstance(change, Dense):
-        tensor.copy_(undo.values["dense"])
-    else:
-        tensor[change.mask().to(tensor.device)] = undo.values["values"].to(tensor)
-
-
 def _under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
 
 
-def _read(name: str, fact: dict[str, Any], tensors: dict[str, Tensor]) -> Entries | Dense | Factors:
+def _read(name: str, fact: dict[str, Any], tensors: dict[str, Tensor]) -> Change:
     if fact["kind"] == "dense":
         return Dense(tensors[f"{name}:dense"])
     if fact["kind"] == "factors":
