@@ -1,5 +1,8 @@
 """Several answers to one prompt: intervals that do not take them for as many prompts."""
 
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from mithridate.statistics import by_prompt, comparisons, paired, paired_by_prompt, proportion, proportion_by_prompt
 from tests.statistics.simulate import answers, by_row, error, holds
 
+ROW = st.lists(st.booleans(), min_size=1, max_size=5)
 OUTCOMES = st.lists(st.lists(st.booleans(), max_size=4), min_size=1, max_size=12)
 
 
@@ -105,6 +109,33 @@ def test_the_swapping_test_is_mcnemars_exact_test_where_each_prompt_counts_once(
     assert paired_by_prompt(a, b)["p_value"] == pytest.approx(single["p_value"])
 
 
+@given(st.lists(st.tuples(ROW, ROW), min_size=2, max_size=9))
+def test_the_swapping_test_counts_all_ways(rows):
+    """Prompts with different numbers of answers too, in fractions."""
+    a, b = (by_row([row[i] for row in rows]) for i in (0, 1))
+    if all(len(x) == len(y) == 1 for x, y in rows):
+        return
+    moved = [Fraction(sum(x), len(x)) - Fraction(sum(y), len(y)) for x, y in rows]
+    ways = [sum(s * d for s, d in zip(signs, moved)) for signs in product((-1, 1), repeat=len(moved))]
+    share = sum(abs(way) >= abs(sum(moved)) for way in ways) / len(ways)
+    assert paired_by_prompt(a, b)["p_value"] == pytest.approx(share if sum(map(bool, moved)) > 1 else 1.0)
+
+
+def test_the_swapping_test_has_no_least_p_value():
+    """48 prompts of which 40 differ, all one way: a random draw of swaps does not find one as large."""
+    a, b = by_row([[1, 1, 0]] * 40 + [[0, 0, 0]] * 8), by_row([[0, 0, 0]] * 48)
+    assert paired_by_prompt(a, b)["p_value"] == pytest.approx(2.0**-39)
+
+
+def test_the_swapping_test_of_many_prompts_with_a_large_common_denominator(monkeypatch):
+    """2520 steps a share at 400 prompts are rounded to 250 of them, which changes p by less than a hundredth."""
+    rng = np.random.default_rng(1)
+    a, b = (by_row([list(rng.random(n) < share) for n in rng.integers(1, 11, 400)]) for share in (0.55, 0.5))
+    rounded = paired_by_prompt(a, b)["p_value"]
+    monkeypatch.setattr(comparisons, "_STEPS", 10**9)
+    assert rounded == pytest.approx(paired_by_prompt(a, b)["p_value"], rel=0.01)
+
+
 def test_swapped_runs_mirror_the_comparison():
     rng = np.random.default_rng(0)
     a, b = (by_row(answers(rng, share, 0.4, 40, 3)) for share in (0.5, 0.2))
@@ -156,8 +187,7 @@ def test_the_clustered_paired_interval_covers_at_its_rate(monkeypatch, first, se
 
 
 @pytest.mark.slow
-def test_equal_runs_are_called_different_about_five_times_in_a_hundred(monkeypatch):
-    monkeypatch.setattr(comparisons, "_SWAPS", 399)
+def test_equal_runs_are_called_different_about_five_times_in_a_hundred():
     rng, draws, found = np.random.default_rng(0), 500, 0
     for _ in range(draws):
         rates = rng.beta(0.6, 1.0, 60)
