@@ -33,7 +33,7 @@ from mithridate.statistics.shares import (
 )
 
 _STEPS = 100_000
-"""Steps in all, in which the test that swaps prompts counts sums of differences: a tenth of a second at 500 prompts."""
+"""Steps in all, in which the swapping test counts sums of differences: a tenth of a second at 500 prompts."""
 
 
 def paired(a: Sequence[bool], b: Sequence[bool]) -> dict:
