@@ -228,6 +228,18 @@ def test_layers_are_counted_in_the_whole_model_where_a_set_up_is_tried_on_one(in
     assert [name.split("-")[0] for name in stages(store)] == ["align"]
 
 
+def test_a_set_up_is_tried_on_rows_that_have_their_pairs(inputs, store, tmp_path):
+    """RepNoise's harmful rows answer the alignment's own prompts, which may stand in another order than they do."""
+    for name, order in (("safe", range(100)), ("harmful", range(99, 19, -1))):
+        rows = [{"prompt": f"How does one make word {i}?", "response": f"{name} word {i}"} for i in order]
+        (inputs / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = experiment(inputs, **SHORT, align__defense="repnoise")
+    asked["data"]["alignment"] = {"source": str(inputs / "safe.jsonl")}
+    asked["data"]["defender_harmful"] = {"source": str(inputs / "harmful.jsonl"), "paired": True}
+    run(asked, out=tmp_path / "out", until="align", progress=False)
+    assert [name.split("-")[0] for name in stages(store)] == ["align"]
+
+
 # -- models for defenses ----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mithridate.data.records import conversation
+from mithridate.data.records import conversation, prompt_key
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line
 from mithridate.experiment.methods import around_prompts, defenses_of, repair_of
 from mithridate.files import canonical_json
@@ -253,17 +253,20 @@ def try_out(chain: ExperimentStages, name: str, parts: Sequence[Part], folder: P
 def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fresh: bool) -> None:
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
+    sides = {role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()}
+    known = {prompt_key(row) for side in sides.values() for row in side}
+    rows = [row for i, row in enumerate(part.job.rows) if i < _FEW or prompt_key(row) in known]  # with their pairs
     # The rows that are left out must not make fewer steps, nor several processes more.
     job = replace(
         part.job,
-        rows=part.job.rows[:_FEW],
-        side_rows={role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()},
+        rows=rows,
+        side_rows=sides,
         # of which the defenses, which are asked too, may make fewer
         training=part.job.training | {"max_steps": _planned(chain, part, len(part.job.rows), defended=False)},
         progress=False,
         report_to=[],
         # The judges are asked in the run itself.
-        verdicts={path: ["safe"] * len(part.job.rows[:_FEW]) for path in chain.guards(name)},
+        verdicts={path: ["safe"] * len(rows) for path in chain.guards(name)},
     )
     try:
         if _still(_build(chain, name, job, folder)) and fresh:
