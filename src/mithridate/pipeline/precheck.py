@@ -254,8 +254,10 @@ def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fres
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
     sides = {role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()}
-    known = {prompt_key(row) for side in sides.values() for row in side}
-    rows = [row for i, row in enumerate(part.job.rows) if i < _FEW or prompt_key(row) in known]  # with their pairs
+    rows = part.job.rows[:_FEW]
+    if chain.experiment.paired:  # with their pairs, wherever these stand
+        known = {prompt_key(row) for side in sides.values() for row in side}
+        rows += [row for row in part.job.rows[_FEW:] if prompt_key(row) in known]
     # The rows that are left out must not make fewer steps, nor several processes more.
     job = replace(
         part.job,

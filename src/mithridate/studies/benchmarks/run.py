@@ -115,7 +115,7 @@ def planned(
     The settings of the final runs are not known yet: the first try of each stands for them.
 
     Raises:
-        InputError: as `benchmark`.
+        InputError: as `benchmark`, but for `store_limit`: the lines say how large the store would be.
     """
     given, experiment, base = load_benchmark(file)
     folder, owner = _place(file, out, given, experiment)
