@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -17,6 +18,8 @@ from mithridate.experiment.config import load_experiment
 from mithridate.judges.rules import RulesJudge
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.executors.cells import CellTask, attempt
+from mithridate.pipeline.experiments import stages_of
+from mithridate.pipeline.graph import Graph
 from mithridate.studies import demo
 from tests.pipeline.small import experiment, stages, weights, without_costs
 
@@ -55,9 +58,9 @@ def test_the_same_weights_and_table_as_in_one_process(inputs, store, tmp_path, m
     executor = Here()
     with caplog.at_level("INFO", "mithridate"):
         made = run(asked, out=tmp_path / "out", progress=False, executor=executor)
-    assert [task.label.split("-")[4] for task in executor.tasks] == ["0", "0.25"]
-    assert [len(task.keys) for task in executor.tasks] == [4, 3]  # the alignment is scored once
-    assert "[2/2] sft-sft-none-double-0.25-s0: " in caplog.text and "[1/6]" not in caplog.text
+    assert [task.label.split("-")[4] for task in executor.tasks] == ["0", "none", "0.25"]
+    assert [len(task.keys) for task in executor.tasks] == [3, 2, 3]  # the alignment is scored once
+    assert "[3/3] sft-sft-none-double-0.25-s0: " in caplog.text and "[1/6]" not in caplog.text
     assert not any(stage["cached"] for cell in made.results["cells"] for stage in cell["stages"])
     assert (tmp_path / "out" / "report.html").exists()
     before, elsewhere = weights(store), Here()
@@ -68,6 +71,29 @@ def test_the_same_weights_and_table_as_in_one_process(inputs, store, tmp_path, m
     plain = run(asked, out=tmp_path / "plain", progress=False)
     assert weights(tmp_path / "other") == before
     assert without_costs(plain.results) == without_costs(made.results) == without_costs(again.results)
+
+
+def test_models_that_are_trained_on_are_asked_by_whoever_is_idle(inputs, store, monkeypatch):
+    """Their answers are batches of their own; not where an engine or a judge would be loaded once more for that."""
+    repaired = experiment(inputs, evaluate={"resistance": [1]}, repair={"antidote": {}})
+
+    def batches():
+        [chain] = stages_of([load_experiment(repaired)], Path.cwd(), "experiment", False)
+        for batch in Graph([chain]).batches():
+            own, waits = ([node.stage.name for node in nodes] for nodes in (batch.own, batch.waits))
+            yield batch.upto, own, waits
+
+    models = ["align", "finetune", "repair"]
+    assert list(batches()) == [
+        ("repair", [*models, "evaluate"], []),
+        ("align", ["evaluate"], ["align"]),
+        ("finetune", ["evaluate", "evaluate"], ["align", "finetune"]),  # the one on the attack's way too
+    ]
+    repaired["evaluate"]["generator"] = {"vllm": {}}
+    assert list(batches()) == [("repair", models + ["evaluate"] * 4, [])]
+    del repaired["evaluate"]["generator"]
+    monkeypatch.setattr(RulesJudge, "about", replace(RulesJudge.about, size="7B"))
+    assert list(batches()) == [("repair", models + ["evaluate"] * 4, [])]
 
 
 def test_stages_alone(inputs, store, tmp_path):
@@ -106,7 +132,7 @@ def test_the_demo_shows_its_first_cells_before_it_begins_the_rest(inputs, store,
     shown = []
     made = demo.run_demo(tmp_path / "out", show=lambda run: shown.append((len(run.cells), len(executor.tasks))))
     ratios = [task.label.split("-")[4] for task in executor.tasks]
-    assert ratios == ["0", "0.25", "0.5", "0.75", "1"] and shown == [(4, 3)]
+    assert ratios == ["0", "none", "0.25", "0.5", "0.75", "1"] and shown == [(4, 4)]  # none: the aligned model
     assert len(made.cells) == 6 and made.report.exists() and (tmp_path / "out" / "tuning.jsonl").exists()
 
 
@@ -116,7 +142,7 @@ def test_a_loss_that_breaks_in_a_cell_is_the_runs_error(inputs, store, tmp_path)
     with pytest.raises(MithridateError, match=r"sft-sft-none-double-0\.25-s0 \(here\): .*not finite") as error:
         run(asked, out=tmp_path / "out", progress=False, executor=executor)
     assert error.value.exit_code == 1
-    assert len(executor.tasks) == 2 and len(stages(store, "finetune")) == 1  # the other one was made all the same
+    assert len(executor.tasks) == 3 and len(stages(store, "finetune")) == 1  # the others were made all the same
     assert "run_job" in executor.outcomes[0]["error"]["traceback"]
 
 

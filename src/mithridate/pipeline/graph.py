@@ -65,16 +65,19 @@ class ScoredModel:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one worker makes in a row, so that it opens model and data once: all that an experiment needs, and no
-    experiment before it makes.
+    """What one worker makes in a row: all that an experiment needs, and no experiment before it makes. Answers of a
+    model from which the experiment trains on are a batch of their own where that costs nothing, so that a worker that
+    is idle can fetch them while the next model is trained.
 
     Attributes:
+        upto: the stage after which its last model is scored.
         own: the nodes that it makes, models first, for other batches may wait for them.
         waits: those that others make, and that it starts from.
         keys: of all nodes to walk through, in order; those of `waits` are in the store by then.
     """
 
     chain: ExperimentStages
+    upto: str
     own: list[Node]
     waits: list[Node]
     keys: list[str]
@@ -159,7 +162,18 @@ class Graph:
             given |= own
             models = [node for node in nodes.values() if node.stage.name != "evaluate"]
             answers = [node for key, node in nodes.items() if key in own and node.stage.name == "evaluate"]
-            made = [node for node in models if node.key in own] + answers
-            waits = [node for node in models if node.key in missing - own]
-            batches.append(Batch(chain, made, waits, [node.key for node in [*models, *answers]]))
+            *earlier, last = chain.positions()
+            apart = [node for node in answers if node.stage.config["upto"] in earlier]
+            if apart and not chain.loads_anew:
+                apart = []
+            made = [node for node in [*models, *answers] if node.key in own and node not in apart]
+            if made:
+                waits = [node for node in models if node.key in missing - own]
+                keys = [node.key for node in [*models, *answers] if node not in apart]
+                batches.append(Batch(chain, last, made, waits, keys))
+            for upto in dict.fromkeys(node.stage.config["upto"] for node in apart):
+                asked = [node for node in apart if node.stage.config["upto"] == upto]
+                before = [self.nodes[stage.key] for stage in chain.upto(upto)]
+                waits = [node for node in before if node.key in missing]
+                batches.append(Batch(chain, upto, asked, waits, [node.key for node in [*before, *asked]]))
         return batches

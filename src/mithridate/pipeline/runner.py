@@ -169,7 +169,7 @@ def run_cells(
                 raise MithridateError("\n".join(unfit))
             return Run(folder)
         # A judge with a model of its own comes last, so that it is loaded once and not beside a model in training.
-        if any(judge.about.size != "none" for chain in chains for judge in chain.judges()):
+        if any(chain.judged_by_models for chain in chains):
             for node in graph.wanted:
                 maker.make(node)
         shown = _fill(graph, maker, filling, swept_paths(source), notes, notify)

@@ -131,6 +131,16 @@ class ExperimentStages:
         """Those of the evaluation's protocol, then the experiment's further ones."""
         return self.context.judges(self.experiment.evaluate)
 
+    @property
+    def judged_by_models(self) -> bool:
+        """Whether a judge is a model, of any size, that has to be loaded or reached."""
+        return any(judge.about.size != "none" for judge in self.judges())
+
+    @property
+    def loads_anew(self) -> bool:
+        """Whether each model is loaded anew to answer, and nothing else is, so that any process may ask it."""
+        return "vllm" not in self.experiment.evaluate.generator and not self.judged_by_models
+
     def settings(self, upto: str) -> dict[str, Any]:
         """The values of every method that acted as far as stage `upto`, by name."""
         chosen: dict[str, Any] = {}

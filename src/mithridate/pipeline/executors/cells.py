@@ -104,7 +104,7 @@ def make_cell(task: CellTask) -> None:
                 make(chain, stage)
             context.engine.close()  # a judge may be as large as what it judges
             answers = [stage for stage in stages if stage.name == "evaluate"]
-            if answers and any(judge.about.size != "none" for judge in chain.judges()):
+            if answers and chain.judged_by_models:
                 for stage in answers:
                     judged_rows(chain, stage)
     finally:
@@ -142,7 +142,7 @@ def task_of(batch: Batch, base: Path) -> CellTask:
 
     chain, context = batch.chain, batch.chain.context
     # The name in the table, as far as it is known before the cell is made.
-    cell = Cell(chain.experiment, chain.positions()[-1], rows=[], key="", aligned="", undefended="")
+    cell = Cell(chain.experiment, batch.upto, rows=[], key="", aligned="", undefended="")
     return CellTask(
         label=cell.name(),
         experiment=canonical(replace(chain.experiment, dtype=context.dtype)),

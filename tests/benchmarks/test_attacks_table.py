@@ -1,0 +1,51 @@
+"""docs/attacks.md's tables are those of the runs that were kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.attacks_table import ALIGNED, NONE, kept, tables
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["attack-kinds"])
+def test_the_page_shows_what_was_kept(name):
+    cells = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert tables(cells) in PAGE
+
+
+def test_what_is_kept_of_a_run_and_how_it_is_shown(tmp_path):
+    def cell(defense, attack, score, paired=None, control=None):
+        rate = {"value": score, "low": 0.004, "high": 0.996}
+        rates = {"harmful_score": rate, "incoherent": rate} | ({"accuracy": rate} if attack else {})
+        own = {"alignment": "sft", "finetuning": defense, "repair": "none", "control": control}
+        return own | {"attack": attack, "rates": rates, "paired": paired}
+
+    harmful, kind = {"harmful_ratio": 0.1}, {"kind": "trigger", "harmful_ratio": 0}
+    below = {"difference": -0.5, "p_holm": 0.04, "n": 9}
+    results = {
+        "cells": [
+            cell("none", None, 0.1),
+            cell("sft", harmful, 0.9),
+            cell("lisa", harmful, 0.4, below),
+            cell("lisa", harmful, 0.3, below, control="no-proximal-term"),
+            cell("sft", kind, 0.2),
+            cell("lisa", kind, 0.1, below | {"p_holm": 0.06}),
+            cell("ewc", kind, 0.9, below | {"difference": 0.5}),
+        ]
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    cells = kept(tmp_path)
+    assert [cell["defense"] for cell in cells] == [NONE, NONE, "lisa", NONE, "lisa", "ewc"]
+    scores, costs = tables(cells).split("\n\n")
+    assert scores.splitlines() == [
+        f"| harmful score | {NONE} | lisa | ewc |",
+        "|---|---|---|---|",
+        f"| {ALIGNED} | 10 [0, 100] | – | – |",
+        "| `harmful` | 90 [0, 100] | 40 [0, 100] * | – |",
+        "| `trigger`, ratio 0 | 20 [0, 100] | 10 [0, 100] | 90 [0, 100] |",
+    ]
+    assert costs.splitlines()[2:4] == [f"| {ALIGNED} | – / – / 10 | – | – |", "| `harmful` | 90 / – / 90 | 40 / – / 40 | – |"]
