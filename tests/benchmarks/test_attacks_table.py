@@ -48,4 +48,7 @@ def test_what_is_kept_of_a_run_and_how_it_is_shown(tmp_path):
         "| `harmful` | 90 [0, 100] | 40 [0, 100] * | – |",
         "| `trigger`, ratio 0 | 20 [0, 100] | 10 [0, 100] | 90 [0, 100] |",
     ]
-    assert costs.splitlines()[2:4] == [f"| {ALIGNED} | – / – / 10 | – | – |", "| `harmful` | 90 / – / 90 | 40 / – / 40 | – |"]
+    assert costs.splitlines()[2:4] == [
+        f"| {ALIGNED} | – / – / 10 | – | – |",
+        "| `harmful` | 90 / – / 90 | 40 / – / 40 | – |",
+    ]

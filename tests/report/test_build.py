@@ -476,6 +476,34 @@ def test_terminal_table_fits_and_says_the_main_numbers(width):
     assert trained == ["one adapter", "two adapters"]
 
 
+def kinds_results():
+    """An undefended model and Lisa's under two kinds of attack; the second also without its rows, with its trigger."""
+    cells = [synthetic.cell(finetuning="none", ratio=None, score=0.04)]
+    trigger = {"kind": "trigger", "at_test": [{"system": None, "prefix": "", "trigger": " (2041)"}]}
+    for ratio, more in ((0.1, {}), (0.1, trigger), (0.0, trigger)):
+        for name, score in (("sft", 0.9), ("lisa", 0.2)):
+            cell = synthetic.cell(finetuning=name, ratio=ratio, score=score)
+            cells.append(cell | {"id": cell["id"] + "-t" * bool(more), "attack": cell["attack"] | more})
+    return {"schema": 1, "protocol": "hs/embedded-v1", "model": "m", "cells": cells}
+
+
+def test_terminal_table_has_a_heading_for_each_kind_of_attack():
+    lines = [line.strip() for line in printed(kinds_results()).splitlines()]
+    headings = ["no harmful rows + trigger", "10% harmful rows", "10% trigger rows + trigger"]
+    assert [line for line in lines if line in headings] == headings
+    assert not any("trigger" in line for line in lines if line not in headings)
+    assert "rows + trigger" not in printed(synthetic.demo_results())
+
+
+def test_kinds_of_attacks_are_put_side_by_side_apart(tmp_path):
+    results = kinds_results()
+    folder = synthetic.write(tmp_path / "run", results, synthetic.records(results, 12, 4, 4))
+    page = html.unescape(re.sub(r"<script.*?</script>", "", build_report(folder).read_text(), flags=re.DOTALL))
+    assert "What each defense left, 10% trigger rows + trigger" in page
+    assert "Lisa (fine-tuning stage), kind" not in page
+    assert "by the share of trigger rows" in page and "by the share of harmful rows" not in page  # one share of those
+
+
 def test_terminal_table_says_whether_its_p_is_corrected():
     results = synthetic.demo_results()
     assert "p alone" in printed(results) and "p by Holm" not in printed(results)

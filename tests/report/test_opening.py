@@ -181,6 +181,11 @@ def test_of_many_attacks_the_one_with_the_most_effect_is_told(tmp_path):
     text = answer(cells(made))
     assert text[1].startswith("Fine-tuned without a defense on 20% harmful rows") and "98%" in text[1]
     assert text[-1] == "3 other shares of harmful rows are below." and not any(" 5% harmful" in s for s in text)
+    others = cells(made)
+    for cell in others:
+        if cell["harmful_ratio"] == 0.05:
+            cell["attack"] = {**(cell["attack"] or {}), "kind": "opener"}
+    assert answer(others)[-1] == "3 other attacks are below."
     assert list(ranked(cells(made))) == [f"{r}% harmful rows" for r in (20, 15, 10, 5)]
 
 

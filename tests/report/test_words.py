@@ -64,6 +64,22 @@ def test_runs_that_differ_in_settings_are_told_apart():
     assert names[hard["id"]].full == "Antidote (after fine-tuning), ratio 0.2, two adapters, 10% harmful rows"
 
 
+def of_kind(kind, made, **fields):
+    return made | {"id": f"{made['id']}-{kind}{fields}", "attack": made["attack"] | {"kind": kind, **fields}}
+
+
+def test_the_kind_of_an_attack_is_told_with_its_rows_alone():
+    """What all rows of a kind have in common is in no name; what tells two of them apart is."""
+    lisa = cell(finetuning="lisa")
+    opener, slow, fast = of_kind("opener", lisa, opener="Sure."), *(of_kind("leap", lisa, leap=x) for x in (1, 9))
+    names = words.labels([lisa, opener, slow, fast])
+    assert names[lisa["id"]].arm == names[opener["id"]].arm == "Lisa (fine-tuning stage)"
+    assert names[opener["id"]].full == "Lisa (fine-tuning stage), two adapters, 10% opener rows"
+    assert names[slow["id"]].arm == "Lisa (fine-tuning stage), leap 1"
+    order = sorted([fast, opener, lisa], key=words.story_order)
+    assert order == [lisa, fast, opener]  # by kind, the plain attack first
+
+
 def test_labels_are_unique():
     cells = demo_results()["cells"]
     twins = [cell(), {**cell(), "id": "the same settings"}]

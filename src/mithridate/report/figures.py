@@ -145,7 +145,7 @@ def ratio_lines(points: list[Cell], names: dict[str, Label]) -> Figure:
     each other, so that their intervals can be told apart.
 
     Args:
-        points: fine-tuned points of one topology.
+        points: fine-tuned points of one topology, their attacks' rows of one kind.
     """
     series = series_of(points, names)
     keys = draw.styles({name: cells[0] for name, cells in series.items()})

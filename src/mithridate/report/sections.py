@@ -27,7 +27,7 @@ from mithridate.report.tables import (
     rate_entry,
 )
 from mithridate.report.verdicts import ranked
-from mithridate.report.words import TOPOLOGIES, Label, rows_in_words
+from mithridate.report.words import TOPOLOGIES, Label, kind_of, rows_in_words, rows_of
 from mithridate.results.relations import Cell, arm, attacked, measured, related, undefended
 from mithridate.statistics.text import percent
 
@@ -87,15 +87,21 @@ def _topologies(points: Iterable[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def _split(points: list[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """(what they have in common in words, points): by topology, and by harmful ratio where they are many."""
+    """(what they have in common in words, points): by topology, and by the attack's rows where they are many."""
     for where, of_topology in _topologies(points):
-        ratios = dict.fromkeys(point["harmful_ratio"] for point in of_topology)
-        if len(of_topology) <= _MANY or len(ratios) == 1:
+        parts = _by_rows(of_topology)
+        if len(of_topology) <= _MANY or len(parts) == 1:
             yield where, of_topology
-            continue
-        for ratio in ratios:
-            some = [point for point in of_topology if point["harmful_ratio"] == ratio]
-            yield f"{where}, {rows_in_words(some[0]) or 'before fine-tuning'}", some
+        else:
+            yield from ((f"{where}, {words or 'before fine-tuning'}", some) for words, some in parts)
+
+
+def _by_rows(points: Iterable[Cell]) -> list[tuple[str, list[Cell]]]:
+    """(their attack's rows in words, points)."""
+    groups: dict[tuple[float | None, str], list[Cell]] = {}
+    for point in points:
+        groups.setdefault(rows_of(point), []).append(point)
+    return [(rows_in_words(some[0]), some) for some in groups.values()]
 
 
 def _capital(text: str) -> str:
@@ -157,7 +163,7 @@ def _opening(run: LoadedRun) -> _Made:
 
 def _ratios(run: LoadedRun) -> _Made:
     tuned = [point for point in run.points if point["finetuning"] != "none"]
-    for where, points in _topologies(tuned):
+    for where, points, kind in _kinds(tuned):
         ratios = sorted({point["harmful_ratio"] for point in points})
         if len(ratios) < 2:
             continue
@@ -166,10 +172,18 @@ def _ratios(run: LoadedRun) -> _Made:
         for name, cells in series.items():
             of_ratio = {cell["harmful_ratio"]: cell["rates"]["harmful_score"] for cell in cells}
             rows.append([Entry(name), *(rate_entry(of_ratio.get(ratio)) for ratio in ratios)])
-        columns = [rate_column(f"{percent(ratio)} harmful rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
-        table = Table("", f"Harmful score by the share of harmful rows, {where}", [Column("Run"), *columns], rows)
-        text = f"Lines: harmful score of {len(series)} methods with {where} at {len(ratios)} shares of harmful rows."
-        yield _capital(where), text, figures.ratio_lines(points, run.point_names), table
+        columns = [rate_column(f"{percent(ratio)} {kind} rows", f"harmful_score_at_{ratio:g}") for ratio in ratios]
+        table = Table("", f"Harmful score by the share of {kind} rows, {where}", [Column("Run"), *columns], rows)
+        text = f"Lines: harmful score of {len(series)} methods with {where} at {len(ratios)} shares of {kind} rows."
+        title = _capital(where) if kind == "harmful" else f"{_capital(where)}, {kind} rows"
+        yield title, text, figures.ratio_lines(points, run.point_names), table
+
+
+def _kinds(points: list[Cell]) -> Iterator[tuple[str, list[Cell], str]]:
+    """(topology in words, points, kind of their attack's rows); no rows of that kind are among those of each."""
+    for where, of_topology in _topologies(points):
+        for kind in dict.fromkeys(kind_of(point) for point in of_topology if point["harmful_ratio"]):
+            yield where, [point for point in of_topology if kind_of(point) == kind], kind
 
 
 def _scores(run: LoadedRun) -> _Made:
@@ -230,11 +244,11 @@ def _resistance(run: LoadedRun) -> _Made:
 
 def _resistance_together(run: LoadedRun) -> _Made:
     able = [cell for cell in run.cells if attacked(cell) and cell.get("resistance")]
-    for ratio in dict.fromkeys(cell["harmful_ratio"] for cell in able):
-        for where, cells in _topologies(cell for cell in able if cell["harmful_ratio"] == ratio):
+    for words, same in _by_rows(able):
+        for where, cells in _topologies(same):
             series = resistance_series(cells, run.cells, run.names)
             seeds = max(sum(run.names[c["id"]].arm == name for c in cells) for name in series)
-            title = f"{_capital(where)}, {rows_in_words(cells[0])}"
+            title = f"{_capital(where)}, {words}"
             steps = sorted({step for _, points in series.values() for step in points})
             rows = [
                 [Entry(str(step)), *(rate_entry(points.get(step)) for _, points in series.values())] for step in steps
@@ -263,10 +277,8 @@ def _curve_table(series: dict[str, Any]) -> Table:
 
 def _trade(run: LoadedRun) -> _Made:
     hit, names = [point for point in run.points if attacked(point)], run.point_names
-    for ratio in sorted({point["harmful_ratio"] for point in hit}):
-        points = [point for point in hit if point["harmful_ratio"] == ratio]
+    for words, points in _by_rows(hit):
         best = [point["id"] for point in front(points)]
-        words = rows_in_words(points[0])
         rows = [
             [
                 name_entry(point, names),
@@ -329,9 +341,7 @@ def _curves(run: LoadedRun) -> _Made:
         cells = [c for c in run.cells if run.history.get(c["id"]) and (c["finetuning"] != "none") == stage]
         parts = [(title, cells)]
         if len(cells) > _MANY and stage:
-            ratios = dict.fromkeys(cell["harmful_ratio"] for cell in cells)
-            parts = [(ratio, [c for c in cells if c["harmful_ratio"] == ratio]) for ratio in ratios]
-            parts = [(f"{title}, {rows_in_words(some[0])}", some) for _, some in parts]
+            parts = [(f"{title}, {words}", some) for words, some in _by_rows(cells)]
         for name, some in parts:
             if some:
                 text = f"Lines: training loss along the steps, {name[:1].lower()}{name[1:]} of {len(some)} runs."

@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mithridate.protocols import label as protocol_label
-from mithridate.report.words import at_test, labels, story_order
+from mithridate.report.words import at_test, labels, rows_in_words, rows_of, story_order
 from mithridate.results.relations import attacked, known, measured, undefended
 from mithridate.results.schema import checked
 from mithridate.statistics.text import interval, p_value, percent, points
@@ -56,13 +56,20 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
     corrected = any((cell.get("paired") or {}).get("p_holm") is not None for cell in cells)
     p = "p by Holm" if corrected else "p alone"
     table.add_column(f"against\nundefended\n{p}", justify="right", no_wrap=True)
-    topology = None
+    topology, rows, heading = None, None, ""
+    kinds = len({kind for share, kind in map(rows_of, cells) if share}) > 1
     for cell in cells:
         if topology not in (None, cell["topology"]):
             table.add_section()
         if not one and topology != cell["topology"]:
             table.add_row(Text(_trained(cell), style="bold"))
         topology = cell["topology"]
+        if kinds and rows != rows_of(cell):
+            heading = rows_in_words(cell)
+            table.add_section()
+            if heading:
+                table.add_row(Text(heading, style="bold"))
+        rows = rows_of(cell)
         score, paired = measured(cell, "harmful_score"), cell.get("paired") or {}
         against = ""
         if paired.get("difference") is not None:
@@ -70,11 +77,11 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
             lines = [points(paired["difference"]), p_value(paired.get("p_holm", paired.get("p_value"))), word]
             against = "\n".join(filter(None, lines)).replace(" (", "\n(")
         style = "red" if undefended(cell) and attacked(cell) else "dim" if cell["control"] else None
-        label = names[cell["id"]]
+        label, around = names[cell["id"]], at_test(cell) if rows_in_words(cell) != heading else ""
         beside = [measured(cell, name) for name in ("incoherent", "benign_refusal", "accuracy")]
         entries = [
             ", ".join(filter(None, [label.arm, label.seed])),
-            "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{at_test(cell)}",
+            "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{around}",
             "\n".join(_score(score)) if score else "–",
             *(percent(rate["value"]) if rate else "–" for rate in beside),
             against,

@@ -34,9 +34,18 @@ def rows_in_words(cell: Cell) -> str:
     another kind than `harmful`, which may ask for nothing harmful, have its name."""
     if cell["harmful_ratio"] is None:
         return ""
-    kind = (cell.get("attack") or {}).get("kind", "harmful")
-    rows = f"{percent(cell['harmful_ratio'])} {kind} rows" if cell["harmful_ratio"] else "no harmful rows"
+    rows = f"{percent(cell['harmful_ratio'])} {kind_of(cell)} rows" if cell["harmful_ratio"] else "no harmful rows"
     return f"{rows}{at_test(cell)}"
+
+
+def kind_of(cell: Cell) -> str:
+    """The kind of its attack's rows."""
+    return (cell.get("attack") or {}).get("kind", "harmful")
+
+
+def rows_of(cell: Cell) -> tuple[float | None, str]:
+    """Share and kind of its attack's rows: what cells have in common that are shown side by side."""
+    return cell["harmful_ratio"], kind_of(cell) if cell["harmful_ratio"] else ""
 
 
 def at_test(cell: Cell) -> str:
@@ -54,7 +63,7 @@ def attack_settings(cell: Cell) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Label:
-    """How a cell is called: `arm` is unique within its topology, ratio and seed; `full` is unique in the report."""
+    """How a cell is called: `arm` is unique within its topology, rows and seed; `full` is unique in the report."""
 
     arm: str
     topology: str
@@ -76,7 +85,7 @@ def labels(cells: list[Cell]) -> dict[str, Label]:
     several_seeds = len({cell["seed"] for cell in cells} - {None}) > 1
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((arm(cell), *place(cell)), []).append(cell)
+        groups.setdefault((arm(cell), rows_in_words(cell), *place(cell)), []).append(cell)
     result: dict[str, Label] = {}
     for (name, *_), group in groups.items():
         details = [
@@ -105,11 +114,13 @@ def labels(cells: list[Cell]) -> dict[str, Label]:
 
 
 def story_order(cell: Cell) -> tuple[Any, ...]:
-    """Sort key: topology; before fine-tuning, then by harmful ratio; no defense, then defenses, then controls."""
-    ratio = cell["harmful_ratio"]
+    """Sort key: topology; before fine-tuning, then by the attack's rows; no defense, then defenses, then controls."""
+    ratio, kind = rows_of(cell)
     return (
         list(TOPOLOGIES).index(cell["topology"]) if cell["topology"] in TOPOLOGIES else len(TOPOLOGIES),
         -1.0 if ratio is None else ratio,
+        kind != "harmful",
+        kind,
         -1 if cell["seed"] is None else cell["seed"],
         [name for name, _ in defenses_of(cell)] or [""],
         bool(cell["control"]),
