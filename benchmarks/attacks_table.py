@@ -1,7 +1,8 @@
 """The tables of docs/attacks.md: what each attack leaves of the undefended model, and of the defended ones.
 
-    python -m benchmarks.attacks_table runs/attack_kinds runs/opposite runs/identity --keep benchmarks/results/attack-kinds.json
-    python -m benchmarks.attacks_table benchmarks/results/attack-kinds.json      # the tables anew
+    kept=benchmarks/results/attack-kinds.json
+    python -m benchmarks.attacks_table runs/attack_kinds runs/opposite runs/identity --keep $kept
+    python -m benchmarks.attacks_table $kept      # the tables anew
 
 The first call keeps what the tables need of the runs' results.json; the second prints them from that. A test compares
 them with the page.
