@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -123,10 +124,21 @@ def keep(run: Path, to: Path, store: Store, note: str = "") -> None:
         copy = aside / path.relative_to(run)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    by_name_alone(aside / "experiment.yaml")
     replace_file(aside / MADE_WITH, json.dumps(made, indent=1))
     read(aside)
     shutil.rmtree(to, ignore_errors=True)
     aside.rename(to)
+
+
+def by_name_alone(file: Path) -> None:
+    """An experiment's data files by their names: in which folder they lay is of the machine that ran it."""
+    experiment = load_experiment(file)
+    text = file.read_text(encoding="utf-8")
+    for source in chain(*experiment.data.values(), *experiment.evaluate.tasks.values()):
+        if (path := Path(source.source)).is_absolute():
+            text = text.replace(source.source, path.name)
+    replace_file(file, text)
 
 
 def made_with(artefacts: Iterable[Artefact]) -> dict[str, Any]:

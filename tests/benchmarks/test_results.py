@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import results
 from benchmarks.results_page import findings, papers
-from benchmarks.results_page.evidence import Evidence, keep, made_with, read
+from benchmarks.results_page.evidence import Evidence, by_name_alone, keep, made_with, read
 from benchmarks.results_page.page import page, what_was_run
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_experiment
@@ -262,6 +262,14 @@ def test_what_cannot_be_kept_is_refused(tmp_path, capsys):
         keep(run, tmp_path / "kept", Store(tmp_path / "store"))
     assert results.main([str(tmp_path), "--out", str(tmp_path / "page.md")]) == 3
     assert "not a run folder" in capsys.readouterr().err and not (tmp_path / "page.md").exists()
+
+
+def test_what_is_kept_names_no_folder_of_the_machine(tmp_path):
+    kept = (ROOT / "benchmarks" / "results" / "hardening" / "experiment.yaml").read_text(encoding="utf-8")
+    assert not re.search(r"source: ['\"]?/", kept)
+    (file := tmp_path / "experiment.yaml").write_text(kept.replace("helpful.jsonl", f"{tmp_path}/helpful.jsonl"))
+    by_name_alone(file)
+    assert file.read_text(encoding="utf-8") == kept
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
