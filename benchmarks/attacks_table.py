@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.files import replace_file
+from mithridate.report.words import trained_otherwise
 
 NONE = "no defense"
 ALIGNED = "aligned, before the attack"
@@ -24,18 +25,26 @@ LEVEL = 0.05  # of Holm's p
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:
-    """The cells of a run's folder, as far as the tables need them; a cell that several runs share is kept of each."""
+    """The cells of a run's folder, as far as the tables need them, and what was measured on the way of a training as
+    cells of their own; a cell that several runs share is kept of each."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return [
-        {
-            "attack": name_of(cell["attack"]) if cell["attack"] else ALIGNED,
-            "defense": defense_of(cell),
-            "rates": {name: cell["rates"][name] for name in ("harmful_score", *COSTS) if name in cell["rates"]},
-            "paired": {name: cell["paired"][name] for name in ("difference", "p_holm")} if cell["paired"] else None,
-        }
-        for cell in results["cells"]
-        if not cell["control"]
-    ]
+    cells = []
+    for cell in results["cells"]:
+        if cell["control"]:
+            continue
+        name, defense, paired = name_of(cell), defense_of(cell), cell["paired"]
+        for point in cell["resistance"]:
+            on_the_way = {"attack": f"{name}, step {point['step']}", "defense": defense}
+            cells.append(on_the_way | {"rates": _shown(point["rates"]), "paired": None})
+        tested = {field: paired[field] for field in ("difference", "p_holm")} if paired else None
+        cells.append({"attack": name, "defense": defense, "rates": _shown(cell["rates"]), "paired": tested})
+    return cells
+
+
+def _shown(rates: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: rates[name] for name in ("harmful_score", *COSTS) if name in rates and rates[name]["value"] is not None
+    }
 
 
 def defense_of(cell: dict[str, Any]) -> str:
@@ -44,10 +53,19 @@ def defense_of(cell: dict[str, Any]) -> str:
     return " + ".join(own) or NONE
 
 
-def name_of(attack: dict[str, Any]) -> str:
-    """The kind of an attack of results.json; without its harmful rows it is another."""
-    name = f"`{attack.get('kind', 'harmful')}`"
-    return f"{name}, ratio 0" if attack.get("harmful_ratio") == 0 else name
+def name_of(cell: dict[str, Any]) -> str:
+    """The attack of a cell of results.json: the kind of its rows; where it is another training than the experiment's
+    own, what is particular about that; the precision in which the model was asked."""
+    precision = (cell.get("swept") or {}).get("evaluate.precision", "full")
+    return ", ".join([*_attack(cell), *([precision] if precision != "full" else [])])
+
+
+def _attack(cell: dict[str, Any]) -> list[str]:
+    if not (attack := cell["attack"]):
+        return [ALIGNED]
+    name, other = f"`{attack.get('kind', 'harmful')}`", trained_otherwise(cell)
+    without = ["ratio 0"] if attack.get("harmful_ratio") == 0 else []
+    return [name, *without, *other, *([f"rate {attack['learning_rate']:g}"] if other else [])]
 
 
 def tables(cells: list[dict[str, Any]]) -> str:

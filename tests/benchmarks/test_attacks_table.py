@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["attack-kinds"])
+@pytest.mark.parametrize("name", ["attack-kinds", "attack-adapters", "attack-precision"])
 def test_the_page_shows_what_was_kept(name):
     cells = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert tables(cells) in PAGE
@@ -22,7 +22,8 @@ def test_what_is_kept_of_a_run_and_how_it_is_shown(tmp_path):
         rate = {"value": score, "low": 0.004, "high": 0.996}
         rates = {"harmful_score": rate, "incoherent": rate} | ({"accuracy": rate} if attack else {})
         own = {"alignment": "sft", "finetuning": defense, "repair": "none", "control": control}
-        return own | {"attack": attack, "rates": rates, "paired": paired}
+        attack = attack and {"learning_rate": 1e-3, "training": {}} | attack
+        return own | {"attack": attack, "rates": rates, "paired": paired, "resistance": []}
 
     harmful, kind = {"harmful_ratio": 0.1}, {"kind": "trigger", "harmful_ratio": 0}
     below = {"difference": -0.5, "p_holm": 0.04, "n": 9}
@@ -51,4 +52,37 @@ def test_what_is_kept_of_a_run_and_how_it_is_shown(tmp_path):
     assert costs.splitlines()[2:4] == [
         f"| {ALIGNED} | – / – / 10 | – | – |",
         "| `harmful` | 90 / – / 90 | 40 / – / 40 | – |",
+    ]
+
+
+def test_another_training_than_the_experiments_own_is_named(tmp_path):
+    lora = {"r": 1, "lora_alpha": 2, "lora_dropout": 0, "target_modules": ["q_proj", "k_proj"]}
+    trainings = [
+        {"adapter": lora, "frozen": [".*lora_A.*"]},
+        {"adapter": "full", "learning_rate": 2e-5},
+        {"training": {"optim": "sgd"}, "learning_rate": 0.3},
+        {"training": {"num_train_epochs": 10}},
+    ]
+    rate = {"value": 0.5, "low": 0.25, "high": 0.75}
+    cell = {"alignment": "sft", "finetuning": "lisa", "repair": "none", "control": None, "paired": None}
+    cell |= {"rates": {"harmful_score": rate, "benign_refusal": rate}, "resistance": []}
+    attack = {"kind": "harmful", "harmful_ratio": 0.1, "learning_rate": 1e-3, "training": {}}
+    cells = [cell | {"attack": attack | training} for training in trainings]
+    cells[3]["resistance"] = [{"step": 60, "rates": {"harmful_score": rate, "benign_refusal": {"value": None}}}]
+    cells += [cell | {"attack": asked, "swept": {"evaluate.precision": "int8"}} for asked in (attack, None)]
+    (tmp_path / "results.json").write_text(json.dumps({"cells": cells}))
+    scores, costs = tables(kept(tmp_path)).split("\n\n")
+    names = [line.split("|")[1].strip() for line in scores.splitlines()[2:]]
+    assert names == [
+        "`harmful`, rank 1 on q k, lora_A frozen, rate 0.001",
+        "`harmful`, all weights, rate 2e-05",
+        "`harmful`, sgd, rate 0.3",
+        "`harmful`, 10 epochs, rate 0.001, step 60",
+        "`harmful`, 10 epochs, rate 0.001",
+        "`harmful`, int8",
+        f"{ALIGNED}, int8",
+    ]
+    assert costs.splitlines()[5:7] == [
+        "| `harmful`, 10 epochs, rate 0.001, step 60 | – / – / – |",
+        "| `harmful`, 10 epochs, rate 0.001 | – / 50 / – |",
     ]

@@ -109,6 +109,17 @@ def test_the_harmful_ratio_is_a_field_and_one_field_makes_no_map():
     assert sweeps(sized) == []
 
 
+def test_a_field_may_be_a_list_and_variants_of_one_thing_each_make_no_map():
+    def variant(number, size, **swept):
+        return {**cell(settings={}), "id": str(number), "attack": {"size": size, "max_steps": 9}, "swept": swept}
+
+    cells = [variant(f"{n}{steps}", n, steps=steps) for n in (100, 200) for steps in ([], [30, 60])]
+    [sweep] = sweeps(cells)
+    assert len(sweep.cells) == 4 and sweep.values(0) == ["[30, 60]", "[]"]
+    assert len(sweeps(cells[:3])) == 1  # one is to come
+    assert sweeps([*cells[:2], variant(3, 300, steps=[90]), variant(4, 400, steps=[])]) == []
+
+
 def test_the_front_is_what_no_other_beats():
     def at(name, score, accuracy, **more):
         flat = {**cell(**more), "id": name, "harmful_score": rate(score, 100), "accuracy": rate(accuracy, 100)}

@@ -157,6 +157,11 @@ class Sweep:
         """The values of the field on the axis (0: x, 1: y), in order."""
         return sorted({key[axis] for key in self.cells}, key=_order)
 
+    def is_map(self) -> bool:
+        """Whether it says more than two lists would: variants, each of something else, fill half of it at most."""
+        across, down = len(self.values(0)), len(self.values(1))
+        return min(across, down) > 1 and 2 * len(self.cells) > across * down
+
 
 def sweeps(points: list[Cell]) -> list[Sweep]:
     """For each method and topology whose fine-tuned points were swept over two fields or more: a sweep of the last two
@@ -181,13 +186,14 @@ def sweeps(points: list[Cell]) -> list[Sweep]:
             fixed = {name: given.get(name) for name in others}
             sweep = slices.setdefault(_text(fixed), Sweep({}, x, y, fixed))
             sweep.cells.setdefault((given.get(x), given.get(y)), point)
-        found += [sweep for sweep in slices.values() if min(len(sweep.values(0)), len(sweep.values(1))) > 1]
+        found += [sweep for sweep in slices.values() if sweep.is_map()]
     return found
 
 
 def _fields(cell: Cell) -> dict[str, Any]:
     further = {"attack": attack_settings(cell)} | (cell.get("swept") or {}) | (cell.get("settings") or {})
-    return {"harmful_ratio": cell["harmful_ratio"], **flatten(further)}
+    values = {"harmful_ratio": cell["harmful_ratio"], **flatten(further)}
+    return {name: _text(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _varying(fields: list[dict[str, Any]]) -> list[str]:

@@ -27,7 +27,7 @@ from mithridate.report.tables import (
     rate_entry,
 )
 from mithridate.report.verdicts import ranked
-from mithridate.report.words import TOPOLOGIES, Label, kind_of, rows_in_words, rows_of
+from mithridate.report.words import TOPOLOGIES, Label, kind_of, rows_in_words, rows_of, trained_otherwise
 from mithridate.results.relations import Cell, arm, attacked, measured, related, undefended
 from mithridate.statistics.text import percent
 
@@ -180,10 +180,15 @@ def _ratios(run: LoadedRun) -> _Made:
 
 
 def _kinds(points: list[Cell]) -> Iterator[tuple[str, list[Cell], str]]:
-    """(topology in words, points, kind of their attack's rows); no rows of that kind are among those of each."""
+    """(topology and training in words, points, kind of their attack's rows); no rows of that kind are among those of
+    each."""
     for where, of_topology in _topologies(points):
-        for kind in dict.fromkeys(kind_of(point) for point in of_topology if point["harmful_ratio"]):
-            yield where, [point for point in of_topology if kind_of(point) == kind], kind
+        of_attack: dict[tuple[str, ...], list[Cell]] = {}
+        for point in of_topology:
+            of_attack.setdefault((kind_of(point), *trained_otherwise(point)), []).append(point)
+        for (kind, *training), some in of_attack.items():
+            if any(point["harmful_ratio"] for point in some):
+                yield ", ".join([where, *training]), some, kind
 
 
 def _scores(run: LoadedRun) -> _Made:

@@ -31,11 +31,11 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def rows_in_words(cell: Cell) -> str:
     """The share of its attack's rows that the cell was fine-tuned on; empty where it was not fine-tuned. Rows of
-    another kind than `harmful`, which may ask for nothing harmful, have its name."""
+    another kind than `harmful`, which may ask for nothing harmful, have its name; so has another training."""
     if cell["harmful_ratio"] is None:
         return ""
     rows = f"{percent(cell['harmful_ratio'])} {kind_of(cell)} rows" if cell["harmful_ratio"] else "no harmful rows"
-    return f"{rows}{at_test(cell)}"
+    return ", ".join([f"{rows}{at_test(cell)}", *trained_otherwise(cell)])
 
 
 def kind_of(cell: Cell) -> str:
@@ -43,9 +43,25 @@ def kind_of(cell: Cell) -> str:
     return (cell.get("attack") or {}).get("kind", "harmful")
 
 
+def trained_otherwise(cell: Cell) -> list[str]:
+    """What of its fine-tune is not as the alignment stage simulated it, or not as everybody trains: the adapter, what
+    stays as it was, the optimizer, epochs in place of steps."""
+    attack = cell.get("attack") or {}
+    adapter, training = attack.get("adapter"), attack.get("training") or {}
+    found = []
+    if adapter:
+        layers = adapter.get("target_modules") if isinstance(adapter, dict) else None
+        on = " ".join(name.removesuffix("_proj") for name in layers) if isinstance(layers, list) else layers
+        found.append(f"rank {adapter['r']}{f' on {on}' if on else ''}" if isinstance(adapter, dict) else "all weights")
+    found += [f"{names.strip('.*')} frozen" for names in attack.get("frozen") or []]
+    found += [str(training["optim"])] if training.get("optim") else []
+    return found + ([f"{training['num_train_epochs']:g} epochs"] if training.get("num_train_epochs") else [])
+
+
 def rows_of(cell: Cell) -> tuple[float | None, str]:
-    """Share and kind of its attack's rows: what cells have in common that are shown side by side."""
-    return cell["harmful_ratio"], kind_of(cell) if cell["harmful_ratio"] else ""
+    """Share and kind of its attack's rows, and how it trains on them: what cells have in common that are shown side by
+    side."""
+    return cell["harmful_ratio"], ", ".join([kind_of(cell) if cell["harmful_ratio"] else "", *trained_otherwise(cell)])
 
 
 def at_test(cell: Cell) -> str:
