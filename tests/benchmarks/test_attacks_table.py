@@ -22,7 +22,7 @@ def test_what_is_kept_of_a_run_and_how_it_is_shown(tmp_path):
         rate = {"value": score, "low": 0.004, "high": 0.996}
         rates = {"harmful_score": rate, "incoherent": rate} | ({"accuracy": rate} if attack else {})
         own = {"alignment": "sft", "finetuning": defense, "repair": "none", "control": control}
-        attack = attack and {"learning_rate": 1e-3, "training": {}} | attack
+        attack = attack and {"learning_rate": 1e-3} | attack
         return own | {"attack": attack, "rates": rates, "paired": paired, "resistance": []}
 
     harmful, kind = {"harmful_ratio": 0.1}, {"kind": "trigger", "harmful_ratio": 0}
@@ -58,16 +58,16 @@ def test_what_is_kept_of_a_run_and_how_it_is_shown(tmp_path):
 def test_another_training_than_the_experiments_own_is_named(tmp_path):
     lora = {"r": 1, "lora_alpha": 2, "lora_dropout": 0, "target_modules": ["q_proj", "k_proj"]}
     trainings = [
-        {"adapter": lora, "frozen": [".*lora_A.*"]},
-        {"adapter": "full", "learning_rate": 2e-5},
-        {"training": {"optim": "sgd"}, "learning_rate": 0.3},
-        {"training": {"num_train_epochs": 10}},
+        ({"adapter": lora, "frozen": [".*lora_A.*"]}, {}),
+        ({"adapter": "full", "learning_rate": 2e-5}, {}),
+        ({"learning_rate": 0.3}, {"finetune.training.optim": "sgd"}),
+        ({}, {"finetune.training.num_train_epochs": 10}),
     ]
     rate = {"value": 0.5, "low": 0.25, "high": 0.75}
     cell = {"alignment": "sft", "finetuning": "lisa", "repair": "none", "control": None, "paired": None}
     cell |= {"rates": {"harmful_score": rate, "benign_refusal": rate}, "resistance": []}
-    attack = {"kind": "harmful", "harmful_ratio": 0.1, "learning_rate": 1e-3, "training": {}}
-    cells = [cell | {"attack": attack | training} for training in trainings]
+    attack = {"kind": "harmful", "harmful_ratio": 0.1, "learning_rate": 1e-3}
+    cells = [cell | {"attack": attack | training, "swept": swept} for training, swept in trainings]
     cells[3]["resistance"] = [{"step": 60, "rates": {"harmful_score": rate, "benign_refusal": {"value": None}}}]
     cells += [cell | {"attack": asked, "swept": {"evaluate.precision": "int8"}} for asked in (attack, None)]
     (tmp_path / "results.json").write_text(json.dumps({"cells": cells}))

@@ -79,7 +79,7 @@ LORA = {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}
         ({"adapter": LORA | {"target_modules": "all-linear"}}, "10% harmful rows, rank 1 on all-linear"),
         ({"adapter": "full"}, "10% harmful rows, all weights"),
         ({"frozen": [".*lora_A.*"]}, "10% harmful rows, lora_A frozen"),
-        ({"training": {"optim": "sgd", "num_train_epochs": 10}}, "10% harmful rows, sgd, 10 epochs"),
+        ({"optim": "sgd", "num_train_epochs": 10}, "10% harmful rows, sgd, 10 epochs"),
         ({"kind": "opener", "adapter": "full"}, "10% opener rows, all weights"),
         ({"harmful_ratio": 0, "adapter": "full"}, "no harmful rows, all weights"),
     ],
@@ -88,12 +88,21 @@ def test_another_training_is_told_with_the_rows(fields, told):
     """So that no name has to say it, and each training has its own place on the page."""
     ratio = fields.get("harmful_ratio", 0.1)
     plain, lisa = cell(ratio=ratio), cell(finetuning="lisa", ratio=ratio)
-    other = lisa | {"id": "other", "attack": lisa["attack"] | fields, "swept": {"finetune.training.optim": None}}
+    of_training = ("optim", "num_train_epochs")
+    swept = {f"finetune.training.{name}": fields.get(name) for name in of_training}
+    own = {name: value for name, value in fields.items() if name not in of_training}
+    other = lisa | {"id": "other", "attack": lisa["attack"] | own, "swept": swept}
     labels = words.labels([plain, lisa | {"swept": {}}, other])
     assert labels["other"].rows == told
     assert (words.rows_of(other) == words.rows_of(lisa)) == (fields == {})
     if fields:
         assert labels["other"].arm == labels[lisa["id"]].arm == "Lisa (fine-tuning stage)"
+
+
+def test_a_training_that_all_of_a_run_share_is_not_told():
+    shared = cell()
+    shared["attack"] |= {"training": {"optim": "sgd", "num_train_epochs": 20}}
+    assert words.labels([shared])[shared["id"]].rows == "10% harmful rows"
 
 
 def test_the_kind_of_an_attack_is_told_with_its_rows_alone():

@@ -44,18 +44,17 @@ def kind_of(cell: Cell) -> str:
 
 
 def trained_otherwise(cell: Cell) -> list[str]:
-    """What of its fine-tune is not as the alignment stage simulated it, or not as everybody trains: the adapter, what
-    stays as it was, the optimizer, epochs in place of steps."""
-    attack = cell.get("attack") or {}
-    adapter, training = attack.get("adapter"), attack.get("training") or {}
-    found = []
+    """What of its fine-tune is not as the alignment stage simulated it: the adapter, what stays as it was; and, where
+    the run varies them, the optimizer and the epochs."""
+    attack, swept = cell.get("attack") or {}, cell.get("swept") or {}
+    adapter, found = attack.get("adapter"), []
     if adapter:
         layers = adapter.get("target_modules") if isinstance(adapter, dict) else None
         on = " ".join(name.removesuffix("_proj") for name in layers) if isinstance(layers, list) else layers
         found.append(f"rank {adapter['r']}{f' on {on}' if on else ''}" if isinstance(adapter, dict) else "all weights")
     found += [f"{names.strip('.*')} frozen" for names in attack.get("frozen") or []]
-    found += [str(training["optim"])] if training.get("optim") else []
-    return found + ([f"{training['num_train_epochs']:g} epochs"] if training.get("num_train_epochs") else [])
+    optimizer, epochs = (swept.get(f"finetune.training.{name}") for name in ("optim", "num_train_epochs"))
+    return found + ([str(optimizer)] if optimizer else []) + ([f"{epochs:g} epochs"] if epochs else [])
 
 
 def rows_of(cell: Cell) -> tuple[float | None, str]:
