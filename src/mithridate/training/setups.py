@@ -118,8 +118,8 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
         ),
         (
             t.is_fsdp_enabled or asked_for_fsdp(args),
-            "FSDP through Accelerate goes on with gathered weights after an evaluation (a probe's step was then wrong by "
-            "6 %), and terms of the loss are wrong in it; on CPUs it is left aside for data-parallel training.",
+            "FSDP through Accelerate goes on with gathered weights after an evaluation (a probe's step was then wrong "
+            "by 6 %), and terms of the loss are wrong in it; on CPUs it is left aside for data-parallel training.",
             "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
             "or use plain data parallelism.",
         ),
