@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mithridate.report.verdicts import DefenseDecision, findings, prompts, ranked, share
-from mithridate.report.words import Label, labels, rows_of, story_order
+from mithridate.report.words import Label, attack_of_kind, labels, story_order
 from mithridate.results.decisions import WORDS, shown
 from mithridate.results.relations import (
     Cell,
@@ -63,7 +63,9 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
         sentences += [_did(same)] if same else []
         sentences += _came_to(groups[rows], rows, labels(points)) if rows in groups else []
     if told != order:
-        what = "attacks" if len({rows_of(attack.after[0])[1] for attack in attacks}) > 1 else "shares of harmful rows"
+        what = (
+            "attacks" if len({attack_of_kind(attack.after[0]) for attack in attacks}) > 1 else "shares of harmful rows"
+        )
         sentences.append(f"{len(order) - 1} other {what} are below.")
     if not groups:
         sentences.append("No defended model was attacked in this run, so no defense can be judged.")

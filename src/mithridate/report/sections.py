@@ -27,7 +27,7 @@ from mithridate.report.tables import (
     rate_entry,
 )
 from mithridate.report.verdicts import ranked
-from mithridate.report.words import TOPOLOGIES, Label, kind_of, rows_in_words, rows_of, trained_otherwise
+from mithridate.report.words import TOPOLOGIES, Label, attack_of_kind, rows_in_words, rows_of
 from mithridate.results.relations import Cell, arm, attacked, measured, related, undefended
 from mithridate.statistics.text import percent
 
@@ -185,7 +185,7 @@ def _kinds(points: list[Cell]) -> Iterator[tuple[str, list[Cell], str]]:
     for where, of_topology in _topologies(points):
         of_attack: dict[tuple[str, ...], list[Cell]] = {}
         for point in of_topology:
-            of_attack.setdefault((kind_of(point), *trained_otherwise(point)), []).append(point)
+            of_attack.setdefault(attack_of_kind(point), []).append(point)
         for (kind, *training), some in of_attack.items():
             if any(point["harmful_ratio"] for point in some):
                 yield ", ".join([where, *training]), some, kind

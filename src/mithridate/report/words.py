@@ -48,13 +48,20 @@ def trained_otherwise(cell: Cell) -> list[str]:
     the run varies them, the optimizer and the epochs."""
     attack, swept = cell.get("attack") or {}, cell.get("swept") or {}
     adapter, found = attack.get("adapter"), []
-    if adapter:
-        layers = adapter.get("target_modules") if isinstance(adapter, dict) else None
+    if isinstance(adapter, dict):
+        layers = adapter["target_modules"]
         on = " ".join(name.removesuffix("_proj") for name in layers) if isinstance(layers, list) else layers
-        found.append(f"rank {adapter['r']}{f' on {on}' if on else ''}" if isinstance(adapter, dict) else "all weights")
+        found.append(f"rank {adapter['r']} on {on}")
+    elif adapter:
+        found.append("all weights")
     found += [f"{names.strip('.*')} frozen" for names in attack.get("frozen") or []]
     optimizer, epochs = (swept.get(f"finetune.training.{name}") for name in ("optim", "num_train_epochs"))
     return found + ([str(optimizer)] if optimizer else []) + ([f"{epochs:g} epochs"] if epochs else [])
+
+
+def attack_of_kind(cell: Cell) -> tuple[str, ...]:
+    """Kind of its attack's rows and how it trains on them, whatever their share."""
+    return kind_of(cell), *trained_otherwise(cell)
 
 
 def rows_of(cell: Cell) -> tuple[float | None, str]:
