@@ -53,11 +53,11 @@ SETUPS = {
     "fp16": "fp16 mixed precision with loss scaling",
     "ddp": "data parallelism (DDP)",
     "fsdp2": "FSDP2, sharded by `from_pretrained(distributed_config=...)`",
-    "fsdp2 tied": "FSDP2 with tied embeddings that are trained",
-    "fsdp accelerate": "FSDP through Accelerate",
+    "fsdp2 tied": "FSDP2, sharded by `from_pretrained`, with tied embeddings that are trained",
+    "fsdp accelerate": "FSDP2, sharded by Accelerate's plugin",
     "zero": "DeepSpeed ZeRO",
-    "parallel": "tensor, context, sequence, pipeline, expert parallelism; FSDP2 in replicas, with CPU offload, in its "
-    "own mixed precision",
+    "parallel": "tensor, context, sequence, pipeline, expert parallelism; FSDP version 1; FSDP2 in replicas, with CPU "
+    "offload, with loss scaling, over a quantised base",
     "devices": "`nn.DataParallel`, a model split over several devices, devices other than CPU and CUDA",
     "quantised": "float32 adapter over a base in 4 bit (QLoRA, bitsandbytes)",
     "quantised 8": "float32 adapter over a base in 8 bit (bitsandbytes)",

@@ -8,16 +8,13 @@ import itertools
 import pytest
 import torch
 
-from mithridate.defenses.constrainedsft import ConstrainedSFT
 from mithridate.defenses.ewc import EWC
 from mithridate.defenses.fewersteps import FewerSteps
 from mithridate.defenses.kl import KL
 from mithridate.defenses.ldifs import LDIFS
 from mithridate.defenses.lowerlr import LowerLR
-from mithridate.defenses.safegrad import SafeGrad
 from mithridate.defenses.safetymix import SafetyMix
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.training.setups import refuse_unreachable_places
 from mithridate.training.trainer import DefenseTrainer
 from tests.defenses.helpers import batch_of, clone, error, model, rows, same, trainer_for, update, weights
 from tests.defenses.reference import gradient, trainable
@@ -376,20 +373,3 @@ def test_ldifs_is_the_masked_mean_over_all_layers(kind, split, batches, tmp_path
     # the port's threshold: a layer whose term reaches 0.1 is dropped
     dropped = wanted(net, lambda n: plus(n, user, 0.5 * naive_ldifs(n, start, user, lambda term: 0.5 * term < 0.1)))
     assert error(dropped, want) > 1e-3, "no layer's term reaches the threshold here"
-
-
-# -- what terms of the loss cannot have -------------------------------------------------------------------------------
-
-
-LOOKING_BACK = [KL(lam=1.0), LDIFS(rho=1.0), SafeGrad(alignment_dataset=SAFE), ConstrainedSFT()]
-
-
-@pytest.mark.shows("fsdp2", "refused", methods=["kl", "ldifs", "safegrad", "constrainedsft"])
-@pytest.mark.parametrize("defense", LOOKING_BACK, ids=lambda d: type(d).__name__)
-def test_terms_of_the_loss_are_refused_on_sharded_weights(defense, tmp_path, monkeypatch):
-    name = type(defense).__name__
-    t = trainer_for(model(), tmp_path)
-    monkeypatch.setattr(type(t), "_sharded", True)
-    with pytest.raises(UnsupportedSetup, match=f"{name}: .* not tested on sharded weights") as refused:
-        refuse_unreachable_places(t, defense)
-    assert "plain data parallelism" in refused.value.remedy

@@ -6,6 +6,7 @@ from types import SimpleNamespace as made
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import Trainer
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -42,7 +43,7 @@ def undefended(tmp_path):
     ("setup", "path", "value", "reason", "remedy"),
     [
         ("zero", "is_deepspeed_enabled", True, "DeepSpeed", "data parallelism"),
-        ("fsdp accelerate", "is_fsdp_enabled", True, "FSDP through Accelerate", "DistributedConfig"),
+        ("parallel", "is_fsdp_enabled", True, "FSDP through Accelerate needs GPUs", "fsdp_version: 2"),
         ("parallel", PLAN, made(tp_size=2), "TP parallelism", "to 1"),
         ("parallel", PLAN, made(pp_size=2), "PP parallelism", "to 1"),
         ("parallel", PLAN, made(ep_size=2), "EP parallelism", "to 1"),
@@ -52,6 +53,7 @@ def undefended(tmp_path):
         ("parallel", "accelerator", made(parallelism_config=made(tp_size=2)), "TP parallelism", "to 1"),
         ("parallel", "accelerator", made(parallelism_config=made(cp_size=2)), "CP parallelism", "to 1"),
         ("parallel", "accelerator", made(parallelism_config=made(sp_size=2)), "SP parallelism", "to 1"),
+        ("parallel", "accelerator", made(parallelism_config=made(dp_replicate_size=2)), "dp_replicate", "leave"),
         ("devices", "args._n_gpu", 2, "nn.DataParallel", "accelerate launch"),
         ("devices", "model.hf_device_map", {"model": 0, "lm_head": 1}, "over several devices", "one device"),
         ("optimizers", "args.optim", "adalomo", "'adalomo' steps inside backward", "adamw_torch"),
@@ -90,7 +92,24 @@ def test_fsdp_that_accelerate_leaves_aside_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "training_step", lambda *a, **k: steps.append(a))
     with pytest.raises(UnsupportedSetup, match="FSDP through Accelerate") as refused:
         trainer_for(model("lora", torch.float32), tmp_path, defense=Vaccine(), data=USER)
-    assert "DistributedConfig(fsdp_size=N)" in refused.value.remedy and not steps
+    assert "set fsdp_version: 2 on GPUs" in refused.value.remedy and not steps
+
+
+@pytest.mark.shows("parallel", "refused", methods=list(DEFENSES))
+@pytest.mark.parametrize(
+    ("path", "value", "reason", "remedy"),
+    [
+        ("accelerator.state.fsdp_plugin", made(cpu_offload=CPUOffloadPolicy()), "fsdp_offload_params", ": false"),
+        ("accelerator.scaler", made(get_scale=lambda: 2.0), "loss scaling", "bf16=True"),
+        ("model.hf_quantizer", made(quantization_config=made(quant_method="bitsandbytes")), "quantised base", "plain"),
+    ],
+)
+def test_what_accelerates_plugin_was_not_tested_with_is_refused(path, value, reason, remedy, undefended):
+    set_up(undefended, path, value)
+    for sharded in (False, True):
+        undefended.sharded_by_plugin = sharded
+        found = [(why, mend) for here, why, mend in _untested(undefended) if here and reason in why]
+        assert len(found) == sharded and all(remedy in mend for _, mend in found)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="of where DeepSpeed is not installed")

@@ -224,6 +224,7 @@ def test_rows_that_are_not_paired_are_refused_before_a_step(tmp_path):
 
 
 @pytest.mark.shows("fsdp2", "refused", methods=["repnoise"])
+@pytest.mark.shows("fsdp accelerate", "refused", methods=["repnoise"])
 @pytest.mark.shows("compile", "refused", methods=["repnoise"])
 def test_what_it_cannot_do_is_refused_before_a_step(tmp_path, monkeypatch):
     with pytest.raises(UnsupportedSetup, match=r"RepNoise: .* not tested under torch\.compile"):

@@ -11,7 +11,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mithridate.defenses.base import Defense
-from mithridate.methods.defense import acts
 from tests.conformance.methods import DEFENSES as EXAMPLES
 from tests.defenses.helpers import rows
 from tests.methods.own import Project
@@ -37,11 +36,15 @@ DEFENSES: dict[str, Callable[[], Any]] = {
     "both": lambda: [EXAMPLES["vaccine"](), EXAMPLES["booster"]()],
 }
 
+# RepNoise and AsFT are refused on sharded weights
+SHARDABLE = [name for name in EXAMPLES if name not in ("asft", "repnoise")]
+
 
 @dataclass
 class Case:
-    """One run: which defense; all weights, a LoRA adapter, or one over a base in 4 bit; whether FSDP2 is tried too;
-    which of the two models; the Trainer's arguments."""
+    """One run: which defense; all weights, a LoRA adapter, or one over a base in 4 bit; whether FSDP2 is tried too,
+    both sharded as the model is loaded and by Accelerate's plugin; which of the two models; the Trainer's arguments.
+    """
 
     defense: str
     kind: str = "full"
@@ -51,20 +54,10 @@ class Case:
 
 
 CASES = {
-    # every method, from its own example; terms of the loss, looks back at the start and the start model are refused on
-    # sharded weights
+    # every method, from its own example
     **{
-        f"every: {name}": Case(
-            name,
-            sharded=not (
-                name == "repnoise"
-                or acts(made(), "loss")
-                or "start" in made().model_inputs().values()
-                or "reference" in made().needs
-            ),
-            args=SEVERAL_STEPS | {"exact": True},
-        )
-        for name, made in EXAMPLES.items()
+        f"every: {name}": Case(name, sharded=name in SHARDABLE, args=SEVERAL_STEPS | {"exact": True})
+        for name in EXAMPLES
     },
     "sft": Case("sft"),
     "sft, several steps": Case("sft", args=SEVERAL_STEPS),
@@ -85,7 +78,11 @@ CASES = {
     "vaccine, accumulated": Case("vaccine", args=ACCUMULATED),
     "vaccine, lora": Case("vaccine", "lora"),
     # terms of the loss, and gradients that are replaced, at several micro-batches
-    "kl": Case("kl", sharded=False, args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
+    "kl": Case("kl", args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
+    "kl, fused head": Case("kl", args={"max_steps": 2, "learning_rate": 0.1}),
+    "kl, lora": Case("kl", "lora", args=SEVERAL_STEPS | {"exact": True}),
+    "safegrad, accumulated": Case("safegrad", args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
+    "ldifs, evaluated between steps": Case("ldifs", args=EVALUATED | {"max_steps": 2}),
     "project": Case("project", args=SEVERAL_STEPS | ACCUMULATED | {"exact": True}),
     "both": Case("both"),
     **{
@@ -98,6 +95,33 @@ CASES = {
             "sft, several steps": SEVERAL_STEPS,
         }.items()
         if QUANTISED
+    },
+}
+
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+EXACT_STEPS = SEVERAL_STEPS | {"exact": True}
+# under Accelerate's plugin alone, with settings of its own
+PLUGIN_CASES = {
+    "sft, tied": (Case("sft", tied=True, args=EXACT_STEPS), {}),
+    "booster, tied": (Case("booster", tied=True, args=EXACT_STEPS), {}),
+    "booster, gathered, evaluated": (
+        CASES["booster, evaluated between steps"],
+        {"FSDP_RESHARD_AFTER_FORWARD": "false"},
+    ),
+    "booster, loaded once": (CASES["booster"], {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}),
+    "kl, loaded once": (CASES["kl"], {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}),
+    "vaccine, its checkpointing": (CASES["vaccine"], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}),
+    "tvaccine, its checkpointing": (CASES["every: tvaccine"], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}),
+    "kl, its checkpointing": (CASES["kl"], {"FSDP_ACTIVATION_CHECKPOINTING": "true"}),
+    **{
+        f"{name}, compiled": (Case(name, args=EXACT_STEPS | COMPILED), {})
+        for name in ("vaccine", "booster", "lisa", "kl")
+    },
+    "booster, compiled, evaluated": (Case("booster", args=EVALUATED | {"max_steps": 2} | COMPILED), {}),
+    **{f"{name}, bf16": (Case(name, args={"bf16": True}), {}) for name in ("sft", "vaccine", "booster")},
+    **{
+        f"{name}, three steps, bf16": (Case(name, args=SEVERAL_STEPS | {"max_steps": 3, "bf16": True}), {})
+        for name in ("sft", "lisa", "kl")
     },
 }
 

@@ -14,13 +14,14 @@ import torch
 from mithridate.methods import by_name
 from tests.defenses import reference
 from tests.defenses.helpers import error, rows, same, update
-from tests.distributed.cases import CASES, DEFENSES, QUANTISED, model
+from tests.distributed.cases import CASES, DEFENSES, PLUGIN_CASES, QUANTISED, SHARDABLE, model
 from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow  # all of it waits for one launch of several processes
 DIFFER = {name for name, cls in by_name("defenses").items() if "processes" in cls.differences}  # as they say
-RUNS = [(b, name) for name, case in CASES.items() for b in ("ddp", *["fsdp2"] * case.sharded)]
+RUNS = [(b, name) for name, case in CASES.items() for b in ("ddp", *["fsdp2", "plugin"] * case.sharded)]
+SHOWN = [name for name in SHARDABLE if name not in {*DIFFER, "ptst"}]  # PTST acts at the test alone
 FLOAT64 = {name: case for name, case in CASES.items() if case.kind != "4 bit"}
 EXACT = [name for name, case in FLOAT64.items() if case.defense not in {*DIFFER, "both"}]
 LOCAL = [
@@ -79,16 +80,9 @@ def test_both_processes_end_with_the_same_weights(name, backend, together):
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.shows("ddp", "exact", methods=["booster", "lisa"])
-@pytest.mark.shows("fsdp2", "exact", methods=["booster", "lisa"])
-@pytest.mark.shows("ddp", "exact", methods=["lowerlr", "fewersteps", "safetymix", "filter", "kl", "ewc", "ldifs"])
-@pytest.mark.shows("ddp", "exact", methods=["ctrap"])
-@pytest.mark.shows("fsdp2", "exact", methods=["ctrap"])
-@pytest.mark.shows(
-    "ddp", "exact", methods=["asft", "panacea", "deepenedrefusals", "safegrad", "constrainedsft", "sbr"]
-)
-@pytest.mark.shows("fsdp2", "exact", methods=["lowerlr", "fewersteps", "safetymix", "filter", "ewc"])
-@pytest.mark.shows("fsdp2", "exact", methods=["panacea", "deepenedrefusals", "sbr"])
+@pytest.mark.shows("ddp", "exact", methods=[*SHOWN, "asft"])
+@pytest.mark.shows("fsdp2", "exact", methods=SHOWN)
+@pytest.mark.shows("fsdp accelerate", "exact", methods=SHOWN)
 @pytest.mark.parametrize(("backend", "name"), [run for run in RUNS if run[1] in EXACT])
 def test_two_processes_equal_one(name, backend, together, folder, tmp_path):
     got = together[0][f"{backend}: {name}"]["update"]
@@ -103,15 +97,17 @@ def test_a_method_that_says_it_depends_on_the_number_of_processes_does(name, tog
 
 
 @pytest.mark.shows("fsdp2", "difference", methods=["tvaccine"], note="`rho` is per process")
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.sharded])
-def test_fsdp2_equals_ddp(name, together):
-    """Also Vaccine, whose rho is per process in both."""
-    assert error(together[0][f"fsdp2: {name}"]["update"], together[0][f"ddp: {name}"]["update"]) < 1e-6
+@pytest.mark.shows("fsdp accelerate", "difference", methods=["tvaccine"], note="`rho` is per process")
+@pytest.mark.parametrize(("backend", "name"), [run for run in RUNS if run[0] != "ddp"])
+def test_fsdp2_equals_ddp(name, backend, together):
+    """Also Vaccine, whose rho is per process in each."""
+    assert error(together[0][f"{backend}: {name}"]["update"], together[0][f"ddp: {name}"]["update"]) < 1e-6
 
 
 @pytest.mark.shows("ddp", "difference", methods=["vaccine"], note="`rho` is per process")
 @pytest.mark.shows("fsdp2", "difference", methods=["vaccine"], note="`rho` is per process")
-@pytest.mark.parametrize("backend", ["ddp", "fsdp2"])
+@pytest.mark.shows("fsdp accelerate", "difference", methods=["vaccine"], note="`rho` is per process")
+@pytest.mark.parametrize("backend", ["ddp", "fsdp2", "plugin"])
 @pytest.mark.parametrize("name", LOCAL)
 def test_vaccine_has_rho_on_each_process(name, backend, together, folder, tmp_path):
     """Its norm is local to a process's micro-batch, as documented: against the naive rule over all micro-batches."""
@@ -124,6 +120,23 @@ def test_vaccine_has_rho_on_each_process(name, backend, together, folder, tmp_pa
         plain, booster = (alone(n, folder, tmp_path) for n in ("sft", "booster"))
         want = [w + b - p for w, b, p in zip(want, booster, plain, strict=True)]
     assert error(together[0][f"{backend}: {name}"]["update"], want) < 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, (case, _) in PLUGIN_CASES.items() if "bf16" not in case.args])
+def test_settings_of_accelerates_plugin_change_nothing(name, together):
+    got, wanted = (together[0][f"{backend}: {name}"]["update"] for backend in ("plugin", "ddp"))
+    assert error(got, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, (case, _) in PLUGIN_CASES.items() if "bf16" in case.args])
+def test_under_the_plugins_mixed_precision_a_method_loses_no_more_than_4_times_what_plain_training_does(
+    name, together
+):
+    """Passes and gradients between the processes are in bfloat16, the weights in float32."""
+    plain = f"sft{name[name.index(',') :]}"
+    costs = error(together[0][f"plugin: {plain}"]["update"], together[0][f"ddp: {plain}"]["update"])
+    assert costs < 0.1
+    assert error(together[0][f"plugin: {name}"]["update"], together[0][f"ddp: {name}"]["update"]) <= 4 * costs
 
 
 @pytest.mark.skipif(not QUANTISED, reason="needs bitsandbytes")
@@ -159,8 +172,8 @@ def test_what_is_logged_is_the_mean_over_processes(together):
 
 def test_the_fidelity_of_a_sharded_step_counts_every_shard(together):
     """Cosine and length of a step that is spread over the processes."""
-    for name in ("booster", "booster, lora"):
-        log = together[0][f"fsdp2: {name}"]["history"][0]
+    for name in ("fsdp2: booster", "fsdp2: booster, lora", "plugin: booster", "plugin: booster, lora"):
+        log = together[0][name]["history"][0]
         assert log["booster/perturbation_fidelity"] == pytest.approx(1, abs=1e-9)
         assert log["booster/perturbation_length"] == pytest.approx(1, abs=1e-9)
 
@@ -173,6 +186,13 @@ def test_trained_tied_embeddings_under_fsdp2_are_refused(together, folder, tmp_p
     net = model(folder, tied=True)
     right = update(net, tmp_path, data=rows("user"), **CASES["sft, several steps"].args)
     assert error(together[0]["tied, plain"]["update"], right) > 1e-3
+
+
+@pytest.mark.parametrize("name", SHARDABLE)
+def test_a_run_that_is_sharded_by_the_plugin_and_resumed_ends_bit_for_bit_like_the_undisturbed_one(name, together):
+    for rank in together:
+        first, second = rank[f"resumed, plugin: {name}"].values()
+        assert same(first, second)
 
 
 @pytest.mark.shows("resume", "exact", note="bit for bit")

@@ -414,8 +414,8 @@ def test_a_defense_that_does_not_shard_is_refused_before_any_compute(inputs, tmp
     """In the command's process, which itself is not sharded."""
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     monkeypatch.setattr(Launch, "check", lambda self: None)
-    asked = experiment(inputs, accelerate="fsdp2", processes=2, finetune__defense={"lisa": LISA})
-    with pytest.raises(UnsupportedSetup, match="FSDP"):
+    asked = experiment(inputs, accelerate="fsdp2", processes=2, finetune__defense={"asft": {"lam": 1.0}})
+    with pytest.raises(UnsupportedSetup, match="AsFT: reads whole matrices of the start model, and these are sharded"):
         run(asked, out=tmp_path / "out", progress=False)
     assert stages(tmp_path / "store") == []
 

@@ -28,7 +28,7 @@ tokens (the paper's uniform one). The paper's other proposal, refusals after har
 
 Cost: a forward and backward pass and a forward pass of the start model; a copy of the trained weights. Supported: LoRA
 and full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism,
-torch.compile. Refused: sharded weights, prompt learning, losses other than the plain cross-entropy (label smoothing,
+FSDP2, torch.compile. Refused: prompt learning, losses other than the plain cross-entropy (label smoothing,
 DFT), rows whose prompts are trained on too (no answer has a beginning there). Logged: constrainedsft/weight, the mean
 of omega_t.
 """

@@ -24,7 +24,7 @@ parallelism every process goes through all of the rows.
 
 Cost: a forward and backward pass, two copies of the trained weights, and once fisher_rows passes of one row.
 Supported: LoRA and full weights, gradient accumulation (exact), activation
-checkpointing, mixed precision, data parallelism. Refused: fewer alignment rows than fisher_rows.
+checkpointing, mixed precision, data parallelism, FSDP2. Refused: fewer alignment rows than fisher_rows.
 """
 
 # pyright: reportPrivateImportUsage=false

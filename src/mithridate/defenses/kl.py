@@ -18,7 +18,7 @@ Differs from the published ports:
 
 Cost: a forward and backward pass and a forward pass of the start model; a copy of the trained weights; the
 log-probabilities [N, V] of both. Supported: LoRA and full weights, gradient accumulation (exact), activation
-checkpointing, mixed precision, data parallelism, torch.compile. Refused: sharded weights, prompt learning, and models
+checkpointing, mixed precision, data parallelism, FSDP2, torch.compile. Refused: prompt learning, and models
 whose head computes more than its output embeddings, a scale and a cap.
 """
 

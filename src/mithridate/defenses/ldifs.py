@@ -20,7 +20,7 @@ Differs from the port in git-disl/Booster (from which the 1/2 is):
 
 Cost: a forward and backward pass and a forward pass of the start model; a copy of the trained weights; the hidden
 states of both. Supported: LoRA and full weights, gradient accumulation (exact), activation checkpointing, mixed
-precision, data parallelism, torch.compile. Refused: sharded weights, prompt learning, models that return no hidden
+precision, data parallelism, FSDP2, torch.compile. Refused: prompt learning, models that return no hidden
 states.
 """
 

@@ -32,7 +32,7 @@ The settings that are plain training are rho=0 with projection=False; rho=0 alon
 Cost: 2 forward and backward passes and a forward pass of the start model; a copy of the trained weights, two more
 of their size after the step's own passes, and the logits of both models at the answers' tokens. Supported: LoRA and
 full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism, all
-topologies, torch.compile. Refused: sharded weights, prompt learning. Logged: safegrad/conflict (share of steps with a
+topologies, FSDP2, torch.compile. Refused: prompt learning. Logged: safegrad/conflict (share of steps with a
 projection) and safegrad/divergence.
 """
 

@@ -27,8 +27,8 @@ Differs from the official code in:
 
 Cost: a forward and backward pass over K rows, counted as a whole one, K d numbers, and once a forward pass over them.
 Supported: LoRA and full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data
-parallelism, all topologies. Refused: fewer rows than anchors, rows whose prompts are trained on too, prompt learning,
-models that return no hidden states. Logged: sbr/distance, the mean square.
+parallelism, FSDP2, all topologies. Refused: fewer rows than anchors, rows whose prompts are trained on too, prompt
+learning, models that return no hidden states. Logged: sbr/distance, the mean square.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -328,7 +328,7 @@ def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> Defens
     trainer.create_optimizer()
     trainer.create_scheduler(num_training_steps=trainer.args.max_steps)
     if chain.launch and chain.launch.kind == "fsdp2":
-        trainer.is_fsdp_enabled = True  # as it will be in each of the processes
+        trainer.sharded_by_plugin = True  # as it will be in each of the processes
         for defense in trainer.defenses:
             defense.check(trainer)
     return trainer

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from mithridate.errors import MithridateError
 
@@ -57,6 +60,11 @@ def divergence(start: Tensor, now: Tensor, num_items_in_batch: Tensor | int | No
     return total / (num_items_in_batch if num_items_in_batch is not None else max(len(now), 1))
 
 
+def _whole(weight: Any) -> Any:
+    """A head's weight or bias; a frozen one under an adapter is still in shards (PEFT passes FSDP's hooks by)."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
 class Capture:
     """While entered, sees what a model's forward pass returns; `outputs` then makes `Outputs` of the first such pass.
 
@@ -72,10 +80,13 @@ class Capture:
         self._model = model
         plain = getattr(model, "_orig_mod", model)  # of a compiled one
         self._base = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        self._sharded = any(isinstance(module, FSDPModule) for module in model.modules())
         self._needs: Collection[str] = ()
+        self._labels: Any = None
         self._gradients = True
         self._returned: Any = None
         self._backbone: Any = None
+        self._early: Tensor | None = None
         self._looking = False
         self._autocast: dict[str, Any] = {}
         self._handles: list[Any] = []
@@ -84,15 +95,16 @@ class Capture:
             torch.compiler.reset()  # what was traced without the hook
             self._standing = self._base.base_model.register_forward_hook(torch.compiler.disable(self._of_backbone))
 
-    def asked(self, needs: Collection[str], gradients: bool = True) -> Capture:
+    def asked(self, needs: Collection[str], labels: Tensor, gradients: bool = True) -> Capture:
         """Itself, for another pass.
 
         Args:
             needs: of `KINDS`.
+            labels: [R, T + 1], -100 where a token is not labelled.
             gradients: whether only a pass that records gradients counts.
         """
-        self._needs, self._gradients = needs, gradients
-        self._returned = self._backbone = None
+        self._needs, self._labels, self._gradients = needs, labels, gradients
+        self._returned = self._backbone = self._early = None
         return self
 
     def _of_backbone(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -104,6 +116,9 @@ class Capture:
                 "dtype": torch.get_autocast_dtype(kind),
                 "enabled": torch.is_autocast_enabled(kind),
             }
+            if self._sharded and "logits" in self._needs:
+                # here, where its weights are gathered
+                self._early = self._logits(self._targets()[1])
 
     def __enter__(self) -> Capture:
         def of_model(module: nn.Module, args: Any, output: Any) -> None:
@@ -125,8 +140,13 @@ class Capture:
         """Takes the standing hook away."""
         self._standing.remove()
 
-    def outputs(self, labels: Tensor) -> Outputs:
-        """What the pass computed; `labels` [R, T + 1], -100 where a token is not labelled.
+    def _targets(self) -> tuple[Tensor, Tensor]:
+        """The labels of the predicted tokens, and which there are: [R, T]."""
+        labels = self._labels[:, 1:].to(self._base.device)
+        return labels, labels != -100
+
+    def outputs(self) -> Outputs:
+        """What the pass computed.
 
         Raises:
             MithridateError: the pass returned neither log-probabilities nor logits, or the logits do not give the
@@ -140,8 +160,7 @@ class Capture:
                 f"{type(self._base).__name__} returned neither log-probabilities nor logits in its training pass, so "
                 "there is nothing for a defense's loss to look at."
             )
-        labels = labels[:, 1:].to(self._base.device)
-        mask = labels != -100
+        labels, mask = self._targets()
         targets = labels[mask]
         logits = None
         if log_probs is None:
@@ -149,7 +168,7 @@ class Capture:
             picked = log_softmax(logits).gather(-1, targets[:, None]).squeeze(-1)
             log_probs = picked.new_zeros(mask.shape).masked_scatter(mask, picked)
         elif "logits" in self._needs:
-            logits = self._logits(mask)
+            logits = self._logits(mask) if self._early is None else self._early
             self._compare(logits.detach(), targets, log_probs.detach()[mask])
         states = getattr(self._backbone, "hidden_states", None) if "hidden_states" in self._needs else None
         return Outputs(
@@ -164,7 +183,9 @@ class Capture:
         """[N, V]: the output embeddings over the last hidden states, scaled and capped as the model's config says."""
         config = self._base.config.get_text_config()
         with torch.autocast(**self._autocast):
-            logits = self._base.get_output_embeddings()(self._backbone.last_hidden_state[:, :-1][mask])
+            hidden, head = self._backbone.last_hidden_state[:, :-1][mask], self._base.get_output_embeddings()
+            # FSDP takes a call of the head for one of the norm's too, with which it gathers and lets go of it
+            logits = F.linear(hidden, _whole(head.weight), _whole(head.bias)) if self._sharded else head(hidden)
         scale = getattr(config, "logit_scale", None)
         if scale is None and getattr(config, "logits_scaling", None) is not None:
             scale = 1 / config.logits_scaling

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from packaging.version import Version
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
@@ -20,19 +21,20 @@ def refuse_wrong_training(t: DefenseMixin) -> None:
     """Refuses a set-up in which training is wrong even without a defense.
 
     Raises:
-        UnsupportedSetup: FSDP2 shards a tied embedding that is trained. transformers 5.23 then gathers the LM head
-            from a copy that no optimizer step reaches (`tests/distributed` has the test that shows it).
+        UnsupportedSetup: transformers has sharded a tied embedding that is trained. Its version 5.23 then gathers the
+            LM head from a copy that no optimizer step reaches (`tests/distributed` has the test that shows it, and
+            that Accelerate's plugin does not).
     """
-    if not t._sharded:
+    if not t._sharded_on_load:
         return
     ends = (t.model.get_input_embeddings(), t.model.get_output_embeddings())
     weights: list[Any] = [getattr(end, "weight", None) for end in ends]
     if weights[0] is not None and weights[0] is weights[1] and weights[0].requires_grad:
         raise UnsupportedSetup(
-            "under FSDP2, tied input and output embeddings that are trained go wrong from the second step on: the LM "
-            "head keeps its first weights.",
-            "train a LoRA adapter (it leaves the embeddings frozen), use plain data parallelism, or untie them "
-            "(tie_word_embeddings=False).",
+            "sharded as they are loaded, tied input and output embeddings that are trained go wrong from the second "
+            "step on: the LM head keeps its first weights.",
+            "train a LoRA adapter (it leaves the embeddings frozen), shard by Accelerate's FSDP2 plugin, use plain "
+            "data parallelism, or untie them (tie_word_embeddings=False).",
         )
 
 
@@ -54,11 +56,9 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
         UnsupportedSetup: with the reason and a remedy.
     """
     name, adapters = type(d).__name__, getattr(t.model, "peft_config", {}).values()
-    looks_back = "reference" in d.needs or "start" in d.model_inputs().values()
-    if t._sharded and (acts(d, "loss") or looks_back):
+    if t._sharded and "start" in d.model_inputs().values():
         raise UnsupportedSetup(
-            f"{name}: terms of the loss and comparisons with the start model are not tested on sharded weights.",
-            "use plain data parallelism.",
+            f"{name}: reads whole matrices of the start model, and these are sharded.", "use plain data parallelism."
         )
     if (acts(d, "loss") or "reference" in d.needs) and any(config.is_prompt_learning for config in adapters):
         raise UnsupportedSetup(
@@ -94,7 +94,7 @@ def compiled(t: DefenseMixin) -> bool:
 def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     """(is it so here, reason, remedy)."""
     args, accelerator, model = t.args, t.accelerator, t.model
-    parallel = accelerator.parallelism_config
+    parallel, plugin = accelerator.parallelism_config, getattr(accelerator.state, "fsdp_plugin", None)
     sizes = {k: getattr(parallel, f"{k}_size", 1) or 1 for k in ("tp", "cp", "sp")} if parallel is not None else {}
     plan = getattr(getattr(model, "config", None), "distributed_config", None)  # how from_pretrained sharded the model
     for kind in ("tp", "pp", "ep"):
@@ -103,7 +103,7 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     mixtures = {hasattr(p, "placements") for p in t.params} == {True, False}
     options = ("fsdp_cpu_offload", "fsdp_mixed_precision")
     set_options = [k for k in options if getattr(plan, k, False)]
-    if (getattr(plan, "dp_replicate_size", 1) or 1) > 1:
+    if max(getattr(how, "dp_replicate_size", 1) or 1 for how in (plan, parallel)) > 1:
         set_options.append("dp_replicate_size")
     optimizer = str(getattr(args.optim, "value", args.optim))
     kinds = (args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else {}
@@ -117,14 +117,28 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "train with plain data parallelism (accelerate launch without a DeepSpeed configuration).",
         ),
         (
-            t.is_fsdp_enabled or asked_for_fsdp(args),
-            "FSDP through Accelerate goes on with gathered weights after an evaluation (a probe's step was then wrong "
-            "by 6 %), and terms of the loss are wrong in it; on CPUs it is left aside for data-parallel training.",
-            "shard the model as it is loaded, by from_pretrained(distributed_config=DistributedConfig(fsdp_size=N)); "
-            "or use plain data parallelism.",
+            (t.is_fsdp_enabled or asked_for_fsdp(args)) and not t.sharded_by_plugin,
+            "FSDP through Accelerate needs GPUs (on CPUs it trains data-parallel, without a word) and version 2 (the "
+            "first hides the weights that defenses change).",
+            "set fsdp_version: 2 on GPUs, or use plain data parallelism.",
         ),
         (
-            t._sharded and not hasattr(t, "_defer_fsdp_gradient_reduction"),
+            t.sharded_by_plugin and isinstance(getattr(plugin, "cpu_offload", None), CPUOffloadPolicy),
+            "FSDP2 with weights on the CPU (fsdp_offload_params) copies to a GPU, on which it was not tried.",
+            "set fsdp_offload_params: false.",
+        ),
+        (
+            t._sharded and accelerator.scaler is not None,
+            "sharded training with loss scaling (fp16) is not tested.",
+            "use bf16=True.",
+        ),
+        (
+            t._sharded and quantiser(model) is not None,
+            "a quantised base that is sharded is not tested.",
+            "use plain data parallelism, or load the model without quantization_config.",
+        ),
+        (
+            t._sharded_on_load and not hasattr(t, "_defer_fsdp_gradient_reduction"),
             "this transformers version trains sharded models in another way than the tested one.",
             "install transformers 5.23, or use plain data parallelism.",
         ),
@@ -134,7 +148,11 @@ def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
             "with 2.11: gradients of probes were wrong by 10 %).",
             "install torch 2.13 or newer, or use plain data parallelism.",
         ),
-        (bool(set_options), f"{' and '.join(set_options)} is not tested.", "leave it out of DistributedConfig."),
+        (
+            bool(set_options),
+            f"{' and '.join(set_options)} is not tested.",
+            "leave it out of DistributedConfig or ParallelismConfig.",
+        ),
         (
             mixtures,
             "some trained weights are sharded and others are not, which is not tested.",

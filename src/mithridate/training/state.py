@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mithridate.errors import InputError, UnsupportedSetup
 
@@ -23,20 +24,44 @@ def _described(trainer: DefenseMixin) -> list[dict[str, Any]]:
 
 
 def save_state(trainer: DefenseMixin, folder: Path, passes: int, start: Sequence[Tensor] | None) -> None:
-    """Writes which defenses run, and their training state, into a checkpoint folder.
+    """Writes which defenses run, and their training state, into a checkpoint folder: the rank that saves does, and
+    where weights are sharded the others bring it their shards.
 
     Args:
         passes: over the training set that were begun.
         start: the trained weights at the start, where a defense compares with them: their digest is kept.
     """
-    tensors = {
-        f"{type(d).__name__}.{key}": tensor.detach().cpu().contiguous()
-        for d in trainer.defenses
-        for key, tensor in d.state_dict(trainer).items()
-    }
+    writes = trainer.args.should_save
+    if not (writes or trainer._sharded):
+        return
+    tensors: dict[str, Tensor] = {}
+    sharded: list[str] = []
+    for d in trainer.defenses:
+        for key, tensor in d.state_dict(trainer).items():
+            name, whole = f"{type(d).__name__}.{key}", _whole(tensor)
+            if writes:
+                tensors[name] = whole.cpu().contiguous()
+            if isinstance(tensor, DTensor):
+                sharded.append(name)
+    digest = _digest(start)
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "defense.safetensors")
-    facts = {"format": 1, "defenses": _described(trainer), "passes": passes, "start": _digest(start)}
+    facts = {
+        "format": 1,
+        "defenses": _described(trainer),
+        "passes": passes,
+        "start": digest,
+        "sharded": sharded,
+    }
     (folder / "defense.json").write_text(json.dumps(facts, indent=1))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Without graph; a sharded one gathered, by all ranks."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_state(trainer: DefenseMixin, folder: Path, start: Sequence[Tensor] | None) -> None:
@@ -73,6 +98,9 @@ def load_state(trainer: DefenseMixin, folder: Path, start: Sequence[Tensor] | No
             f"{folder} was written by a run from other weights than this one's, and the defense compares with those "
             "that a run started from. Build the trainer on the model that the run began with."
         )
+    for name in facts.get("sharded", []):
+        # as the weights are: FSDP2 splits along the first axis
+        tensors[name] = distribute_tensor(tensors[name], trainer.params[0].device_mesh, [Shard(0)])
     for d in trainer.defenses:
         prefix = type(d).__name__ + "."
         d.load_state_dict(trainer, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -83,7 +111,7 @@ def _digest(tensors: Sequence[Tensor] | None) -> str | None:
         return None
     whole = hashlib.sha256()
     for tensor in tensors:
-        whole.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        whole.update(_whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 

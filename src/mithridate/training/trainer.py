@@ -114,6 +114,8 @@ class DefenseMixin(_Trainer):
         args, kwargs = self._before(*self._arguments(args, kwargs))
         with adapters_kept(type(self), kwargs.get("model", args[0] if args else None)):
             super().__init__(*args, **kwargs)
+        # Accelerate's FSDP2 plugin shards the weights as the training begins
+        self.sharded_by_plugin: bool = self.accelerator.is_fsdp2
         refuse_wrong_training(self)
         for d in self.defenses:
             refuse_unreachable_places(self, d)
@@ -292,9 +294,9 @@ class DefenseMixin(_Trainer):
         """
         inputs = dict(inputs) | ({"output_hidden_states": True} if "hidden_states" in needs else {})
         graph = torch.is_grad_enabled()
-        with self._captured(model).asked(needs, gradients=graph) as capture:
+        with self._captured(model).asked(needs, inputs["labels"], gradients=graph) as capture:
             self._forward(model, inputs)
-            return capture.outputs(inputs["labels"])  # here, where the head is the start model's too
+            return capture.outputs()  # here, where the head is the start model's too
 
     def _captured(self, model: nn.Module) -> Capture:
         plain = self.accelerator.unwrap_model(model)
@@ -471,9 +473,9 @@ class DefenseMixin(_Trainer):
         if "hidden_states" in needs:
             inputs["output_hidden_states"] = True
         reference = self._reference_outputs(inputs, needs) if "reference" in needs else None
-        with self._captured(model).asked(needs - {"reference"}) as capture:
+        with self._captured(model).asked(needs - {"reference"}, labels) as capture:
             loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
-        outputs = capture.outputs(labels)
+        outputs = capture.outputs()
         outputs.reference = reference
         counted = num_items_in_batch if self._divided_by(num_items_in_batch) else None
         ranks = self._ranks(counted)
@@ -568,9 +570,8 @@ class DefenseMixin(_Trainer):
         self._require_finite(weights=True)
         # before the Trainer's own files, of which trainer_state.json comes last: where that is, this is too
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        # a sharded model's checkpoint cannot be resumed (the Trainer says so), so it needs no state
-        if self.defenses and self.args.should_save and not self._sharded:
-            folder.mkdir(parents=True, exist_ok=True)
+        # one of a model that was sharded as it was loaded cannot be resumed (the Trainer says so): it needs no state
+        if self.defenses and not self._sharded_on_load:
             save_state(self, folder, self._passes, self._start)
         super()._save_checkpoint(model, trial)
 
@@ -589,17 +590,26 @@ class DefenseMixin(_Trainer):
                 "the weights at the start were not kept."
             )
         params = self.params
-        held, modes = [p.data for p in params], [(m, m.training) for m in self.model.modules()]
+        modes = [(m, m.training) for m in self.model.modules()]
+        # sharded weights are gathered from memory of FSDP's own, so these are written to
+        held = [p.detach().clone() if self._sharded else p.data for p in params]
         try:
-            for p, start in zip(params, self._start, strict=True):
-                p.data = start.to(p.device)
+            self._put(params, self._start)
             self.model.eval()
             yield
         finally:
-            for p, now in zip(params, held, strict=True):
-                p.data = now
+            self._put(params, held)
             for module, mode in modes:
                 module.training = mode
+
+    @torch.no_grad()
+    def _put(self, params: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+        for p, value in zip(params, values, strict=True):
+            if self._sharded:
+                p.copy_(value)
+            else:
+                p.data = value.to(p.device)
+        self._reshard()  # what is gathered is of other weights
 
     def _start_weights(self) -> Mapping[str, Tensor]:
         kept = dict(zip(self.param_names, self._start or (), strict=True))
@@ -613,12 +623,18 @@ class DefenseMixin(_Trainer):
 
     @property
     def _sharded(self) -> bool:
-        """Whether transformers has sharded the model (FSDP2; `from_pretrained(distributed_config=...)`)."""
+        """Whether the weights are sharded (FSDP2): by transformers as it loads them, or by Accelerate's plugin as the
+        training begins."""
+        return self._sharded_on_load or self.sharded_by_plugin
+
+    @property
+    def _sharded_on_load(self) -> bool:
+        """Whether transformers has sharded the model (`from_pretrained(distributed_config=...)`)."""
         return getattr(self, "is_distributed_loading_by_transformers", False)
 
     def _apart(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Inside, ranks exchange no gradients: what the Trainer does before the last micro-batch of a window."""
-        return self._defer_fsdp_gradient_reduction() if self._sharded else self.accelerator.no_sync(model)
+        return self._defer_fsdp_gradient_reduction() if self._sharded_on_load else self.accelerator.no_sync(model)
 
     def _optimizer_in_training_mode(self) -> None:
         """Optimizers that keep other weights for evaluation (schedule-free) put back those that they train."""
