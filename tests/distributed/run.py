@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed as dist
+from torch.distributed import distributed_c10d
 
 RANK, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
 os.environ |= {"RANK": str(RANK), "LOCAL_RANK": str(RANK), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -23,7 +24,6 @@ os.environ |= {"MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
 dist.init_process_group("gloo", init_method=f"file://{FOLDER}/meet", rank=RANK, world_size=2)
 
 from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402 (after the group exists)
-from accelerate.utils import DistributedType  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import training_args  # noqa: E402
@@ -35,6 +35,7 @@ from mithridate.errors import UnsupportedSetup  # noqa: E402
 from mithridate.training.trainer import DefenseTrainer  # noqa: E402
 from tests.defenses.helpers import rows, trainer_for  # noqa: E402
 from tests.distributed.cases import CASES, DEFENSES, EXAMPLES, PLUGIN_CASES, SHARDABLE, Case, model  # noqa: E402
+from tests.distributed.on_cpus import with_gpus  # noqa: E402
 
 logging.disable_progress_bar()
 SHARDED = {"distributed_config": DistributedConfig(fsdp_size=2)}
@@ -53,17 +54,7 @@ PLUGIN = {
 
 @contextlib.contextmanager
 def plugin(settings: dict[str, str]) -> Iterator[None]:
-    """Inside, Accelerate's FSDP2 plugin shards what is trained, with these settings beside `PLUGIN`.
-
-    It does so where it sees several GPUs, and is told here that these processes have them.
-    """
-    start = PartialState.__init__
-
-    def with_gpus(self, cpu=False, **kwargs):
-        first = not self._shared_state
-        start(self, cpu=True, **kwargs)
-        if first:
-            self.distributed_type = DistributedType.MULTI_GPU
+    """Inside, Accelerate's FSDP2 plugin shards what is trained, with these settings beside `PLUGIN`."""
 
     def forget():
         for state in (AcceleratorState, GradientState, PartialState):
@@ -73,7 +64,7 @@ def plugin(settings: dict[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (PLUGIN | settings).items():
             patch.setenv(name, value)
-        patch.setattr(PartialState, "__init__", with_gpus)
+        patch.setattr(PartialState, "__init__", with_gpus())
         patch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: True)
         yield
     forget()
@@ -144,6 +135,12 @@ def _train(case: Case, before: dict[str, torch.Tensor], cls: Any, use_cpu: bool 
     }
 
 
+def forget_groups() -> None:
+    """Ends the process groups of models that are gone; each has threads of its own, and hundreds of them take time."""
+    for group in [group for group in distributed_c10d._world.pg_map if group is not dist.group.WORLD]:
+        dist.destroy_process_group(group)
+
+
 def canary() -> dict[str, Any]:
     """Averaging over gloo, by its own: each process brings 2 * rank + place."""
     mine = torch.arange(4, dtype=torch.float64) + 2 * RANK
@@ -199,6 +196,7 @@ for name, case in CASES.items():
     results[f"ddp: {name}"] = train(case)
     if case.sharded:
         results[f"fsdp2: {name}"] = train(case, **SHARDED)
+        forget_groups()
         results[f"plugin: {name}"] = train(case, settings={})
 for name, (case, settings) in PLUGIN_CASES.items():
     # against training in float64, which is not compiled

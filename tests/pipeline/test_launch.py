@@ -33,7 +33,8 @@ from mithridate.pipeline.training import Job, _last_whole, run_job
 from tests.pipeline.small import experiment, stages, weights, write_inputs
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or a CPU")
-TWO = Launch(SHIPPED["ddp"], "ddp", 2)
+TWO, SHARDED = Launch(SHIPPED["ddp"], "ddp", 2), Launch(SHIPPED["fsdp2"], "fsdp2", 2)
+ROOT = Path(__file__).parents[2]
 LISA = {"align_steps": 1, "finetune_steps": 2, "rho": 0.5, "proximal_start": 0.0}
 STEPS, SAVED = 120, 10
 
@@ -217,9 +218,9 @@ def test_what_all_processes_say_is_said_once(job, tmp_path):
     assert "alignment_dataset has an answer left" in str(alone.value)
 
 
-@pytest.mark.slow
-def test_a_killed_process_ends_all_and_the_next_run_goes_on(job, undisturbed, tmp_path, caplog):
-    checkpoints = tmp_path / "trainer"
+def disturbed(job, how, work, caplog):
+    """Kills a process in the middle; the next run then goes on from the last checkpoint."""
+    checkpoints = work / "trainer"
 
     def disturb():
         wait_for(lambda: _last_whole_seen(checkpoints))
@@ -228,17 +229,48 @@ def test_a_killed_process_ends_all_and_the_next_run_goes_on(job, undisturbed, tm
     helper = threading.Thread(target=disturb)
     helper.start()
     with pytest.raises(MithridateError, match=r"process 1 of 2 was killed by SIGKILL") as error:
-        launch.run(job, TWO, tmp_path)
+        launch.run(job, how, work)
     helper.join()
     assert error.value.exit_code == 1 and not children(psutil.Process())
-    assert not (tmp_path / "model").exists()
+    assert not (work / "model").exists()
 
     with caplog.at_level("INFO", "mithridate"):
-        launch.run(job, TWO, tmp_path)
+        launch.run(job, how, work)
     assert "resuming from step" in caplog.text and caplog.text.count("resuming") == 1
+
+
+def same_adapters(one, other):
     for name in ("model", "snapshots/step-7"):
-        one, other = adapter(undisturbed[0] / name), adapter(tmp_path / name)
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        first, second = adapter(one / name), adapter(other / name)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_all_and_the_next_run_goes_on(job, undisturbed, tmp_path, caplog):
+    disturbed(job, TWO, tmp_path, caplog)
+    same_adapters(undisturbed[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_sharded_by_accelerates_plugin_a_stage_is_the_same_and_goes_on_like_any_other(
+    job, undisturbed, tmp_path, monkeypatch, caplog
+):
+    """On CPUs, where Accelerate is told of GPUs; what is saved of the shards is whole."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'RANK' in os.environ:\n"
+        "    from tests.distributed.on_cpus import PartialState, with_gpus\n"
+        "    PartialState.__init__ = with_gpus()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    sharded, other, again = (tmp_path / name for name in ("sharded", "other", "again"))
+    assert launch.run(job, SHARDED, sharded)["launch"] == {"kind": "fsdp2", "processes": 2}
+    assert 0 < apart(adapter(undisturbed[0] / "model"), adapter(sharded / "model")) < 1e-4
+    # plain SGD has no state for torch to bring back
+    adam = replace(job, training=job.training | {"optim": "adamw_torch", "max_steps": 40})
+    launch.run(adam, SHARDED, other)
+    disturbed(adam, SHARDED, again, caplog)
+    same_adapters(other, again)
 
 
 def _last_whole_seen(folder):
@@ -375,6 +407,10 @@ WHOLE = {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False, "fsdp_state
         (
             {"distributed_type": "FSDP", "fsdp_config": WHOLE | {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}},
             "FULL_STATE_DICT",
+        ),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": WHOLE | {"fsdp_offload_params": True}},
+            "fsdp_offload_params: false",
         ),
         ({"distributed_type": "DEEPSPEED"}, "DEEPSPEED is not supported"),
         ({"distributed_type": "MULTI_GPU", "num_machines": 2}, "several machines.*scale.md"),

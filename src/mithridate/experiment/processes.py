@@ -81,6 +81,11 @@ def read_accelerate(accelerate: str) -> tuple[dict[str, Any], Literal["ddp", "fs
             "adapters are merged into them before they are sharded.",
             "set fsdp_cpu_ram_efficient_loading: false.",
         )
+    if kind == "FSDP" and fsdp.get("fsdp_offload_params", False) is not False:
+        raise UnsupportedSetup(
+            f"accelerate: {file}: with fsdp_offload_params weights are copied to GPUs, on which it was not tried.",
+            "set fsdp_offload_params: false.",
+        )
     if kind == "FSDP" and str(fsdp.get("fsdp_state_dict_type", "")) != "FULL_STATE_DICT":
         raise UnsupportedSetup(
             f"accelerate: {file}: only whole state dicts are saved as models.",

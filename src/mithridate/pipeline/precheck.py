@@ -329,8 +329,7 @@ def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> Defens
     trainer.create_scheduler(num_training_steps=trainer.args.max_steps)
     if chain.launch and chain.launch.kind == "fsdp2":
         trainer.sharded_by_plugin = True  # as it will be in each of the processes
-        for defense in trainer.defenses:
-            defense.check(trainer)
+        trainer.check_setup()
     return trainer
 
 

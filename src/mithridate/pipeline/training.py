@@ -168,7 +168,7 @@ class _Keep(TrainerCallback):
 def _save(trainer: DefenseTrainer, folder: Path) -> None:
     """Saves the trained weights from the main process. Called by all processes: sharded weights are gathered first."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_fsdp_enabled:  # not exercised without GPUs: Accelerate shards nothing on CPUs
+    if trainer.is_fsdp_enabled:
         whole = trainer.accelerator.get_state_dict(trainer.model)
         if trainer.is_world_process_zero():
             save_weights(model, folder, whole)

@@ -98,9 +98,10 @@ def load_state(trainer: DefenseMixin, folder: Path, start: Sequence[Tensor] | No
             f"{folder} was written by a run from other weights than this one's, and the defense compares with those "
             "that a run started from. Build the trainer on the model that the run began with."
         )
+    weight: Any = trainer.params[0]
     for name in facts.get("sharded", []):
         # as the weights are: FSDP2 splits along the first axis
-        tensors[name] = distribute_tensor(tensors[name], trainer.params[0].device_mesh, [Shard(0)])
+        tensors[name] = distribute_tensor(tensors[name], weight.device_mesh, [Shard(0)])
     for d in trainer.defenses:
         prefix = type(d).__name__ + "."
         d.load_state_dict(trainer, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

@@ -116,11 +116,19 @@ class DefenseMixin(_Trainer):
             super().__init__(*args, **kwargs)
         # Accelerate's FSDP2 plugin shards the weights as the training begins
         self.sharded_by_plugin: bool = self.accelerator.is_fsdp2
+        self.check_setup()
+        self.add_callback(_Events(self))
+
+    def check_setup(self) -> None:
+        """Refuses a set-up in which training or a defense goes wrong; called as the trainer is built.
+
+        Raises:
+            UnsupportedSetup: with reason and remedy.
+        """
         refuse_wrong_training(self)
         for d in self.defenses:
             refuse_unreachable_places(self, d)
             d.check(self)
-        self.add_callback(_Events(self))
 
     # -- what a defense may use -----------------------------------------------------------------------------------
 
