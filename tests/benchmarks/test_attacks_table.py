@@ -1,6 +1,7 @@
 """docs/attacks.md's tables are those of the runs that were kept."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,23 @@ def test_another_training_than_the_experiments_own_is_named(tmp_path):
         "| `harmful`, 10 epochs, rate 0.001, step 60 | – / – / – |",
         "| `harmful`, 10 epochs, rate 0.001 | – / 50 / – |",
     ]
+
+
+def test_the_table_of_attackers_who_know_is_that_of_the_benchmark():
+    folder = ROOT / "benchmarks" / "results" / "knowing"
+    lines = [line.strip("| \n").split(" | ") for line in (folder / "benchmark.md").read_text().splitlines()]
+    [head] = [line for line in lines if line[0] == "topology"]
+    tries = json.loads((folder / "benchmark.json").read_text())["knowing"]
+    for method in ("vaccine", "booster", "lisa", "antidote"):
+        [cells] = [dict(zip(head, line, strict=True)) for line in lines if line[:2] == ["single", method]]
+        [row] = [
+            line
+            for line in PAGE.splitlines()
+            if line.startswith(f"| {method.title()} | {cells['harmful score [95 %]']}")
+        ]
+        assert f" | {cells['harmful score, knowing']} | " in row
+        own = [one for one in tries if one["method"] == method]
+        assert cells["who knows"] in [one["attack"] for one in own if one["chosen"]]
+        said = row.rsplit(" | ", 1)[1]
+        shown = [f"{100 * one['scores']['harmful_score']:.0f}" for one in own if not one["chosen"]]
+        assert sorted(re.findall(r"\d+", said)) == sorted(shown)
