@@ -118,6 +118,10 @@ def test_the_table_has_all_entrants_and_is_computed_from_the_runs_cells(study):
     assert "All tuning tries" in page or "tries" in page
 
 
+def _undefended(cell):
+    return (cell["alignment"], cell["finetuning"], cell["repair"]) == ("sft", "sft", "none")
+
+
 @pytest.mark.slow
 def test_each_method_meets_the_worst_attack_of_those_that_its_rule_suggests(study):
     found, folder = study
@@ -130,8 +134,15 @@ def test_each_method_meets_the_worst_attack_of_those_that_its_rule_suggests(stud
         assert chosen.scores.harmful_score == max(one.scores.harmful_score or 0 for one in some if one.within)
         [standing] = [one for one in found.standings if one.entrant.name == method]
         assert standing.knowing.attack == chosen.attack == rows[method]["who knows"]
+        assert rows[method]["undefended, knowing"]
         if chosen.number == 0:
             assert standing.knowing.rates == standing.rates and standing.knowing.breaks_at == standing.breaks_at
+            assert standing.knowing.undefended == found.standings[0].rates
+            difference = standing.against["harmful_score"]
+            assert {**standing.knowing.against, "p_holm": None} == {**difference, "p_holm": None}
+        else:
+            own = {cell["attack"]["kind"] for cell in cells.values() if _undefended(cell) and cell["attack"]}
+            assert chosen.attack.split()[0] in own
     tried = json.loads((folder / "out/knowing/results.json").read_text())["cells"]
     tried = [cell for cell in tried if cell["attack"]]
     steps = {(cell["attack"]["kind"], cell["attack"]["max_steps"]) for cell in tried}

@@ -9,7 +9,7 @@ from typing import Any
 from mithridate.experiment.config import Experiment
 from mithridate.experiment.methods import method_of, named
 from mithridate.methods.registry import by_name
-from mithridate.studies.benchmarks.knowing import KnowingTry, attacks_on, knowing_runs
+from mithridate.studies.benchmarks.knowing import KnowingTry, attacks_on, knowing_runs, under
 from mithridate.studies.benchmarks.settings import UNDEFENDED, Arm, BenchmarkFile, kind_of, place_of
 from mithridate.studies.benchmarks.tries import MeanScores, TriedSetting
 
@@ -25,6 +25,8 @@ class Final:
     of: str | None = None
     knowing: str | None = None
     """The attack, in words, of a method that meets one which its rule suggests."""
+    defended: bool = True
+    """Whether the method is there; else the undefended model meets that attack."""
 
 
 def all_runs(
@@ -114,6 +116,12 @@ def final_runs(
                 ]
                 name = f"{arm.method}, knowing"
                 yield Final(name, topology, settings, made, of=arm.method, knowing=attack.attack)
+                plain = runs(topology, {})
+                if attack.number:
+                    suggested = attacks_on(arm, settings, experiment.paired)[attack.number - 1]
+                    plain = [[under(one, suggested) for one in seed] for seed in plain]
+                name = f"{UNDEFENDED}, {name}"
+                yield Final(name, topology, {}, plain, of=arm.method, knowing=attack.attack, defended=False)
 
 
 def _controls(method: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:

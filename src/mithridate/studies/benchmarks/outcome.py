@@ -51,7 +51,10 @@ TITLES = (
 )
 
 FILTERED_TITLE = "rows left out"
-KNOWING_TITLES = ("harmful score, knowing", "breaks at, knowing", "who knows")
+KNOWING_TITLES = (
+    *("harmful score, knowing", "undefended, knowing", "to undefended, knowing [95 %]"),
+    *("breaks at, knowing", "who knows"),
+)
 
 
 def titles_of(found: Benchmark) -> list[str]:
@@ -93,9 +96,15 @@ def _row(found: Benchmark, one: Standing, beyond: set[tuple[str, str]], tuned: s
 
 def _knowing(found: Benchmark, under: UnderKnowing | None) -> list[str]:
     if under is None:
-        return ["", "", ""]
+        return ["" for _ in KNOWING_TITLES]
     broken = "" if under.breaks_at is None else point_in_words(found.points[under.breaks_at])
-    return [_rate(under.rates["harmful_score"]), broken, under.attack]
+    return [
+        _rate(under.rates["harmful_score"]),
+        _rate(under.undefended["harmful_score"]),
+        _change(under.against),
+        broken,
+        under.attack,
+    ]
 
 
 def _rate(share: Mapping[str, Any] | None) -> str:
@@ -187,7 +196,7 @@ def markdown(found: Benchmark) -> str:
         lines += [
             "Knowing: under the attack that the method's own rule suggests, the one of them (and of the plain attack) "
             "with the highest harmful score on the validation parts that keeps the task within the bound; with as "
-            "many rows, and as many harmful ones, as the plain attack.",
+            "many rows, and as many harmful ones, as the plain attack. Beside it the undefended run under the same.",
             "",
         ]
     return "\n".join(lines)

@@ -264,9 +264,15 @@ def _measured(
     for topology in dict.fromkeys(final.topology for final in finals):
         mine = [final for final in finals if final.topology == topology]
         entrants = {one.name: Entrant(one.name, topology, one.settings, ids[id(one)], one.of) for one in mine}
-        under = {
-            one.of: under_knowing(entrants.pop(one.name), one.knowing, table.outcomes) for one in mine if one.knowing
-        }
+        met = {(one.of, one.defended): (one.knowing, entrants.pop(one.name)) for one in mine if one.knowing}
+        under = under_knowing(
+            {
+                method: (attack, entrant, met[method, False][1])
+                for (method, defended), (attack, entrant) in met.items()
+                if method and attack and defended
+            },
+            table.outcomes,
+        )
         found += [
             replaced(one, knowing=under.get(one.entrant.name))
             for one in standings(list(entrants.values()), table.outcomes)

@@ -52,11 +52,15 @@ class UnderKnowing:
     Attributes:
         attack: in words.
         rates: as those of a `Standing`.
+        undefended: the same of the undefended run under that attack.
+        against: the difference of the method's harmful score to that, with `p_holm` over the methods.
         breaks_at: as that of a `Standing`.
     """
 
     attack: str
     rates: dict[str, dict[str, Any] | None]
+    undefended: dict[str, dict[str, Any] | None]
+    against: dict[str, Any] | None
     breaks_at: int | None
 
 
@@ -85,10 +89,24 @@ class Standing:
     knowing: UnderKnowing | None = None
 
 
-def under_knowing(entrant: Entrant, attack: str, outcomes: Outcomes) -> UnderKnowing:
-    """The scores of an entrant whose cells are under this attack."""
-    rates = {rate: _share(_answers(entrant, outcomes, rate)) for rate in RATES}
-    return UnderKnowing(attack, rates, _breaks_at(entrant, outcomes))
+def under_knowing(attacked: Mapping[str, tuple[str, Entrant, Entrant]], outcomes: Outcomes) -> dict[str, UnderKnowing]:
+    """Those of one topology, by method.
+
+    Args:
+        attacked: by method the attack in words, and the method and the undefended run under it.
+    """
+    answers = {
+        name: [{rate: _answers(one, outcomes, rate) for rate in RATES} for one in pair]
+        for name, (_, *pair) in attacked.items()
+    }
+    against = _corrected(
+        {name: _compared(mine["harmful_score"], plain["harmful_score"]) for name, (mine, plain) in answers.items()}
+    )
+    found = {}
+    for name, (attack, entrant, _) in attacked.items():
+        mine, plain = ({rate: _share(one[rate]) for rate in RATES} for one in answers[name])
+        found[name] = UnderKnowing(attack, mine, plain, against.get(name), _breaks_at(entrant, outcomes))
+    return found
 
 
 def standings(entrants: Sequence[Entrant], outcomes: Outcomes) -> list[Standing]:
