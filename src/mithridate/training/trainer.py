@@ -276,7 +276,7 @@ class DefenseMixin(_Trainer):
         """Inside, the model is the one that the run started from: in evaluation mode, without gradients.
 
         For a defense that declares "reference" in `needs`, or a model of kind "start". Costs a copy of the trained
-        weights, and no passes but those run inside.
+        weights (one more inside, of a rank's shards, where they are sharded), and no passes but those run inside.
 
         Raises:
             MithridateError: in `Defense.loss`, where the training pass has its graph: `outputs.reference` is there
