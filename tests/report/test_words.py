@@ -79,6 +79,8 @@ LORA = {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}
         ({"adapter": LORA | {"target_modules": "all-linear"}}, "10% harmful rows, rank 1 on all-linear"),
         ({"adapter": "full"}, "10% harmful rows, all weights"),
         ({"frozen": [".*lora_A.*"]}, "10% harmful rows, lora_A frozen"),
+        ({"kind": "scheduled", "length": 3.0, "rate": 1.0}, "10% scheduled rows, length 3"),
+        ({"kind": "scheduled", "leap": 10.0, "rate": 0.5}, "10% scheduled rows, leap 10, rate 0.5"),
         ({"optim": "sgd", "num_train_epochs": 10}, "10% harmful rows, sgd, 10 epochs"),
         ({"kind": "opener", "adapter": "full"}, "10% opener rows, all weights"),
         ({"harmful_ratio": 0, "adapter": "full"}, "no harmful rows, all weights"),

@@ -153,7 +153,7 @@ def benchmark(
     table = new_table(*titles_of(found))
     for row in table_of(found):
         table.add_row(*(escape(cell) for cell in row))
-    print_table(table)
+    print_table(table, keys=2)
     typer.echo(f"written: {found.folder / 'benchmark.md'}")
 
 

@@ -44,10 +44,13 @@ def kind_of(cell: Cell) -> str:
 
 
 def trained_otherwise(cell: Cell) -> list[str]:
-    """What of its fine-tune is not as the alignment stage simulated it: the adapter, what stays as it was; and, where
-    the run varies them, the optimizer and the epochs."""
+    """What of its fine-tune is not as the experiment has it: how long and at which rate, the adapter, what stays as it
+    was; and, where the run varies them, the optimizer and the epochs."""
     attack, swept = cell.get("attack") or {}, cell.get("swept") or {}
     adapter, found = attack.get("adapter"), []
+    if attack.get("kind") == "scheduled":
+        found += [f"leap {attack['leap']:g}"] if attack.get("leap") else []
+        found += [f"{name} {attack[name]:g}" for name in ("length", "rate") if attack.get(name, 1) != 1]
     if isinstance(adapter, dict):
         layers = adapter["target_modules"]
         on = " ".join(name.removesuffix("_proj") for name in layers) if isinstance(layers, list) else layers
