@@ -32,6 +32,11 @@ def local(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.to_local() if sharded(t) else t.detach() for t in tensors]
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The tensor itself; a sharded one gathered, which all processes have to ask for."""
+    return tensor.full_tensor() if sharded(tensor) else tensor
+
+
 _BLOCK_BYTES = {"cpu": 4 << 20}  # what stays in a CPU's cache between two operations
 _LARGE_BLOCK_BYTES = 256 << 20  # elsewhere: few launches, and temporaries that are small beside the weights
 
@@ -69,7 +74,7 @@ def global_norm(tensors: Sequence[Tensor | None]) -> Tensor:
         dtype = torch.promote_types(group[0].dtype, torch.float32)  # squares of fp16 numbers overflow in fp16
         each = torch._foreach_norm(group, 2, dtype=dtype)
         norm = torch.linalg.vector_norm(torch.stack([n.to(each[0].device) for n in each]))
-        norms.append(norm.full_tensor() if sharded(norm) else norm)
+        norms.append(gathered(norm))
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 

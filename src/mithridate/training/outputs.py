@@ -14,10 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from mithridate.errors import MithridateError
+from mithridate.training.gradients import gathered
 
 KINDS = ("logits", "hidden_states", "reference")
 
@@ -60,11 +59,6 @@ def divergence(start: Tensor, now: Tensor, num_items_in_batch: Tensor | int | No
     return total / (num_items_in_batch if num_items_in_batch is not None else max(len(now), 1))
 
 
-def _whole(weight: Any) -> Any:
-    """A head's weight or bias; a frozen one under an adapter is still in shards (PEFT passes FSDP's hooks by)."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
-
-
 class Capture:
     """While entered, sees what a model's forward pass returns; `outputs` then makes `Outputs` of the first such pass.
 
@@ -80,6 +74,8 @@ class Capture:
         self._model = model
         plain = getattr(model, "_orig_mod", model)  # of a compiled one
         self._base = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        from torch.distributed.fsdp import FSDPModule  # it takes long to import, and training has done so
+
         self._sharded = any(isinstance(module, FSDPModule) for module in model.modules())
         self._needs: Collection[str] = ()
         self._labels: Any = None
@@ -184,8 +180,9 @@ class Capture:
         config = self._base.config.get_text_config()
         with torch.autocast(**self._autocast):
             hidden, head = self._backbone.last_hidden_state[:, :-1][mask], self._base.get_output_embeddings()
-            # FSDP takes a call of the head for one of the norm's too, with which it gathers and lets go of it
-            logits = F.linear(hidden, _whole(head.weight), _whole(head.bias)) if self._sharded else head(hidden)
+            # FSDP takes a call of the head for one of the norm's too, with which it gathers and lets go of it. Under
+            # an adapter the frozen head is in shards here, for PEFT passes FSDP's hooks by.
+            logits = F.linear(hidden, gathered(head.weight), gathered(head.bias)) if self._sharded else head(hidden)
         scale = getattr(config, "logit_scale", None)
         if scale is None and getattr(config, "logits_scaling", None) is not None:
             scale = 1 / config.logits_scaling

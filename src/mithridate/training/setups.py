@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from packaging.version import Version
-from torch.distributed.fsdp import CPUOffloadPolicy
 
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
@@ -93,6 +92,8 @@ def compiled(t: DefenseMixin) -> bool:
 
 def _untested(t: DefenseMixin) -> list[tuple[bool, str, str]]:
     """(is it so here, reason, remedy)."""
+    from torch.distributed.fsdp import CPUOffloadPolicy  # it takes long to import, and training has done so
+
     args, accelerator, model = t.args, t.accelerator, t.model
     parallel, plugin = accelerator.parallelism_config, getattr(accelerator.state, "fsdp_plugin", None)
     sizes = {k: getattr(parallel, f"{k}_size", 1) or 1 for k in ("tp", "cp", "sp")} if parallel is not None else {}

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.training.gradients import gathered
+from mithridate.training.gradients import sharded as is_sharded
 
 if TYPE_CHECKING:
     from mithridate.training.trainer import DefenseMixin
@@ -38,10 +39,10 @@ def save_state(trainer: DefenseMixin, folder: Path, passes: int, start: Sequence
     sharded: list[str] = []
     for d in trainer.defenses:
         for key, tensor in d.state_dict(trainer).items():
-            name, whole = f"{type(d).__name__}.{key}", _whole(tensor)
+            name, complete = f"{type(d).__name__}.{key}", gathered(tensor.detach())
             if writes:
-                tensors[name] = whole.cpu().contiguous()
-            if isinstance(tensor, DTensor):
+                tensors[name] = complete.cpu().contiguous()
+            if is_sharded(tensor):
                 sharded.append(name)
     digest = _digest(start)
     if not writes:
@@ -56,12 +57,6 @@ def save_state(trainer: DefenseMixin, folder: Path, passes: int, start: Sequence
         "sharded": sharded,
     }
     (folder / "defense.json").write_text(json.dumps(facts, indent=1))
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Without graph; a sharded one gathered, by all ranks."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_state(trainer: DefenseMixin, folder: Path, start: Sequence[Tensor] | None) -> None:
@@ -98,6 +93,8 @@ def load_state(trainer: DefenseMixin, folder: Path, start: Sequence[Tensor] | No
             f"{folder} was written by a run from other weights than this one's, and the defense compares with those "
             "that a run started from. Build the trainer on the model that the run began with."
         )
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     weight: Any = trainer.params[0]
     for name in facts.get("sharded", []):
         # as the weights are: FSDP2 splits along the first axis
@@ -110,10 +107,10 @@ def load_state(trainer: DefenseMixin, folder: Path, start: Sequence[Tensor] | No
 def _digest(tensors: Sequence[Tensor] | None) -> str | None:
     if tensors is None:
         return None
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in tensors:
-        whole.update(_whole(tensor).cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(gathered(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def refuse_inexact_resume(trainer: DefenseMixin) -> None:
