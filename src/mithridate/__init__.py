@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from mithridate.repairs.wiseft import WiSEFT
     from mithridate.results.comparison import Comparison, compare
     from mithridate.results.release import GateVerdict, Limits, gate
-    from mithridate.training.trainer import DefenseMixin, DefenseTrainer
+    from mithridate.training.mixin import DefenseMixin
+    from mithridate.training.trainer import DefenseTrainer
 
 __version__ = "0.1.0"
 
@@ -57,7 +58,7 @@ _PUBLIC = {
     "Defense": "mithridate.defenses.base",
     "ConstrainedSFT": "mithridate.defenses.constrainedsft",
     "Comparison": "mithridate.results.comparison",
-    "DefenseMixin": "mithridate.training.trainer",
+    "DefenseMixin": "mithridate.training.mixin",
     "DefenseTrainer": "mithridate.training.trainer",
     "Evaluation": "mithridate.evaluation",
     "GateVerdict": "mithridate.results.release",

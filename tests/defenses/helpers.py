@@ -16,7 +16,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 import tests.once  # noqa: F401 (tokenises the same rows once)
 from mithridate.methods.defense import Defense
-from mithridate.training.trainer import DefenseMixin, DefenseTrainer
+from mithridate.training.mixin import DefenseMixin
+from mithridate.training.trainer import DefenseTrainer
 from tests.tiny import ONE_STEP, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)

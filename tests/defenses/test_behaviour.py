@@ -18,7 +18,8 @@ from mithridate.defenses.booster import Booster
 from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup
-from mithridate.training.trainer import DefenseMixin, DefenseTrainer
+from mithridate.training.mixin import DefenseMixin
+from mithridate.training.trainer import DefenseTrainer
 from tests.conformance.methods import DEFENSES
 from tests.defenses.helpers import DEFAULTS, USUAL, error, model, rows, same, trainer_for, update, weights
 from tests.tiny import tiny_tokenizer

@@ -20,7 +20,7 @@ from mithridate.defenses.lisa import Lisa
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods import by_name
-from mithridate.training.trainer import DefenseMixin
+from mithridate.training.mixin import DefenseMixin
 from tests.conformance.methods import example
 from tests.defenses import reference
 from tests.defenses.helpers import batch_of, error, rows, same, trainer_for, weights

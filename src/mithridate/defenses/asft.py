@@ -62,7 +62,7 @@ from mithridate.methods.base import Cost, Method, require_number
 from mithridate.methods.defense import Defense
 
 if TYPE_CHECKING:
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 
 @dataclass

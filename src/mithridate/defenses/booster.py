@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mithridate.rows import Rows
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.side_data import SideData
-    from mithridate.training.trainer import DefenseMixin
 
 logger = logging.getLogger(__name__)
 

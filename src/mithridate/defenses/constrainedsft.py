@@ -52,8 +52,8 @@ from mithridate.methods.defense import Defense
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.outputs import Outputs
-    from mithridate.training.trainer import DefenseMixin
 
 FIRST = 5
 """Tokens of an answer that are held by betas[0] and betas[1]."""

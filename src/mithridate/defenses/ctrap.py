@@ -62,8 +62,8 @@ from mithridate.training.side_data import rows_of_batch
 
 if TYPE_CHECKING:
     from mithridate.rows import Rows
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.side_data import SideData
-    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)

@@ -60,7 +60,7 @@ from mithridate.methods.defense import Defense
 
 if TYPE_CHECKING:
     from mithridate.rows import Rows
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 _NO_LABEL = -100
 

@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from mithridate.rows import Rows
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 Words = tuple["Counter[str]", "Counter[str]"]
 """How often each word is there: in prompts, in answers."""

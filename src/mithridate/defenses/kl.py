@@ -38,8 +38,8 @@ from mithridate.training.outputs import divergence
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.outputs import Outputs
-    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)

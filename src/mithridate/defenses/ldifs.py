@@ -42,8 +42,8 @@ from mithridate.methods.defense import Defense
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.outputs import Outputs
-    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)

@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mithridate.rows import Rows
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.side_data import SideData
-    from mithridate.training.trainer import DefenseMixin
 
 
 @dataclass(kw_only=True)

@@ -27,7 +27,7 @@ from mithridate.methods.base import require_number
 from mithridate.methods.defense import Defense
 
 if TYPE_CHECKING:
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 _ABSOLUTE = ("min_lr", "lr_end")  # of lr_scheduler_kwargs
 

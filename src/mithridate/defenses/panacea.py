@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mithridate.rows import Rows
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.side_data import SideData
-    from mithridate.training.trainer import DefenseMixin
 
 CEILING = 5.0
 """Of the perturbed harmful loss."""

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mithridate.rows import Rows
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 KERNELS = 5
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")  # what the last norm is called

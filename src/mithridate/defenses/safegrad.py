@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mithridate.rows import Rows
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.side_data import SideData
-    from mithridate.training.trainer import DefenseMixin
 
 SMALLEST = 1e-9
 """|| g_a ||^2 at or below which nothing is projected: its direction is rounding."""

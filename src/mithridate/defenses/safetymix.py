@@ -40,7 +40,7 @@ from mithridate.training.steps import steps_ahead
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 
 @dataclass(kw_only=True)

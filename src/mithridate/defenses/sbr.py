@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mithridate.rows import Rows
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 
 @dataclass(kw_only=True)

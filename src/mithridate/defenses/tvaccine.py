@@ -69,8 +69,8 @@ if TYPE_CHECKING:
 
     from mithridate.rows import Rows
     from mithridate.training.activations import ActivationShifts
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.side_data import SideData
-    from mithridate.training.trainer import DefenseMixin
 
 Score = Literal["harmful", "uniform"]
 Frozen = Literal["attention", "layers"]

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mithridate.training.activations import ActivationShifts
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
+    from mithridate.training.mixin import DefenseMixin
     from mithridate.training.outputs import Outputs
-    from mithridate.training.trainer import DefenseMixin
 
 
 Guard = Callable[[Sequence[Sequence[tuple[str, str]]]], Sequence[str | None]]

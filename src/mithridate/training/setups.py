@@ -13,7 +13,7 @@ from mithridate.methods.defense import Defense, acts
 from mithridate.training.quantised import TESTED, quantiser
 
 if TYPE_CHECKING:
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 
 def refuse_wrong_training(t: DefenseMixin) -> None:

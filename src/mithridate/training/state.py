@@ -17,7 +17,7 @@ from mithridate.training.gradients import gathered
 from mithridate.training.gradients import sharded as is_sharded
 
 if TYPE_CHECKING:
-    from mithridate.training.trainer import DefenseMixin
+    from mithridate.training.mixin import DefenseMixin
 
 
 def _described(trainer: DefenseMixin) -> list[dict[str, Any]]:
