@@ -41,9 +41,11 @@ def test_an_attack_in_words_is_its_kind_and_what_it_changes():
 
 def test_a_leap_is_a_training_of_its_own_before_the_rest():
     leap, rest = Scheduled(leap=10.0, leap_steps=2, length=1.5, frozen=["a"]).phases()
-    assert leap.trained(TRAINING) == TRAINING | {"learning_rate": 0.001 * 10.0, "max_steps": 2} and leap.frozen == (
-        "a",
-    )
+    assert leap.trained(TRAINING) == TRAINING | {
+        "learning_rate": 0.001 * 10.0,
+        "max_steps": 2,
+        "lr_scheduler_type": "constant",
+    } and leap.frozen == ("a",)
     assert rest.trained(TRAINING) == TRAINING | {"max_steps": 60} and rest.frozen == ("a",)
     assert Scheduled().phases() == [Phase()]
 
@@ -59,6 +61,7 @@ def test_keys_of_attacks_that_use_no_multiple_are_what_they_were():
         ({"length": 0}, "length must be a number above 0"),
         ({"rate": -1.0}, "rate must be a number above 0"),
         ({"leap": -1.0}, "leap must be a number at least 0"),
+        ({"frozen": ["("]}, r"frozen: '\(' is no regular expression"),
         ({"leap_steps": 0}, "leap_steps must be a whole number of optimizer steps, at least 1"),
         ({"harmful_ratio": 2}, "harmful_ratio must be a number at least 0, at most 1"),
     ],
@@ -129,6 +132,19 @@ def test_who_may_move_a_alone_is_suggested_it_where_the_alignments_adapter_is_tr
     }
 
 
+@pytest.mark.parametrize("method", ["asft", "safelora"])
+def test_with_all_weights_trained_there_are_no_factors_to_freeze(method):
+    assert [attack.in_words() for attack in attacks_on(_arm(method, "full"), {})] == ["scheduled (length 3)"]
+
+
+def test_factors_can_be_frozen_where_there_is_an_adapter_only():
+    frozen = [".*lora_A.*"]
+    assert not Scheduled(frozen=frozen).acts(fresh=True, adapter=False)
+    assert not Scheduled(frozen=frozen, adapter="full").acts(fresh=True, adapter=True)
+    assert Scheduled(frozen=frozen, adapter={"r": 1}).acts(fresh=True, adapter=False)
+    assert Scheduled(frozen=["model.norm.weight"]).acts(fresh=True, adapter=False)
+
+
 @pytest.mark.parametrize("method", ["booster", "ctrap", "panacea", "tvaccine"])
 def test_what_holds_in_one_adapter_meets_another_on_every_linear_layer(method):
     for topology in ("single", "double"):
@@ -136,6 +152,47 @@ def test_what_holds_in_one_adapter_meets_another_on_every_linear_layer(method):
         assert attack.adapter == {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
         attack.adapter["r"] = 1
         assert ELSEWHERE["r"] == 8  # each has its own
+
+
+def test_a_leap_keeps_its_rate_whatever_the_experiments_schedule():
+    training = {"learning_rate": 1e-3, "max_steps": 40, "warmup_steps": 0.1, "lr_scheduler_type": "linear"}
+    leap, rest = (phase.trained(training) for phase in Scheduled(leap=10.0).phases())
+    assert leap["lr_scheduler_type"] == "constant" and leap["max_steps"] == 1  # which has no warm-up
+    assert leap["learning_rate"] == pytest.approx(1e-2)
+    assert rest == training
+
+
+@pytest.mark.parametrize(
+    ("attack", "steps", "lengths"),
+    [
+        (Harmful(harmful_ratio=0.1, size=8), 5, [5]),
+        (Scheduled(length=3.0), 5, [5]),
+        (Scheduled(leap=10.0, leap_steps=2), 5, [2, 3]),
+        (Scheduled(leap=10.0, leap_steps=2, length=0.5), 3, [2, 1]),
+        (Scheduled(leap=10.0, leap_steps=2), 2, None),  # it has no step after its leap
+        (by_name("attacks")["tenshot"](), 5, None),  # so many epochs, whatever the experiment says
+        (by_name("attacks")["retainthenforget"](size=8, harmful_ratio=0.5), 5, None),
+    ],
+    ids=str,
+)
+def test_an_attack_that_ends_after_so_many_steps(attack, steps, lengths):
+    made = attack.ended_after(steps)
+    if lengths is None:
+        assert made is None
+        return
+    shorter, own = made
+    training = {"learning_rate": 1e-3, "max_steps": own}
+    assert [phase.trained(training)["max_steps"] for phase in shorter.phases()] == lengths
+    assert sum(lengths) == steps
+
+
+def test_a_leap_that_a_defense_has_no_room_for_is_left_out():
+    lisa = {"lisa": {"align_steps": 1, "finetune_steps": 2}}
+    finetune = {"attack": {"harmful_ratio": 0.2, "size": 50}, "training": TRAINING}
+    for defense, leaps in (("none", 1), (lisa, 0)):
+        given = _asked(finetune=finetune | {"defense": defense})
+        variants = with_knowing(load_attack({"knowing": True}), given).variants
+        assert sum("leap" in name for name in variants) == leaps, list(variants)
 
 
 def _asked(**changes):
@@ -156,8 +213,11 @@ def test_the_search_leaves_out_what_could_not_act_in_the_experiment():
     given = load_attack({"knowing": True})
     repaired = {"repair": {"safelora": {}}}
     for changes, frozen, adapters in (
-        ({"topology": "single"} | repaired, 1, 1),
-        ({"topology": "double"} | repaired, 0, 1),
+        ({"topology": "single"} | repaired, 1, 0),  # Safe LoRA refuses layers that the alignment left as they were
+        ({"topology": "double"} | repaired, 0, 0),
+        ({"topology": "double", "adapter": {"target_modules": "all-linear"}} | repaired, 0, 1),
+        ({"topology": "full"} | repaired, 0, 1),  # there are no factors to freeze
+        ({"topology": "double", "repair": {"resta": {"alpha": 0.5}}}, 0, 1),
         ({"topology": "single", "repair": {"lox": {}}}, 0, 0),  # whose adapter is not the one that was trained
         ({"topology": "double", "repair": {"lox": {}}}, 0, 1),
     ):

@@ -7,8 +7,9 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
+from mithridate.errors import MithridateError
 from mithridate.evaluation import summarise
-from mithridate.experiment.config import load_experiment
+from mithridate.experiment.config import load_experiment, resolve
 from mithridate.files import file_digest, replace_file, replacing
 from mithridate.pipeline.experiments import undefended, with_undefended
 from mithridate.results import folder as run_folder
@@ -97,6 +98,23 @@ def test_the_files_of_a_run(tmp_path):
         for kind in ("records", "verdicts"):
             path = tmp_path / "out" / one[kind]["file"]
             assert one[kind] == {"file": f"{kind}/{one['id']}.parquet", "sha256": file_digest(path), "rows": 9}
+
+
+def test_a_model_is_found_whichever_experiment_made_it_first(tmp_path):
+    """The attacked model that a repair starts from is the undefended run's too, and is one cell for both."""
+    repaired = load_experiment(experiment(tmp_path, repair={"resta": {"alpha": 0.5}}))
+    whole = resolve(repaired, tmp_path)
+    rows = [row(i, "complied") for i in range(6)]
+    growing, filling = ResultsTable("m", "hs/embedded-v1", []), RunFolder(tmp_path / "out", tmp_path)
+    filling.start(whole, tabled=True)
+    for upto in ("finetune", "repair"):
+        cell = Cell(whole, upto, rows, upto, upto, "finetune", {}, history=[])
+        filling.add(growing.add(cell), cell)
+    filling.write(growing, complete=True)
+    names = list(filling.cells)
+    assert [filling.made_by(one)["id"] for one in (undefended(repaired), repaired)] == names
+    with pytest.raises(MithridateError, match="no cell for one of its experiments"):
+        filling.made_by(load_experiment(experiment(tmp_path, repair={"resta": {"alpha": 0.25}})))
 
 
 def test_answers_are_written_once_and_verdicts_are_a_table_of_their_own(tmp_path):

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from mithridate.attacks.harmful import Harmful
-from mithridate.methods.attack import Phase
+from mithridate.errors import InputError
+from mithridate.methods.attack import Attack, Phase
 from mithridate.methods.base import require_number, require_whole
 
 ELSEWHERE: Mapping[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -28,8 +29,13 @@ _SOME_B = "base_model.model.SOME_LAYER.lora_B.default.weight"
 class Scheduled(Harmful):
     """`Harmful` rows; with nothing but these it is that attack.
 
+    A leap keeps its rate from its first step to its last, whatever warm-up and decay the experiment has; and as a
+    training of its own it is a beginning of its own, too: what a defense holds the model to is taken anew after it.
+    That is for the attacker, who could not have it so where a provider's fine-tune is one training.
+
     With the factors B of a *new* adapter frozen nothing can move, for they are 0 and so are the gradients of A: that
-    is refused before anything is computed, and not suggested (`acts`).
+    is refused before anything is computed, and not suggested (`acts`). Nor is freezing factors where there is no
+    adapter.
 
     Args:
         harmful_ratio: share of harmful rows, in [0, 1]; exactly round(harmful_ratio * size) of them.
@@ -71,13 +77,26 @@ class Scheduled(Harmful):
         require_number(self, "rate", 0, open_low=True)
         require_number(self, "leap", 0)
         require_whole(self, "leap_steps", 1, "number of optimizer steps")
+        for pattern in self.frozen:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"Scheduled: frozen: {pattern!r} is no regular expression: {error}") from error
 
-    def acts(self, *, fresh: bool) -> bool:
+    def acts(self, *, fresh: bool, adapter: bool = True) -> bool:
+        adapted = adapter if self.adapter is None else self.adapter != "full"
+        if not adapted and any("lora_" in pattern for pattern in self.frozen):
+            return False
         fresh = fresh or self.adapter is not None
         return not (fresh and any(re.fullmatch(pattern, _SOME_B) for pattern in self.frozen))
 
     def phases(self) -> list[Phase]:
         where: dict[str, Any] = {"adapter": self.adapter, "frozen": tuple(self.frozen)}
-        leap = Phase(rate=self.leap, training={"max_steps": self.leap_steps}, **where)
+        steady = {"max_steps": self.leap_steps, "lr_scheduler_type": "constant"}
+        leap = Phase(rate=self.leap, training=steady, **where)
         rest = Phase(rate=self.rate, length=self.length, **where)
         return [leap, rest] if self.leap else [rest]
+
+    def ended_after(self, steps: int) -> tuple[Attack, int] | None:
+        left = steps - self.leap_steps * bool(self.leap)
+        return (replace(self, length=1.0), left) if left > 0 else None

@@ -39,7 +39,7 @@ A weight without a gradient in a step is not stepped.
 
 Cost: a forward and backward pass, and products of V with the factors (of all weights: with matrices of its own size,
 about as dear as a pass over d tokens of a layer of width d). Memory: a copy of the trained weights, and V, in float32,
-of the size of the layers under the adapter, which `estimate` does not count. Supported: LoRA over linear layers and
+of the size of the layers under the adapter. Supported: LoRA over linear layers and
 full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism,
 torch.compile. Refused: sharded weights, a quantised base, DoRA and other variants and kinds of adapters, a run without
 the base model, or without an alignment.
@@ -117,6 +117,7 @@ class AsFT(Defense):
     stage: ClassVar[str] = "fine-tuning"
     strength: ClassVar[str | None] = "lam"
     models: ClassVar[dict[str, str]] = {"base": "base", "start": "start"}
+    follows_alignment: ClassVar[bool] = True
     off: ClassVar[dict[str, Any] | None] = {"lam": 0.0}
 
     lam: float = 1.0

@@ -48,6 +48,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.defense import Defense
+from mithridate.training.outputs import tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,6 +124,13 @@ class ConstrainedSFT(Defense):
                 f"ConstrainedSFT: weighs the plain cross-entropy of each token, and the run's loss has {what}.",
                 "set loss_type='nll', label_smoothing_factor=0.",
             )
+        strategy = getattr(t.args, "packing_strategy", "bfd")
+        if getattr(t.args, "packing", False) and strategy != "bfd":
+            raise UnsupportedSetup(
+                f"ConstrainedSFT: packing_strategy={strategy!r} cuts answers, and the rest of one has no beginning to "
+                "count from.",
+                "set packing_strategy='bfd', or packing=False.",
+            )
         labels = next(iter(t.train_dataset), {}).get("labels")
         if labels is not None and len(labels) and labels[0] != -100:
             raise UnsupportedSetup(
@@ -148,7 +156,7 @@ class ConstrainedSFT(Defense):
         betas = now.new_tensor(self.betas)[(places > 1).long() + (places > FIRST)]
         moved = now.detach() - outputs.reference.log_probs.to(now.dtype)
         weights = (2 * torch.sigmoid(-betas * moved)).clamp(min=SMALLEST)
-        count = num_items_in_batch if num_items_in_batch is not None else max(int(mask.sum()), 1)
+        count = tokens_of(num_items_in_batch, int(mask.sum()))
         t.record("constrainedsft/weight", (weights * mask).sum() / mask.sum().clamp(min=1))
         return loss + (((1 - weights) * now * mask).sum() / count).to(loss.dtype)
 

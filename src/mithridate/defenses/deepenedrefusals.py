@@ -50,6 +50,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from datasets import Dataset
 
 from mithridate.attacks.noice import NOICE
 from mithridate.attacks.scheduled import Scheduled
@@ -115,6 +116,15 @@ class DeepenedRefusals(Defense):
                 "DeepenedRefusals: no row of harmful_dataset has a prompt and an answer of one token or more.",
                 "give it rows with prompt and completion (or response), or messages, and max_length room for them.",
             )
+        rows = t.train_dataset
+        if not isinstance(rows, Dataset) or "labels" not in rows.column_names or getattr(t.args, "packing", False):
+            return  # what a row is shows in its batch only
+        if self.share and not any(_answer(labels)[0] for labels in rows["labels"]):
+            raise UnsupportedSetup(
+                "DeepenedRefusals: no row of the training set has a prompt and one answer after it, so that there is "
+                "nothing to begin otherwise.",
+                "give it rows with prompt and completion, or messages.",
+            )
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._answers = self._harmful(t) if self.share else {}
@@ -130,8 +140,8 @@ class DeepenedRefusals(Defense):
         rows = t.side_data(self.harmful_dataset, "harmful_dataset").dataset
         special, found = set(getattr(t.processing_class, "all_special_ids", ())), {}
         for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
-            start = _answer(labels)
-            answer = list(takewhile(lambda token: token not in special, ids[start:])) if start else []
+            start, end = _answer(labels)
+            answer = list(takewhile(lambda token: token not in special, ids[start:end])) if start else []
             if answer:
                 found[tuple(ids[:start])] = answer
         return found
@@ -139,7 +149,7 @@ class DeepenedRefusals(Defense):
     def _deepened(self, t: DefenseMixin, batch: Any) -> Any:
         rows, joined, paired = list(_rows(batch)), 0, 0
         for number, (ids, labels) in enumerate(rows):
-            start, rng = _answer(labels), self._rng(t, ids)
+            (start, _), rng = _answer(labels), self._rng(t, ids)
             own = self._answers.get(tuple(ids[:start]))
             wanted, which = rng.random() < self.share, int(rng.integers(len(self._answers)))
             answer = own or list(self._answers.values())[which]
@@ -165,10 +175,12 @@ class DeepenedRefusals(Defense):
         return np.random.default_rng(list(hashlib.sha256(key).digest()))
 
 
-def _answer(labels: list[int]) -> int:
-    """Where the one answer begins that is trained on, to the end; 0 where there is none such, or no prompt."""
+def _answer(labels: list[int]) -> tuple[int, int]:
+    """Where the one answer begins that is trained on, and where it ends (a template may close the turn after it,
+    without a label); 0, 0 where there is none such, or no prompt."""
     start = next((i for i, label in enumerate(labels) if label != _NO_LABEL), 0)
-    return 0 if _NO_LABEL in labels[start:] else start
+    end = next((i for i in range(len(labels), start, -1) if labels[i - 1] != _NO_LABEL), start)
+    return (0, 0) if _NO_LABEL in labels[start:end] else (start, end)
 
 
 def _rows(batch: Any) -> Iterator[tuple[list[int], list[int]]]:

@@ -38,6 +38,7 @@ from mithridate.errors import UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.defense import Defense
+from mithridate.training.outputs import tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -104,6 +105,6 @@ class LDIFS(Defense):
         for h, h0 in zip(now[1:], start[1:], strict=True):
             away = h[:, :-1][mask] - h0[:, :-1][mask].to(h.dtype)
             total = total + away.to(total.dtype).square().sum().to(total.device)
-        mean = total / (num_items_in_batch if num_items_in_batch is not None else max(int(mask.sum()), 1))
+        mean = total / tokens_of(num_items_in_batch, int(mask.sum()))
         t.record("ldifs/distance", mean)
         return loss + (self.rho / 2 * mean).to(loss.dtype)

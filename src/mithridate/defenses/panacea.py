@@ -36,8 +36,9 @@ Differs from that code in:
 - the logged loss is g (there: h(w + eps));
 - eps is saved with each checkpoint, so that a resumed run ends as the uninterrupted one.
 
-The weights move at the end whatever the learning rate. Weights that are kept in the midst of a run (checkpoints,
-models scored at steps) are w, without eps. With rho 0 there is no harmful pass, and the run is plain training.
+The weights move at the end whatever the learning rate. Weights that are kept in the midst of a run (checkpoints) are
+w, without eps: no models of this method (`finishes`), so an experiment scores none on the way. With rho 0 there is no
+harmful pass, and the run is plain training.
 
 How much of the effect is that of any perturbation so long, shows the control "random-perturbation": plain training,
 and at the end w <- w + rho * z / ||z||, z normal by the run's seed. It needs no harmful data.
@@ -97,6 +98,7 @@ class Panacea(Defense):
 }"""
     provenance: ClassVar[str] = "exact"
     stage: ClassVar[str] = "fine-tuning"
+    finishes: ClassVar[bool] = True
     strength: ClassVar[str | None] = "rho"
     off: ClassVar[dict[str, Any] | None] = {"rho": 0.0}
     roles: ClassVar[dict[str, str]] = {"harmful_dataset": "defender_harmful"}
@@ -146,6 +148,12 @@ class Panacea(Defense):
                 f"{self.rho:g} would be lost in rounding.",
                 "load the model in float32 (bf16=True still computes in bfloat16), or train a LoRA adapter, which "
                 "PEFT keeps in float32 over a bfloat16 model.",
+            )
+        if self.rho > 0 and t.args.load_best_model_at_end:
+            raise UnsupportedSetup(
+                "Panacea: load_best_model_at_end takes weights of another step than the last, which the perturbation "
+                "was not learnt for.",
+                "set load_best_model_at_end=False.",
             )
         if self.learned:
             require_rows(self, "harmful_dataset")

@@ -37,7 +37,7 @@ Controls: `adversarial-loss` (beta = 0, the authors' baseline of that name) and 
 no settings that are plain training (`off`): of pairs, only the tokens in which they differ are trained on.
 
 Cost: 2 forward and 2 backward passes per step, and the head once more over m for each layer and the embeddings, with
-its graph: L + 2 times [N, V] for N tokens in m is what takes memory, and is not in the estimate. Supported: LoRA and
+its graph: L + 2 times [N, V] for N tokens in m is what takes memory. Supported: LoRA and
 full weights, any batch layout, activation checkpointing, mixed precision, data parallelism. Refused: harmful rows
 without an alignment row of the same prompt, or with the same answer; a streamed training set; re-entrant
 checkpointing; sharded weights; torch.compile; models without one MLP a layer or without a last norm.

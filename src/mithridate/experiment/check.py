@@ -11,7 +11,15 @@ from mithridate import generation, judges
 from mithridate.data import tasks
 from mithridate.errors import Findings, InputError
 from mithridate.experiment import adapter_fields, training_fields
-from mithridate.experiment.methods import POST_ALIGNMENT, attack_of, defenses_of, method_of, repair_of
+from mithridate.experiment.methods import (
+    POST_ALIGNMENT,
+    attack_of,
+    defenses_of,
+    follows,
+    method_of,
+    repair_of,
+    unfollowed,
+)
 from mithridate.experiment.model import FULL, Align, Attack, Budget, Experiment, Finetune
 from mithridate.experiment.processes import with_processes
 from mithridate.methods import by_name
@@ -197,14 +205,17 @@ def _require_guard(field: str, spec: Any) -> None:
 
 
 def _adapter_problems(experiment: Experiment) -> list[str]:
+    own = experiment.finetune.adapter if experiment.finetune else None
+    problems = _lora_problems("adapter", experiment.adapter)
+    return problems + (_lora_problems("finetune.adapter", own) if isinstance(own, Mapping) else [])
+
+
+def _lora_problems(path: str, adapter: Mapping[str, Any]) -> list[str]:
     from peft import LoraConfig
 
     names = [f.name for f in fields(LoraConfig) if f.init and f.name not in adapter_fields.NOT_IN_ADAPTER]
-    own = experiment.finetune.adapter if experiment.finetune else None
-    problems = field_problems("adapter", dict(experiment.adapter), LoraConfig, names)
-    if own is not None and own != "full":
-        problems += field_problems("finetune.adapter", dict(own), LoraConfig, names)
-    return problems
+    known = {name: value for name, value in adapter.items() if name not in adapter_fields.NOT_IN_ADAPTER}
+    return field_problems(path, known, LoraConfig, names)
 
 
 def _place_problems(experiment: Experiment) -> list[str]:
@@ -226,13 +237,27 @@ def _place_problems(experiment: Experiment) -> list[str]:
             )
         try:
             method.check_run(topology=experiment.topology, finetuned=finetuned, adapter=kept)
-        except InputError as error:
-            problems.append(f"repair.{name}.{error}")
+        except InputError as error:  # which begins with the field that is wrong, where it is one
+            own = str(error).partition(":")[0] in method.settings()
+            problems.append(f"repair.{name}{'.' if own else ': '}{error}")
     for before, names in placed.items():
         if len(names) > 1:
             where = "between alignment and fine-tuning" if before else "after fine-tuning"
             problems.append(f"repair: expected one repair {where}, got {len(names)}: {', '.join(names)}")
     if experiment.finetune:
+        guards = experiment.finetune.defense
+        for name, method in zip(guards, defenses_of(guards)):
+            if experiment.align is None and follows(method):
+                problems.append(
+                    f"finetune.defense.{name}: takes its directions from what the alignment changed, and `align` is "
+                    "none. Set `align`"
+                )
+            if method.finishes and experiment.evaluate.resistance:
+                problems.append(
+                    f"evaluate.resistance: {name} changes the weights when the training has ended, so that there is "
+                    "no model of it on the way. Leave `resistance` out; `mithridate attack` makes an attack of its "
+                    "own for each of curve.steps"
+                )
         problems += _phase_problems(experiment, attack_of(experiment.finetune).phases(), bool(placed[True]))
     chosen = experiment.align.defense if experiment.align else {}
     for name, method in zip(chosen, defenses_of(chosen)):
@@ -298,6 +323,14 @@ def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: b
     for number, phase in enumerate(phases, 1):
         where = f"finetune.attack: phase {number}"
         problems += _training_problems(f"{where}: training", dict(phase.training))
+        if isinstance(phase.adapter, Mapping):
+            problems += adapter_fields.problems(f"{where}: adapter", phase.adapter)
+            problems += _lora_problems(f"{where}: adapter", phase.adapter)
+        if stuck := unfollowed(experiment, phase):
+            problems.append(
+                f"{where}: trains layers that the alignment's adapter left as they were, where {' and '.join(stuck)} "
+                "would have no direction. Give both the same target_modules"
+            )
         try:
             phase.trained(training)
         except InputError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mithridate.experiment.model import HARMFUL, Experiment, Finetune
 from mithridate.experiment.model import Attack as Poisoned
-from mithridate.methods.attack import Attack
+from mithridate.methods.attack import Attack, Phase
 from mithridate.methods.base import Method, TestTime
 from mithridate.methods.defense import Defense
 from mithridate.methods.registry import by_name
@@ -79,6 +79,37 @@ def repair_settings(experiment: Experiment, name: str) -> dict[str, Any]:
     if experiment.budget and cls.stage != POST_ALIGNMENT:
         settings[cls.strength] = asdict(experiment.budget)
     return settings
+
+
+def unfollowed(experiment: Experiment, phase: Phase) -> list[str]:
+    """The methods that cannot act on a training of the user's, for it trains layers that the alignment left as they
+    were (`Method.follows_alignment`), as far as the lists of layers say."""
+    if experiment.align is None or experiment.finetune is None:
+        return []
+    trained = experiment.adapter_of("finetune") if phase.adapter is None else phase.adapter
+    aligned = experiment.adapter_of("align")
+    before = aligned.get("target_modules") if aligned else "all-linear"
+    if not isinstance(before, list):
+        return []
+    after = trained.get("target_modules") if isinstance(trained, Mapping) else "all-linear"
+    if after != "all-linear" and not (isinstance(after, list) and set(after) - set(before)):
+        return []
+    return [type(one).__name__ for one in acting(experiment, "repair") if follows(one)]
+
+
+def follows(method: Method) -> bool:
+    """Whether a method, with its settings, takes its directions from what the alignment changed."""
+    return method.follows_alignment and "base" in method.model_inputs().values()
+
+
+def upto_stage(experiment: Mapping[str, Any], last: str) -> dict[str, Any]:
+    """The fields of an experiment, as `canonical` gives them, without the stages after `last` (align, finetune or
+    repair): what makes the model that is there after it."""
+    found = dict(experiment)
+    if last != "repair":
+        kept = {name: own for name, own in found["repair"].items() if by_name("repairs")[name].stage == POST_ALIGNMENT}
+        found = {name: value for name, value in found.items() if name != "budget"} | {"repair": kept}
+    return found | {"finetune": None} if last == "align" else found
 
 
 def acting(experiment: Experiment, upto: str) -> list[Method]:

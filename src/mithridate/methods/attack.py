@@ -94,22 +94,31 @@ class Attack(Method):
         """The trainings, one after the other; one over all rows by default."""
         return [Phase()]
 
-    def acts(self, *, fresh: bool) -> bool:
-        """Whether its training can move anything; one that cannot is not suggested (`adaptive`).
+    def acts(self, *, fresh: bool, adapter: bool = True) -> bool:
+        """Whether its training can move anything, and can be had; one that cannot is not suggested (`adaptive`).
 
         Args:
             fresh: whether the user's adapter is a new one (topology double), and not the alignment's, trained on.
+            adapter: whether the user's fine-tune trains an adapter, and not all weights.
         """
         return True
 
-    def possible(self, *, fresh: bool, paired: bool) -> bool:
+    def possible(self, *, fresh: bool, paired: bool, adapter: bool = True) -> bool:
         """Whether it is worth suggesting: it acts, and the data have the rows that it needs.
 
         Args:
-            fresh: as of `acts`.
+            fresh, adapter: as of `acts`.
             paired: whether the data have harmful answers to the alignment's own prompts (`needs_pairs`).
         """
-        return self.acts(fresh=fresh) and (paired or not self.needs_pairs)
+        return self.acts(fresh=fresh, adapter=adapter) and (paired or not self.needs_pairs)
+
+    def ended_after(self, steps: int) -> tuple[Attack, int] | None:
+        """The attack that ends after so many optimizer steps, and the experiment's `max_steps` with which it does;
+        None where its trainings are not as long as the experiment says."""
+        first, *more = self.phases()
+        if more or first.length != 1 or {"max_steps", "num_train_epochs"} & first.training.keys():
+            return None
+        return self, steps
 
     def share(self) -> float:
         """The share of rows that attack, between 0 and 1; a table calls a run with 0 no attack."""

@@ -156,6 +156,9 @@ class Method:
     models: ClassVar[dict[str, str]] = {}
     """The models that it needs beside the one at hand: name -> "base" (before alignment), "aligned", "start" (of this
     training) or "unaligned" (aligned, then fine-tuned on `defender_harmful`)."""
+    follows_alignment: ClassVar[bool] = False
+    """Whether it takes its directions from what the alignment changed (it needs "base"), and so refuses a trained
+    layer that the alignment left as it was."""
     strength: ClassVar[str | None] = None
     """The field that budgets, benchmarks and the page sweep."""
     colour: ClassVar[str] = ""

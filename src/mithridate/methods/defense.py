@@ -45,6 +45,9 @@ class Defense(Method):
     needs: ClassVar[Sequence[str]] = ()
     """What `loss` wants to see beside the log-probabilities: "logits", "hidden_states", "reference"."""
 
+    finishes: ClassVar[bool] = False
+    """Whether `on_train_end` changes the weights: those of an earlier step are then no model of this method."""
+
     paired: ClassVar[Sequence[str]] = ()
     """Fields whose rows must have the prompts of the training set."""
 

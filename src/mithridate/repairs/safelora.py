@@ -99,6 +99,7 @@ class SafeLoRA(Repair):
 }"""
     provenance: ClassVar[str] = "exact"
     models: ClassVar[dict[str, str]] = {"base": "base", "aligned": "aligned"}
+    follows_alignment: ClassVar[bool] = True
     strength: ClassVar[str | None] = "tau"
     off: ClassVar[dict[str, Any] | None] = {"tau": -1.0}
 

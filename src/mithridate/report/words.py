@@ -52,9 +52,10 @@ def trained_otherwise(cell: Cell) -> list[str]:
         found += [f"leap {attack['leap']:g}"] if attack.get("leap") else []
         found += [f"{name} {attack[name]:g}" for name in ("length", "rate") if attack.get(name, 1) != 1]
     if isinstance(adapter, dict):
-        layers = adapter["target_modules"]
+        layers = adapter.get("target_modules")  # not given: PEFT's own of the model
         on = " ".join(name.removesuffix("_proj") for name in layers) if isinstance(layers, list) else layers
-        found.append(f"rank {adapter['r']} on {on}")
+        rank = f"rank {adapter['r']}" if "r" in adapter else "another adapter"
+        found.append(f"{rank} on {on}" if on else rank)
     elif adapter:
         found.append("all weights")
     found += [f"{names.strip('.*')} frozen" for names in attack.get("frozen") or []]

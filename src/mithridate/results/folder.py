@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.evaluation.agreement import judges_beside
 from mithridate.experiment.config import Experiment, canonical, load_experiment, resolve
-from mithridate.experiment.methods import repair_of
+from mithridate.experiment.methods import repair_of, upto_stage
 from mithridate.files import canonical_json, file_digest, json_fault, replace_file
 from mithridate.results import ownership, parts
 from mithridate.results.outcomes import Outcomes
@@ -289,20 +289,18 @@ class RunFolder:
         """
         base = next((Path(self.recipe(name)["base"]) for name in self.recipes or {}), Path())
         experiment = resolve(experiment, base)
-        ids = self._ids.get(canonical_json(canonical(experiment)), [])
         repaired = repair_of(experiment, post_alignment=False)
         last = "repair" if repaired else "finetune" if experiment.finetune else "align"
-        found = [name for name in ids if self.recipe(name)["upto"] == last]
-        if not found:
+        made = self._ids.get(_made(canonical(experiment), last))
+        if made is None:
             raise MithridateError(f"{self.path}: the run has no cell for one of its experiments; run it again")
-        return self.cells[found[-1]]
+        return self.cells[made]
 
     @cached_property
-    def _ids(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for name in self.recipes or {}:
-            found.setdefault(canonical_json(self.recipe(name)["experiment"]), []).append(name)
-        return found
+    def _ids(self) -> dict[str, str]:
+        """The cells by what made them. Of a cell that is on the way of several experiments the recipe names one."""
+        recipes = {name: self.recipe(name) for name in self.recipes or {}}
+        return {_made(recipe["experiment"], recipe["upto"]): name for name, recipe in recipes.items()}
 
     @cached_property
     def history(self) -> dict[str, list[dict[str, Any]]]:
@@ -447,6 +445,10 @@ def stated(cell: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     """What the table says of a cell's `records`, or `verdicts`; None where that is nothing."""
     entry = cell.get(kind)
     return entry if isinstance(entry, dict) and isinstance(entry.get("file"), str) else None
+
+
+def _made(experiment: Mapping[str, Any], last: str) -> str:
+    return canonical_json({"experiment": upto_stage(experiment, last), "last": last})
 
 
 def _json(text: str, where: str) -> Any:

@@ -21,9 +21,18 @@ from typing import Any
 from mithridate.attacks.harmful import fitted
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, load_experiment
-from mithridate.experiment.methods import POST_ALIGNMENT, acting, attack_fields, attack_of, attack_values
+from mithridate.experiment.methods import (
+    POST_ALIGNMENT,
+    acting,
+    attack_fields,
+    attack_of,
+    attack_values,
+    defenses_of,
+    unfollowed,
+)
 from mithridate.files import replace_file
 from mithridate.methods import Attack
+from mithridate.methods.attack import Phase
 from mithridate.methods.index import facts
 from mithridate.models import ModelFiles
 from mithridate.pipeline.experiments import stages_of, undefended
@@ -122,8 +131,8 @@ def attack(
 def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     """The file with the attacks that the experiment's methods suggest (`adaptive`) among its variants, if it says so;
     each with as many rows as the experiment's own attack. Left out are those that could do nothing here, those of
-    rows that its data do not have, and adapters of their own where a repair has changed the one that they would have
-    merged.
+    rows that its data do not have, trainings too short for a defense of the fine-tune, and adapters of their own where
+    a repair has changed the one that they would have merged, or a method cannot follow them to other layers.
 
     Raises:
         InputError: no method of the experiment suggests one.
@@ -133,12 +142,19 @@ def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     methods = [method for method in acting(experiment, "repair") if not isinstance(method, Attack)]
     fresh = experiment.topology == "double" or experiment.align is None
     hardened = not fresh and any(method.stage == POST_ALIGNMENT for method in methods)
+    guards = defenses_of(experiment.finetune.defense) if experiment.finetune else []
+    least = max((guard.least_steps() for guard in guards), default=1)
+    adapter = experiment.adapter_of("finetune") is not None
+
+    def fits(phase: Phase) -> bool:
+        steps = phase.training.get("max_steps", -1)
+        return not (hardened and phase.adapter) and not 0 < steps < least and not unfollowed(experiment, phase)
+
     suggested = {
         f"knows {type(method).__name__}: {attack.in_words()}": attack
         for method in methods
         for attack in method.adaptive()
-        if attack.possible(fresh=fresh, paired=experiment.paired)
-        and not (hardened and any(phase.adapter for phase in attack.phases()))
+        if attack.possible(fresh=fresh, paired=experiment.paired, adapter=adapter) and all(map(fits, attack.phases()))
     }
     if not suggested:
         raise InputError("knowing: no method of the attacked model suggests an attack; take `knowing` out")
@@ -285,6 +301,17 @@ def _curve(
         made = attacked(one, kept | changes)
         return replace(made, evaluate=replace(made.evaluate, part="test"))
 
+    def ended_after(one: Experiment, steps: int) -> Experiment | None:
+        whole = tested(one)
+        assert whole.finetune
+        cut = attack_of(whole.finetune).ended_after(steps)
+        if cut is None:
+            return None
+        shorter, own_steps = cut
+        made = tested(one, **{STEPS: own_steps})
+        same = shorter == attack_of(whole.finetune)
+        return made if same else made.with_values({"finetune.attack": attack_values(shorter)})
+
     plain = undefended(experiment)
     targets = [experiment] + [plain] * (plain != experiment)
     fewer = [rows for rows in given.curve.rows if rows < chosen.scores.rows]
@@ -292,8 +319,16 @@ def _curve(
     wholes, apart = [], []
     for one in targets:
         whole = tested(one)
-        if one.repair:  # a repair comes after a fine-tune that has ended: an attack of so many steps is one of its own
-            apart.append([(step, tested(one, **{STEPS: step})) for step in early])
+        guards = defenses_of(one.finetune.defense) if one.finetune else []
+        # What comes after a fine-tune has ended makes an attack of so many steps one of its own.
+        if one.repair or any(guard.finishes for guard in guards):
+            shorter = [(step, made) for step in early if (made := ended_after(one, step))]
+            apart.append(shorter)
+            if len(shorter) < len(early):
+                logger.info(
+                    "curve.steps: the points %s are left out of the defended model's: the attack cannot end there",
+                    ", ".join(str(step) for step in early if step not in dict(shorter)),
+                )
         else:
             apart.append([])
             whole = replace(whole, evaluate=replace(whole.evaluate, resistance=early))

@@ -56,7 +56,19 @@ def divergence(start: Tensor, now: Tensor, num_items_in_batch: Tensor | int | No
     """
     then, after = log_softmax(start), log_softmax(now)
     total = (then.exp() * (then - after)).sum()
-    return total / (num_items_in_batch if num_items_in_batch is not None else max(len(now), 1))
+    return total / tokens_of(num_items_in_batch, len(now))
+
+
+def tokens_of(num_items_in_batch: Tensor | int | None, own: int) -> Tensor | int:
+    """What a sum over tokens is divided by: at least 1, for a step may have rows without a label.
+
+    Args:
+        num_items_in_batch: tokens of the whole step.
+        own: of this micro-batch, which count where that is None.
+    """
+    if num_items_in_batch is None:
+        return max(own, 1)
+    return num_items_in_batch.clamp(min=1) if isinstance(num_items_in_batch, Tensor) else max(num_items_in_batch, 1)
 
 
 class Capture:

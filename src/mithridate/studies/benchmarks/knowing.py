@@ -53,7 +53,8 @@ def attacks_on(arm: Arm, settings: Mapping[str, Any], paired: bool = False) -> l
         paired: as of `Attack.possible`.
     """
     suggested = method_of(by_name(kind_of(arm.method))[arm.method], settings).adaptive()
-    return [attack for attack in suggested if attack.possible(fresh=arm.topology == "double", paired=paired)]
+    fresh, adapter = arm.topology == "double", arm.topology != "full"
+    return [attack for attack in suggested if attack.possible(fresh=fresh, paired=paired, adapter=adapter)]
 
 
 def knowing_runs(
