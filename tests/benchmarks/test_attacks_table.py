@@ -94,16 +94,22 @@ def test_the_table_of_attackers_who_know_is_that_of_the_benchmark():
     lines = [line.strip("| \n").split(" | ") for line in (folder / "benchmark.md").read_text().splitlines()]
     [head] = [line for line in lines if line[0] == "topology"]
     tries = json.loads((folder / "benchmark.json").read_text())["knowing"]
-    for method in ("vaccine", "booster", "lisa", "antidote"):
+    methods = [line[1] for line in lines if line[0] == "single" and line[1] != "undefended"]
+    assert len(methods) == 16
+    for method in methods:
         [cells] = [dict(zip(head, line, strict=True)) for line in lines if line[:2] == ["single", method]]
         [row] = [
             line
             for line in PAGE.splitlines()
-            if line.startswith(f"| {method.title()} | {cells['harmful score [95 %]']}")
+            if line.lower().startswith(f"| {method} | {cells['harmful score [95 %]'].lower()} | ")
         ]
-        assert f" | {cells['harmful score, knowing']} | " in row
+        knowing = ("harmful score, knowing", "undefended, knowing", "to undefended, knowing [95 %]")
+        assert f" | {' | '.join(cells[name] for name in knowing)} | " in row
         own = [one for one in tries if one["method"] == method]
         assert cells["who knows"] in [one["attack"] for one in own if one["chosen"]]
         said = row.rsplit(" | ", 1)[1]
-        shown = [f"{100 * one['scores']['harmful_score']:.0f}" for one in own if not one["chosen"]]
-        assert sorted(re.findall(r"\d+", said)) == sorted(shown)
+        shown = [one for one in own if not one["chosen"] and (one["number"] or not own[0]["chosen"])]
+        numbers = [f"{100 * one['scores']['harmful_score']:.0f}" for one in shown]
+        assert sorted(re.findall(r"\d+", said)) == sorted(numbers)
+        assert said.count("price of the task") == sum(not one["within"] for one in shown)
+        assert (" | nothing | " in row) == own[0]["chosen"]
