@@ -126,6 +126,28 @@ def test_a_run_a_repair_and_identity_rows(inputs, tmp_path, monkeypatch):
     assert len(stages(tmp_path / "store", "repair")) == 3  # the run's, and one for each point
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "scheduled", "curve", "steps"),
+    [
+        ({"repair": {"antidote": {"targets": "update"}}}, {"length": 3.0}, [2, 11], [2, 11, 12]),
+        ({"repair": {"antidote": {"targets": "update"}}}, {"leap": 3.0, "leap_steps": 2}, [2, 5], [5, 6]),  # none at 2
+        ({"finetune__defense": "panacea"}, {"length": 1.5}, [2, 5], [2, 5, 6]),  # whose last step is not yet its model
+    ],
+    ids=str,
+)
+def test_the_points_of_what_ends_after_the_training_are_attacks_that_end_there(
+    inputs, tmp_path, monkeypatch, changes, scheduled, curve, steps
+):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    kind = {"kind": "scheduled", "size": 8, "harmful_ratio": 0.25} | scheduled
+    file = {"variants": {"it": {"finetune.attack": kind}}, "search": {"trials": 1, "max_accuracy_loss": None}}
+    found = attack(defended(inputs, **changes), file | {"curve": {"steps": curve}}, out=tmp_path / "out")
+    plain = found.points[-1].model
+    assert [point.steps for point in found.points if point.model != plain] == steps
+    assert [point.steps for point in found.points if point.model == plain] == [*curve, steps[-1]]
+
+
 @pytest.mark.parametrize(
     ("changes", "file", "words"),
     [

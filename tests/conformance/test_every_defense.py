@@ -15,6 +15,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods import Cost, by_name
@@ -102,6 +103,20 @@ def test_an_instance_can_be_copied_pickled_and_described_before_and_after_a_run(
             assert twin.settings() == made.settings()
         assert made.settings().items() <= dataclasses.asdict(made).items()
         run(tmp_path, made)
+
+
+@defenses
+def test_the_weights_after_the_last_step_are_its_models_unless_it_says_so(name, tmp_path):
+    """Models are scored on the way, from the weights of a step: of a method that changes them at the end, none is."""
+    made, last = example("defenses", name), []
+
+    class Keeping(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            last[:] = [weights(model)]
+
+    net = model("lora", torch.float32)
+    trainer_for(net, tmp_path, defense=made, callbacks=[Keeping()], **USUAL).train()
+    assert made.finishes == (not same(last[0], weights(net)))
 
 
 @defenses

@@ -147,3 +147,11 @@ def test_what_it_cannot_do_is_refused_before_a_step(tmp_path):
     for data in (texts, texts.to_iterable_dataset()):
         with pytest.raises(UnsupportedSetup, match="ConstrainedSFT: the first row is trained on from its first token"):
             trainer_for(model(), tmp_path, defense=ConstrainedSFT(), data=data)
+
+
+def test_packing_that_cuts_answers_is_refused(tmp_path):
+    for strategy in ("wrapped", "bfd_split"):
+        with pytest.raises(UnsupportedSetup, match=f"ConstrainedSFT: packing_strategy='{strategy}' cuts answers"):
+            trainer_for(
+                model(), tmp_path, defense=ConstrainedSFT(), data=USER, packing=True, packing_strategy=strategy
+            )

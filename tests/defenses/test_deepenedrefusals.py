@@ -3,9 +3,12 @@ the gradient of these rows; the traps of the public code."""
 
 import pytest
 import torch
+from datasets import Dataset
+from trl import SFTConfig
 
-from mithridate.defenses.deepenedrefusals import DeepenedRefusals
+from mithridate.defenses.deepenedrefusals import DeepenedRefusals, _answer
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.training.trainer import DefenseTrainer
 from tests.defenses.helpers import batch_of, clone, error, model, rows, trainer_for, weights
 from tests.defenses.reference import gradient
 from tests.defenses.test_baselines import each_row
@@ -142,9 +145,66 @@ def test_settings_out_of_their_range_are_refused(settings):
 
 
 def test_rows_without_a_prompt_are_refused(tmp_path):
-    from datasets import Dataset
-
     bare = Dataset.from_list([{"text": "Sure."}])
     with pytest.raises(UnsupportedSetup, match="DeepenedRefusals: no row of harmful_dataset has a prompt") as refused:
         trainer_for(model(), tmp_path, data=SAFE, defense=DeepenedRefusals(harmful_dataset=bare))
     assert "prompt and completion" in refused.value.remedy
+
+
+def test_a_training_set_without_an_answer_to_begin_otherwise_is_refused(tmp_path):
+    texts = Dataset.from_list([{"text": "a b c d"}] * 8)
+    with pytest.raises(UnsupportedSetup, match="DeepenedRefusals: no row of the training set has a prompt"):
+        trainer_for(model(), tmp_path, data=texts, defense=DeepenedRefusals(harmful_dataset=HARMFUL))
+    trainer_for(model(), tmp_path, data=texts, defense=DeepenedRefusals(harmful_dataset=HARMFUL, share=0.0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer"),
+    [
+        ([-100, -100, 5, 6], (2, 4)),
+        ([-100, 5, 6, -100, -100], (1, 3)),  # a template closes the turn behind the answer
+        ([-100, 5, -100, 6], (0, 0)),  # two answers
+        ([5, 6, -100], (0, 0)),  # no prompt
+        ([-100, -100], (0, 0)),
+        ([], (0, 0)),
+    ],
+)
+def test_where_the_answer_is(labels, answer):
+    assert _answer(labels) == answer
+
+
+def test_an_answer_whose_turn_is_closed_outside_the_loss_is_an_answer(tmp_path):
+    tokenizer = tiny_tokenizer()
+    turn = "{{ '<|im_start|>' + message['role'] + ' ' }}"
+    said = "{% generation %}{{ message['content'] }}{% endgeneration %}"
+    tokenizer.chat_template = (
+        "{% for message in messages %}"
+        + turn
+        + "{% if message['role'] == 'assistant' %}"
+        + said
+        + "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+    )
+
+    def turns(answer):
+        return [
+            {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"{answer} {i}"}]}
+            for i in range(8)
+        ]
+
+    args = SFTConfig(
+        str(tmp_path), assistant_only_loss=True, max_steps=1, logging_steps=1, bf16=False, report_to="none"
+    )
+    trainer = DefenseTrainer(
+        model("lora", torch.float32),
+        args,
+        train_dataset=turns("no"),
+        processing_class=tokenizer,
+        defense=DeepenedRefusals(harmful_dataset=turns("Sure, it is"), share=1.0),
+    )
+    assert trainer.train_dataset[0]["labels"][-1] == -100 != trainer.train_dataset[0]["labels"][-2]
+    trainer.train()
+    [joined] = [
+        log["deepenedrefusals/joined"] for log in trainer.state.log_history if "deepenedrefusals/joined" in log
+    ]
+    assert joined == 1.0

@@ -7,6 +7,7 @@ import torch
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.experiment.config import load_experiment, resolve
 from mithridate.pipeline.cell_export import export_cell
 from tests.pipeline.small import experiment, write_inputs
 
@@ -153,3 +154,51 @@ def test_a_projection_into_an_alignment_that_is_not_there_is_refused_before_anyt
     asked = experiment(inputs, align="none", repair={"safelora": {}})
     with pytest.raises(InputError, match=r"repair.safelora: .* `align` is none"):
         run(asked, out=tmp_path / "out", progress=False)
+
+
+ANOTHER = {"kind": "scheduled", "size": 8, "harmful_ratio": 0.25}
+WIDER = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"align": "none", "finetune__defense": "asft"},
+            r"finetune.defense.asft: takes its directions .* Set `align`",
+        ),
+        (
+            {"repair": "safelora", "finetune__adapter": WIDER},
+            r"phase 1: trains layers that .* left .*, where SafeLoRA",
+        ),
+        ({"finetune__defense": "asft", "finetune__adapter": WIDER}, "phase 1: trains layers that .* where AsFT would"),
+        ({"repair": "safelora", "finetune__attack": ANOTHER | {"adapter": WIDER}}, "phase 1: trains layers that"),
+        ({"finetune__attack": ANOTHER | {"adapter": {"rank": 2}}}, r"phase 1: adapter.rank: no such field"),
+        ({"finetune__attack": ANOTHER | {"adapter": {"use_dora": True}}}, "phase 1: adapter.use_dora: not here: only"),
+        ({"finetune__attack": ANOTHER | {"frozen": ["("]}}, r"frozen: '\(' is no regular expression"),
+        ({"finetune__defense": "panacea", "evaluate": {"resistance": [1]}}, "evaluate.resistance: panacea changes"),
+        ({"repair": {"safedelta": {"s": 0.1}}, "finetune": "none"}, "repair.safedelta: keeps a part of what"),
+        ({"repair": "antidote", "topology": "full"}, r"repair\.antidote\.targets: "),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(inputs, changes, words):
+    asked = experiment(inputs, **changes)
+    with pytest.raises(InputError, match=words):
+        resolve(load_experiment(asked), inputs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"repair": "safelora", "finetune__adapter": WIDER | {"target_modules": ["v_proj"]}},
+        {"repair": "safelora", "finetune__adapter": WIDER, "adapter__target_modules": "all-linear"},
+        {"repair": {"resta": {"alpha": 0.5}}, "finetune__adapter": WIDER},
+        {"repair": "safelora", "topology": "full"},
+        {"finetune__defense": {"asft": {"project": False}}, "align": "none"},
+        {"evaluate__resistance": [1], "finetune__defense": "safegrad"},
+    ],
+    ids=str,
+)
+def test_what_can_be_is_not_refused(inputs, changes):
+    resolve(load_experiment(experiment(inputs, **changes)), inputs)

@@ -8,7 +8,7 @@ import pytest
 
 from mithridate.report.groups import costs, front, over_seeds, sweeps
 from mithridate.report.tables import _difference_entry, runs_cost_table
-from mithridate.report.words import labels
+from mithridate.report.words import labels, trained_otherwise
 from mithridate.results.decisions import complete
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.schema import lifted
@@ -148,3 +148,18 @@ def test_costs_of_runs_compare_with_the_same_seed(grid):
     table = runs_cost_table(run)
     before = [row for one, row in zip(cells, table.rows) if one["finetuning"] == "none" and one["alignment"] == "sft"]
     assert len(before) == 3 and all(row[1].note.split(",")[0] == "× 1" for row in before)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"r": 2, "target_modules": ["q_proj", "v_proj"]}, ["rank 2 on q v"]),
+        ({"r": 2, "target_modules": "all-linear"}, ["rank 2 on all-linear"]),
+        ({"r": 2}, ["rank 2"]),
+        ({"lora_alpha": 4}, ["another adapter"]),
+        ("full", ["all weights"]),
+        (None, []),
+    ],
+)
+def test_an_attacks_own_adapter_in_words(adapter, said):
+    assert trained_otherwise({"attack": {"kind": "scheduled", "adapter": adapter}}) == said

@@ -180,7 +180,7 @@ def _answer(labels: list[int]) -> tuple[int, int]:
     without a label); 0, 0 where there is none such, or no prompt."""
     start = next((i for i, label in enumerate(labels) if label != _NO_LABEL), 0)
     end = next((i for i in range(len(labels), start, -1) if labels[i - 1] != _NO_LABEL), start)
-    return (0, 0) if _NO_LABEL in labels[start:end] else (start, end)
+    return (0, 0) if not start or _NO_LABEL in labels[start:end] else (start, end)
 
 
 def _rows(batch: Any) -> Iterator[tuple[list[int], list[int]]]:
