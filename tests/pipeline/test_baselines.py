@@ -178,6 +178,8 @@ WIDER = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
         ({"finetune__attack": ANOTHER | {"frozen": ["("]}}, r"frozen: '\(' is no regular expression"),
         ({"finetune__defense": "panacea", "evaluate": {"resistance": [1]}}, "evaluate.resistance: panacea changes"),
         ({"repair": {"safedelta": {"s": 0.1}}, "finetune": "none"}, "repair.safedelta: keeps a part of what"),
+        ({"repair": "resta"}, "repair.resta.alpha: missing"),
+        ({"finetune__attack": {"kind": "noice"}}, "finetune.attack.size: missing"),
         ({"repair": "antidote", "topology": "full"}, r"repair\.antidote\.targets: "),
     ],
     ids=str,

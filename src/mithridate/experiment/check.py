@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,12 @@ def _all_fields(path: str, values: dict[str, Any], cls: Any, problems: list[str]
     found = [f"{path}.{f}: comes from data.{cls.roles[f]}; leave it out" for f in values if f in cls.roles]
     own = {field: value for field, value in values.items() if field not in cls.roles}
     found += field_problems(path, own, cls, names)
+    asked = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    found += [
+        f"{path}.{name}: missing; there is no value that would do for all"
+        for name in names
+        if name in asked - own.keys()
+    ]
     if not found:
         try:
             method = method_of(cls, values)
