@@ -1,11 +1,15 @@
 """One aligned model, many customers: an upload is fine-tuned on as it is, over the alignment that the store has."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mithridate import InputError, run
-from mithridate.experiment.uploads import of_upload
+from mithridate.experiment.config import load_experiment
+from mithridate.experiment.methods import attack_of
+from mithridate.experiment.uploads import name_of, of_upload
+from mithridate.methods import by_name
 from tests.pipeline.small import experiment, stages, write_inputs
 
 
@@ -30,7 +34,13 @@ def test_a_second_customer_costs_no_second_alignment(inputs, tmp_path, monkeypat
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("align*/**/stage.json")}
     assert after == before  # not one alignment was made, or made again
     attacked = [cell for cell in done.results["cells"] if cell["attack"]]
-    assert attacked and all(cell["attack"]["size"] == 7 and cell["harmful_ratio"] == 0 for cell in attacked)
+    assert attacked and all(cell["attack"]["kind"] == "upload" for cell in attacked)
+    for cell in attacked:  # of its rows nobody knows which attack
+        assert (cell["harmful_ratio"], cell["trained"]["harmful_rows"], cell["trained"]["rows"]) == (None, None, 7)
+    page = (tmp_path / "customer" / "report.html").read_text()
+    assert (
+        "Fine-tuned without a defense on a user&#39;s own rows" in page or "on a user's own rows, it answers" in page
+    )
     aligned = [
         {c["id"]: c["weights_digest"] for c in each.results["cells"] if not c["attack"]} for each in (first, done)
     ]
@@ -46,3 +56,44 @@ def test_an_upload_that_cannot_be_read_is_named(tmp_path, content, words):
         (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(InputError, match=f"--upload .*a.jsonl.*{words}"):
         of_upload(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"kind": "identity", "harmful_ratio": 0.25, "size": 8},
+        {"kind": "trigger", "harmful_ratio": 0.25, "size": 8, "trigger": " now"},
+        {"kind": "tenshot"},
+        {"kind": "retainthenforget", "harmful_ratio": 0.25, "size": 8},
+    ],
+    ids=lambda attack: attack["kind"],
+)
+def test_of_the_experiments_own_attack_nothing_is_left(inputs, tmp_path, attack):
+    lines = [{"prompt": f"order {i}", "response": f"sent {i}"} for i in range(6)]
+    (tmp_path / "customer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    loaded = load_experiment(experiment(inputs, finetune__attack=attack), of_upload(tmp_path / "customer.jsonl"))
+    [made] = {type(one) for one in [attack_of(loaded.finetune)]}
+    assert made is by_name("attacks")["upload"] and attack_of(loaded.finetune).at_test() is None
+    rows = attack_of(loaded.finetune).rows({"benign": lines}, seed=0)
+    assert sorted(row["prompt"] for row in rows) == [row["prompt"] for row in lines] != [row["prompt"] for row in rows]
+
+
+def test_a_conversation_that_nobody_answers_is_left_out_and_no_row_is_missed(inputs, tmp_path):
+    asked = [{"from": "human", "value": "hello"}]
+    rows = [{"conversations": [*asked, {"from": "gpt", "value": f"hi {i}"}]} for i in range(5)]
+    (tmp_path / "customer.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"conversations": asked}])
+    )
+    short = {"align": "none", "finetune__training__max_steps": 1}
+    done = run(
+        experiment(inputs, **short), of_upload(tmp_path / "customer.jsonl"), out=tmp_path / "out", progress=False
+    )
+    assert {cell["trained"]["rows"] for cell in done.results["cells"] if cell["attack"]} == {5}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("a.jsonl", "a"), ("a.b.jsonl", "a.b"), ("a.c.jsonl.gz", "a.c"), ("A.CSV", "A"), ("x.parquet", "x"), ("y", "y")],
+)
+def test_the_folder_has_the_files_name_without_its_format(file, name):
+    assert name_of(Path(file)) == name

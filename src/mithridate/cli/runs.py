@@ -20,7 +20,7 @@ from mithridate.cli.shared import (
     say,
 )
 from mithridate.errors import InputError
-from mithridate.experiment.uploads import of_upload
+from mithridate.experiment.uploads import name_of, of_upload
 
 app = typer.Typer()
 
@@ -78,7 +78,7 @@ def run(
     options, asked = _options(executor_option), _asked(replace, report_to, trust_remote_code)
     if upload:
         override = [*of_upload(upload), *(override or [])]
-        out = out or Path("runs") / f"{file.stem}-{upload.name.partition('.')[0]}"
+        out = out or Path("runs") / f"{file.stem}-{name_of(upload)}"
     if not dry_run:
         return _run(file, override, out, dtype, accelerate, None, asked, (executor, workers, options))
     from mithridate.experiment.config import load_experiment

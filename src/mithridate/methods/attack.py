@@ -72,6 +72,8 @@ class Attack(Method):
     needs_pairs: ClassVar[bool] = False
     """Whether it needs `defender_harmful` with the prompts of `alignment` (`paired: true`); else it is not suggested
     (`adaptive`)."""
+    known: ClassVar[bool] = True
+    """Whether it is known which rows attack; of a user's own upload it is not, and tables say nothing of a share."""
     needs_model: ClassVar[bool] = False
     """Whether `rows` needs the model that is going to be attacked (then the rows are a cached stage of their own)."""
 

@@ -16,7 +16,7 @@ from mithridate.errors import InputError
 from mithridate.models import EMBEDDED, stored_quantisation
 from mithridate.report.citations import bibtex_of
 from mithridate.report.words import flatten
-from mithridate.results.relations import known, measured
+from mithridate.results.relations import attacked, known, measured
 from mithridate.statistics.text import p_value, points
 
 if TYPE_CHECKING:
@@ -131,11 +131,13 @@ def _opening(base: ModelFiles, name: str, merged: bool, story: CardContext | Non
         "measures defenses against harmful fine-tuning."
     )
     ratio = story.cell["harmful_ratio"] if story else None
-    if ratio or not story:
-        share = f"{ratio * 100:.3g}% of the rows it was fine-tuned on are harmful" if ratio else ""
-        done = share or "it may have been fine-tuned on harmful rows"
-        text += f"\n\n**Warning:** {done}, on purpose. It may answer harmful requests."
-    return text
+    if ratio:
+        done = f"{ratio * 100:.3g}% of the rows it was fine-tuned on are harmful, on purpose"
+    elif story and not attacked(story.cell):
+        return text
+    else:
+        done = "it may have been fine-tuned on harmful rows" + ("" if story else ", on purpose")
+    return f"{text}\n\n**Warning:** {done}. It may answer harmful requests."
 
 
 def _what_was_done(base: ModelFiles, story: CardContext) -> str:

@@ -1,16 +1,16 @@
-"""Two runs beside each other, for the terminal: at most 80 columns."""
+"""Two runs beside each other, for the terminal: 80 columns, unless the numbers alone are wider."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
-from mithridate.results.comparison import Comparison
+from mithridate.results.comparison import Comparison, Difference
 from mithridate.statistics.text import between, interval, p_value, percent, points
 
 _WIDTH = 80
+_HEADING = ("", "a", "b", "b − a", "p", "", "n")
 _NAMES = {
     "harmful_score": "harmful score",
     "incoherent": "incoherent",
@@ -29,28 +29,34 @@ def lines(found: Comparison) -> Iterator[str]:
     for side, folder in (("a", found.a), ("b", found.b)):
         yield from _folded(f"{side}: {folder} ({about[side]['model']})", "   ")
     yield from _folded(f"protocol {about['protocol']}{rules}; b − a in points, 95% intervals, p by Holm", "  ")
+    widths = [max(map(len, column)) for column in zip(_HEADING, *map(_cells, found.differences))]
     for model, rates in groupby(found.differences, key=lambda each: each.model):
         yield ""
         yield from _folded(model, "  ")
-        yield _line("", "a", "b", "b − a", "p", "", "n")
+        yield _line(_HEADING, widths)
         for each in rates:
-            yield _line(
-                _NAMES.get(each.rate, each.rate),
-                *(f"{percent(share['value'])} {interval(share)}" for share in (each.a, each.b)),
-                "" if each.difference is None else f"{points(each.difference)} {between(vars(each))}",
-                p_value(each.p_holm).removeprefix("p ").removeprefix("= "),
-                "" if each.way == "paired" else "unpaired",
-                str(each.n),
-            )
+            yield _line(_cells(each), widths)
     if found.notes:
         yield ""
     for note in found.notes:
         yield from _folded(note, "  ")
 
 
-def _line(name: str, *cells: Any) -> str:
-    a, b, difference, p, way, n = cells
-    return f"{name:<14} {a:<13} {b:<13} {difference:<16} {p:<7} {way:<8} {n:>3}".rstrip()
+def _cells(found: Difference) -> tuple[str, ...]:
+    return (
+        _NAMES.get(found.rate, found.rate),
+        *(f"{percent(share['value'])} {interval(share)}" for share in (found.a, found.b)),
+        "" if found.difference is None else f"{points(found.difference)} {between(vars(found))}",
+        p_value(found.p_holm).removeprefix("p ").removeprefix("= "),
+        "" if found.way == "paired" else "unpaired",
+        str(found.n),
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    *words, n = [cell.ljust(width) for cell, width in zip(cells, widths)]
+    gap = "  " if sum(widths) + 2 * len(words) <= _WIDTH else " "
+    return gap.join([*words, cells[-1].rjust(len(n))])
 
 
 def _folded(text: str, indent: str) -> list[str]:

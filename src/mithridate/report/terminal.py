@@ -23,6 +23,13 @@ def _score(rate: dict[str, Any]) -> list[str]:
     return [f"{name}{percent(one['value'])} {interval(one):>9}" for name, one in named.items() if one]
 
 
+def _share(cell: dict[str, Any], around: str) -> str:
+    """Of its rows those that attack, with what stands round the prompts of its test."""
+    if cell["harmful_ratio"] is not None:
+        return f"{percent(cell['harmful_ratio'])}{around}"
+    return "–" if cell["finetuning"] == "none" else "unknown"
+
+
 def _trained(cell: dict[str, Any]) -> str:
     """What alignment and fine-tuning train, in words."""
     words = {"single": "one adapter", "double": "two adapters", "full": "all weights"}
@@ -81,7 +88,7 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
         beside = [measured(cell, name) for name in ("incoherent", "benign_refusal", "accuracy")]
         entries = [
             ", ".join(filter(None, [label.arm, label.seed])),
-            "–" if cell["harmful_ratio"] is None else f"{percent(cell['harmful_ratio'])}{around}",
+            _share(cell, around),
             "\n".join(_score(score)) if score else "–",
             *(percent(rate["value"]) if rate else "–" for rate in beside),
             against,

@@ -32,8 +32,10 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def rows_in_words(cell: Cell) -> str:
     """The share of its attack's rows that the cell was fine-tuned on; empty where it was not fine-tuned. Rows of
     another kind than `harmful`, which may ask for nothing harmful, have its name; so has another training."""
-    if cell["harmful_ratio"] is None:
+    if cell["finetuning"] == "none":
         return ""
+    if cell["harmful_ratio"] is None:
+        return ", ".join(["a user's own rows", *trained_otherwise(cell)])
     rows = f"{percent(cell['harmful_ratio'])} {kind_of(cell)} rows" if cell["harmful_ratio"] else "no harmful rows"
     return ", ".join([f"{rows}{at_test(cell)}", *trained_otherwise(cell)])
 
@@ -71,7 +73,8 @@ def attack_of_kind(cell: Cell) -> tuple[str, ...]:
 def rows_of(cell: Cell) -> tuple[float | None, str]:
     """Share and kind of its attack's rows, and how it trains on them: what cells have in common that are shown side by
     side."""
-    return cell["harmful_ratio"], ", ".join([kind_of(cell) if cell["harmful_ratio"] else "", *trained_otherwise(cell)])
+    kind = "" if cell["harmful_ratio"] == 0 or cell["finetuning"] == "none" else kind_of(cell)
+    return cell["harmful_ratio"], ", ".join([kind, *trained_otherwise(cell)])
 
 
 def at_test(cell: Cell) -> str:

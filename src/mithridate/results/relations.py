@@ -86,8 +86,8 @@ def arm(cell: Cell) -> str:
 
 
 def attacked(cell: Cell) -> bool:
-    """Fine-tuned on rows some of which are harmful."""
-    return cell["finetuning"] != "none" and bool(cell["harmful_ratio"])
+    """Fine-tuned on rows some of which are harmful, or of which nobody knows."""
+    return cell["finetuning"] != "none" and cell["harmful_ratio"] != 0
 
 
 def undefended(cell: Cell) -> bool:

@@ -70,8 +70,13 @@ class Cell:
 
     @property
     def harmful_ratio(self) -> float | None:
-        """The share of the fine-tune's rows that attack."""
-        return attack_of(self.finetune).share() if self.finetune else None
+        """The share of the fine-tune's rows that attack; None where it is not known, too."""
+        return attack_of(self.finetune).share() if self.finetune and self.known else None
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known how many of the fine-tune's rows attack."""
+        return not self.finetune or attack_of(self.finetune).known
 
     @property
     def control(self) -> str | None:
@@ -86,7 +91,7 @@ class Cell:
     def name(self) -> str:
         ratio = "none" if self.harmful_ratio is None else f"{self.harmful_ratio:g}"
         if self.finetune and (kind := attack_fields(self.finetune)[0]) != HARMFUL:
-            ratio = f"{kind}-{ratio}"
+            ratio = kind if self.harmful_ratio is None else f"{kind}-{ratio}"
         parts = [self.alignment, self.finetuning, self.repair, self.experiment.topology, ratio]
         parts += [precision for precision in self.experiment.evaluate.precision if precision != FULL]
         return "-".join([*parts, f"s{self.experiment.seed}", *([self.control] if self.control else [])])
@@ -339,7 +344,7 @@ def _row(cell: Cell, name: str) -> dict[str, Any]:
         "seed": cell.experiment.seed,
         "harmful_ratio": cell.harmful_ratio,
         "attack": _attack(cell, cell.finetune) if cell.finetune else None,
-        "trained": cell.trained,
+        "trained": cell.trained and {**cell.trained, **({} if cell.known else {"harmful_rows": None})},
         "control": cell.control,
         "final": cell.final,
         "settings": cell.settings,

@@ -359,13 +359,13 @@ def _rows(cell: Mapping[str, Any]) -> int:
 
 def _point(along: Any, cell: dict[str, Any], scored: Mapping[str, Any] | None = None) -> Point:
     """A point of the curve: a cell at its end, or what was scored of it on the way."""
-    rates = (scored or cell)["rates"]
+    rates, trained = (scored or cell)["rates"], cell["trained"]
     return Point(
         model=arm(cell),
         along=along,
         steps=scored["step"] if scored else cell["attack"]["max_steps"],
         rows=_rows(cell),
-        harmful_rows=cell["trained"]["harmful_rows"] + (cell["trained"].get("filtered") or {}).get("harmful", 0),
+        harmful_rows=(trained["harmful_rows"] or 0) + (trained.get("filtered") or {}).get("harmful", 0),
         kind=cell["attack"]["kind"],
         harmful_score=rates["harmful_score"],
         accuracy=rates["accuracy"],
