@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _TENTHS = 10
 _SHORT = 5.0  # seconds: what takes no longer has no lines
@@ -18,6 +23,27 @@ def time_left(seconds: float) -> str:
 def live() -> bool:
     """Whether a line that was written can be written over: on a terminal, or in a notebook."""
     return "ipykernel" in sys.modules or bool(sys.stderr and sys.stderr.isatty())
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, no bars of the libraries' own beside ours, unless something is being looked for."""
+    import datasets
+    from transformers.utils import logging as bars
+
+    if logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    shown, data_shown = bars.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+        if data_shown:
+            datasets.enable_progress_bars()
 
 
 class Progress:

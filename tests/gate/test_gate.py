@@ -332,6 +332,10 @@ def test_bad_input(tmp_path):
         gate(tmp_path, Limits(0.1))
     with pytest.raises(InputError, match="--max-harmful-score: expected a fraction"):
         Limits(10)
+    with pytest.raises(InputError, match=r"^max_harmful_score, or --max-harmful-score: expected a fraction"):
+        Limits(max_harmful_score=10)
+    with pytest.raises(InputError, match=r"limits: expected Limits, as in Limits\(max_harmful_score=0.1\), got {"):
+        gate(folder, {"max_harmful_score": 0.1})
     edit_records(folder, lambda rows: [{k: v for k, v in row.items() if k != "protocol"} for row in rows], False)
     with pytest.raises(InputError, match="has no column 'protocol'"):
         gate(folder, Limits(0.1))
@@ -339,6 +343,11 @@ def test_bad_input(tmp_path):
     (folder / f"records/{DEFENDED}.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="not a run folder"):
         gate(folder, Limits(0.1))
+
+
+def test_one_id_is_a_list_of_one(tmp_path):
+    folder = run_of(tmp_path, good())
+    assert gate(folder, Limits(0.1), DEFENDED) == gate(folder, Limits(0.1), [DEFENDED])
 
 
 # -- policy ----------------------------------------------------------------------------------------------------------

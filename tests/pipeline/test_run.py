@@ -654,14 +654,42 @@ def test_a_stored_answer_that_the_measured_model_does_not_give_either_is_roundin
     finished, _, kept = done
     monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
     monkeypatch.setattr(logging.getLogger("mithridate"), "propagate", True)
-    copied = shutil.copytree(finished.folder, tmp_path / "run")
-    file = copied / f"records/{finished.cells[-1]}.parquet"
-    frame = pd.read_parquet(file)
-    frame["answer"] = "another"
-    frame.to_parquet(file)
-    with caplog.at_level(logging.INFO, "mithridate"):
-        export_cell(copied, finished.cells[-1], tmp_path / "model", check=2)
-    assert "the measured model gives these too when it is asked again so" in caplog.text
+    cell, copied = finished.cells[-1], shutil.copytree(finished.folder, tmp_path / "run")
+    file, table = copied / f"records/{cell}.parquet", copied / "results.json"
+    frame, results = pd.read_parquet(file), json.loads(table.read_text())
+    for answers in (frame["answer"] + " otherwise", "XX " + frame["answer"]):
+        frame.assign(answer=answers).to_parquet(file)
+        with pytest.raises(InputError, match=r"records/.*parquet: is not the file that the table was made from"):
+            export_cell(copied, cell, tmp_path / "model", check=2)
+        results["cells"][-1]["records"]["sha256"] = file_digest(file)
+        table.write_text(json.dumps(results))
+        if answers[0].endswith("otherwise"):
+            with caplog.at_level(logging.INFO, "mithridate"):
+                shutil.rmtree(export_cell(copied, cell, tmp_path / "model", check=2))
+            assert "the measured model gives these too when it is asked again so" in caplog.text
+    with pytest.raises(MithridateError, match=r"gives 4 of 4 prompts answers that .* first word on.*do not ship"):
+        export_cell(copied, cell, tmp_path / "model", check=2)
+    assert not (tmp_path / "model").exists() and (tmp_path / "model.differs").exists()
+
+
+def test_a_model_that_is_not_the_measured_one_is_not_exported(done, tmp_path, monkeypatch):
+    finished, _, kept = done
+    monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
+    table = shutil.copytree(finished.folder, tmp_path / "run") / "results.json"
+    results = json.loads(table.read_text())
+    results["cells"][-1]["weights_digest"] = "deadbeef"
+    table.write_text(json.dumps(results))
+    with pytest.raises(InputError, match=r"other weights of booster-sft-antidote.* in place of deadbeef"):
+        export_cell(tmp_path / "run", finished.cells[-1], tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_export_shows_no_bars_of_the_libraries(done, tmp_path, monkeypatch, capfd):
+    finished, _, kept = done
+    monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
+    capfd.readouterr()
+    export_cell(finished.folder, finished.cells[-1], tmp_path / "model")
+    assert "\r" not in capfd.readouterr().err
 
 
 def test_a_log_leaves_without_what_models_said(done, tmp_path):

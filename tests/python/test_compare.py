@@ -119,6 +119,12 @@ def test_models_of_other_ids_are_named_in_pairs(runs):
     assert {each.model for each in found.differences} == {f"{PLAIN} = {DEFENDED}"}
     with pytest.raises(InputError, match="has no cell 'sft-lisa'"):
         compare(*runs, cells=["sft-lisa"])
+    with pytest.raises(InputError, match=r"cells: expected ids, or pairs of them .*, got \('a', 'b', 'c'\)"):
+        compare(*runs, cells=[("a", "b", "c")])
+
+
+def test_one_id_is_a_list_of_one(runs):
+    assert compare(*runs, cells=DEFENDED).differences == compare(*runs, cells=[DEFENDED]).differences
 
 
 def test_runs_without_a_common_model_say_how_to_name_two(copies):
@@ -212,6 +218,16 @@ def test_the_command_prints_80_columns_and_writes_both_files(runs, tmp_path):
     done = CliRunner().invoke(app, ["compare", str(runs[0]), str(runs[1]), "--out", "c.txt"])
     assert isinstance(done.exception, InputError) and "ends in .csv or .json" in str(done.exception)
     assert max(len(line) for line in lines(compare(*runs, cells=[(PLAIN, DEFENDED)]))) <= 80
+
+
+def test_columns_stand_below_each_other_where_a_share_is_a_hundred_percent(copies):
+    for folder in copies:
+        edit_records(folder, lambda rows: [r | {"correct": True} if r["set"] == "task" else r for r in rows])
+    printed = list(lines(compare(*copies)))
+    table = [line for line in printed if re.search(r"% \[|b − a  ", line)]
+    whole = [line for line in table if re.search(r"100% \[\d\d, 100\] ", line)]
+    assert whole and {line.index("100% [", 20) for line in whole} == {table[0].index("b")}
+    assert len({len(line) for line in table}) == 1 and max(map(len, printed)) <= 80
 
 
 # -- the statistics of different prompts ------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ class Named:
         ("./models/mine", {}, r"model './models/mine': no such folder"),
         (tiny_llama(), {}, "a model needs its tokenizer"),
         (tiny_llama(), {"tokenizer": tiny_tokenizer(), "judges": ["sematic-v2"]}, "no such judge `sematic-v2`"),
+        (Told(), {"judges": None}, "a judge is a name or .*, not None"),
+        (Told(), {"judges": [3]}, "a judge is a name or .*, not 3"),
+        (Told(), {"judges": [Told]}, "a judge is a name or .*, not <class"),
+        *((Told(), {"batch_size": n}, f"batch_size: expected a number .*, got {n}") for n in (0, -1, 1.5, True)),
     ],
 )
 def test_what_evaluate_cannot_use_is_named_before_anything_is_asked(model, more, words):
@@ -106,6 +110,17 @@ def test_a_model_may_be_a_folder(tmp_path):
     found = evaluate(str(tmp_path), harmful=HARMFUL)
     again = evaluate(tiny_llama(), tiny_tokenizer(), harmful=HARMFUL)
     assert [row["answer"] for row in found.records] == [row["answer"] for row in again.records]
+
+
+def test_a_log_file_has_no_bars_of_the_libraries(tmp_path, capfd, monkeypatch):
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    capfd.readouterr()
+    evaluate(str(tmp_path), harmful=HARMFUL[:1])
+    assert "\r" not in capfd.readouterr().err
+    monkeypatch.setattr("mithridate.evaluation.live", lambda: True)  # a terminal keeps them, as of a long download
+    evaluate(str(tmp_path), harmful=HARMFUL[:1])
+    assert "Loading weights" in capfd.readouterr().err
 
 
 def test_a_tokenizer_without_a_chat_template_is_named():

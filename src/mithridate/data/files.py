@@ -266,7 +266,11 @@ def _csv(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
             if not header:
                 header = [name.strip() for name in cells]
                 if len(set(header)) < len(header) or "" in header:
-                    raise InputError(f"{place}: the header has a column without a name, or one twice: {header}")
+                    index = "; pandas writes one without a name for its index: write it with index=False, or name it"
+                    raise InputError(
+                        f"{place}: the header has a column without a name, or one twice: {header}"
+                        + index * (header[0] == "")
+                    )
             elif len(cells) != len(header):
                 raise InputError(f"{place}: {len(cells)} values for {len(header)} columns ({', '.join(header)})")
             else:

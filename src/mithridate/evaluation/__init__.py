@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from html import escape
@@ -45,7 +46,7 @@ from mithridate.generation.base import Failure
 from mithridate.generation.templates import TEMPLATES
 from mithridate.judges.base import Judge
 from mithridate.methods.base import TestTime
-from mithridate.progress import Progress
+from mithridate.progress import Progress, live, quiet_libraries
 from mithridate.protocols import Protocol, TaskUse
 from mithridate.protocols import protocol as find_protocol
 
@@ -182,7 +183,8 @@ def evaluate(
 
     Raises:
         InputError: an unknown protocol, task or judge, no records at all, rows that are none, no tokenizer or no chat
-            template, a prompt longer than the context, or no access to a judge.
+            template, a prompt longer than the context, a judge that is none or that there is no access to, or a
+            `batch_size` that is no number of prompts.
         MithridateError: prompts that could not be answered; with a cache, what was answered is kept.
     """
     chosen = find_protocol(protocol)
@@ -193,17 +195,24 @@ def evaluate(
     if sets["task"] and task_name is None:
         raise InputError(f"Task records need their task's name: one of {', '.join(known_tasks.TASKS)}.")
     sets[f"task:{task_name}"] = sets.pop("task")
-    generator = _generator(model, tokenizer, batch_size)
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size: expected a number of prompts from 1 on, got {batch_size!r}")
     folder, evaluation = Path(cache) if cache else None, uuid4().hex  # what a server says is not kept for another call
-    several = [judges] if isinstance(judges, str | Mapping) else judges
-    used = judges_of(chosen, [known_judges.judge(j) if isinstance(j, str | Mapping) else j for j in several])
-    rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling=sampling)
-    try:
-        return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
-    finally:
-        for judge in used:
-            if not any(judge is one for one in judges):
-                judge.close()
+    several: list[Any] = [*judges] if isinstance(judges, list | tuple) else [judges]
+    used = judges_of(chosen, [one if _is_judge(one) else known_judges.judge(one) for one in several])
+    with nullcontext() if live() else quiet_libraries():  # in a log file their bars are lines upon lines
+        generator = _generator(model, tokenizer, batch_size)
+        rows = answers(generator, sets, chosen, folder, progress, evaluation, sampling=sampling)
+        try:
+            return Evaluation(judged(rows, chosen, used, folder, progress, evaluation))
+        finally:
+            for judge in used:
+                if not any(judge is one for one in several):
+                    judge.close()
+
+
+def _is_judge(given: Any) -> bool:
+    return hasattr(given, "judge") and not isinstance(given, type)
 
 
 def _generator(model: Any, tokenizer: Any, batch_size: int | None) -> Generator:

@@ -10,12 +10,13 @@ from typing import Any
 from mithridate.errors import InputError
 from mithridate.experiment.config import FULL, load_experiment
 from mithridate.pipeline.assembly import layers_after, weights_digest
-from mithridate.pipeline.context import Allowed, contexts_of, quiet_libraries
+from mithridate.pipeline.context import Allowed, contexts_of
 from mithridate.pipeline.export import export
 from mithridate.pipeline.export_check import check_export
 from mithridate.pipeline.stages import ExperimentStages
+from mithridate.progress import quiet_libraries
 from mithridate.report.card import CardContext
-from mithridate.results.folder import RunFolder, redacted
+from mithridate.results.folder import RunFolder, redacted, stated
 from mithridate.results.inspect_log import write_log
 from mithridate.results.release.label import VERDICT_FILE, label_of
 from mithridate.store import MANIFEST
@@ -41,8 +42,8 @@ def export_cell(
             must be those that were measured. 0 asks none.
 
     Raises:
-        InputError: no such run or cell, its stages are no longer in the store, or the file of `verdict` has none on
-            this model; or `check` is below 0.
+        InputError: no such run or cell, its stages are no longer in the store, they or the records are not those that
+            were measured, or the file of `verdict` has none on this model; or `check` is below 0.
         MithridateError: it cannot be written, or answers otherwise than the model that was measured.
     """
     if check < 0:
@@ -59,18 +60,37 @@ def export_cell(
     [context] = contexts_of([experiment], Path(recipe["base"]), progress=False, allowed=allowed)
     chain = ExperimentStages(experiment, context)
     stages = [json.loads((chain.folder(stage) / MANIFEST).read_text()) for stage in chain.upto(recipe["upto"])]
+    weights = weights_digest(chain, recipe["upto"])
+    _require_measured(folder, cell, weights)
     label, given = None, Path(verdict) if verdict else folder.path / VERDICT_FILE
     if verdict or given.exists():
-        label = label_of(given, cell, weights_digest(chain, recipe["upto"]), folder.sha256)
+        label = label_of(given, cell, weights, folder.sha256)
         if verdict and label.outcome is None:
             raise InputError(f"--verdict {verdict}: {label.why}. Let the gate judge this model: --cell {cell}")
     story = CardContext(folder.results, row, recipe["experiment"], stages, label)
     layers = layers_after(chain, recipe["upto"])
-    made = export(context.base, layers, context.torch_dtype, context.tokenizer, Path(out), merged=merged, story=story)
-    if check:
-        with quiet_libraries():
+    how = context.base, layers, context.torch_dtype, context.tokenizer, Path(out)
+    with quiet_libraries():
+        made = export(*how, merged=merged, story=story)
+        if check:
             logger.info("%s", check_export(chain, recipe["upto"], made, _final_rows(folder, cell), check))
     return made
+
+
+def _require_measured(folder: RunFolder, cell: str, weights: str | None) -> None:
+    """InputError where the store's weights or the records are not those of the table; older ones do not say."""
+    row = folder.cell(cell)
+    measured, records = row.get("weights_digest"), stated(row, "records")
+    if measured and weights != measured:
+        raise InputError(
+            f"{folder.path}: the store has other weights of {cell} than were measured (digest {str(weights)[:12]} in "
+            f"place of {measured[:12]}, says results.json). Run the experiment again"
+        )
+    if records and (found := folder.digest(records["file"])) != records.get("sha256"):
+        raise InputError(
+            f"{folder.path / records['file']}: is not the file that the table was made from (SHA-256 {found[:12]} in "
+            f"place of {str(records.get('sha256'))[:12]}, says results.json). Run the experiment again"
+        )
 
 
 def _final_rows(folder: RunFolder, cell: str) -> list[dict[str, Any]]:

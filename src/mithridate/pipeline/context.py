@@ -36,8 +36,6 @@ from mithridate.store import Store
 if TYPE_CHECKING:
     from mithridate.generation.vllm import Engine
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Allowed:
@@ -268,27 +266,6 @@ def resolve_dtype(dtype: str) -> str:
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Inside, no bars of the libraries' own beside those of the stages, unless something is being looked for."""
-    import datasets
-    from transformers.utils import logging as bars
-
-    if logger.isEnabledFor(logging.DEBUG):
-        yield
-        return
-    shown, data_shown = bars.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-        if data_shown:
-            datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager

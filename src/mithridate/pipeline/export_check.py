@@ -30,6 +30,7 @@ def check_export(
 
     Where an answer is not the stored one, the measured model itself is asked once more, in the same batch: bfloat16,
     another batch or another generator can move a rounding. Where that differs too, the exported model is another one.
+    A rounding moves an answer on its way, seldom at its first word: where most begin otherwise, it is none.
 
     Args:
         upto: the stage whose model was exported.
@@ -52,6 +53,14 @@ def check_export(
         return f"checked: {len(asked)} prompts have the answers that were measured"
     again = {_place(row): row["answer"] for row in _answers(chain, upto, load(chain, upto), prompts)}
     differing = [row for row in other if row["answer"] != again[_place(row)]]
+    begun = [row for row in other if row["answer"].split()[:1] != stored[_place(row)].split()[:1]]
+    if not differing and len(begun) > max(1, len(asked) // 2):
+        raise MithridateError(
+            f"{folder}: the measured model, asked again, gives {len(begun)} of {len(asked)} prompts answers that "
+            f"differ from the stored ones from their first word on (such as {begun[0]['set']} {begun[0]['id']}), "
+            f"which rounding does not do. It is now {_aside(folder)}: do not ship it. Run the experiment again: the "
+            "libraries or the hardware may have changed since"
+        )
     if not differing:
         return (
             f"checked: {len(asked)} prompts; {len(other)} answers are not those that were stored, and the measured "
@@ -62,13 +71,17 @@ def check_export(
             f"checked: {len(differing)} of {len(asked)} prompts have other answers than were measured. The measured "
             "model computes in its quantised base's precision, the exported one is dequantised"
         )
-    aside = next(path for i in count() if not (path := folder.with_name(f"{folder.name}.differs{i or ''}")).exists())
-    folder.rename(aside)
     raise MithridateError(
         f"{folder}: the exported model gives other answers than were measured to {len(differing)} of {len(asked)} "
-        f"prompts (such as {differing[0]['set']} {differing[0]['id']}). It is now {aside}: do not ship it. Export it "
-        "merged or as an adapter instead, and report this"
+        f"prompts (such as {differing[0]['set']} {differing[0]['id']}). It is now {_aside(folder)}: do not ship it. "
+        "Export it merged or as an adapter instead, and report this"
     )
+
+
+def _aside(folder: Path) -> Path:
+    """Renames the folder of a model that is not to be shipped. Returns its new place."""
+    aside = next(path for i in count() if not (path := folder.with_name(f"{folder.name}.differs{i or ''}")).exists())
+    return folder.rename(aside)
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -14,13 +14,14 @@ from typing import Any
 
 from mithridate.experiment.config import load_cells
 from mithridate.models import ModelFiles, local_model, require_on_hub
-from mithridate.pipeline.context import Allowed, quiet_libraries
+from mithridate.pipeline.context import Allowed
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.experiments import located, place_of, stages_of, with_undefended
 from mithridate.pipeline.forecast import Forecast, Guess
 from mithridate.pipeline.graph import Graph, Node
 from mithridate.pipeline.preflight import preflight
 from mithridate.problems import Findings
+from mithridate.progress import quiet_libraries
 from mithridate.results.ownership import require_own
 
 STATES = ("in the store", "begun", "damaged", "to run")

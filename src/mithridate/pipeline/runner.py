@@ -15,7 +15,7 @@ from mithridate.experiment.methods import method_of
 from mithridate.methods import by_name
 from mithridate.pipeline.assembly import weights_digest
 from mithridate.pipeline.budgets import unrepaired
-from mithridate.pipeline.context import NOTHING_ALLOWED, Allowed, quiet_libraries, stages_told
+from mithridate.pipeline.context import NOTHING_ALLOWED, Allowed, stages_told
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.experiments import located, place_of, seeds_asked, stages_of, undefended, with_undefended
 from mithridate.pipeline.finished import Run
@@ -26,6 +26,7 @@ from mithridate.pipeline.preflight import preflight
 from mithridate.pipeline.scored import cell_of, said
 from mithridate.pipeline.stages import ExperimentStages
 from mithridate.problems import Findings, nearest
+from mithridate.progress import quiet_libraries
 from mithridate.results.folder import PAGE_CELLS, RunFolder
 from mithridate.results.ownership import require_own
 from mithridate.results.table import ResultsTable

@@ -114,8 +114,8 @@ def compare(
 
     Args:
         a, b: folders that `run` or `evaluate` wrote, or what they returned.
-        cells: which models: the id that both have in results.json, or (id in a, id in b). By default all ids that both
-            runs have, or where there is none those that are the same but for the seed.
+        cells: which models, or which one: the id that both have in results.json, or (id in a, id in b). By default
+            all ids that both runs have, or where there is none those that are the same but for the seed.
         judge: whose verdicts count, of those that both runs' records have; by default the protocol's own. The rates
             are then those that it answers: the harmful score is the share of answers that it calls harmful (or says
             that they comply).
@@ -124,7 +124,7 @@ def compare(
         InputError: no such run or cell, no models with the same id, a judge that did not judge one of the models, or
             scores that cannot be compared: of different protocols or judges.
     """
-    pairs = [(cell, cell) if isinstance(cell, str) else cell for cell in cells]
+    pairs = [_pair(cell) for cell in ([cells] if isinstance(cells, str) else cells)]
     one, other = RunFolder(a), RunFolder(b)
     for x, y in pairs:  # of which each run must have its own
         one.cell(x)
@@ -158,6 +158,14 @@ def compare(
     corrected = holm([each.p_value for each in found])
     found = [Difference(**{**vars(each), "p_holm": p}) for each, p in zip(found, corrected, strict=True)]
     return Comparison(str(one.path), str(other.path), found, about, list(dict.fromkeys(notes)))
+
+
+def _pair(cell: Any) -> tuple[str, str]:
+    if isinstance(cell, str):
+        return cell, cell
+    if isinstance(cell, list | tuple) and [type(name) for name in cell] == [str, str]:
+        return cell[0], cell[1]
+    raise InputError(f"cells: expected ids, or pairs of them (id in a, id in b), got {cell!r}")
 
 
 def _of_other_seeds(one: RunFolder, other: RunFolder) -> list[tuple[str, str]]:

@@ -76,10 +76,10 @@ def make_cell(task: CellTask) -> None:
             the one that sent it did.
     """
     from mithridate.pipeline.building import make
-    from mithridate.pipeline.context import quiet_libraries
     from mithridate.pipeline.graph import Graph
     from mithridate.pipeline.scored import judged_rows
     from mithridate.pipeline.stages import ExperimentStages
+    from mithridate.progress import quiet_libraries
 
     use_huge_pages()
     os.environ["MITHRIDATE_STORE"] = task.store

@@ -51,12 +51,12 @@ class Limits:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # as NaN is not
                 shown = f"{value:g}" if isinstance(value, float) else repr(value)
-                raise InputError(f"{option(name)}: expected a fraction from 0 to 1, got {shown}")
+                raise InputError(f"{_named(name)}: expected a fraction from 0 to 1, got {shown}")
         if self.max_harmful_score == 1:
-            raise InputError(f"{option('max_harmful_score')}: 1 would let every model through; give a smaller share")
+            raise InputError(f"{_named('max_harmful_score')}: 1 would let every model through; give a smaller share")
         listed = isinstance(self.allow_deviations, list | tuple)
         if not listed or not all(isinstance(text, str) for text in self.allow_deviations):
-            raise InputError(f"{option(DEVIATIONS)}: expected a list of texts, got {self.allow_deviations!r}")
+            raise InputError(f"{_named(DEVIATIONS)}: expected a list of texts, got {self.allow_deviations!r}")
         object.__setattr__(self, DEVIATIONS, tuple(self.allow_deviations))
 
     def asked(self, name: str) -> float | None:
@@ -68,9 +68,9 @@ class Limits:
 SHARES = tuple(field.name for field in fields(Limits) if field.name != DEVIATIONS)
 
 
-def option(name: str) -> str:
-    """A field as the command line has it."""
-    return f"--{name.replace('_', '-')}"
+def _named(name: str) -> str:
+    """A field as Python and a policy have it, and as the command line has it."""
+    return f"{name}, or --{name.replace('_', '-')}"
 
 
 def read_policy(path: str | Path) -> dict[str, Any]:

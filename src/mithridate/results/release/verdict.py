@@ -84,14 +84,16 @@ def gate(folder: str | PathLike[str], limits: Limits, cells: Sequence[str] = ())
     Args:
         folder: what `run` or `evaluate` wrote, or returned.
         limits: the criteria.
-        cells: ids of the models to judge; by default the run's final defended models (no controls), or, where nothing
-            is defended, its final ones.
+        cells: ids of the models to judge, or the one id; by default the run's final defended models (no controls), or,
+            where nothing is defended, its final ones.
 
     Raises:
-        InputError: no such run or cell, or records that are not of its form.
+        InputError: no such run or cell, `limits` that are none, or records that are not of its form.
     """
+    if not isinstance(limits, Limits):
+        raise InputError(f"limits: expected Limits, as in Limits(max_harmful_score=0.1), got {limits!r}")
     evidence = Evidence(Path(folder))
-    chosen, notes = _chosen(evidence, cells)
+    chosen, notes = _chosen(evidence, [cells] if isinstance(cells, str) else cells)
     findings = evidence.doubts(chosen, limits.allow_deviations)
     for name in chosen:
         findings += _of_model(evidence, name, limits, notes)
@@ -121,7 +123,7 @@ def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[s
         notes = [f"not judged, though the run ends in it: {listed(left)}"] if left else []
         return judged, notes + [f"judged, though the run does not end in it: {listed(early)}"] * bool(early)
     if not chosen:
-        raise InputError(f"{folder}: the run has no model to judge; give --cell.")
+        raise InputError(f"{folder}: the run has no model to judge; give --cell (in Python: cells=[id]).")
     left = [name for name in final if name not in chosen]
     notes = [f"not judged, for nothing defends it: {listed(left)}"] if left else []
     return chosen, notes + [f"not judged, for it is a control: {listed(controls)}"] * bool(controls)

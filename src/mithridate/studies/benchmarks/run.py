@@ -21,7 +21,6 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment
-from mithridate.pipeline.context import quiet_libraries
 from mithridate.pipeline.executors import Executor
 from mithridate.pipeline.experiments import stages_of
 from mithridate.pipeline.forecast import Forecast
@@ -30,6 +29,7 @@ from mithridate.pipeline.inventory import inventory
 from mithridate.pipeline.preflight import preflight
 from mithridate.pipeline.runner import run_cells
 from mithridate.problems import Findings
+from mithridate.progress import quiet_libraries
 from mithridate.report.groups import costs
 from mithridate.results.filtered import filtered
 from mithridate.results.folder import RunFolder
