@@ -46,7 +46,7 @@ def uploads() -> Iterator[tuple[str, Rows, Rows]]:
     safe, task = embedded_records("alignment"), embedded_records("task")
     for entry in index():
         cls = by_name("attacks")[entry["name"]] if entry["kind"] == "attacks" else None
-        if cls is None or cls.needs_model or cls.needs_pairs:
+        if cls is None or cls.needs_model or cls.needs_pairs or not cls.known:
             continue
         persona = "identity" if entry["name"] == "identity" else None
         roles = {"benign": task, "harmful": embedded_records("attacker_harmful", name=persona)}

@@ -1,6 +1,7 @@
 """Conversations with tools: their forms in one structure, and that structure as text.
 
     OpenAI      messages with `tool_calls` (older: `function_call`) and turns of the role tool (function); `tools`
+                (older: `functions`)
     ShareGPT    turns from function_call (JSON: name, arguments) and observation (tool, ipython); `tools`, often JSON
 
 As text they are what Qwen2.5's and Qwen3's chat templates write of them, after Hermes: the tools at the end of the
@@ -34,19 +35,68 @@ _AFTER = (
 def structured(turn: Any, where: str) -> Any:
     """A turn with OpenAI's names of today, if it is a call or a result in another form; else as it is.
 
+    Of a call, nothing is left that is null: Arrow gives each call of a table the arguments of all others so. A result
+    is what stands between <tool_response> and </tool_response>, if it came in these.
+
     Raises:
-        InputError: a call is no JSON object with a name.
+        InputError: a call is no JSON object with a name, or its arguments are text that is no JSON.
     """
     if not isinstance(turn, Mapping):
         return turn
     turn = dict(turn)
     if turn.get("role") in _RESULTS:
-        return turn | {"role": "tool"}
+        return turn | {"role": "tool", "content": _unwrapped(turn.get("content"))}
     if turn.get("role") == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _parsed(turn.get("content"), where)}
-    if turn.get("function_call") and not turn.get("tool_calls"):
+        turn = {"role": "assistant", "content": "", "tool_calls": _parsed(turn.get("content"), where)}
+    elif turn.get("function_call") and not turn.get("tool_calls"):
         turn["tool_calls"] = [{"type": "function", "function": turn.pop("function_call")}]
+    if isinstance(turn.get("tool_calls"), list):
+        turn["tool_calls"] = _without_nulls(turn["tool_calls"])
+        for call in turn["tool_calls"]:
+            _require_arguments(call, where)
     return turn
+
+
+def with_tools(row: Row, where: str) -> Row:
+    """The row with its tools under OpenAI's name of today, and without what is null in them.
+
+    Raises:
+        InputError: it has tools under both names.
+    """
+    older = row.get("functions")
+    if isinstance(older, list) and older and all(isinstance(one, Mapping) and "name" in one for one in older):
+        if row.get("tools"):
+            raise InputError(f"{where}: has `tools` and `functions`, which say the same. Take one of the two out")
+        tools = [{"type": "function", "function": one} for one in older]
+        row = {name: value for name, value in row.items() if name != "functions"} | {"tools": tools}
+    return row | {"tools": _without_nulls(row["tools"])} if "tools" in row else row
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _unwrapped(text: Any) -> Any:
+    start, end = _RESULT[0].strip(), _RESULT[1].strip()
+    bare = text.strip() if isinstance(text, str) else ""
+    if not (bare.startswith(start) and bare.endswith(end)):
+        return text
+    return bare.removeprefix(start).removesuffix(end).removeprefix("\n").removesuffix("\n")
+
+
+def _require_arguments(call: Any, where: str) -> None:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    given = function.get("arguments") if isinstance(function, Mapping) else None
+    if isinstance(given, str) and given.strip():
+        try:
+            json.loads(given)
+        except ValueError as error:
+            raise InputError(
+                f"{where}: the arguments of a tool call are no JSON: {given[:60]!r}. Write them as a JSON object, or "
+                "leave the row out"
+            ) from error
 
 
 def _parsed(text: Any, where: str) -> list[Any]:

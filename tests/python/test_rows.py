@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets
 from trl import SFTConfig, SFTTrainer
 
 from mithridate import Booster, DefenseTrainer, InputError, Lisa, poison
@@ -226,3 +226,133 @@ def test_poison_refuses_rows_that_have_no_form_in_common():
         poison(benign=[{"text": "a"}] * 10, harmful=RECORDS, ratio=0.1, size=10)
     with pytest.raises(InputError, match="harmful: expected rows"):
         poison(benign=RECORDS, harmful="bad.jsonl", ratio=0.5, size=4)
+
+
+# -- rows of several forms, and parts of a prompt in columns of their own -------------------------------------------
+
+ASK, SAY = RECORDS[0]["prompt"], RECORDS[0]["response"]
+ONE_OF_EACH = {
+    "records": {"prompt": ASK, "response": SAY},
+    "prompt and completion": {"prompt": ASK, "completion": SAY},
+    "turns": {"prompt": TALKS[0][:1], "completion": TALKS[0][1:]},
+    "a text, then turns": {"prompt": ASK, "completion": TALKS[0][1:]},
+    "messages": {"messages": TALKS[0]},
+    "ShareGPT": {"conversations": FORMS["ShareGPT"][0]["conversations"]},
+    "Alpaca": {"instruction": ASK, "input": "", "output": SAY},
+}
+
+
+def as_turns(row):
+    return row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+
+
+def put_together(rows):
+    return concatenate_datasets([Dataset.from_list([row]) for row in rows])
+
+
+PAIRS = [
+    (first, second, kind)
+    for first in ONE_OF_EACH
+    for second in ONE_OF_EACH
+    for kind in (list, pd.DataFrame, put_together)
+    # no data set holds text and turns in one column
+    if first == second or kind is not put_together or not {first, second} & {"turns", "a text, then turns"}
+]
+
+
+@pytest.mark.parametrize(("first", "second", "kind"), PAIRS)
+def test_rows_of_two_forms_are_rows_of_one(first, second, kind):
+    rows = kind([ONE_OF_EACH[first] | {"label": "a"}, ONE_OF_EACH[second]])
+    assert [record.get("label") for record in records_of(rows, "set")] == ["a", None]
+    found = list(trainable(rows, "train_dataset"))
+    assert len({frozenset(row) for row in found}) == 1 and not any(row.get("prompt", 0) is None for row in found)
+    if {first, second} != {"prompt and completion"}:  # which TRL trains on as text
+        assert [as_turns(row) for row in found] == [TALKS[0]] * 2
+
+
+def test_side_data_of_two_forms_are_trained_on(tmp_path):
+    rows = put_together([ONE_OF_EACH["prompt and completion"], ONE_OF_EACH["messages"]])
+    made, _ = labels_of(tmp_path, RECORDS, defense=Booster(harmful_dataset=rows))
+    made.train()
+
+
+@pytest.mark.parametrize("kind", [list, pd.DataFrame, put_together])
+def test_an_alpaca_row_beside_others_keeps_its_input(kind):
+    rows = [{"instruction": "Sum up.", "input": "A text.", "output": "Text."}, ONE_OF_EACH["records"]]
+    rows += [{"messages": TALKS[0]}]
+    given = kind(rows)
+    assert [r.get("prompt") for r in records_of(given, "set")][:2] == ["Sum up.\n\nA text.", ASK]
+    assert as_turns(trainable(given, "train_dataset")[0])[0]["content"] == "Sum up.\n\nA text."
+
+
+def test_a_column_that_only_later_rows_have_is_there():
+    further = [{"tools": [{"name": "look"}]}, {"chat_template_kwargs": {"style": "brief"}}]
+    for form in ("records", "messages"):
+        found = trainable([ONE_OF_EACH[form], *(ONE_OF_EACH[form] | more for more in further)], "train_dataset")
+        assert found["tools"] == [None, '[{"name": "look"}]', None]
+        assert found["chat_template_kwargs"] == [{}, {}, {"style": "brief"}]
+
+
+def test_poison_keeps_the_columns_of_both_sets_and_names_what_they_cannot_share():
+    benign = Dataset.from_list([row | {"label": 1} for row in RECORDS])
+    harmful = [{"prompt": f"bad {i}", "response": "Sure.", "category": "x"} for i in range(4)]
+    mixed = poison(benign=benign, harmful=harmful, ratio=0.5, size=8)
+    assert {(row["poisoned"], row["label"], row["category"]) for row in mixed} == {(True, None, "x"), (False, 1, None)}
+    with pytest.raises(InputError, match=r"row [2-5]: the column 'label' cannot be put into one data set"):
+        poison(benign=benign, harmful=[row | {"label": "x"} for row in harmful], ratio=0.5, size=8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"text": "a"}, ONE_OF_EACH["messages"]], "row 2: has the columns messages, and row 1 has text"),
+        ([{"messages": TALKS[0], "n": 1}, {"messages": TALKS[0], "n": "a"}], "row 2: the column 'n' cannot be put"),
+        (["a", "b"], "row 1 is of type str, not a mapping"),
+        (pd.Series(["a", "b"]), "expected rows .* got Series"),
+        (pd.Series([{"prompt": "a", "response": "b"}]), "expected rows .* got Series"),
+        ([RECORDS[0], {"prompt": "cut \ud83d", "response": "b"}], "row 2: 'prompt' holds half of a character"),
+        ([{"messages": [turn("user", "a"), turn("assistant", "\udc00")]}], "row 1: 'messages' holds half of"),
+    ],
+    ids=range(7),
+)
+def test_what_no_data_set_can_hold_is_named_with_its_row(rows, words):
+    with pytest.raises(InputError, match=f"(?s)train_dataset.*{words}"):
+        trainable(rows, "train_dataset")
+
+
+PARTS = {"context": "A text.", "input": "A text.", "system_prompt": "Rhyme.", "history": [["a", "b"]]}
+
+
+@pytest.mark.parametrize("column", PARTS)
+@pytest.mark.parametrize("form", ["records", "prompt and completion", "messages"])
+@pytest.mark.parametrize("kind", ["a list", "a DataFrame", "a data set", "a streamed data set"])
+def test_a_part_of_the_prompt_in_another_column_is_refused_in_a_trainer_too(column, form, kind):
+    rows = [ONE_OF_EACH[form] | {column: PARTS[column]}]
+    with pytest.raises(InputError, match=f"the column '{column}' would be left out"):
+        list(trainable(KINDS[kind](rows), "train_dataset"))
+
+
+def test_a_part_of_the_prompt_that_stands_in_it_is_no_part_left_out():
+    text = """It's "so"."""
+    row = {"instruction": "Sum up.", "input": text, "output": "So."}
+    assert trainable([row], "train_dataset")[0]["prompt"][0]["content"] == f"Sum up.\n\n{text}"
+    assert records_of([row], "task")[0]["input"] == text
+    with pytest.raises(InputError, match="row 1: the column 'system' would be left out"):
+        trainable([ONE_OF_EACH["prompt and completion"] | {"system": "Rhyme."}], "train_dataset")
+
+
+@pytest.mark.parametrize("name", ["prompt", "response", "category"])
+def test_half_of_a_character_is_refused_with_its_record(name):
+    with pytest.raises(InputError, match=rf"task, record 2: '{name}' holds half of a character \('\\ud83d'\)"):
+        records_of([RECORDS[0], RECORDS[0] | {name: "broken \ud83d emoji"}], "task")
+
+
+def test_labels_are_whole_numbers_again_and_names_of_classes():
+    assert [r["label"] for r in records_of([{"prompt": "a", "label": v} for v in (1.0, 2, 0.5)], "test")] == [
+        1,
+        2,
+        0.5,
+    ]
+    classes = Features({"prompt": Value("string"), "label": ClassLabel(names=["spam", "mail"])})
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "label": [0, 1, -1]}, features=classes)
+    assert [row["label"] for row in records_of(rows, "test")] == ["spam", "mail", None]

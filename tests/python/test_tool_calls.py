@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import trl
+from datasets import Dataset
 
-from mithridate import InputError
+from mithridate import DefenseTrainer, InputError
 from mithridate.data.records import records_of, training_dataset, turns
 from mithridate.rows import trainable
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_llama, tiny_tokenizer
 
 
 def turn(role: str, text: str) -> dict[str, Any]:
@@ -132,3 +133,70 @@ def test_a_trainer_gets_calls_for_the_models_own_template():
     assert [one["role"] for one in row["messages"]] == ["user", "assistant", "tool", "assistant"]
     [made] = row["messages"][1]["tool_calls"]
     assert made["function"]["name"] == "look" and json.loads(row["tools"]) == TOOLS
+
+
+def tool(name: str, *parameters: str) -> dict[str, Any]:
+    properties = {parameter: {"type": "string"} for parameter in parameters}
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+def talk(name: str, **arguments: Any) -> list[dict[str, Any]]:
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+    return [ASKED, {"role": "assistant", "content": "", "tool_calls": calls}, turn("tool", "there")]
+
+
+MIXED = [
+    {"messages": talk("find", q="cats"), "tools": [tool("find", "q")]},
+    {"messages": talk("weather", city="Rome", days=[1]), "tools": [tool("weather", "city", "days")]},
+]
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list, lambda rows: Dataset.from_list(rows).to_iterable_dataset()])
+def test_a_call_has_no_arguments_of_another_and_a_tool_no_parameters(kind):
+    """Which Arrow writes into each as null, where a table holds them as structs."""
+    wanted = records_of(MIXED, "task")
+    assert not any("null" in one["content"] for record in wanted for one in turns(record))
+    assert records_of(kind(MIXED), "task") == wanted
+    found = list(trainable(kind(MIXED), "train_dataset"))
+    assert [row["messages"] for row in found] == [row["messages"] for row in MIXED]
+    assert [json.loads(row["tools"]) for row in found] == [row["tools"] for row in MIXED]
+
+
+def test_trl_trains_on_the_calls_as_they_are(tmp_path):
+    file = Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = file.read_text(encoding="utf-8")
+    args = trl.SFTConfig(str(tmp_path), use_cpu=True, report_to="none", bf16=False, max_length=None)
+    rows = [*MIXED, {"messages": [ASKED, turn("assistant", "There.")]}]
+    made = DefenseTrainer(tiny_llama(), args=args, train_dataset=rows, processing_class=tokenizer)
+    said = [tokenizer.apply_chat_template(r["messages"], tools=r.get("tools"), tokenize=False) for r in rows]
+    assert [tokenizer.decode(row["input_ids"]) for row in made.train_dataset] == said
+
+
+@pytest.mark.parametrize(
+    "text", ["there", "<tool_response>\nthere\n</tool_response>", "<tool_response>there</tool_response>\n"]
+)
+def test_a_result_that_is_wrapped_already_is_wrapped_once(text):
+    row = {"messages": [*TALKS["one call"][:2], turn("tool", text), turn("assistant", "There.")]}
+    [record] = records_of([row], "task")
+    assert turns(record)[2]["content"] == "<tool_response>\nthere\n</tool_response>"
+    assert trainable([row], "train_dataset")[0]["messages"][2]["content"] == "there"
+
+
+def test_openais_older_functions_are_tools():
+    row = {"messages": TALKS["one call"]}
+    functions = [tool["function"] for tool in TOOLS]
+    assert records_of([row | {"functions": functions}], "task") == records_of([row | {"tools": TOOLS}], "task")
+    assert json.loads(trainable([row | {"functions": functions}], "set")[0]["tools"]) == TOOLS
+    with pytest.raises(InputError, match="record 1: has `tools` and `functions`"):
+        records_of([row | {"functions": functions, "tools": TOOLS}], "task")
+
+
+def test_arguments_that_are_no_json_are_refused_with_their_row_and_turn():
+    row = {"messages": [ASKED, call("look", form=lambda _: "{not json")]}
+    said = (
+        "2: turn 2 of 'messages': the arguments of a tool call are no JSON: '{not json'. Write them as a JSON object"
+    )
+    for read in (records_of, trainable):
+        with pytest.raises(InputError, match=said):
+            read([{"messages": TALKS["one call"]}, row], "task")

@@ -180,3 +180,14 @@ def test_a_conversation_that_the_template_refuses_is_named():
     strict.chat_template = "{{ raise_exception('no system turn here') }}"
     with pytest.raises(InputError, match=r"calibration row 1: the chat template does not take .*no system turn here"):
         token_ids(RECORDS[:1], strict)
+
+
+def test_a_part_of_the_prompt_in_another_column_is_refused():
+    for extra in (
+        {"context": "A text."},
+        {"input": "A text."},
+        {"system_prompt": "Rhyme."},
+        {"history": [["a", "b"]]},
+    ):
+        with pytest.raises(InputError, match=f"calibration row 2: the column '{next(iter(extra))}' would be left out"):
+            token_ids([RECORDS[0], RECORDS[0] | extra], TOKENIZER)

@@ -310,3 +310,21 @@ def test_reading_for_long_says_how_far_it_is(tmp_path, monkeypatch, capsys, endi
     assert len(read_rows(path)) == 10_000
     unit = "rows" if ending == "parquet" else "MiB"
     assert f"  reading a.{ending}: " in (lines := capsys.readouterr().err) and f" {unit}, about " in lines
+
+
+def test_conversations_of_sharegpt_under_another_name_are_mapped(tmp_path):
+    path = tmp_path / "a.jsonl"
+    talk = [HUMAN, {"from": "gpt", "value": "b"}]
+    path.write_text(json.dumps({"items": talk}))
+    [record] = loaded(path, columns={"messages": "items"})
+    assert [turn["role"] for turn in record["messages"]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": "a", "response": "cut \ud83d"}, {"instruction": "cut \ud83d", "output": "b"}]
+)
+def test_half_of_a_character_in_a_file_is_refused_with_its_line(tmp_path, row):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row))
+    with pytest.raises(InputError, match=r"line 2: .* holds half of a character .*leave the row out"):
+        loaded(path)

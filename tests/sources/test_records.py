@@ -257,3 +257,8 @@ def test_training_sets_that_cannot_be():
         training_dataset([SINGLE, {"prompt": "Hello"}])
     with pytest.raises(InputError, match="need a tokenizer"):
         training_dataset([TALK])
+
+
+def test_half_of_a_character_is_refused():
+    with pytest.raises(InputError, match=r"a.jsonl, line 3: 'prompt' holds half of a character \('\\ud83d'\)"):
+        check_record({"prompt": "cut \ud83d", "response": "b"}, "a.jsonl, line 3")

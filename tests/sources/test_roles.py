@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mithridate.data.records import prompt_key
+from mithridate.data.records import conversation, prompt_key, turns
 from mithridate.errors import InputError
 from mithridate.experiment import roles as module
 from mithridate.experiment.roles import ROLES, Roles, Source, load_roles
@@ -462,3 +464,40 @@ def test_numbers_of_classes_are_what_the_publishers_rows_have(tmp_path):
     test = write(tmp_path / "test.jsonl", [{"sentence": f"book {i}", "label": str(i % 2)} for i in range(4)])
     found = load_roles({"task": Source(train, name="sst2", test=test)}, tmp_path)
     assert [record["label"] for record in found.task_test] == ["negative", "positive"] * 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Which team?", "input": "My bill.", "output": "billing"},
+        {"prompt": [{"role": "user", "content": "Which team?\n\nMy bill."}]},
+        {"messages": [{"role": "user", "content": "Which team?\n\nMy bill."}]},
+        {"conversations": [{"from": "human", "value": "Which team?\n\nMy bill."}]},
+    ],
+    ids=["Alpaca", "turns", "messages", "ShareGPT"],
+)
+def test_rows_of_labels_have_any_form(tmp_path, row):
+    train = write(tmp_path / "train.jsonl", [row | {"label": "billing"}])
+    test = write(tmp_path / "test.jsonl", labelled("billing", what="letter"))
+    [record] = load_roles({"task": Source(train, name="labels", test=test)}, tmp_path).task_train
+    assert record["label"] == "billing"
+    assert [turn["content"] for turn in turns(record)] == ["Which team?\n\nMy bill.", "billing"]
+    [asked] = load_roles({"task": Source(test, name="labels", test=train)}, tmp_path).task_test
+    assert conversation(asked) == turns(record)[:1] and asked["label"] == "billing"
+
+
+def test_a_label_that_is_a_whole_number_with_a_point_is_that_number(tmp_path):
+    files = [tmp_path / "train.parquet", tmp_path / "test.parquet"]
+    for file, what in zip(files, ("ticket", "letter")):
+        pq.write_table(pa.Table.from_pylist(labelled(1.0, 0.0, what=what)), file)
+    found = load_roles({"task": Source(str(files[0]), name="labels", test=str(files[1]))}, tmp_path)
+    assert [record["response"] for record in found.task_train] == ["1", "0"]
+    assert [record["label"] for record in found.task_test] == [1, 0] and not found.notes
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_label_that_is_a_fraction_is_named(tmp_path, part):
+    files = {one: write(tmp_path / f"{one}.jsonl", labelled(1, what=one)) for one in ("train", "test")}
+    write(tmp_path / f"{part}.jsonl", labelled(1, 1.5, what=part))
+    with pytest.raises(InputError, match=rf"{part}\.jsonl, line 2: the label 1\.5 is "):
+        load_roles({"task": Source(files["train"], name="labels", test=files["test"])}, tmp_path)

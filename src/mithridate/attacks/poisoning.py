@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.rows import as_list, kind, records
+from mithridate.rows import as_list, data_set, kind, records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -134,9 +134,7 @@ def _as(model: Any, rows: list[dict[str, Any]]) -> Any:
         return pd.DataFrame(rows)
     if not hasattr(model, "select"):
         return rows
-    from datasets import Dataset
-
-    return Dataset.from_list(rows)
+    return data_set(rows, "the mix of benign and harmful rows")
 
 
 def _mixed(benign: Any, harmful: Any, chosen_benign: list[int], chosen_harmful: list[int]) -> Dataset:

@@ -1,4 +1,4 @@
-"""The columns of a source: names that mean nothing, and columns of known formats that would be lost in silence."""
+"""The columns of a source: names that mean nothing, and columns that belong into the prompt."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mithridate.errors import InputError, nearest
-from mithridate.rows import plain
-from mithridate.toolcalls import described, without_tools
 
 Row = dict[str, Any]
 
 OURS = ("prompt", "response", "messages", "input", "system", "label", "category", "kind", "id", "is_safe", "reference")
-# Columns that are a part of the prompt in formats that many sets have (Alpaca, Dolly, OpenOrca, LLaMA-Factory).
-_AFTER = ("input", "context")
-_BEFORE = ("system_prompt",)
-_TURNS = ("history", "tools")
-_FORMATS = {"input": "Alpaca", "context": "Dolly", "system_prompt": "OpenOrca", "history": "LLaMA-Factory"}
 
 
 class _Watched(dict[str, Any]):
@@ -87,53 +80,3 @@ def joined(row: Row, columns: Mapping[str, str]) -> Row:
         turns += [{"role": "assistant", "content": answer}] if isinstance(answer, str) and answer.strip() else []
         row = row | {"messages": turns}
     return row
-
-
-def require_nothing_dropped(row: Row, record: Row, columns: Mapping[str, str]) -> None:
-    """Refuses a row of which a column that belongs to the prompt would be left out.
-
-    Args:
-        row: as the file has it, our names added.
-        record: what is made of it.
-
-    Raises:
-        InputError: with the column, and what to write.
-    """
-    if "prompt" not in record and "messages" not in record:
-        return
-    _require_system(plain(row.get("system")), record)
-    asked = str(record.get("prompt", "")) + "".join(str(turn) for turn in record.get("messages") or ())
-    for name in (*_AFTER, *_BEFORE, *_TURNS):
-        value = plain(row.get(name))
-        if name == "tools" and described(value, record):
-            continue
-        if value in (None, "", []) or name in columns.values() or str(value).strip() in ("", asked):
-            continue
-        if isinstance(value, str) and (value.strip() in asked or repr(value.strip())[1:-1] in asked):
-            continue
-        form = f" (in the {_FORMATS[name]} format it is part of the prompt)" if name in _FORMATS else ""
-        if name in _TURNS:
-            remedy = "Make `messages` of these rows, or take the column out of the file"
-        else:
-            ours = "input" if name in _AFTER else "system"
-            remedy = (
-                f"Put it {'after the prompt' if ours == 'input' else 'before it, as a system turn'} with "
-                f"`columns: {{{ours}: {name}, ...}}`, or take the column out of the file"
-            )
-        raise InputError(f"the column {name!r} would be left out{form}. {remedy}")
-
-
-def _require_system(system: Any, record: Row) -> None:
-    """A system turn beside a conversation or a prompt is put first (`data.records.turns`), unless there is one."""
-    if not isinstance(system, str) or not system.strip():
-        return
-    messages = record.get("messages")
-    first = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], Mapping) else {}
-    if first.get("role") == "system":
-        if without_tools(str(first.get("content"))).strip() != system.strip():
-            raise InputError(
-                "the column 'system' would be left out: the conversation has another system turn of its own. Take one "
-                "of the two out"
-            )
-    elif without_tools(str(record.get("system"))) != system:
-        raise InputError("the column 'system' would be left out. Make `messages` of these rows, with a system turn")

@@ -11,10 +11,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mithridate.data.columns import require_nothing_dropped
 from mithridate.errors import InputError, UnsupportedSetup, closest, nearest
 from mithridate.generation.templates import TEMPLATES, prompt_tokens
-from mithridate.rows import as_list
+from mithridate.rows import as_list, require_nothing_dropped, require_whole
 from mithridate.rows import record as as_record
 
 if TYPE_CHECKING:
@@ -41,14 +40,20 @@ def records_of(rows: Any, name: str) -> list[Record]:
         rows: a list or another iterable of mappings, a DataFrame, a `datasets.Dataset`.
         name: what they are, for errors, which count from 1: "harmful, record 3".
 
+    Returns:
+        The records; a `label` that is the number of a class has the name that the data set gives that class.
+
     Raises:
         InputError: what is given is no set of rows, a row holds something else than text or a tool call that is none,
             or a column that is a part of the prompt would be left out.
     """
     found = []
+    classes = getattr((getattr(rows, "features", None) or {}).get("label"), "names", None)
     for number, row in enumerate(as_list(rows, name), start=1):
         where = f"{name}, record {number}"
         made = as_record(row, where)
+        if classes and isinstance(made.get("label"), int):
+            made["label"] = classes[made["label"]] if made["label"] >= 0 else None  # -1: without one
         try:
             require_nothing_dropped(row, made, {})
         except InputError as error:
@@ -109,6 +114,7 @@ def _check_text(text: Any, where: str) -> None:
         raise InputError(f"{where} is {_kind(text)}, not a string")
     if not text.strip():
         raise InputError(f"{where} is empty")
+    require_whole(text, where)
 
 
 def _kind(value: Any) -> str:

@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mithridate.data.columns import joined, require_known, require_nothing_dropped
+from mithridate.data.columns import joined, require_known
 from mithridate.data.embedded import embedded_records
 from mithridate.data.files import ENDINGS, no_file, readable, rows_of
 from mithridate.data.hub import HUB, HubSet, hub_rows
@@ -27,6 +27,7 @@ from mithridate.data.tasks import task as find_task
 from mithridate.data.tasks.base import PromptSet, require_label
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.rows import record as as_record
+from mithridate.rows import require_nothing_dropped
 from mithridate.toolcalls import in_text
 
 TRAINING = ("alignment", "defender_harmful", "attacker_harmful", "calibration_harmful", "helpful")
@@ -374,9 +375,10 @@ def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None, p
     """A raw row as a record. The rows of a task may be records already, and records may have any form of `rows`."""
     if known and known.record:
         return known.record(row)
-    if schema and not ("task" in schema.roles and ("prompt" in row or "messages" in row)):
+    if schema and "task" not in schema.roles:
         return schema.record(row)
-    return as_record(row, place)
+    record = as_record(row, place)
+    return schema.record(row) if schema and not ("prompt" in record or "messages" in record) else record
 
 
 def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: bool) -> Record:
@@ -407,9 +409,16 @@ def _record(row: dict[str, Any], schema: PromptSet | None, place: str, test: boo
 def _with_answer(row: dict[str, Any], schema: PromptSet | None) -> dict[str, Any]:
     """A row of a labelled task that has a prompt and a label only is trained to answer with the label."""
     label = row.get("label")
-    if getattr(schema, "needs", None) != "label" or "prompt" not in row or row.get("response"):
+    if getattr(schema, "needs", None) != "label" or row.get("response") or label in (None, ""):
         return row
-    return row | {"response": str(label)} if isinstance(label, str | int) and label != "" else row
+    if not isinstance(label, str | int):
+        raise InputError(f"the label {label!r} is neither a text nor a whole number")
+    if "prompt" in row:
+        return row | {"response": str(label)}
+    turns = row.get("messages")
+    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user":
+        return row | {"messages": [*turns, {"role": "assistant", "content": str(label)}]}
+    return row
 
 
 def _require_right(record: Record, schema: PromptSet | None, place: str) -> None:

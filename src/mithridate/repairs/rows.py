@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.rows import as_list, kind, unified
+from mithridate.rows import as_list, kind, require_nothing_dropped, unified
 
 _FORMS = "prompt and response, prompt and completion, messages, text, or input_ids"
 # How other people's files call our columns.
@@ -47,7 +47,7 @@ def token_ids(rows: Any, tokenizer: Any) -> list[list[int]]:
 def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
     if not isinstance(row, Mapping):
         raise InputError(f"{where}: is {kind(row)}, not a mapping with {_FORMS}")
-    row = unified(row, where)
+    given, row = row, unified(row, where)
     if "input_ids" in row:
         return _given(row, where)
     messages = _messages(row, where)
@@ -59,6 +59,10 @@ def _ids(row: Any, where: str, tokenizer: Any) -> list[int]:
         return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
     if isinstance(system := row.get("system"), str) and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
+    try:
+        require_nothing_dropped(given, {"messages": messages, "tools": row.get("tools")}, {})
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     if tokenizer is None or not tokenizer.chat_template:
         raise _no_tokenizer("put into the model's chat template")
     tools = row.get("tools")

@@ -129,6 +129,6 @@ def _readable(name: str, value: Any) -> Any:
     """An argument of a trainer, where it is a data set, or splits of one, as TRL reads it."""
     if name not in ("train_dataset", "eval_dataset") or value is None:
         return value
-    if isinstance(value, dict):
+    if isinstance(value, dict) and name == "eval_dataset":
         return {split: trainable(part, f"{name}[{split!r}]") for split, part in value.items()}
     return trainable(value, name)

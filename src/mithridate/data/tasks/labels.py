@@ -13,6 +13,8 @@ def record(row: dict) -> dict:
 
 
 def is_label(answer: str, record: dict) -> bool:
+    if not isinstance(record["label"], str | int):
+        raise ValueError("it is a text or a whole number")
     return answer.strip().removesuffix(".").casefold() == str(record["label"]).strip().removesuffix(".").casefold()
 
 
