@@ -114,6 +114,7 @@ def test_the_clock_covers_the_whole_step(tmp_path, place):
     assert len(seconds) == 3 and all(0.2 <= each < 2 for each in seconds)
 
 
+@pytest.mark.slow
 def test_a_time_below_what_the_passes_take_fails_the_run(tmp_path, monkeypatch):
     """A planted defense whose passes the clock does not see: it says that it runs 30 and runs none."""
     monkeypatch.setattr(runs, "METHODS", ("plain", "booster"))

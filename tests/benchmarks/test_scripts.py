@@ -125,6 +125,7 @@ def test_peak_bytes_is_exact():
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("name", ["lisa", "vaccine", "booster"])
+@pytest.mark.slow
 def test_the_memory_a_defense_takes_beyond_plain_training(name, kind, tmp_path):
     """Vaccine: the perturbations. Booster: two copies of the trained weights. Lisa: one. And little else."""
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "attn_implementation": "eager"}
@@ -176,6 +177,7 @@ def test_steps_defenses(tmp_path, capsys):
     assert "| vaccine |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_antidote_and_plain(tmp_path, capsys):
     result = steps.main(["antidote", "--tiny", "--rounds", "2", "--out", str(tmp_path / "a.json")])
     assert result["same_entries"] > 0.999
@@ -191,6 +193,7 @@ def test_steps_antidote_and_plain(tmp_path, capsys):
     assert all("aten::mm" in own for own in result["seconds"].values())
 
 
+@pytest.mark.slow
 def test_pipeline(tmp_path, capsys):
     paths = [str(tmp_path / "train.json"), str(tmp_path / "evaluate.json")]
     pipeline.main(["train", "--tiny", "--steps", "10", "--out", paths[0]])

@@ -99,6 +99,7 @@ def test_a_pass_that_returns_hidden_states_is_the_same_pass(tmp_path):
     assert error(undefended, plain) > 1e-2
 
 
+@pytest.mark.slow
 def test_vaccine_under_checkpointing_and_compilation(tmp_path):
     off, _ = both_ways("vaccine", "lora", tmp_path, EAGER, gradient_checkpointing=True, max_steps=1)
     assert off < 1e-5
@@ -117,6 +118,7 @@ def test_a_term_of_the_loss_sees_its_pass_after_others_were_traced(tmp_path):
     assert error(update(net("kl", "lora"), tmp_path, defense=defended("booster"), **args), plain) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_that_was_compiled_before_is_traced_anew(tmp_path):
     """A first training without a defense leaves graphs that have no hooks."""
     net = model("lora", torch.float32)

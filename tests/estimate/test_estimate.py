@@ -190,6 +190,7 @@ def test_frozen_tensors_take_what_they_really_do(name, tmp_path):
     assert needs.counts.trained + needs.counts.frozen == whole.counts.trained
 
 
+@pytest.mark.slow
 def test_layers_that_are_frozen_are_a_kind_of_their_own():
     """Whichever they are, the passes predicted from a few layers are those of all."""
     deep = config(num_hidden_layers=6)
@@ -204,6 +205,7 @@ def test_layers_that_are_frozen_are_a_kind_of_their_own():
         passes(deep, replace(FULL, frozen=(".*",)))
 
 
+@pytest.mark.slow
 def test_products_in_8_bit_keep_their_inputs(tmp_path):
     """What is alive between the passes of a checkpointed model, in 8 bit and dequantised: the same and the inputs."""
     pytest.importorskip("bitsandbytes")
@@ -234,6 +236,7 @@ def test_products_in_8_bit_keep_their_inputs(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.slow
 def test_over_quantised_weights_a_gpu_took_what_is_predicted(bits):
     """On an H200, Llama's 1B shape in bfloat16: within 6 %, as of weights that are not quantised."""
     evidence = json.loads((Path(__file__).parents[2] / "benchmarks" / "gpu_evidence.json").read_text())
@@ -575,6 +578,7 @@ def test_operations_by_the_weights_are_those_of_the_passes(name):
 
 
 @pytest.mark.parametrize("setup", [SMALL, replace(SMALL, checkpointing=True)], ids=["once", "again"])
+@pytest.mark.slow
 def test_operations_by_the_weights_of_more_layers(setup):
     deep = config(num_hidden_layers=12)
     counted, traced = (passes(deep, setup, memory=memory)[1] for memory in (False, True))

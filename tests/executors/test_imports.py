@@ -63,12 +63,14 @@ def batch(inputs, store):
     return batch
 
 
+@pytest.mark.slow
 def test_a_worker_that_trains_imports_no_report_code(batch, inputs, store):
     task = task_of(batch, inputs)
     assert last_line(WORKER, given=json.dumps(asdict(task)) + "\n") == "[]"
     assert len(stages(store, "align")) == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_is_launched_to_train_imports_no_report_code(batch, tmp_path):
     job = job_of(batch.chain, "align", batch.chain.context.roles.alignment, [], [])
     (tmp_path / "launch").mkdir()

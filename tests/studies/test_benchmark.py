@@ -352,6 +352,7 @@ def arm_names(cell):
     return {**(cell.align.defense if cell.align else {}), **cell.finetune.defense, **cell.repair}
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_demos_tuning_says_what_is_tried(tmp_path, monkeypatch):
     """Without the estimate at its end, which traces every kind of stage."""
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
