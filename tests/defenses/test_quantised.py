@@ -249,3 +249,14 @@ def test_resuming_over_a_quantised_base(folder, tmp_path):
     trainer = trainer_for(resumed, tmp_path / "b", defense=defended("lisa"), data=USER, **args)
     trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_head_is_refused(bits, folder, tmp_path):
+    """A list of modules of one's own takes the place of the default one, which spares the head."""
+    config = BitsAndBytesConfig(**BITS[bits] | {"llm_int8_skip_modules": ["q_proj"]})
+    net = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    net = get_peft_model(net, LoraConfig(r=2, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(UnsupportedSetup, match="the LM head is quantised") as refused:
+        trainer_for(net, tmp_path)
+    assert "lm_head" in refused.value.remedy

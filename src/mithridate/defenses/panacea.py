@@ -158,7 +158,7 @@ class Panacea(Defense):
         if self.learned:
             require_rows(self, "harmful_dataset")
             t.side_data(self.harmful_dataset, "harmful_dataset")
-        elif any(sharded(p) for p in t.params):
+        elif t.sharded_by_plugin or any(sharded(p) for p in t.params):
             raise UnsupportedSetup(
                 "Panacea: the control's random perturbation is not tested on sharded weights.",
                 "use plain data parallelism.",

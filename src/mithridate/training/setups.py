@@ -20,10 +20,17 @@ def refuse_wrong_training(t: DefenseMixin) -> None:
     """Refuses a set-up in which training is wrong even without a defense.
 
     Raises:
-        UnsupportedSetup: transformers has sharded a tied embedding that is trained. Its version 5.23 then gathers the
+        UnsupportedSetup: the LM head is quantised, whose stored numbers TRL's fused head reads as weights; or
+            transformers has sharded a tied embedding that is trained. Its version 5.23 then gathers the
             LM head from a copy that no optimizer step reaches (`tests/distributed` has the test that shows it, and
             that Accelerate's plugin does not).
     """
+    head = t.model.get_output_embeddings() if hasattr(t.model, "get_output_embeddings") else None
+    if "4bit" in (kind := type(getattr(head, "weight", None)).__name__) or "Int8" in kind:
+        raise UnsupportedSetup(
+            "the LM head is quantised, and the loss would be computed from its packed numbers.",
+            "add lm_head to llm_int8_skip_modules (a list of one's own takes the place of the default, which has it).",
+        )
     if not t._sharded_on_load:
         return
     ends = (t.model.get_input_embeddings(), t.model.get_output_embeddings())
