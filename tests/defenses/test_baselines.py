@@ -14,7 +14,8 @@ from mithridate.defenses.kl import KL
 from mithridate.defenses.ldifs import LDIFS
 from mithridate.defenses.lowerlr import LowerLR
 from mithridate.defenses.safetymix import SafetyMix
-from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.errors import InputError, MithridateError, UnsupportedSetup
+from mithridate.training.outputs import Capture
 from mithridate.training.trainer import DefenseTrainer
 from tests.defenses.helpers import batch_of, clone, error, model, rows, same, trainer_for, update, weights
 from tests.defenses.reference import gradient, trainable
@@ -373,3 +374,12 @@ def test_ldifs_is_the_masked_mean_over_all_layers(kind, split, batches, tmp_path
     # the port's threshold: a layer whose term reaches 0.1 is dropped
     dropped = wanted(net, lambda n: plus(n, user, 0.5 * naive_ldifs(n, start, user, lambda term: 0.5 * term < 0.1)))
     assert error(dropped, want) > 1e-3, "no layer's term reaches the threshold here"
+
+
+def test_logits_that_are_no_longer_finite_are_no_fault_of_the_head():
+    """The loss is not finite either, and that stops the run with its step."""
+    found, targets = torch.full((2, 5), torch.nan), torch.tensor([1, 2])
+    capture = Capture(model())
+    capture._compare(found, targets, torch.full((2,), torch.nan))
+    with pytest.raises(MithridateError, match=r"The logits of .* cannot be had"):
+        capture._compare(torch.zeros(2, 5), targets, torch.tensor([-1.0, -9.0]))

@@ -184,3 +184,8 @@ def test_without_the_package_there_is_one_clear_error(monkeypatch):
     monkeypatch.setattr("mithridate.models.quantisation.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"quantization: needs the package bitsandbytes: .*\[quant\]"):
         quantisation_of(BITS[4])
+
+
+@pytest.mark.parametrize("given", [6, 0, 5.5])
+def test_a_whole_number_is_a_threshold_too(given):
+    assert quantisation_of({"load_in_8bit": True, "llm_int8_threshold": given}).llm_int8_threshold == given

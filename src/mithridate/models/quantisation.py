@@ -48,8 +48,10 @@ def quantisation_of(fields: Mapping[str, Any], what: str = "quantization") -> An
     if bool(fields.get("load_in_4bit")) == bool(fields.get("load_in_8bit")):
         raise InputError(f"{what}: set one of load_in_4bit and load_in_8bit to true")
     require_bitsandbytes(what)
+    # a file's 6.0 comes as 6, and bitsandbytes takes none but a float
+    threshold = {name: float(fields[name]) for name in ("llm_int8_threshold",) if isinstance(fields.get(name), int)}
     try:
-        return BitsAndBytesConfig(**fields)
+        return BitsAndBytesConfig(**{**fields, **threshold})
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{what}: {error}") from error
 

@@ -205,6 +205,8 @@ class Capture:
 
     def _compare(self, logits: Tensor, targets: Tensor, log_probs: Tensor) -> None:
         found = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None]).squeeze(-1)
+        if not torch.isfinite(found).all():
+            return  # a loss that is not finite stops the run, with its step
         coarse = logits.dtype in (torch.bfloat16, torch.float16)
         if not torch.allclose(found, log_probs.float(), rtol=1e-2 if coarse else 1e-3, atol=0.1 if coarse else 1e-3):
             raise MithridateError(
