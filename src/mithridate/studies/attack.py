@@ -304,13 +304,13 @@ def _curve(
     def ended_after(one: Experiment, steps: int) -> Experiment | None:
         whole = tested(one)
         assert whole.finetune
-        cut = attack_of(whole.finetune).ended_after(steps)
+        attack = attack_of(whole.finetune)
+        cut = attack.ended_after(steps)
         if cut is None:
             return None
         shorter, own_steps = cut
         made = tested(one, **{STEPS: own_steps})
-        same = shorter == attack_of(whole.finetune)
-        return made if same else made.with_values({"finetune.attack": attack_values(shorter)})
+        return made if shorter == attack else made.with_values({"finetune.attack": attack_values(shorter)})
 
     plain = undefended(experiment)
     targets = [experiment] + [plain] * (plain != experiment)
