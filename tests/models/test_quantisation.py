@@ -13,6 +13,7 @@ from mithridate.models.layers import merge_adapter
 from mithridate.models.quantisation import dequantised, quantisation_of
 from mithridate.repairs.antidote import Antidote
 from mithridate.repairs.delta import Delta
+from mithridate.training.quantised import as_stored
 from tests.tiny import save_tiny, tiny_llama, tiny_tokenizer
 
 pytest.importorskip("bitsandbytes")
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
 
 def base(folder, bits):
     config = quantisation_of(BITS[bits])
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
+    return as_stored(AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=torch.float32))
 
 
 def adapted(model, seed=1):
@@ -57,6 +58,29 @@ def logits(model):
 
 def apart(one, other):
     return float((one - other).norm() / other.norm())
+
+
+def test_weights_that_were_laid_out_anew_for_a_cpu_are_put_back(folder):
+    """As bitsandbytes lays them out on a CPU with AVX512-BF16, in the first pass in evaluation mode."""
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu as lay_out_anew
+
+    def laid_out():
+        model = base(folder, 4)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = True
+                new = lay_out_anew(module.weight.data, module.weight.quant_state)
+                module.weight.data, module.weight.quant_state = new
+        return model
+
+    whole, model = base(folder, 4), as_stored(laid_out())
+    before = logits(whole)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
+    assert apart(logits(model), before) < 0.01  # scales rounded to bfloat16
+    assert apart(logits(dequantised(laid_out())), before) < 0.01
+    model = adapted(model).train()
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if "lora_" in n)
 
 
 @bits

@@ -14,7 +14,7 @@ from mithridate.models.quantisation import quantisation_of
 from mithridate.pipeline import training
 from mithridate.pipeline.cell_export import export_cell
 from mithridate.pipeline.runner import run
-from mithridate.training.quantised import quantiser
+from mithridate.training.quantised import as_stored, quantiser
 from tests.pipeline.small import experiment, write_inputs
 from tests.tiny import save_tiny
 
@@ -60,8 +60,10 @@ def test_a_run_over_a_quantised_base(fields, targets, inputs, tmp_path):
             export_cell(tmp_path / "run", cell, tmp_path / "adapter", merged=False)
         return
     adapter = export_cell(tmp_path / "run", cell, tmp_path / "adapter", merged=False)
-    base = AutoModelForCausalLM.from_pretrained(
-        inputs / "wide", quantization_config=quantisation_of(fields), dtype=torch.float32
+    base = as_stored(
+        AutoModelForCausalLM.from_pretrained(
+            inputs / "wide", quantization_config=quantisation_of(fields), dtype=torch.float32
+        )
     )
     whole = PeftModel.from_pretrained(base, adapter).eval()
     assert {p.dtype for n, p in whole.named_parameters() if "lora_" in n} == {torch.float32}
@@ -98,6 +100,26 @@ def test_two_adapters_over_a_quantised_base(inputs, tmp_path, monkeypatch):
     with torch.no_grad():
         one = PeftModel.from_pretrained(base, adapter).eval()(input_ids=ids).logits
         other = plain(input_ids=ids).logits
+    assert float((one - other).norm() / one.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("topology", "repair"), [("double", {"safelora": {"tau": 1.0}}), ("single", {"lox": {"coef": 0.5}})]
+)
+def test_a_repair_of_the_plain_model_is_put_on_the_plain_model(topology, repair, inputs, tmp_path):
+    """Both change nothing but factors of an adapter, and read the weights beneath it: of the dequantised model, on
+    which they are put again as the result is asked and exported."""
+    done = run(quantised(inputs, topology=topology, repair=repair), out=tmp_path / "run")
+    assert done.results["complete"]
+    [method] = repair
+    cell = next(c["id"] for c in done.results["cells"] if method in c["id"] and c["finetuning"] == "sft")
+    merged = AutoModelForCausalLM.from_pretrained(export_cell(tmp_path / "run", cell, tmp_path / "merged")).eval()
+    adapter = export_cell(tmp_path / "run", cell, tmp_path / "adapter", merged=False)
+    base = AutoModelForCausalLM.from_pretrained(adapter / "base", dtype=torch.float32)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        one = PeftModel.from_pretrained(base, adapter).eval()(input_ids=ids).logits
+        other = merged(input_ids=ids).logits
     assert float((one - other).norm() / one.norm()) < 1e-5
 
 

@@ -48,7 +48,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.defense import Defense
-from mithridate.training.outputs import tokens_of
+from mithridate.training.outputs import shift_of, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,8 +131,16 @@ class ConstrainedSFT(Defense):
                 "count from.",
                 "set packing_strategy='bfd', or packing=False.",
             )
-        labels = next(iter(t.train_dataset), {}).get("labels")
-        if labels is not None and len(labels) and labels[0] != -100:
+        plain = t.model.get_base_model() if hasattr(t.model, "get_base_model") else t.model
+        shifts, apart = shift_of(plain), getattr(plain.config, "is_encoder_decoder", False)
+        if not (shifts or apart):
+            raise UnsupportedSetup(
+                f"ConstrainedSFT: {type(plain).__name__} fills in tokens here and there, which have no places in an "
+                "answer.",
+                "use KL.",
+            )
+        labels = None if apart else next(iter(t.train_dataset), {}).get("labels")  # apart: the answer alone
+        if isinstance(labels, Sequence) and labels and labels[0] != -100:
             raise UnsupportedSetup(
                 "ConstrainedSFT: the first row is trained on from its first token, prompt included, so its answer has "
                 "no beginning to count from.",

@@ -34,7 +34,7 @@ from mithridate.generation.digests import tokenizer_digest, weights_digest
 from mithridate.generation.templates import beginning, prompt_tokens
 from mithridate.models import load_model, load_tokenizer, resolve_model
 from mithridate.models.memory import free_memory, halved, out_of_memory
-from mithridate.training.quantised import quantiser
+from mithridate.training.quantised import as_stored, quantiser
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Transformers:
     content_known = True
 
     def __init__(self, model: Any, tokenizer: Any, digest: str | None = None, batch_size: int | None = None):
-        self.model: Any = model
+        self.model: Any = as_stored(model)
         self.tokenizer, self.digest, self.batch_size = tokenizer, digest, batch_size
         self.batch_sizes: set[int] = set()
 
@@ -229,7 +229,8 @@ def _row_bytes(model: Any, prompt: int, new: int) -> int:
 
 def _better_in_fp32(model: Any) -> list[torch.nn.Parameter]:
     """The bf16 parameters that are computed with in fp32 here; none where that is no gain, or memory is short."""
-    found = [p for p in model.parameters() if p.dtype == torch.bfloat16 and p.device.type == "cpu"]
+    plain = (p for p in model.parameters() if not hasattr(p, "quant_state"))  # 4 bit may be stored as bf16 numbers
+    found = [p for p in plain if p.dtype == torch.bfloat16 and p.device.type == "cpu"]
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return []
     return found if 4 * sum(p.numel() for p in found) < psutil.virtual_memory().available / 2 else []
@@ -248,7 +249,9 @@ def _undisturbed(
     # On CPU, torch's matmul takes a path several times slower in bf16 where the weights do not require gradients, so
     # that frozen weights (as PEFT leaves them) are thawed for the time being; no gradient is ever recorded here.
     thawed = [
-        p for p in model.parameters() if not p.requires_grad and p.is_floating_point() and p.device.type == "cpu"
+        p
+        for p in model.parameters()
+        if not (p.requires_grad or hasattr(p, "quant_state")) and p.is_floating_point() and p.device.type == "cpu"
     ]
     try:
         base.generation_config = config

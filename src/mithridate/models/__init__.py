@@ -254,6 +254,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     from mithridate.models.quantisation import quantisation_of
+    from mithridate.training.quantised import as_stored
 
     options: Any = {"local_files_only": True, "trust_remote_code": files.remote_code, "use_safetensors": True}
     options |= {"dtype": "auto" if dtype is None else dtype, "output_loading_info": True}
@@ -267,7 +268,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
     if missing := sorted(info["missing_keys"]):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise InputError(f"{files.path}: {len(missing)} weights are missing ({some}). Fetch or save the model again.")
-    return model
+    return as_stored(model)
 
 
 def check_folder(folder: Path) -> list[Path]:

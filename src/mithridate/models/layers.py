@@ -69,7 +69,7 @@ def assemble(
     for layer, after in zip(rest, [*rest[1:], None]):
         if layer.kind == "delta":
             delta = Delta.load(layer.path)
-            model = model if delta.only_factors else dequantised(model)
+            model = dequantised(model) if delta.dequantised else model
             model = merge_adapter(model) if delta.apply(model).merged else model
         elif not layer.merge and after is not None and after.kind == "adapter":
             trained_on = True  # the next one takes its place

@@ -91,10 +91,11 @@ def dequantised(model: Any, dtype: torch.dtype | None = None) -> Any:
     from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
     from mithridate.models.carried import put_down
-    from mithridate.training.quantised import quantiser
+    from mithridate.training.quantised import as_stored, quantiser
 
     if quantiser(model) is None:
         return model
+    as_stored(model)
     if not isinstance(model, PeftModel):
         carried = put_down(model)
         plain = model.dequantize(dtype) if dtype is not None else model.dequantize()

@@ -107,17 +107,20 @@ def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]
     chosen = repair_of(chain.experiment, post_alignment=stage.name == "harden")
     assert chosen
     name, repair = chosen
+    plain = repair.cost().changes != "adapter"  # 4 and 8 bits hold no new values
 
     def load(kind: str) -> Any:
         model = load_layers(chain, input_layers(chain, stage.name, kind))
-        return model if repair.cost().changes == "adapter" else dequantised(model)  # 4 bits hold no new values
+        return dequantised(model) if plain else model
 
     models = {field: load(kind) for field, kind in repair.model_inputs().items()}
     rows = repair_rows(chain, repair)
 
     def repaired(one: Repair) -> tuple[Any, Delta]:
         model = load("repaired")
-        return model, one.apply(model, **rows, **models, tokenizer=chain.tokenizer)
+        delta = one.apply(model, **rows, **models, tokenizer=chain.tokenizer)
+        delta.dequantised = plain
+        return model, delta
 
     if stage.name == "repair" and chain.experiment.budget:
         return repair_within(chain, chain.experiment.budget, name, repair, repaired, work)

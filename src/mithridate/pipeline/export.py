@@ -82,7 +82,7 @@ def _write_adapter(
         raise InputError(f"{what}: export the model merged")
     local = Path(base.name).expanduser()
     altered = any(layer.merge or layer.kind == "weights" for layer in layers)
-    altered = altered or not all(delta.only_factors for delta in deltas)
+    altered = altered or not all(delta.only_factors and not delta.dequantised for delta in deltas)
     separate = altered or (base.name in EMBEDDED and not local.is_dir())
     named = str(folder / "base") if separate else str(local.absolute()) if local.is_dir() else base.name
     config: PeftConfig = model.peft_config["default"]

@@ -146,7 +146,7 @@ def _current(change: Change, place: Place, merged: bool) -> Tensor:
 
 def known_by(change: Change, place: Place, merged: bool) -> dict[str, Tensor]:
     """By what a tensor is known again, part by part: size and some entries; each [n], fp64."""
-    parts = {} if place.beneath is None else {"beneath": _sketch(place.beneath.detach())}
+    parts = {} if place.beneath is None else {"beneath": _sketch(place.beneath)}
     if isinstance(change, Factors) or (merged and lies_unmerged(change, place)):
         parts["factors"] = torch.cat([_sketch(part) for part in _pair(place)])
     if isinstance(change, Factors):
@@ -159,8 +159,10 @@ def known_by(change: Change, place: Place, merged: bool) -> dict[str, Tensor]:
 
 
 def _sketch(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
-    flat = flat if flat.is_floating_point() else flat.float()  # of a quantised weight, what is stored
+    flat = tensor.detach().reshape(-1)
+    if hasattr(tensor, "quant_state"):
+        flat = flat.view(torch.uint8)  # of a weight in 4 bit, what is stored, which may go by a dtype of floats
+    flat = flat if flat.is_floating_point() else flat.float()
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
     size = torch.linalg.vector_norm(flat, dtype=wide).double() / max(1, flat.numel()) ** 0.5
     step = max(1, flat.numel() // _SAMPLE)

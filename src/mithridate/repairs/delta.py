@@ -53,6 +53,7 @@ from mithridate.repairs.linears import (
     factors,
     weights,
 )
+from mithridate.training.quantised import as_stored
 
 FILE = "delta.safetensors"
 _FORMAT = "mithridate-delta/1"
@@ -79,6 +80,8 @@ class Delta:
         notes: what a reader of the numbers should know.
         merged: whether the new values are those of weights with the adapter merged into them: `apply` merges it first.
             Where no weight under an adapter is changed it is False once applied.
+        dequantised: whether it was made on the plain model of a quantised one, and fits no other (4 and 8 bits hold no
+            new values).
         changes: by name, what became of each tensor.
     """
 
@@ -86,6 +89,7 @@ class Delta:
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     merged: bool = True
+    dequantised: bool = False
     changes: dict[str, Entries | Dense | Factors] = field(default_factory=dict, repr=False)
     _before: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)  # how each is known again
     _undo: dict[str, Undo] | None = field(default=None, repr=False)
@@ -283,7 +287,7 @@ class Delta:
 
     def _places(self, model: Any) -> dict[str, Place]:
         """Where each change goes. Raises InputError where the model has no such place."""
-        check_adapters(model)
+        check_adapters(as_stored(model))
         found, parts, over = weights(model), factors(model), adapted(model)
         places = {}
         for name, change in self.changes.items():
@@ -371,6 +375,7 @@ class Delta:
             "settings": self.settings,
             "notes": self.notes,
             "merged": self.merged,
+            "dequantised": self.dequantised,
             "changes": {
                 name: {"kind": kinds[type(change)], "shape": change.shape, "alpha": getattr(change, "alpha", None)}
                 for name, change in self.changes.items()
@@ -428,6 +433,7 @@ class Delta:
         if not whole:
             raise InputError(f"{path}: damaged: its content is not what was saved. Run the repair again.")
         delta = cls(facts["repair"], facts["settings"], facts["notes"], facts["merged"])
+        delta.dequantised = facts.get("dequantised", False)  # older ones were made of plain models
         undo = {}
         for name, fact in facts["changes"].items():
             delta.changes[name] = _read(name, fact, tensors)

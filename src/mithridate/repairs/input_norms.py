@@ -12,6 +12,7 @@ from mithridate.errors import InputError, MithridateError, UnsupportedSetup
 from mithridate.progress import Progress
 from mithridate.repairs.linears import plain
 from mithridate.repairs.rows import as_rows, token_ids
+from mithridate.training.quantised import as_stored
 
 __all__ = ["as_rows", "input_norms", "input_products", "token_ids"]
 
@@ -76,6 +77,7 @@ def _summed(
         UnsupportedSetup: a module is not run, or sees something else than one vector a token.
         MithridateError: a module's inputs are not finite.
     """
+    as_stored(model)
     sums: dict[str, Tensor] = {}
     keep = places = torch.empty(0)  # of the batch at hand: which places hold tokens, [rows, width]; their numbers
     latest: dict[int, tuple[Tensor, Tensor]] = {}  # the last input of so many features, and `of` it

@@ -29,7 +29,7 @@ from mithridate.methods.defense import Defense, acts, arguments_of
 from mithridate.training.activations import ActivationShifts
 from mithridate.training.gradients import global_norm
 from mithridate.training.outputs import KINDS, Capture, Outputs
-from mithridate.training.quantised import adapters_kept
+from mithridate.training.quantised import adapters_kept, as_stored
 from mithridate.training.reach import Loss, Reach
 from mithridate.training.setups import refuse_unreachable_places, refuse_wrong_training
 from mithridate.training.state import load_state, refuse_inexact_resume, save_state
@@ -89,6 +89,7 @@ class DefenseMixin(Reach):
         args, kwargs = self._before(*self._arguments(args, kwargs))
         with adapters_kept(type(self), kwargs.get("model", args[0] if args else None)):
             super().__init__(*args, **kwargs)
+        as_stored(self.model)
         # Accelerate's FSDP2 plugin shards the weights as the training begins
         self.sharded_by_plugin: bool = self.accelerator.is_fsdp2
         self.check_setup()
@@ -206,10 +207,11 @@ class DefenseMixin(Reach):
             )
         self._own_pass = False  # what follows is asked once
         needs = {need for d in terms for need in d.needs}
-        if "labels" not in inputs:
+        if getattr(inputs.get("labels"), "ndim", 0) != 2:
             names = ", ".join(type(d).__name__ for d in terms)
             raise UnsupportedSetup(
-                f"{names}: adds a term at labelled tokens, and the batches of {type(self).__name__} have no labels.",
+                f"{names}: adds a term at labelled tokens, and the batches of {type(self).__name__} have no labels of "
+                "tokens.",
                 "use it in a supervised fine-tuning trainer.",
             )
         labels, inputs = inputs["labels"], dict(inputs)

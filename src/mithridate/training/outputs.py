@@ -23,14 +23,15 @@ KINDS = ("logits", "hidden_states", "reference")
 
 @dataclass
 class Outputs:
-    """One micro-batch of R rows and T predicted tokens (the second of each row to its last).
+    """One micro-batch of R rows and T predicted tokens: in a causal language model the second of each row to its
+    last, else all of them (`shift_of`).
 
     Attributes:
         log_probs: [R, T] log-probability of each labelled token, zero elsewhere.
         label_mask: [R, T] bool, which tokens are labelled; N of them.
         labels: [N] int64, the labelled tokens, row by row.
         logits: [N, V] at the labelled tokens, row by row; where a defense needs "logits".
-        hidden_states: of the embeddings and of each layer, [R, T + 1, H]; where one needs "hidden_states".
+        hidden_states: of the embeddings and of each layer, [R, T + shift, H]; where one needs "hidden_states".
         reference: the same of the start model, without gradient; where one needs "reference".
     """
 
@@ -71,6 +72,21 @@ def tokens_of(num_items_in_batch: Tensor | int | None, own: int) -> Tensor | int
     return num_items_in_batch.clamp(min=1) if isinstance(num_items_in_batch, Tensor) else max(num_items_in_batch, 1)
 
 
+# The names that transformers gives to losses of logits that stand at their own labels.
+_UNSHIFTED = ("ForMaskedLM", "ForTokenClassification")
+
+
+def shift_of(model: Any) -> int:
+    """How many places before its label a token's logits stand: 1 in a causal language model; 0 in a masked one, a
+    classifier of tokens, and an encoder-decoder, which shifts its decoder's inputs instead.
+
+    Args:
+        model: of transformers, not wrapped.
+    """
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return 0 if encoder_decoder or getattr(model, "loss_type", None) in _UNSHIFTED else 1
+
+
 class Capture:
     """While entered, sees what a model's forward pass returns; `outputs` then makes `Outputs` of the first such pass.
 
@@ -78,7 +94,7 @@ class Capture:
     one within it stands from the beginning (`standing`), and is not compiled: a graph ends there.
 
     Args:
-        model: a causal language model, plain or PEFT; compiled, but not wrapped otherwise.
+        model: a language model, plain or PEFT; compiled, but not wrapped otherwise.
         standing: whether the hook is there at once, until `remove`.
     """
 
@@ -86,6 +102,7 @@ class Capture:
         self._model = model
         plain = getattr(model, "_orig_mod", model)  # of a compiled one
         self._base = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        self._shift = shift_of(self._base)
         from torch.distributed.fsdp import FSDPModule  # it takes long to import, and training has done so
 
         self._sharded = any(isinstance(module, FSDPModule) for module in model.modules())
@@ -108,7 +125,7 @@ class Capture:
 
         Args:
             needs: of `KINDS`.
-            labels: [R, T + 1], -100 where a token is not labelled.
+            labels: [R, T + shift], -100 where a token is not labelled.
             gradients: whether only a pass that records gradients counts.
         """
         self._needs, self._labels, self._gradients = needs, labels, gradients
@@ -150,8 +167,12 @@ class Capture:
 
     def _targets(self) -> tuple[Tensor, Tensor]:
         """The labels of the predicted tokens, and which there are: [R, T]."""
-        labels = self._labels[:, 1:].to(self._base.device)
+        labels = self._labels[:, self._shift :].to(self._base.device)
         return labels, labels != -100
+
+    def _predicting(self, states: Tensor) -> Tensor:
+        """Of [R, T + shift, ...], what predicts a token each: [R, T, ...]."""
+        return states[:, : states.shape[1] - self._shift]
 
     def outputs(self) -> Outputs:
         """What the pass computed.
@@ -172,7 +193,7 @@ class Capture:
         targets = labels[mask]
         logits = None
         if log_probs is None:
-            logits = whole[:, :-1][mask]
+            logits = self._predicting(whole)[mask]
             picked = log_softmax(logits).gather(-1, targets[:, None]).squeeze(-1)
             log_probs = picked.new_zeros(mask.shape).masked_scatter(mask, picked)
         elif "logits" in self._needs:
@@ -191,7 +212,7 @@ class Capture:
         """[N, V]: the output embeddings over the last hidden states, scaled and capped as the model's config says."""
         config = self._base.config.get_text_config()
         with torch.autocast(**self._autocast):
-            hidden, head = self._backbone.last_hidden_state[:, :-1][mask], self._base.get_output_embeddings()
+            hidden, head = self._predicting(self._backbone.last_hidden_state)[mask], self._base.get_output_embeddings()
             # FSDP takes a call of the head for one of the norm's too, with which it gathers and lets go of it. Under
             # an adapter the frozen head is in shards here, for PEFT passes FSDP's hooks by.
             logits = F.linear(hidden, gathered(head.weight), gathered(head.bias)) if self._sharded else head(hidden)

@@ -1,4 +1,5 @@
-"""Adapters over a quantised model (QLoRA): they stay as they are while a trainer is built."""
+"""Quantised models: by what they are, that they compute with the weights that they store, and that adapters over them
+(QLoRA) stay as they are while a trainer is built."""
 
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
@@ -24,6 +25,27 @@ def quantiser(model: Any) -> str | None:
     config = getattr(made, "quantization_config", None) or getattr(model.config, "quantization_config", None)
     method = getattr(config, "quant_method", None)
     return str(getattr(method, "value", method) or "unknown")
+
+
+def as_stored(model: Any) -> Any:
+    """The model, which from now on computes with the weights that it stores, in the dtype of its inputs.
+
+    On a CPU with AVX512-BF16, bitsandbytes lays weights in 4 bit out anew in the first pass in evaluation mode, in
+    place: rounds their scales to bfloat16, computes in it, and passes no gradient back through them in later training
+    steps, while whoever dequantises them reads numbers in the wrong order.
+
+    Args:
+        model: quantised or not. Weights laid out anew already are put back; their scales stay rounded.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                module._save_to_state_dict({}, "", True)  # which puts them back first
+                state = module.weight.quant_state
+                if not state.nested:  # bitsandbytes 0.50 leaves these scales as they were laid out, [blocks, out]
+                    state.absmax = state.absmax.T.reshape(-1).float()
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 @contextlib.contextmanager
