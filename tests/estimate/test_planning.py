@@ -127,6 +127,31 @@ def test_a_folder_that_is_stored_in_4_bit_is_estimated_as_one(inputs, tmp_path):
     assert [line.needs for line in stored] == [line.needs for line in loaded]
 
 
+def test_a_stored_model_by_itself(inputs, tmp_path):
+    shutil.copytree(inputs / "model", tmp_path / "stored")
+    config = tmp_path / "stored" / "config.json"
+    said, four = json.loads(config.read_text()), Setup(quantization={"load_in_4bit": True})
+    config.write_text(
+        json.dumps(said | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
+    )
+    [stored], [loaded] = (
+        planning.of_model(str(inputs.parent / path), setup, ["plain"])
+        for path, setup in ((tmp_path / "stored", Setup()), (inputs / "model", four))
+    )
+    assert stored.needs == loaded.needs and "over 4 bit" in planning.described([stored])
+    with pytest.raises(InputError, match=r"stored quantised\. Take it out"):
+        planning.of_model(str(tmp_path / "stored"), four, ["plain"])
+    config.write_text(json.dumps(said | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(InputError, match="stored quantised by gptq, which no method here was tested with"):
+        planning.of_model(str(tmp_path / "stored"), Setup(), ["plain"])
+
+
+def test_the_optimizer_of_an_experiment(inputs):
+    for name, share in (("adamw_torch", 1), ("paged_adamw_8bit", 1 / 4), ("sgd", 0)):
+        [line, *_] = lines(inputs, align__training__optim=name)
+        assert line.needs.optimizer == 8 * share * line.needs.counts.trained
+
+
 def test_frozen_tensors_of_an_experiment(inputs):
     plain, fixed = (lines(inputs, **f)[-1] for f in ({}, {"finetune__frozen": ".*lora_A.*"}))
     assert fixed.setup.frozen == (".*lora_A.*",) and fixed.needs.kept == plain.needs.kept

@@ -1,6 +1,7 @@
 """An experiment over a base in 4 or 8 bit: run to its end, exported, and refused where that cannot be."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import canonical, load_experiment
+from mithridate.experiment.processes import SHIPPED
 from mithridate.models.carried import carries
 from mithridate.models.quantisation import quantisation_of
 from mithridate.pipeline import training
@@ -144,11 +146,23 @@ def test_the_field_reads_back_and_its_absence_changes_nothing(inputs):
         ({"accelerate": "fsdp2", "processes": 2}, "quantised weights are not sharded here"),
         ({"evaluate": {"generator": "vllm"}}, "vllm would be given the dequantised model"),
         ({"quantization": {"load_in_4bit": True, "quant_type": "nf4"}}, "quantization.quant_type: no field"),
+        (
+            {
+                "topology": "double",
+                "finetune__attack": {"kind": "scheduled", "adapter": "full", "size": 8, "harmful_ratio": 0.25},
+            },
+            "finetune: trains all weights .adapter: full., and the base's are quantised",
+        ),
+        ({"finetune__defense": {"asft": {}}}, r"finetune.defense: AsFT: compares products .* and these are quantised"),
+        ({"accelerate": "mine.yaml"}, "quantised weights are not sharded here"),
         ({"quantization": {"load_in_4bit": False}}, "set one of load_in_4bit and load_in_8bit"),
         ({"quantization": True}, "quantization"),
     ],
 )
 def test_what_cannot_be_is_refused_before_compute(changes, said, inputs, tmp_path):
+    if changes.get("accelerate") == "mine.yaml":  # a file, whose kind is not in its name
+        shutil.copy(SHIPPED["fsdp2"], inputs / "mine.yaml")
+        changes = changes | {"accelerate": str(inputs / "mine.yaml")}
     with pytest.raises(InputError, match=said):
         run(quantised(inputs, **changes), out=tmp_path / "run")
     assert not (tmp_path / "run").exists() and not list((tmp_path / "store").glob("align*"))

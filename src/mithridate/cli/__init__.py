@@ -167,5 +167,7 @@ def _quieten(debug: bool) -> None:
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.propagate = False
     if not debug:
+        # which tells, on some CPUs, of a package that it would run faster with
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.filterwarnings("ignore", module=_LIBRARIES)

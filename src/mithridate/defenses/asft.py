@@ -60,6 +60,7 @@ from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number
 from mithridate.methods.defense import Defense
+from mithridate.training.quantised import quantiser
 
 if TYPE_CHECKING:
     from mithridate.training.mixin import DefenseMixin
@@ -247,6 +248,11 @@ def _places(model: Any) -> Iterator[tuple[str, Any, Any, Any, float]]:
     from peft.tuners.lora import LoraLayer
 
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if quantiser(plain) is not None:
+        raise UnsupportedSetup(
+            "AsFT: compares products of adapters with the weights beneath them, and these are quantised.",
+            "load the model without quantization_config.",
+        )
     adapters, head, found = getattr(model, "peft_config", {}), model.get_output_embeddings(), False
     for name, module in plain.named_modules():
         if isinstance(module, LoraLayer):
@@ -255,8 +261,7 @@ def _places(model: Any) -> Iterator[tuple[str, Any, Any, Any, float]]:
             if odd or not isinstance(base, nn.Linear) or not base.weight.is_floating_point():
                 raise UnsupportedSetup(
                     f"AsFT: the adapter at {name} is not one of plain LoRA over an nn.Linear with float weights.",
-                    "train a LoRA adapter (LoraConfig's defaults) over linear layers; load the model without "
-                    "quantization_config.",
+                    "train a LoRA adapter (LoraConfig's defaults) over linear layers.",
                 )
             [adapter], found = active, True
             a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight

@@ -10,7 +10,7 @@ Memory of one process, in bytes, with N weights, n trained ones, c bytes a weigh
                  of L weights in quantised linear layers: 4 bit, (1/2 + 4/64) L; quantised twice, (1/2 + 1/64 +
                  4/64/256) L; 8 bit, L + 4 for each row
     gradients    4 n
-    optimizer    8 n                          AdamW's two moments, in float32
+    optimizer    8 n                          AdamW's two moments, in float32; others: `optimizer_bytes`
     method       4 n                          for each copy of the trained weights that its `cost` states
                                               and where it asks for gradients of activations, what a pass more that
                                               does so needs beyond plain training's, as the passes show
@@ -39,7 +39,7 @@ products run at one speed.
 What a method adds is stated by its own `cost()`: passes, copies, data seen once (`mithridate.methods.Cost`).
 
 Disk: the weights that a stage leaves (4 n, and 4 for each frozen one), once for itself and once for each snapshot, and
-while it trains two checkpoints of these and 8 n, and 4 n more for each copy that a method saves.
+while it trains two checkpoints of these and the optimizer's state, and 4 n more for each copy that a method saves.
 
 Not counted: models that a method reads beside its own, unless a repair holds them; what the libraries and the device's
 driver need, the allocator's fragments, and anything else on the machine. docs/scale.md has predicted and measured
@@ -158,7 +158,8 @@ def estimate(
     left = _FP32 * (n + counts.frozen)  # what the training leaves, its frozen weights too
     held = base_bytes(counts, setup) + left + _FP32 * counts.carried
     weights = (_FP32 * counts.all if setup.full else held) // share
-    gradients, optimizer = _FP32 * n // share, optimizer_bytes(n) // share
+    state = optimizer_bytes(counts, setup)
+    gradients, optimizer = _FP32 * n // share, state // share
     passing = round(cost.passing_copies * _FP32 * n) // share
     extra = round((cost.copies + cost.passing_copies) * _FP32 * n) // share
     # Gradients that are not there before grow as activations shrink: the first or the last layer's pass is fullest.
@@ -192,7 +193,7 @@ def estimate(
         once=sum(_once(one.cost(), plain, ahead, rows) // setup.batch for one in method),
         passes=f"{cost.passes + cost.forwards:.3g} forward, {cost.passes:.3g} backward",
         kept=left * (1 + setup.snapshots),
-        checkpoints=2 * (left + optimizer_bytes(n) + round(cost.saved * _FP32 * n)),
+        checkpoints=2 * (left + state + round(cost.saved * _FP32 * n)),
     )
 
 
@@ -252,9 +253,20 @@ def base_bytes(counts: Counts, setup: Setup) -> int:
     return width * (counts.all - counts.linear) + held
 
 
-def optimizer_bytes(trained: int) -> int:
-    """Of AdamW's two moments of each trained weight, in float32."""
-    return 2 * _FP32 * trained
+_NUMBERS = {"sgd": 0, "adafactor": 1 / 8, "schedule_free_sgd": 1, "lion": 1, "adagrad": 1, "rmsprop": 1, "ademamix": 3}
+"""How many numbers an optimizer keeps of each trained weight, by the beginning of its name; Adam and all others two.
+Adafactor keeps one of each row and column: an eighth at most of LoRA's factors from rank 8 on, less
+of whole layers."""
+
+
+def optimizer_bytes(counts: Counts, setup: Setup) -> int:
+    """Of an optimizer's state. What may be paged into the host's memory counts too: it is in the card's whenever there
+    is room. Of input embeddings the Trainer has bitsandbytes keep it in 32 bit."""
+    name = setup.optimizer.removeprefix("paged_")
+    numbers = next((count for start, count in _NUMBERS.items() if name.startswith(start)), 2)
+    width = 1 if "8bit" in name else 0.5 if "4bit" in name else _FP32
+    wide = counts.vocabulary * counts.width if setup.full and "8bit" in name and "torch" not in name else 0
+    return round(numbers * (width * (counts.trained - wide) + _FP32 * wide))
 
 
 def _scored(setup: Setup) -> int:

@@ -41,6 +41,9 @@ _LLAMA = {
 SIZES = tuple(_LLAMA)
 
 
+_SKIPPED = "llm_int8_skip_modules"  # bitsandbytes' field, of 4 bit too
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """A training stage whose cost is asked for.
@@ -50,12 +53,13 @@ class Setup:
         length: tokens of a row (the longest, for memory).
         scored: of these, the tokens of the answer, which have a label; all of them if not given.
         full: all weights are trained; else a LoRA adapter (`adapter`: LoraConfig's fields).
-        quantization: bitsandbytes' fields (load_in_4bit, load_in_8bit, bnb_4bit_use_double_quant) by which the base's
-            linear layers are held; empty: in `dtype`.
+        quantization: bitsandbytes' fields (load_in_4bit, load_in_8bit, bnb_4bit_use_double_quant,
+            llm_int8_skip_modules) by which the base's linear layers are held; empty: in `dtype`.
         carried: LoraConfig's fields of each adapter that such a base carries under the one that is trained.
         frozen: regular expressions; trained tensors whose whole name matches one keep their values.
         dtype: of the base's weights or, where all weights are trained (in float32), of the products.
         checkpointing: activations are computed again in the backward pass.
+        optimizer: by the name that TrainingArguments.optim has for it.
         processes, sharded: how many train together, and whether they share the weights (FSDP2).
         gpu: whether it runs on GPUs; on CPUs the LM head needs more.
         attention: transformers' implementation; "eager" in the place of "sdpa" for a model that does not have that.
@@ -65,6 +69,7 @@ class Setup:
     length: int = 512
     scored: int | None = None
     accumulation: int = 1
+    optimizer: str = "adamw_torch"
     steps: int = 1000
     snapshots: int = 0
     full: bool = False
@@ -189,12 +194,13 @@ def _whole(what: _Hashed) -> Any:
 
 @lru_cache(maxsize=64)
 def _whole_counts(what: _Hashed) -> Counts:
-    return counts_of(_whole(what))
+    return counts_of(_whole(what), what.setup.quantization.get(_SKIPPED))
 
 
 def _weights_alone(config: PretrainedConfig, setup: Setup) -> _Hashed:
     kept = ("full", "adapter", "carried", "frozen", "dtype", "attention")
-    return _Hashed(config, Setup(**{name: getattr(setup, name) for name in kept}))
+    skipped = {name: setup.quantization[name] for name in (_SKIPPED,) if setup.quantization.get(name)}
+    return _Hashed(config, Setup(quantization=skipped, **{name: getattr(setup, name) for name in kept}))
 
 
 def _on_meta(config: PretrainedConfig, setup: Setup) -> Any:
@@ -290,13 +296,14 @@ def _layers_of(model: Any) -> list[nn.Module]:
     return [m for m in base.modules() if type(m).__name__ in (getattr(base, "_no_split_modules", None) or ())]
 
 
-def counts_of(model: Any) -> Counts:
+def counts_of(model: Any, skipped: list[str] | None = None) -> Counts:
+    """Of a model. `skipped`: patterns of linear layers that are not quantised."""
     import torch
 
     base, layers = _base_of(model), _layers_of(model)
     ends = {p for m in (base.get_input_embeddings(), base.get_output_embeddings()) if m for p in m.parameters()}
     head = base.get_output_embeddings().weight
-    parts = [p for p in _linear_weights(base) if p is not head]
+    parts = [p for p in _linear_weights(base, skipped) if p is not head]
     ends_too = ends | {m.weight for m in base.modules() if isinstance(m, torch.nn.Embedding)}  # of positions
     text = base.config.get_text_config()
     used = {p: p.numel() * _share(p, text) for p in base.parameters() if p.dim() > 1 and p not in ends_too}
@@ -330,11 +337,13 @@ def _share(weight: Any, config: PretrainedConfig) -> float:
     return 1.0 if weight.dim() == 2 else min(chosen / len(weight), 1.0)
 
 
-def _linear_weights(base: Any) -> list[Any]:
-    """Of a model's linear layers, without those of an adapter over it."""
+def _linear_weights(base: Any, skipped: list[str] | None = None) -> list[Any]:
+    """Of a model's linear layers, without those of an adapter over it and those of the names `skipped`."""
     import torch
+    from transformers.quantizers.quantizers_utils import should_convert_module
 
-    return [m.weight for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
+    linear = {name: m for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name}
+    return [m.weight for name, m in linear.items() if should_convert_module(name.replace(".base_layer", ""), skipped)]
 
 
 def _changed_linears(base: Any) -> list[Any]:
@@ -439,8 +448,8 @@ def passes(config: PretrainedConfig, setup: Setup, probes: bool = True, memory: 
         return counts, counted(config, setup, counts)
     key = replace(setup, accumulation=1, steps=1, snapshots=0, processes=1, sharded=False, gpu=True, scored=None)
     # Passes over weights in 4 bit are those over the dequantised ones; over 8 bit, inputs are kept besides.
-    key = replace(key, quantization={"load_in_8bit": True} if setup.quantization.get("load_in_8bit") else {})
-    return _passes(_Hashed(config, key), probes)
+    told = {name: setup.quantization[name] for name in ("load_in_8bit", _SKIPPED) if setup.quantization.get(name)}
+    return _passes(_Hashed(config, replace(key, quantization=told, optimizer=Setup.optimizer)), probes)
 
 
 class _Hashed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from mithridate.errors import MithridateError
 from mithridate.experiment import adapter_fields, training_fields
+from mithridate.experiment.processes import read_accelerate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -102,11 +104,19 @@ def quantisation_problems(experiment: Experiment, what: str) -> list[str]:
             problems.append(f"{what}: {stage} trains all weights, and quantised ones hold no steps. Train an adapter")
     if experiment.evaluate.precision != ["full"]:
         problems.append(f"{what}: what is quantised is not quantised once more. Take out evaluate.precision")
-    if experiment.accelerate == "fsdp2":
+    if _shards(experiment.accelerate):
         problems.append(f"{what}: quantised weights are not sharded here. Set accelerate: ddp or none")
     if "vllm" in experiment.evaluate.generator:
         problems.append(f"{what}: vllm would be given the dequantised model. Set evaluate.generator: transformers")
     return problems
+
+
+def _shards(accelerate: str) -> bool:
+    """Whether an Accelerate configuration shards weights; what is wrong with a file is said elsewhere."""
+    try:
+        return accelerate != "none" and read_accelerate(accelerate)[1] == "fsdp2"
+    except MithridateError:
+        return False
 
 
 def _precision(evaluate: Evaluate) -> list[str]:

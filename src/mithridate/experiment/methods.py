@@ -72,6 +72,14 @@ def repair_of(experiment: Experiment, post_alignment: bool) -> tuple[str, Repair
     return None
 
 
+def plain_by(experiment: Experiment, stage: str) -> bool:
+    """Whether a quantised base has been dequantised before `stage`: by a repair that changed its weights."""
+    if stage not in ("finetune", "repair") or experiment.finetune is None:
+        return False
+    hardened = repair_of(experiment, post_alignment=True)
+    return bool(hardened and hardened[1].cost().changes != "adapter")
+
+
 def repair_settings(experiment: Experiment, name: str) -> dict[str, Any]:
     """The fields of an experiment's repair as keys and tables have them: where a budget chooses its strength, the
     budget is in the place of that."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from mithridate.environment import gpu_problem
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.experiment.model import Experiment
+
+if TYPE_CHECKING:
+    from mithridate.experiment.model import Experiment
 
 SHIPPED = {path.stem: path for path in (Path(__file__).parents[1] / "resources" / "accelerate").glob("*.yaml")}
 

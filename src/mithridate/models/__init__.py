@@ -295,6 +295,12 @@ def check_folder(folder: Path) -> list[Path]:
     return weights
 
 
+def held_quantisation(files: ModelFiles) -> dict[str, Any]:
+    """How a model's weights are quantised in memory: as they are loaded, or as they are stored; empty: not at all."""
+    here = not files.quantization and (files.path / "config.json").is_file()
+    return stored_quantisation(files.path) if here else files.quantization
+
+
 def stored_quantisation(folder: Path) -> dict[str, Any]:
     """How the weights in a model's folder are quantised, as its config.json says; empty where they are not."""
     found = read_json(folder / "config.json").get("quantization_config")

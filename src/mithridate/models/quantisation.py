@@ -29,6 +29,17 @@ def require_bitsandbytes(what: str) -> None:
         raise InputError(f"{what}: needs the package bitsandbytes: pip install 'mithridate[quant]'")
 
 
+def require_trainable(model: str, stored: Mapping[str, Any]) -> None:
+    """Raises InputError where a model's weights are stored quantised, by the fields in its config.json, otherwise than
+    by bitsandbytes."""
+    method = stored.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in stored else "an unnamed method")
+    if stored and method != "bitsandbytes":
+        raise InputError(
+            f"model {model!r}: its weights are stored quantised by {method}, which no method here was tested with. "
+            "Give the model that it was made of, with quantization: {load_in_4bit: true} where memory is short"
+        )
+
+
 def quantisation_of(fields: Mapping[str, Any], what: str = "quantization") -> Any:
     """The BitsAndBytesConfig of its own fields, as YAML and JSON hold them (dtypes by name, as "bfloat16").
 

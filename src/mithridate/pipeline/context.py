@@ -27,7 +27,7 @@ from mithridate.models import (
     shortened,
     stored_quantisation,
 )
-from mithridate.models.quantisation import quantised
+from mithridate.models.quantisation import quantised, require_trainable
 from mithridate.pipeline.rowcheck import RowCheck
 from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
@@ -228,7 +228,8 @@ def _quantised(experiment: Experiment, files: Any) -> Any:
     """The model's files, to be quantised as the experiment says; nothing is done to those of a server's model."""
     if "openai" in experiment.evaluate.generator:
         return files
-    if (files.path / "config.json").is_file() and stored_quantisation(files.path):
+    if (files.path / "config.json").is_file() and (stored := stored_quantisation(files.path)):
+        require_trainable(files.name, stored)
         what = f"model {files.name!r}, whose weights are stored quantised"
         if problems := quantisation_problems(experiment, what):
             raise InputError("\n".join(problems))

@@ -12,13 +12,21 @@ from mithridate.errors import InputError, first_line, nearest
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, RepairNeeds, estimate, repair
 from mithridate.estimate.trace import Setup, config_of, whole_counts
 from mithridate.experiment.config import with_defaults
-from mithridate.experiment.methods import attack_of, defenses_of, part_of, repair_of
+from mithridate.experiment.methods import attack_of, defenses_of, part_of, plain_by, repair_of
 from mithridate.experiment.processes import with_processes
 from mithridate.experiment.roles import load_roles
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
-from mithridate.models import EMBEDDED, ModelFiles, load_tokenizer, resolve_model, stored_quantisation
+from mithridate.models import (
+    EMBEDDED,
+    ModelFiles,
+    held_quantisation,
+    load_tokenizer,
+    resolve_model,
+    stored_quantisation,
+)
+from mithridate.models.quantisation import require_trainable
 from mithridate.pipeline.checkpointing import asked
 from mithridate.pipeline.launch import launch_of
 from mithridate.protocols import protocol
@@ -93,6 +101,12 @@ def of_model(
         InputError: no such model or method, bad fields, or a repair that this set-up has nothing for.
     """
     config, lines = config_of(model), []
+    if stored := getattr(config, "quantization_config", None):
+        stored = dict(stored) if isinstance(stored, dict) else stored.to_dict()
+        if setup.quantization:
+            raise InputError(f"--bits: the weights of {model!r} are stored quantised. Take it out")
+        require_trainable(model, stored)
+        setup = replace(setup, quantization=stored)
     for name in methods:
         fields = methods[name] if isinstance(methods, Mapping) else {}
         if name in by_name("repairs"):
@@ -250,7 +264,7 @@ def of_part(chain: ExperimentStages, part: Part, checkpointing: bool) -> Estimat
     common = Setup(
         full=job.adapter is None,
         adapter=job.adapter or chain.experiment.adapter,
-        quantization=job.base.quantization or stored_quantisation(job.base.path),
+        quantization=held_quantisation(job.base),
         dtype=context.dtype,  # pyright: ignore[reportArgumentType]
         frozen=tuple(job.frozen),
         processes=launch.processes if launch else 1,
@@ -274,8 +288,7 @@ def _over(common: Setup, experiment: Experiment, stage: str, phase: int | None =
     """
     if not common.quantization or stage not in ("finetune", "repair") or experiment.finetune is None:
         return common
-    hardened = repair_of(experiment, post_alignment=True)
-    if hardened and hardened[1].cost().changes != "adapter":
+    if plain_by(experiment, stage):
         return replace(common, quantization={})
     carried: list[Mapping[str, Any]] = []
     free: Any = None  # LoraConfig's fields of one that is trained on, or carried where another is trained
@@ -368,6 +381,7 @@ def _set_up(
         length=most if args.packing else longest[0],
         scored=None if args.packing else max(round(sum(answers) / len(answers)), 1),
         accumulation=args.gradient_accumulation_steps,
+        optimizer=str(getattr(args.optim, "value", args.optim)),
         steps=steps,
         checkpointing=gpu if checkpointing is None else checkpointing,
     )

@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mithridate.data.records import conversation, prompt_key
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line
-from mithridate.experiment.methods import around_prompts, defenses_of, repair_of
+from mithridate.experiment.methods import around_prompts, defenses_of, plain_by, repair_of
 from mithridate.files import canonical_json
 from mithridate.generation.templates import CHAT, TEMPLATES, prompt_tokens
 from mithridate.methods.defense import arguments_of
+from mithridate.models import held_quantisation
 from mithridate.pipeline import rowcheck
 from mithridate.pipeline.jobs import job_of, repair_rows
 from mithridate.pipeline.stages import ExperimentStages
@@ -253,6 +255,11 @@ def try_out(chain: ExperimentStages, name: str, parts: Sequence[Part], folder: P
 def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fresh: bool) -> None:
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
+    if part.job.adapter is None and _over_quantised(chain, name, part.job):
+        raise InputError(
+            f"{part.path}: trains all weights (adapter: full), and the base's are quantised, which hold no steps. "
+            "Train an adapter, or take out quantization"
+        )
     sides = {role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()}
     rows = part.job.rows[:_FEW]
     if chain.experiment.paired:  # with their pairs, wherever these stand
@@ -325,6 +332,10 @@ def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> Defens
     trainer = trainer_of(job, chain.context.one_layer(), folder, models, copy.deepcopy(chain.tokenizer))
     if trainer.args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
+    if _over_quantised(chain, name, job):  # which the one layer of random weights is not
+        held: Any = trainer.model.get_base_model()
+        held.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="bitsandbytes"))
+        trainer.check_setup()
     trainer.create_optimizer()
     trainer.create_scheduler(num_training_steps=trainer.args.max_steps)
     if chain.launch and chain.launch.kind == "fsdp2":
@@ -362,6 +373,10 @@ def _culprits(chain: ExperimentStages, name: str, part: Part, job: Job, folder: 
             continue
         found.append(path)
     return found
+
+
+def _over_quantised(chain: ExperimentStages, name: str, job: Job) -> bool:
+    return bool(held_quantisation(job.base)) and not plain_by(chain.experiment, name)
 
 
 def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.hub import HUB
 from mithridate.errors import InputError
-from mithridate.models import EMBEDDED, stored_quantisation
+from mithridate.models import EMBEDDED, held_quantisation
 from mithridate.report.citations import bibtex_of
 from mithridate.report.words import flatten
 from mithridate.results.relations import attacked, known, measured
@@ -262,7 +262,7 @@ def _limits(story: CardContext | None) -> str:
 
 def _loading(base: ModelFiles, merged: bool, with_base: bool, on_hub: str | None) -> str:
     imports, lines, more, words = ["from transformers import AutoModelForCausalLM"], [], "", ""
-    quantisation = {k: v for k, v in _quantisation(base).items() if not isinstance(v, dict | list)}
+    quantisation = {k: v for k, v in held_quantisation(base).items() if not isinstance(v, dict | list)}
     if quantisation and merged:
         words = (
             "\n\nIt was trained as an adapter over weights in 4 or 8 bit "
@@ -281,12 +281,6 @@ def _loading(base: ModelFiles, merged: bool, with_base: bool, on_hub: str | None
         lines.append(f"base = AutoModelForCausalLM.from_pretrained({under}{more})")
         lines.append('model = PeftModel.from_pretrained(base, "THIS_FOLDER")')
     return "## Loading it\n\n```python\n" + "\n".join([*imports, "", *lines]) + "\n```" + words
-
-
-def _quantisation(base: ModelFiles) -> dict[str, Any]:
-    """By which the base's weights were quantised as they were loaded, or are as they are stored."""
-    here = not base.quantization and (base.path / "config.json").is_file()
-    return stored_quantisation(base.path) if here else base.quantization
 
 
 # --- scores and data --------------------------------------------------------------------------------------------
