@@ -240,6 +240,13 @@ def test_on_a_gpu_a_batch_is_what_half_of_the_free_memory_holds(monkeypatch):
         assert hf._that_fit(model, prompts, 10) == expected
 
 
+def test_a_row_of_a_model_without_attention_has_a_size():
+    import transformers
+
+    config = transformers.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=50)
+    assert hf._row_bytes(transformers.MambaForCausalLM(config), 30, 10) > 0
+
+
 def test_dropout_is_off():
     model = get_peft_model(tiny_llama(), LoraConfig(r=2, lora_dropout=0.9, target_modules=["q_proj", "o_proj"]))
     for name, p in model.named_parameters():

@@ -192,6 +192,8 @@ def test_antidote_on_weights_takes_the_dequantised_model(bits, targets, folder):
     ("fields", "said"),
     [
         ({"load_in_4bit": True, "quant_type": "nf4"}, r"quantization.quant_type: no field of bitsandbytes"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf5"}, "bnb_4bit_quant_type: expected nf4 or fp4, got 'nf5'"),
+        ({"load_in_8bit": True, "llm_int8_has_fp16_weight": True}, r"fp16_weight: is for training .* Take it out"),
         ({}, "set one of load_in_4bit and load_in_8bit"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "set one of"),
         ({"load_in_4bit": True, "bnb_4bit_compute_dtype": 3}, "quantization: "),

@@ -20,6 +20,12 @@ from tests.pipeline.small import experiment, stages, write_inputs
 GIB = 2**30
 
 
+def test_the_card_that_a_training_gets_decides(monkeypatch):
+    plant(monkeypatch, ("first", 80 * GIB), ("second", 24 * GIB))
+    assert fits.smallest_card(1) == 80 * GIB and fits.smallest_card(2) == fits.smallest_card() == 24 * GIB
+    assert fits.smallest_card(4) == 24 * GIB
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"))
@@ -137,7 +143,7 @@ def test_a_card_too_small_is_refused_before_loading(inputs, store, tmp_path, mon
 
     loaded = []
     monkeypatch.setattr(models, "load_model", lambda *a, **k: loaded.append(a))
-    monkeypatch.setattr(fits, "smallest_card", lambda: 700_000)
+    monkeypatch.setattr(fits, "smallest_card", lambda processes=None: 700_000)
     raw = experiment(inputs, finetune="none")
     raw["align"]["training"]["per_device_train_batch_size"] = 8
     raw["align"]["training"]["gradient_checkpointing"] = False
@@ -178,7 +184,7 @@ def test_what_would_fit_is_named_with_its_figure(inputs, tmp_path, monkeypatch):
         return sizes[("both" if single else "4 bit") if quantised else "one row" if single else "whole"]
 
     monkeypatch.setattr(fits, "_needs", needs)
-    monkeypatch.setattr(fits, "smallest_card", lambda: 24 * GIB)
+    monkeypatch.setattr(fits, "smallest_card", lambda processes=None: 24 * GIB)
     monkeypatch.setattr(fits, "in_words", lambda memory: "LoRA: up to 8B")
     with pytest.raises(InputError) as error:
         run(raw, out=tmp_path / "out", until="align", progress=False)
@@ -190,7 +196,7 @@ def test_what_would_fit_is_named_with_its_figure(inputs, tmp_path, monkeypatch):
 
 def test_what_is_over_by_the_estimates_error_is_not_refused(inputs, store, tmp_path, monkeypatch):
     monkeypatch.setattr(fits, "_needs", lambda *a, **k: round(1.1 * GIB))
-    monkeypatch.setattr(fits, "smallest_card", lambda: GIB)
+    monkeypatch.setattr(fits, "smallest_card", lambda processes=None: GIB)
     run(experiment(inputs, finetune="none"), out=tmp_path / "out", until="align", progress=False)
     assert len(stages(store, "align")) == 1
 
@@ -201,7 +207,7 @@ def test_what_cannot_be_counted_is_not_refused(problem, inputs, store, tmp_path,
         raise problem
 
     monkeypatch.setattr(fits, "_needs", needs)
-    monkeypatch.setattr(fits, "smallest_card", lambda: 1)
+    monkeypatch.setattr(fits, "smallest_card", lambda processes=None: 1)
     run(experiment(inputs, finetune="none"), out=tmp_path / "out", until="align", progress=False)
     assert len(stages(store, "align")) == 1
 

@@ -405,6 +405,10 @@ WHOLE = {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False, "fsdp_state
             "fsdp_cpu_ram_efficient_loading: false",
         ),
         (
+            {"distributed_type": "FSDP", "fsdp_config": WHOLE | {"fsdp_activation_checkpointing": True}},
+            "fsdp_activation_checkpointing: false",
+        ),
+        (
             {"distributed_type": "FSDP", "fsdp_config": WHOLE | {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}},
             "FULL_STATE_DICT",
         ),

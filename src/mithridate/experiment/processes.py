@@ -88,6 +88,12 @@ def read_accelerate(accelerate: str) -> tuple[dict[str, Any], Literal["ddp", "fs
             f"accelerate: {file}: with fsdp_offload_params weights are copied to GPUs, on which it was not tried.",
             "set fsdp_offload_params: false.",
         )
+    if kind == "FSDP" and fsdp.get("fsdp_activation_checkpointing", False) is not False:
+        raise UnsupportedSetup(
+            f"accelerate: {file}: fsdp_activation_checkpointing is not the Trainer's, which defenses know of.",
+            "set fsdp_activation_checkpointing: false, and training.activation_checkpointing: true (or "
+            "gradient_checkpointing, as older versions of transformers call it).",
+        )
     if kind == "FSDP" and str(fsdp.get("fsdp_state_dict_type", "")) != "FULL_STATE_DICT":
         raise UnsupportedSetup(
             f"accelerate: {file}: only whole state dicts are saved as models.",

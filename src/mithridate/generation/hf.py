@@ -218,8 +218,8 @@ def _that_fit(model: Any, prompts: list[list[int]], max_new_tokens: int) -> int:
 def _row_bytes(model: Any, prompt: int, new: int) -> int:
     """What one row of a batch takes while it is generated, from the model's configuration."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads = getattr(config, "num_attention_heads", None) or 0  # a state-space model's: it keeps no keys
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
     keys = (getattr(config, "num_key_value_heads", None) or heads) * width
     cache = 2 * config.num_hidden_layers * keys * (prompt + new)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size

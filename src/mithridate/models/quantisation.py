@@ -58,6 +58,12 @@ def quantisation_of(fields: Mapping[str, Any], what: str = "quantization") -> An
         raise InputError(f"{what}.{unknown[0]}: no field of bitsandbytes. There are: {', '.join(known)}")
     if bool(fields.get("load_in_4bit")) == bool(fields.get("load_in_8bit")):
         raise InputError(f"{what}: set one of load_in_4bit and load_in_8bit to true")
+    if (kind := fields.get("bnb_4bit_quant_type", "nf4")) not in ("fp4", "nf4"):
+        raise InputError(f"{what}.bnb_4bit_quant_type: expected nf4 or fp4, got {kind!r}")
+    if fields.get("llm_int8_has_fp16_weight"):
+        raise InputError(
+            f"{what}.llm_int8_has_fp16_weight: is for training the weights, and these are kept. Take it out"
+        )
     require_bitsandbytes(what)
     # a file's 6.0 comes as 6, and bitsandbytes takes none but a float
     threshold = {name: float(fields[name]) for name in ("llm_int8_threshold",) if isinstance(fields.get(name), int)}

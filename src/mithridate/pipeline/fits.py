@@ -71,13 +71,15 @@ def card_memory(i: int) -> int:
     return torch.cuda.get_device_properties(i).total_memory
 
 
-def smallest_card() -> int | None:
-    """Bytes of the smallest GPU that torch sees; None where it sees none."""
+def smallest_card(processes: int | None = None) -> int | None:
+    """Bytes of the smallest of the GPUs that so many processes get, one each, from the first on; None: of all. None
+    where torch sees none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    return min(map(card_memory, range(torch.cuda.device_count())))
+    cards = torch.cuda.device_count()
+    return min(map(card_memory, range(min(processes or cards, cards))))
 
 
 def require(chain: ExperimentStages, part: Part) -> None:
@@ -88,7 +90,7 @@ def require(chain: ExperimentStages, part: Part) -> None:
     """
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
-    memory = smallest_card()
+    memory = smallest_card(chain.launch.processes if chain.launch else 1)
     if memory is None:
         return
     said = asked(part.job.training)
