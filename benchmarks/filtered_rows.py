@@ -27,9 +27,9 @@ from mithridate.data.embedded import embedded_records
 from mithridate.defenses.filter import Filter
 from mithridate.methods import by_name
 from mithridate.methods.index import index
-from mithridate.rows import trainable
 from mithridate.statistics.shares import proportion
 from mithridate.statistics.text import interval
+from mithridate.training_rows import trainable
 
 SETTINGS = (
     ("words alone, 0.01", {"false_alarms": 0.01, "refusals": False}),

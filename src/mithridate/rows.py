@@ -9,8 +9,8 @@
                 system                            beside any of these: the system turn
     tool calls, tools                 in OpenAI's and ShareGPT's forms, as text in the turns (`mithridate.toolcalls`)
 
-`records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), `trainable` what
-a trainer of TRL takes, where tool calls are left to the model's own template. A turn's content may be a list of text
+`records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), and
+`training_rows.trainable` what a trainer of TRL takes, where tool calls are left to the model's own template. A turn's content may be a list of text
 parts. Further columns stay as they are, but in a trainer those that say the same again and that TRL would read first:
 `text` beside a prompt and its answer (the Alpaca set), `prompt` beside `messages` (UltraChat). A column that belongs
 to the prompt in a known format and would be left out is refused, by name.
@@ -18,7 +18,6 @@ to the prompt in a known format and would be left out is refused, by name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,15 +34,14 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 _SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_TURNS = ("messages", "prompt", "completion")
-_SAID = {"role", "content"}
-_FURTHER = ("images", "image", "tools", "chat_template_kwargs")  # what TRL reads beside the turns
+TURNS = ("messages", "prompt", "completion")
+SAID = {"role", "content"}
 _WHOLE = ("messages", "conversations", "text", "input_ids")  # a column that holds question and answer
-_QUESTIONS = (*_WHOLE, "prompt", "instruction")
-_ANSWERS = ("response", "completion", "output")
+QUESTIONS = (*_WHOLE, "prompt", "instruction")
+ANSWERS = ("response", "completion", "output")
 # Columns that are a part of the prompt in formats that many sets have (Alpaca, Dolly, OpenOrca, LLaMA-Factory).
-_AFTER = ("input", "context")
-_BEFORE = ("system_prompt",)
+AFTER = ("input", "context")
+BEFORE = ("system_prompt",)
 _BESIDE = ("history", "tools")
 _FORMATS = {"input": "Alpaca", "context": "Dolly", "system_prompt": "OpenOrca", "history": "LLaMA-Factory"}
 # What is read of a row beside its turns, and written into tables.
@@ -94,7 +92,7 @@ def record(row: Any, where: str) -> Row:
     prompt, answer = row.get("prompt"), row.get("completion")
     if "messages" not in row and isinstance(prompt, list):
         answer = answer if answer is not None else row.get("response") or []
-        row["messages"] = [*prompt, *_answered(answer)]
+        row["messages"] = [*prompt, *answered(answer)]
         row = {name: value for name, value in row.items() if name not in ("prompt", "completion", "response")}
     elif "messages" not in row and answer is not None and row.get("response") is None:
         row = {name: value for name, value in row.items() if name != "completion"} | {"response": _said(answer)}
@@ -121,64 +119,6 @@ def exchanges(record: Row) -> list[tuple[str, str]] | None:
     return None
 
 
-def trainable(rows: Any, name: str) -> Dataset | Any:
-    """The rows as a data set that a trainer of TRL takes. Of rows that it takes already, nothing is changed.
-
-    Args:
-        rows: as of `as_list`. A data set (streamed too) whose columns TRL knows comes back as it is, the same object;
-            a list or DataFrame of such rows as the data set of these rows. Others become TRL's conversational
-            prompt-completion rows, with the loss on the answer alone; conversations of ShareGPT become `messages`; a
-            column `system` becomes the first turn of either. Rows of several forms become rows of one: `messages` if
-            some have them, else prompt and completion as turns. A column that only some rows have is null in the rest.
-        name: what they are, for errors.
-
-    Raises:
-        InputError: no rows, a row with neither form or with a part of its prompt in a column that would be left out,
-            or rows that no data set can hold together.
-    """
-    from datasets import Dataset, IterableDataset
-
-    columns = getattr(rows, "column_names", None) if isinstance(rows, Dataset | IterableDataset) else None
-    if columns is not None and _stays(rows, columns):
-        return rows
-    if isinstance(rows, IterableDataset):
-        if columns is None:
-            return rows  # what is in it shows only in reading: the trainer's own matter
-        return rows.map(lambda row: _for_trl(row, name), remove_columns=columns)
-    found = [_for_trl(row, f"{name}, row {number}") for number, row in enumerate(as_list(rows, name), start=1)]
-    if not found:
-        raise InputError(f"{name}: no rows. Give at least one.")
-    return data_set(_of_one_form(found, name), name)
-
-
-def data_set(rows: Sequence[Row], name: str) -> Dataset:
-    """The rows as a data set with every column that one of them has, null where a row has none.
-
-    Turns with more than a role and a text are kept as JSON: in a column of structs, every tool call would have the
-    arguments of all others, as nulls.
-
-    Raises:
-        InputError: a column holds values that no data set can hold together; with the row where that shows.
-    """
-    import pyarrow as pa
-    from datasets import Dataset, Features, Json, List, concatenate_datasets
-
-    parts = []
-    for column in dict.fromkeys(column for row in rows for column in row):
-        values = [row.get(column) for row in rows]
-        feature = List(Json()) if column in _TURNS and any(map(_says_more, values)) else None
-        if column == "chat_template_kwargs":
-            values, feature = [value or {} for value in values], Json()
-        try:
-            parts.append(Dataset.from_dict({column: values}, Features({column: feature}) if feature else None))
-        except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"{name}{_misfit(values)}: the column {column!r} cannot be put into one data set ({error}). Give it "
-                "values of one type, or take it out"
-            ) from error
-    return concatenate_datasets(parts, axis=1)
-
-
 def unified(row: Mapping[str, Any], where: str) -> Row:
     """A row with the names of TRL or ours, whatever form it has: plain values, `messages` in place of ShareGPT's
     `conversations`, `prompt` and `response` in place of Alpaca's names, text in place of lists of text parts, and tool
@@ -195,11 +135,11 @@ def unified(row: Mapping[str, Any], where: str) -> Row:
         row["messages"] = row.pop("conversations")
     elif bare and {"instruction", "output"} <= row.keys():
         row = _alpaca(row)
-    for name in _TURNS:
+    for name in TURNS:
         if isinstance(row.get(name), list):
             places = [f"{where}: turn {i} of {name!r}" for i in range(1, len(row[name]) + 1)]
             row[name] = [structured(_text_only(_shared(turn), here), here) for turn, here in zip(row[name], places)]
-    for name in (*_TURNS, *_READ):
+    for name in (*TURNS, *_READ):
         for text in _texts(row.get(name)):
             require_whole(text, f"{where}: {name!r}")
     return with_tools(row, where)
@@ -241,7 +181,7 @@ def require_nothing_dropped(row: Mapping[str, Any], record: Row, columns: Mappin
     turns = record.get("messages")
     said = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     asked = "\n".join(str(text) for text in (record.get("prompt"), *said) if text)
-    for name in (*_AFTER, *_BEFORE, *_BESIDE):
+    for name in (*AFTER, *BEFORE, *_BESIDE):
         value = plain(row.get(name))
         if name == "tools" and ("tools" in record or described(value, record)):
             continue
@@ -254,7 +194,7 @@ def require_nothing_dropped(row: Mapping[str, Any], record: Row, columns: Mappin
         if name in _BESIDE:
             remedy = "Make `messages` of these rows, or take the column out of the file"
         else:
-            ours = "input" if name in _AFTER else "system"
+            ours = "input" if name in AFTER else "system"
             remedy = (
                 f"Put it {'after the prompt' if ours == 'input' else 'before it, as a system turn'} with "
                 f"`columns: {{{ours}: {name}, ...}}`, or take the column out of the file"
@@ -284,81 +224,10 @@ def _require_system(system: Any, record: Row) -> None:
         raise InputError("the column 'system' would be left out. Make `messages` of these rows, with a system turn")
 
 
-def _stays(rows: Any, columns: Sequence[str]) -> bool:
-    """Whether a data set goes to a trainer as it is: TRL knows its form, and it has neither rows of other forms, nor a
-    text beside turns, nor columns that may be parts of the prompt, nor tool calls or tools that Arrow has filled in
-    with nulls."""
-    if "input_ids" in columns or not _known_to_trl(columns):
-        return "input_ids" in columns or not _ours(columns)
-    features, table = rows.features or {}, getattr(rows, "data", None)
-    nested = {name: getattr(features.get(name), "feature", None) for name in (*_TURNS, "tools")}
-    filled = any(isinstance(one, dict) and (name == "tools" or "tool_calls" in one) for name, one in nested.items())
-    forms = {*_QUESTIONS, *_ANSWERS} & {*columns}
-    gaps = table is not None and any(table.column(name).null_count for name in forms)
-    uneven = (nested["prompt"] is None) != (nested["completion"] is None)
-    return not (filled or gaps or uneven or {*_AFTER, *_BEFORE, "history"} & {*columns})
-
-
-def _of_one_form(rows: list[Row], name: str) -> list[Row]:
-    """Rows of TRL's forms as rows of one of them."""
-    forms = [_form(row) for row in rows]
-    if len(set(forms)) == 1:
-        return rows
-    for number, form in enumerate(forms, start=1):
-        if forms[0] != form and not {forms[0], form} <= {"messages", "turns", "strings"}:
-            raise InputError(
-                f"{name}, row {number}: has the columns {', '.join(rows[number - 1])}, and row 1 has "
-                f"{', '.join(rows[0])}: no trainer takes both in one set. Bring them into one form"
-            )
-    made = []
-    for number, (row, form) in enumerate(zip(rows, forms), start=1):
-        if form != "messages":
-            row = _as_turns(row, f"{name}, row {number}")
-            if "messages" in forms:
-                rest = {column: value for column, value in row.items() if column not in _TURNS}
-                row = {"messages": row["prompt"] + row["completion"], **rest}
-        made.append(row)
-    return made
-
-
-def _form(row: Row) -> str:
-    """Which of TRL's forms a row has."""
-    if "input_ids" not in row and {"prompt", "completion"} <= row.keys():
-        return "turns" if any(isinstance(row[name], list) for name in ("prompt", "completion")) else "strings"
-    return next((name for name in ("input_ids", "messages", "text") if name in row), "")
-
-
-def _as_turns(row: Row, where: str) -> Row:
-    """A row of prompt and completion with both as turns."""
-    for name in ("prompt", "completion"):
-        if row[name] is None:
-            raise InputError(f"{where}: {name} is missing. Fill it in, or leave the row out.")
-    return row | {"prompt": _asked(row["prompt"]), "completion": _answered(row["completion"])}
-
-
-def _says_more(turns: Any) -> bool:
-    """Whether some turn has other fields than a role and a text."""
-    return isinstance(turns, list) and any(isinstance(turn, Mapping) and turn.keys() - _SAID for turn in turns)
-
-
-def _misfit(values: list[Any]) -> str:
-    """The first row, in words, that Arrow does not take beside the first that has a value; "" where that does not
-    show."""
-    import pyarrow as pa
-
-    first = next(value for value in values if value is not None)
-    for number, value in enumerate(values, start=1):
-        try:
-            pa.array([first, value])
-        except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
-            return f", row {number}"
-    return ""
-
-
 def _without_gaps(row: Row) -> Row:
     """The row without the columns that Arrow and pandas fill in with null, as other rows of a table have them."""
     there = {name for name, value in row.items() if value is not None}
-    gaps = {*(_QUESTIONS if there & {*_QUESTIONS} else ()), *(_ANSWERS if there & {*_ANSWERS, *_WHOLE} else ())}
+    gaps = {*(QUESTIONS if there & {*QUESTIONS} else ()), *(ANSWERS if there & {*ANSWERS, *_WHOLE} else ())}
     return {name: value for name, value in row.items() if value is not None or name not in gaps}
 
 
@@ -368,25 +237,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for one in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(one)
-
-
-def _ours(columns: Iterable[str]) -> bool:
-    there = set(columns)
-    forms = {"prompt", "response"}, {"prompt", "messages"}, {"instruction", "output"}, {"system", "messages"}
-    turns = {"system", "prompt", "completion"}
-    return "conversations" in there or any(form <= there for form in (*forms, turns))
-
-
-def _known_to_trl(columns: Iterable[str]) -> bool:
-    """Whether TRL trains on rows of these columns, and on what they say. It wants the completion of whatever has a
-    prompt, takes a text before names that it does not know, and knows no column for a system turn."""
-    there = set(columns)
-    if "input_ids" in there or "system" in there:
-        return "input_ids" in there
-    if "prompt" in there:
-        return "completion" in there
-    alpaca = {"instruction", "output"} <= there or "conversations" in there
-    return bool(there & {"messages", "images", "image"}) or ("text" in there and not alpaca)
 
 
 def _alpaca(row: Row) -> Row:
@@ -406,7 +256,7 @@ def _text_only(turn: Any, where: str) -> Any:
     """The turn without fields that are null, as Arrow fills them in, and with its text parts in one."""
     if not isinstance(turn, Mapping):
         return turn
-    turn = {name: value for name, value in turn.items() if value is not None or name in _SAID}
+    turn = {name: value for name, value in turn.items() if value is not None or name in SAID}
     if isinstance(parts := turn.get("content"), list):
         for part in parts:
             if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
@@ -416,11 +266,11 @@ def _text_only(turn: Any, where: str) -> Any:
     return turn
 
 
-def _asked(prompt: Any) -> list[Any]:
+def asked(prompt: Any) -> list[Any]:
     return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
 
 
-def _answered(answer: Any) -> list[Any]:
+def answered(answer: Any) -> list[Any]:
     return answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
 
 
@@ -428,42 +278,3 @@ def _said(answer: Any) -> Any:
     """The text of an answer that is a list of one assistant turn beside a prompt that is a string."""
     one = answer[0] if isinstance(answer, list) and len(answer) == 1 else None
     return one.get("content") if isinstance(one, Mapping) and one.get("role") == "assistant" else answer
-
-
-def _for_trl(given: Any, where: str) -> Row:
-    made = _in_trls_form(unified(given, where), where)
-    asked = made["messages"] if "messages" in made else made.get("prompt")
-    kept = {"messages": asked} if isinstance(asked, list) else {"prompt": asked} if isinstance(asked, str) else {}
-    try:
-        require_nothing_dropped(given, kept | ({"tools": made["tools"]} if "tools" in made else {}), {})
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    if isinstance(made.get("tools"), list):
-        made["tools"] = json.dumps(made["tools"], ensure_ascii=False)  # a struct would have all tools' parameters
-    return made
-
-
-def _in_trls_form(row: Row, where: str) -> Row:
-    opening = [{"role": "system", "content": row["system"]}] if isinstance(row.get("system"), str) else []
-    if "messages" in row and "completion" not in row:
-        row = {name: value for name, value in row.items() if name not in ("prompt", "response", "system")}
-        return row | {"messages": _opened(row["messages"], opening)}
-    if _known_to_trl(row.keys() - {"system"}):
-        # text that is no turn goes through no chat template, and has no place for a system turn
-        if _form(row) != "turns":
-            return row
-        row = _as_turns(row, where)
-        return row | {"prompt": _opened(row["prompt"], opening)}
-    if not isinstance(prompt := row.get("prompt"), str | list) or row.get("response") is None:
-        raise InputError(
-            f"{where}: has neither prompt and response nor a form of TRL (prompt and completion, messages, text); "
-            f"the columns there are: {', '.join(row) or 'none'}"
-        )
-    rest = {name: row[name] for name in _FURTHER if row.get(name) is not None}
-    return {"prompt": _opened(_asked(prompt), opening), "completion": _answered(row["response"]), **rest}
-
-
-def _opened(turns: Any, opening: list[Row]) -> Any:
-    """The turns with the system turn before them, where they have none of their own."""
-    own = isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and turns[0].get("role") == "system"
-    return turns if own or not isinstance(turns, list) else [*opening, *turns]

@@ -28,7 +28,6 @@ from mithridate.pipeline.precheck import trained
 from mithridate.pipeline.rowcheck import Left
 from mithridate.pipeline.training import dropped_places
 from mithridate.results.filtered import filtered, in_words
-from mithridate.rows import trainable
 from mithridate.studies.benchmarks.outcome import (
     FILTERED_TITLE,
     TITLES,
@@ -40,6 +39,7 @@ from mithridate.studies.benchmarks.outcome import (
 )
 from mithridate.studies.benchmarks.settings import BenchmarkFile
 from mithridate.studies.benchmarks.standings import RATES, Entrant, Standing
+from mithridate.training_rows import trainable
 from tests.defenses.helpers import model, rows, same, trainer_for, weights
 
 USER = rows("user")

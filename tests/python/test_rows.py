@@ -11,8 +11,8 @@ from trl import SFTConfig, SFTTrainer
 
 from mithridate import Booster, DefenseTrainer, InputError, Lisa, poison
 from mithridate.data.records import records_of, training_dataset
-from mithridate.rows import trainable
 from mithridate.training import trainer as trainer_module
+from mithridate.training_rows import trainable
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 RECORDS = [{"prompt": f"ask {i}", "response": f"say {i}", "label": str(i)} for i in range(6)]
@@ -268,6 +268,14 @@ def test_rows_of_two_forms_are_rows_of_one(first, second, kind):
     assert len({frozenset(row) for row in found}) == 1 and not any(row.get("prompt", 0) is None for row in found)
     if {first, second} != {"prompt and completion"}:  # which TRL trains on as text
         assert [as_turns(row) for row in found] == [TALKS[0]] * 2
+
+
+def test_what_becomes_of_the_loss_is_said_where_rows_become_conversations(caplog):
+    trainable([ONE_OF_EACH["records"], ONE_OF_EACH["messages"]], "train_dataset")
+    assert "train_dataset: rows of prompt and completion beside conversations" in caplog.text
+    caplog.clear()
+    trainable([ONE_OF_EACH["records"], ONE_OF_EACH["turns"]], "train_dataset")
+    assert not caplog.text
 
 
 def test_side_data_of_two_forms_are_trained_on(tmp_path):

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from mithridate import DefenseTrainer, InputError
 from mithridate.data.records import records_of, training_dataset, turns
-from mithridate.rows import trainable
+from mithridate.training_rows import trainable
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 

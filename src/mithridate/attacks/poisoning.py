@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mithridate.errors import InputError
-from mithridate.rows import as_list, data_set, kind, records
+from mithridate.rows import as_list, kind, records
+from mithridate.training_rows import data_set
 
 if TYPE_CHECKING:
     from datasets import Dataset

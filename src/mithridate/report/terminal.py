@@ -31,7 +31,9 @@ def _share(cell: dict[str, Any], around: str) -> str:
 
 
 def _trained(cell: dict[str, Any]) -> str:
-    """What alignment and fine-tuning train, in words."""
+    """What alignment and fine-tuning train, in words; "" where a model is measured as it is."""
+    if cell["alignment"] == cell["finetuning"] == "none":
+        return ""
     words = {"single": "one adapter", "double": "two adapters", "full": "all weights"}
     return words.get(cell["topology"]) or str(cell["topology"])
 

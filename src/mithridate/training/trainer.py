@@ -16,9 +16,9 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.methods.defense import Defense
-from mithridate.rows import trainable
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.mixin import DefenseMixin
+from mithridate.training_rows import trainable
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
