@@ -476,6 +476,12 @@ def test_terminal_table_fits_and_says_the_main_numbers(width):
     assert trained == ["one adapter", "two adapters"]
 
 
+def test_a_model_that_nothing_was_trained_of_has_no_adapters_in_its_heading():
+    cell = synthetic.cell(alignment="none", finetuning="none", ratio=None, score=0.04)
+    text = printed({"schema": 1, "protocol": "hs/embedded-v1", "model": "m", "cells": [cell]})
+    assert "adapter" not in text and "hs/embedded-v1" in text
+
+
 def kinds_results():
     """An undefended model and Lisa's under two kinds of attack; the second also without its rows, with its trigger."""
     cells = [synthetic.cell(finetuning="none", ratio=None, score=0.04)]

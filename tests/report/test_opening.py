@@ -22,6 +22,15 @@ from tests.report import synthetic
 ALIGNED = {"finetuning": "none", "ratio": None}
 
 
+def test_models_that_nothing_was_trained_of_are_told_as_they_are(tmp_path):
+    """The page of `mithridate evaluate` alone."""
+    made = Made()
+    made.add("c9 r91", alignment="none", **ALIGNED)
+    results = made.results()
+    said = answer(results["cells"])
+    assert said[0] == "It answers 9% [5, 16] of harmful prompts." and "no defense can be judged" in said[-1]
+
+
 def run(**defended: dict[str, str]) -> Made:
     """An attack that takes 4 of 112 to 105, and defended models: {defense: {"harmful": letters, ...}}."""
     made = Made()

@@ -35,7 +35,7 @@ from mithridate.report.tables import (
 )
 from mithridate.report.terminal import terminal_table
 from mithridate.report.verdicts import findings, ranked
-from mithridate.report.words import TOPOLOGY_NOTES, flatten
+from mithridate.report.words import TOPOLOGY_NOTES, as_they_are, flatten
 from mithridate.results.folder import redacted
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def _page(run: LoadedRun, folder: Path, out: Path) -> str:
         protocol=run.results["protocol"],
         deviations=run.results.get("deviations", []),
         unfinished=_unfinished(run),
+        as_it_is=as_they_are(run.cells),
         answer=answer(run.cells, run.points),
         rests_on=rests_on(run.cells, run.points),
         ranked={

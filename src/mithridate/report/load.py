@@ -6,7 +6,7 @@ from typing import Any
 
 from mithridate.report.colours import paint
 from mithridate.report.groups import over_seeds
-from mithridate.report.words import Label, labels, story_order
+from mithridate.report.words import Label, as_they_are, labels, story_order
 from mithridate.results import parts
 from mithridate.results.decisions import complete
 from mithridate.results.folder import OLD_RECORDS, RunFolder
@@ -53,6 +53,8 @@ def load(path: Path) -> LoadedRun:
     results, records = folder.results, folder.everything()
     if results["schema"] != SCHEMA:  # of a version that decided less
         results = complete(results, folder.outcomes)
+    if as_they_are(results["cells"]):  # so that nothing is said of how they would be trained
+        results = results | {"cells": [cell | {"topology": ""} for cell in results["cells"]]}
     paint(sorted(results["cells"], key=story_order))  # before `points`, which take over what a cell has
     cells, points = sorted(results["cells"], key=story_order), over_seeds(results)
     extra = [file.name for file in sorted(path.glob("*.y*ml"))]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mithridate.report.verdicts import DefenseDecision, findings, prompts, ranked, share
-from mithridate.report.words import Label, attack_of_kind, labels, story_order
+from mithridate.report.verdicts import DefenseDecision, capital, findings, prompts, ranked, share
+from mithridate.report.words import Label, as_they_are, attack_of_kind, labels, story_order
 from mithridate.results.decisions import WORDS, shown
 from mithridate.results.relations import (
     Cell,
@@ -54,6 +54,8 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
         points: the same with those of several seeds put together (`groups.over_seeds`).
     """
     points = cells if points is None else points
+    if as_they_are(cells):
+        return _as_they_are(points)
     attacks, groups = _attacks(cells, points), ranked(points)
     sentences = [_verdict(attacks, [one for found in groups.values() for one in found])]
     order = list(dict.fromkeys([*groups, *(attack.rows for attack in attacks)]))
@@ -70,6 +72,22 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
     if not groups:
         sentences.append("No defended model was attacked in this run, so no defense can be judged.")
     return sentences
+
+
+def _as_they_are(points: list[Cell]) -> list[str]:
+    """Of models that were not trained: how often each complies, and what it refuses beside that."""
+    said = []
+    for point in points[:_MANY]:
+        harmful, benign = measured(point, "harmful_score"), measured(point, "benign_refusal")
+        if harmful:
+            name = "It" if len(points) == 1 else capital(labels(points)[point["id"]].full)
+            said.append(f"{name} answers {share(harmful)} of {prompts(harmful)}.")
+        broken = measured(point, "incoherent")
+        if broken and broken["value"] > 0:
+            said.append(f"{share(broken)} of its answers to them are incoherent.")
+        if benign:
+            said.append(f"It refuses {share(benign)} of benign ones.")
+    return [*(said or ["Nothing was scored."]), "Nothing was trained in this run, so no defense can be judged."]
 
 
 def _verdict(attacks: list[_Attack], found: list[DefenseDecision]) -> str:

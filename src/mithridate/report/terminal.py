@@ -7,7 +7,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from mithridate.protocols import label as protocol_label
-from mithridate.report.words import at_test, labels, rows_in_words, rows_of, story_order
+from mithridate.report.words import TOPOLOGIES, as_they_are, at_test, labels, rows_in_words, rows_of, story_order
 from mithridate.results.relations import attacked, known, measured, undefended
 from mithridate.results.schema import checked
 from mithridate.statistics.text import interval, p_value, percent, points
@@ -31,11 +31,8 @@ def _share(cell: dict[str, Any], around: str) -> str:
 
 
 def _trained(cell: dict[str, Any]) -> str:
-    """What alignment and fine-tuning train, in words; "" where a model is measured as it is."""
-    if cell["alignment"] == cell["finetuning"] == "none":
-        return ""
-    words = {"single": "one adapter", "double": "two adapters", "full": "all weights"}
-    return words.get(cell["topology"]) or str(cell["topology"])
+    """What alignment and fine-tuning train, in words."""
+    return TOPOLOGIES.get(cell["topology"]) or str(cell["topology"])
 
 
 def terminal_table(results: dict[str, Any]) -> RichTable:
@@ -51,7 +48,8 @@ def terminal_table(results: dict[str, Any]) -> RichTable:
     names = labels(cells)
     protocol = protocol_label(results["protocol"], results.get("deviations") or [])
     one = len({cell["topology"] for cell in cells}) == 1
-    title = Text(", ".join(filter(None, [results["model"], protocol, _trained(cells[0]) if one and cells else ""])))
+    trained = _trained(cells[0]) if one and not as_they_are(cells) else ""
+    title = Text(", ".join(filter(None, [results["model"], protocol, trained])))
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
     if any((measured(cell, "harmful_score") or {}).get("samples") for cell in cells):
         words = "any of k: prompts with one or more of k answers that count; worst: the same if unscored ones counted"

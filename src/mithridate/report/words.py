@@ -1,6 +1,7 @@
 """How the report calls things: names of runs, in words. Numbers as texts are in `statistics.text`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,11 @@ def labels(cells: list[Cell]) -> dict[str, Label]:
                 seed=f"seed {cell['seed']}" if several_seeds and cell["seed"] is not None else "",
             )
     return result
+
+
+def as_they_are(cells: Sequence[Cell]) -> bool:
+    """Whether a run trained nothing, and measures models as they are."""
+    return all(cell["alignment"] == cell["finetuning"] == "none" for cell in cells)
 
 
 def story_order(cell: Cell) -> tuple[Any, ...]:
