@@ -11,9 +11,9 @@
 
 `records` gives what is asked of a model or scored (`mithridate.data.records` says what a record is), and
 `training_rows.trainable` what a trainer of TRL takes, where tool calls are left to the model's own template. A turn's
-content may be a list of text parts. Further columns stay as they are, but in a trainer those that say the same again and that TRL would read first:
-`text` beside a prompt and its answer (the Alpaca set), `prompt` beside `messages` (UltraChat). A column that belongs
-to the prompt in a known format and would be left out is refused, by name.
+content may be a list of text parts. Further columns stay as they are, but in a trainer those that say the same again
+and that TRL would read first: `text` beside a prompt and its answer (the Alpaca set), `prompt` beside `messages`
+(UltraChat). A column that belongs to the prompt in a known format and would be left out is refused, by name.
 """
 
 from __future__ import annotations
