@@ -6,10 +6,18 @@ import transformers
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from mithridate.defenses.booster import Booster
 from mithridate.defenses.constrainedsft import ConstrainedSFT
+from mithridate.defenses.deepenedrefusals import DeepenedRefusals
+from mithridate.defenses.ewc import EWC
 from mithridate.defenses.kl import KL
 from mithridate.defenses.ldifs import LDIFS
+from mithridate.defenses.lisa import Lisa
+from mithridate.defenses.panacea import Panacea
+from mithridate.defenses.repnoise import RepNoise
 from mithridate.defenses.safegrad import SafeGrad
+from mithridate.defenses.sbr import SBR
+from mithridate.defenses.tvaccine import TVaccine
 from mithridate.errors import UnsupportedSetup
 from mithridate.training.mixin import DefenseMixin
 from tests.defenses.helpers import clone, error
@@ -133,13 +141,92 @@ def test_labels_of_whole_sequences_are_refused(defense, tmp_path):
         moved(build(name), tmp_path, defense, rows(0, of_sequences=True))
 
 
+@pytest.mark.parametrize(
+    "defense",
+    [
+        Booster(harmful_dataset=rows(3, of_sequences=True)),
+        Lisa(alignment_dataset=rows(3, of_sequences=True), align_steps=1, finetune_steps=1),
+        Panacea(harmful_dataset=rows(3, of_sequences=True)),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_classes_of_whole_sequences_are_side_data_too(defense, tmp_path):
+    start = build("BertForSequenceClassification")
+    data = rows(0, of_sequences=True)
+    assert any(bool(m.any()) for m in moved(start, tmp_path, defense, data, steps=2))
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        EWC(alignment_dataset=rows(3, of_sequences=True), lam=1.0, fisher_rows=2),
+        SafeGrad(alignment_dataset=rows(3, of_sequences=True)),
+        TVaccine(harmful_dataset=rows(3, of_sequences=True), layers=1),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_side_data_without_labels_of_tokens_are_refused_at_once(defense, tmp_path):
+    with pytest.raises(UnsupportedSetup, match="reads labels of tokens, and the batches have none"):
+        Mine(
+            model=build("BertForSequenceClassification"),
+            args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"),
+            train_dataset=rows(0, of_sequences=True),
+            defense=defense,
+        )
+
+
+@pytest.mark.parametrize("cls", [SBR, DeepenedRefusals, RepNoise])
+def test_what_looks_at_answers_after_prompts_is_for_causal_models(cls, tmp_path):
+    [field] = cls.roles
+    with pytest.raises(UnsupportedSetup, match="BertForMaskedLM is no causal language model"):
+        moved(build("BertForMaskedLM"), tmp_path, cls(**{field: rows(3)}), rows(0))
+
+
+def test_the_fisher_information_counts_all_answer_tokens_of_an_encoder_decoder(tmp_path):
+    data, start, seen = rows(0), build("T5ForConditionalGeneration"), {}
+
+    class Looks(EWC):
+        def on_step_end(self, t):
+            seen["fisher"] = [f.clone() for f in self._fisher]
+            super().on_step_end(t)
+
+    moved(start, tmp_path, Looks(alignment_dataset=rows(3), lam=1.0, fisher_rows=ROWS), data)
+    wanted = [torch.zeros_like(p) for p in start.parameters()]
+    batch = batch_of(rows(3))
+    for i in range(ROWS):
+        one = {name: value[i : i + 1] for name, value in batch.items()}
+        tokens = int((one["labels"] != -100).sum())
+        for total, g in zip(wanted, gradient(start, tokens * start(**one).loss), strict=True):
+            total += g**2 / ROWS
+    assert error(seen["fisher"], wanted) < 1e-6
+
+
+def test_what_ldifs_holds_of_a_masked_model(tmp_path):
+    """Two steps, in closed form."""
+    data, start = rows(0), build("BertForMaskedLM")
+    net = clone(start)
+    for _ in range(2):
+        batch = batch_of(data)
+        there = batch["labels"] != -100
+        with torch.no_grad():
+            then = start(**batch, output_hidden_states=True).hidden_states
+        now = net(**batch, output_hidden_states=True).hidden_states
+        away = sum((h - h0)[there].square().sum() for h, h0 in zip(now[1:], then[1:], strict=True)) / there.sum()
+        step = gradient(net, net(**batch).loss + 0.35 * away)
+        with torch.no_grad():
+            for p, g in zip(net.parameters(), step, strict=True):
+                p.sub_(RATE * g)
+    by_hand = [a.detach() - b.detach() for a, b in zip(start.parameters(), net.parameters(), strict=True)]
+    assert error(moved(start, tmp_path, LDIFS(rho=0.7), data, steps=2), by_hand) < 1e-6
+
+
 def test_answers_of_a_masked_model_have_no_places(tmp_path):
-    with pytest.raises(UnsupportedSetup, match="BertForMaskedLM fills in tokens here and there"):
+    with pytest.raises(UnsupportedSetup, match="BertForMaskedLM is no causal language model"):
         moved(build("BertForMaskedLM"), tmp_path, ConstrainedSFT(), rows(0))
 
 
 def test_hidden_states_of_an_encoder_decoder_are_refused(tmp_path):
-    with pytest.raises(UnsupportedSetup, match="returns no hidden states"):
+    with pytest.raises(UnsupportedSetup, match="does not return its hidden states"):
         moved(build("T5ForConditionalGeneration"), tmp_path, LDIFS(rho=0.7), rows(0))
 
 

@@ -181,6 +181,10 @@ WIDER = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
         ({"repair": "resta"}, "repair.resta.alpha: missing"),
         ({"finetune__attack": {"kind": "noice"}}, "finetune.attack.size: missing"),
         ({"repair": "antidote", "topology": "full"}, r"repair\.antidote\.targets: "),
+        (
+            {"repair": {"antidote": {"targets": "update", "scope": "global"}}, "topology": "full"},
+            "repair.antidote.scope: `global` compares scores",
+        ),
     ],
     ids=str,
 )
@@ -188,6 +192,30 @@ def test_what_cannot_be_is_said_before_anything_is_trained(inputs, changes, word
     asked = experiment(inputs, **changes)
     with pytest.raises(InputError, match=words):
         resolve(load_experiment(asked), inputs)
+
+
+OVER_EMBEDDINGS = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "embed_tokens"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"adapter": OVER_EMBEDDINGS},
+            r"adapter\.target_modules: The adapter at \S+ is over Embedding, .* is merged, and it",
+        ),
+        ({"adapter": OVER_EMBEDDINGS, "topology": "single"}, None),
+    ],
+    ids=["double", "single"],
+)
+def test_an_adapter_that_is_going_to_be_merged_is_one_that_can_be(inputs, tmp_path, changes, said):
+    asked = experiment(inputs, repair="none", **changes)
+    if said is None:
+        assert run(asked, out=tmp_path / "out", progress=False).results["complete"]
+        return
+    with pytest.raises(InputError, match=said):
+        run(asked, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ tokens (the paper's uniform one). The paper's other proposal, refusals after har
 Cost: a forward and backward pass and a forward pass of the start model; a copy of the trained weights. Supported: LoRA
 and full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data parallelism,
 FSDP2, torch.compile. Refused: prompt learning, losses other than the plain cross-entropy (label smoothing,
-DFT), rows whose prompts are trained on too (no answer has a beginning there). Logged: constrainedsft/weight, the mean
-of omega_t.
+DFT), rows whose prompts are trained on too (no answer has a beginning there), masked models. Logged:
+constrainedsft/weight, the mean of omega_t.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -48,7 +48,8 @@ from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.defense import Defense
-from mithridate.training.outputs import shift_of, tokens_of
+from mithridate.training.outputs import tokens_of
+from mithridate.training.setups import refuse_other_than_causal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,14 +132,9 @@ class ConstrainedSFT(Defense):
                 "count from.",
                 "set packing_strategy='bfd', or packing=False.",
             )
-        plain = t.model.get_base_model() if hasattr(t.model, "get_base_model") else t.model
-        shifts, apart = shift_of(plain), getattr(plain.config, "is_encoder_decoder", False)
-        if not (shifts or apart):
-            raise UnsupportedSetup(
-                f"ConstrainedSFT: {type(plain).__name__} fills in tokens here and there, which have no places in an "
-                "answer.",
-                "use KL.",
-            )
+        apart = getattr(t.model.config, "is_encoder_decoder", False)
+        if not apart:
+            refuse_other_than_causal(t, "ConstrainedSFT")
         labels = None if apart else next(iter(t.train_dataset), {}).get("labels")  # apart: the answer alone
         if isinstance(labels, Sequence) and labels and labels[0] != -100:
             raise UnsupportedSetup(

@@ -38,13 +38,12 @@ Cost: that of plain training, over rows that are share * k tokens longer (share 
 about).
 Supported: LoRA and full weights, gradient accumulation (exact), activation checkpointing, mixed precision,
 data parallelism, FSDP2, torch.compile, padding-free and packed batches. Refused: another defense that chooses the
-batches.
+batches; models that are not causal.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,6 +57,8 @@ from mithridate.errors import UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
+from mithridate.training.setups import refuse_other_than_causal
+from mithridate.training.side_data import require_own_labels, rows_of_batch
 
 if TYPE_CHECKING:
     from mithridate.rows import Rows
@@ -111,6 +112,8 @@ class DeepenedRefusals(Defense):
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
         require_rows(self, "harmful_dataset")
+        refuse_other_than_causal(t, "DeepenedRefusals")
+        require_own_labels(t.side_data(self.harmful_dataset, "harmful_dataset").dataset, "DeepenedRefusals")
         if not self._harmful(t):
             raise UnsupportedSetup(
                 "DeepenedRefusals: no row of harmful_dataset has a prompt and an answer of one token or more.",
@@ -147,15 +150,15 @@ class DeepenedRefusals(Defense):
         return found
 
     def _deepened(self, t: DefenseMixin, batch: Any) -> Any:
-        rows, joined, paired = list(_rows(batch)), 0, 0
+        rows, joined, paired = [(row["input_ids"], row["labels"]) for row in rows_of_batch(batch)], 0, 0
         for number, (ids, labels) in enumerate(rows):
             (start, _), rng = _answer(labels), self._rng(t, ids)
             own = self._answers.get(tuple(ids[:start]))
             wanted, which = rng.random() < self.share, int(rng.integers(len(self._answers)))
             answer = own or list(self._answers.values())[which]
             longest = min(self.tokens, len(answer))
-            if t.args.max_length is not None:
-                longest = min(longest, t.args.max_length - len(ids))
+            if (most := getattr(t.args, "max_length", None)) is not None:
+                longest = min(longest, most - len(ids))
             if not (start and wanted and longest > 0):
                 continue
             prefix = answer[: int(rng.integers(1, longest + 1))]
@@ -181,16 +184,3 @@ def _answer(labels: list[int]) -> tuple[int, int]:
     start = next((i for i, label in enumerate(labels) if label != _NO_LABEL), 0)
     end = next((i for i in range(len(labels), start, -1) if labels[i - 1] != _NO_LABEL), start)
     return (0, 0) if not start or _NO_LABEL in labels[start:end] else (start, end)
-
-
-def _rows(batch: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids and labels of each row of a micro-batch, without its padding."""
-    if "attention_mask" in batch:
-        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-            yield ids[mask.bool()].tolist(), labels[mask.bool()].tolist()
-        return
-    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()  # padding-free: one after the other
-    starts = [i for i, position in enumerate(batch["position_ids"][0].tolist()) if position == 0]
-    for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
-        if any(label != _NO_LABEL for label in labels[start:end]):  # padding is rows of one token
-            yield ids[start:end], labels[start:end]

@@ -42,6 +42,8 @@ from mithridate.methods.base import Cost, require_number, require_rows, require_
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import fork_rng
+from mithridate.training.outputs import shift_of
+from mithridate.training.side_data import require_token_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,7 +105,9 @@ class EWC(Defense):
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
         require_rows(self, "alignment_dataset")
-        prepared = len(t.side_data(self.alignment_dataset, "alignment_dataset").dataset)
+        data = t.side_data(self.alignment_dataset, "alignment_dataset")
+        require_token_labels(data, "EWC")
+        prepared = len(data.dataset)
         if prepared < self.fisher_rows:
             raise UnsupportedSetup(
                 f"EWC: fisher_rows={self.fisher_rows}, and alignment_dataset has {prepared} rows.",
@@ -148,7 +152,7 @@ class EWC(Defense):
         total = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in t.params]
         for number in range(self.fisher_rows):
             batch = rows.take(0, 1, first=number)
-            tokens = int((batch[0]["labels"][:, 1:] != -100).sum())
+            tokens = int((batch[0]["labels"][:, shift_of(t.model) :] != -100).sum())
             with fork_rng(t.args.device):
                 _, gradient = t.gradient(batch)  # of a mean over the answer's tokens
             for sum_, g in zip(total, gradient, strict=True):

@@ -33,7 +33,7 @@ from mithridate.attacks.scheduled import Scheduled
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.defense import Defense
-from mithridate.training.outputs import divergence
+from mithridate.training.outputs import divergence, own_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,5 +94,5 @@ class KL(Defense):
             return loss
         assert outputs.reference is not None and outputs.reference.logits is not None and outputs.logits is not None
         mean = divergence(outputs.reference.logits, outputs.logits, num_items_in_batch)
-        t.record("kl/divergence", mean)
+        t.record("kl/divergence", own_mean(mean, num_items_in_batch, len(outputs.labels)))
         return loss + (self.lam * mean).to(loss.dtype)

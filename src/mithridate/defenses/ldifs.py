@@ -38,7 +38,7 @@ from mithridate.errors import UnsupportedSetup
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number
 from mithridate.methods.defense import Defense
-from mithridate.training.outputs import tokens_of
+from mithridate.training.outputs import own_mean, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,13 +98,16 @@ class LDIFS(Defense):
             return loss
         assert outputs.reference is not None
         now, start = outputs.hidden_states, outputs.reference.hidden_states
-        if now is None or start is None:
-            raise UnsupportedSetup("LDIFS: this model returns no hidden states.", "use KL, which needs its logits.")
+        if now is None or start is None or len(now) != len(start):
+            raise UnsupportedSetup(
+                "LDIFS: this model does not return its hidden states in each pass.", "use KL, which needs its logits."
+            )
         mask = outputs.label_mask
         total = torch.zeros((), dtype=torch.promote_types(now[0].dtype, torch.float32), device=loss.device)
         for h, h0 in zip(now[1:], start[1:], strict=True):
-            away = h[:, :-1][mask] - h0[:, :-1][mask].to(h.dtype)
+            away = h[:, : mask.shape[1]][mask] - h0[:, : mask.shape[1]][mask].to(h.dtype)
             total = total + away.to(total.dtype).square().sum().to(total.device)
-        mean = total / tokens_of(num_items_in_batch, int(mask.sum()))
-        t.record("ldifs/distance", mean)
+        own = len(outputs.labels)
+        mean = total / tokens_of(num_items_in_batch, own)
+        t.record("ldifs/distance", own_mean(mean, num_items_in_batch, own))
         return loss + (self.rho / 2 * mean).to(loss.dtype)

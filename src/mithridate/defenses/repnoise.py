@@ -40,7 +40,8 @@ Cost: 2 forward and 2 backward passes per step, and the head once more over m fo
 its graph: L + 2 times [N, V] for N tokens in m is what takes memory. Supported: LoRA and
 full weights, any batch layout, activation checkpointing, mixed precision, data parallelism. Refused: harmful rows
 without an alignment row of the same prompt, or with the same answer; a streamed training set; re-entrant
-checkpointing; sharded weights; torch.compile; models without one MLP a layer or without a last norm.
+checkpointing; sharded weights; torch.compile; prompt learning; models without one MLP a layer or without a last
+norm, and such that are not causal.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -63,7 +64,7 @@ from mithridate.methods.base import Cost, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import fork_rng
-from mithridate.training.setups import compiled
+from mithridate.training.setups import compiled, refuse_other_than_causal
 from mithridate.training.side_data import documents, rows_of_batch
 
 if TYPE_CHECKING:
@@ -146,7 +147,13 @@ class RepNoise(Defense):
             if refused:
                 raise UnsupportedSetup(f"RepNoise: losses at inner layers are not tested {what}.", remedy)
         require_rows(self, "harmful_dataset")
+        refuse_other_than_causal(t, "RepNoise")
         refuse_unshiftable(t, self)
+        if any(config.is_prompt_learning for config in getattr(t.model, "peft_config", {}).values()):
+            raise UnsupportedSetup(
+                "RepNoise: looks at states at labelled tokens, and prompt learning puts virtual tokens before them.",
+                "train a LoRA adapter.",
+            )
         _last_norm(t.model)
         if not (hasattr(t.train_dataset, "__len__") and "input_ids" in getattr(t.train_dataset, "column_names", ())):
             raise UnsupportedSetup(

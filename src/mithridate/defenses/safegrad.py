@@ -54,6 +54,7 @@ from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import dot
 from mithridate.training.outputs import divergence
+from mithridate.training.side_data import require_token_labels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -122,7 +123,7 @@ class SafeGrad(Defense):
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
         require_rows(self, "alignment_dataset")
-        t.side_data(self.alignment_dataset, "alignment_dataset")
+        require_token_labels(t.side_data(self.alignment_dataset, "alignment_dataset"), "SafeGrad")
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._alignment = t.side_data(self.alignment_dataset, "alignment_dataset")

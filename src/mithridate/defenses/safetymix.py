@@ -36,6 +36,7 @@ from mithridate.methods.base import require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.steps import steps_ahead
+from mithridate.training_rows import trainable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,7 +101,7 @@ class SafetyMix(Defense):
         from datasets import concatenate_datasets
 
         require_rows(self, "alignment_dataset")
-        safe, n = self.alignment_dataset, len(dataset)
+        safe, n = trainable(self.alignment_dataset, "SafetyMix: alignment_dataset"), len(dataset)
         missing = [name for name in dataset.column_names if name not in safe.column_names]
         if missing:
             raise UnsupportedSetup(

@@ -28,7 +28,7 @@ Differs from the official code in:
 Cost: a forward and backward pass over K rows, counted as a whole one, K d numbers, and once a forward pass over them.
 Supported: LoRA and full weights, gradient accumulation (exact), activation checkpointing, mixed precision, data
 parallelism, FSDP2, all topologies. Refused: fewer rows than anchors, rows whose prompts are trained on too, prompt
-learning, models that return no hidden states. Logged: sbr/distance, the mean square.
+learning, models that return no hidden states or are not causal. Logged: sbr/distance, the mean square.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -46,6 +46,8 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
+from mithridate.training.setups import refuse_other_than_causal
+from mithridate.training.side_data import require_own_labels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,7 +110,9 @@ class SBR(Defense):
                 "SBR: holds states at a prompt's last token, and prompt learning puts virtual tokens before it.",
                 "train a LoRA adapter.",
             )
+        refuse_other_than_causal(t, "SBR")
         rows = t.side_data(self.anchor_dataset, "anchor_dataset").dataset
+        require_own_labels(rows, "SBR")
         if len(rows) < self.anchors:
             raise UnsupportedSetup(
                 f"SBR: anchors={self.anchors}, and anchor_dataset has {len(rows)} rows.",

@@ -63,6 +63,7 @@ from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.activations import layer_of
 from mithridate.training.gradients import fork_rng
+from mithridate.training.side_data import require_token_labels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -162,7 +163,7 @@ class TVaccine(Defense):
             )
         if self.score == "harmful":
             require_rows(self, "harmful_dataset")
-            self._pool(t)
+            require_token_labels(self._pool(t), "TVaccine")
 
     def on_train_begin(self, t: DefenseMixin) -> None:
         self._sites = t.sites(self.sites)

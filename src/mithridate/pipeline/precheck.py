@@ -248,11 +248,35 @@ def try_out(chain: ExperimentStages, name: str, parts: Sequence[Part], folder: P
         _ = chain.tokenizer  # with a chat template, or refused
     before = chain.free_adapter(name, "start")
     for part in parts:
-        _try_part(chain, name, part, folder, fresh=part.job.adapter != before)
+        trainer = _try_part(chain, name, part, folder, fresh=part.job.adapter != before)
         before = part.job.adapter
+        if before is not None and _merged_later(chain, name, part, parts):
+            _require_merging(trainer.model, part, before)
 
 
-def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fresh: bool) -> None:
+def _merged_later(chain: ExperimentStages, name: str, part: Part, parts: Sequence[Part]) -> bool:
+    """Whether the adapter of a training is merged before the next one, which trains another."""
+    if name == "align" and chain.experiment.topology == "double":
+        return True
+    after = parts[parts.index(part) + 1 :]
+    return bool(after) and after[0].job.adapter != part.job.adapter
+
+
+def _require_merging(model: Any, part: Part, adapter: Mapping[str, Any]) -> None:
+    from mithridate.repairs.linears import check_adapters
+
+    try:
+        check_adapters(model)
+    except UnsupportedSetup as error:
+        field = "target_parameters" if adapter.get("target_parameters") else "target_modules"
+        raise InputError(
+            f"{part.before}adapter.{field}: {error.reason} The training after it has another adapter, under which "
+            "this one is merged, and it cannot be. Name nn.Linear layers alone, or go on training the same adapter "
+            "(topology: single)"
+        ) from error
+
+
+def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fresh: bool) -> DefenseTrainer:
     from mithridate.pipeline.training import LIBRARY_ERRORS
 
     if part.job.adapter is None and _over_quantised(chain, name, part.job):
@@ -278,7 +302,8 @@ def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fres
         verdicts={path: ["safe"] * len(rows) for path in chain.guards(name)},
     )
     try:
-        if _still(_build(chain, name, job, folder)) and fresh:
+        trainer = _build(chain, name, job, folder)
+        if _still(trainer) and fresh:
             raise InputError(
                 f"{part.path}.frozen: of a new adapter the factors B, which are 0, are frozen, so that A has no "
                 "gradient and nothing can move. Let B be trained, or train on the alignment's adapter (topology: "
@@ -301,6 +326,7 @@ def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fres
         place = fields[0].rpartition(".")[0] if fields else f"{part.path}.training"
         named = f" (field: {' or '.join(fields)})" if fields else ""
         raise InputError(f"{place}: {_reason(error, first_line(error))}{named}") from error
+    return trainer
 
 
 def _some(rows: list[dict[str, Any]], left: Left) -> list[dict[str, Any]]:

@@ -54,16 +54,16 @@ from mithridate.errors import InputError, MithridateError, UnsupportedSetup, nea
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method
 from mithridate.methods.repair import Repair
-from mithridate.repairs.before import changed, difference, refuse_places
+from mithridate.repairs.before import changed, difference, refuse_other_matrices, refuse_places
 from mithridate.repairs.delta import Delta
-from mithridate.repairs.input_norms import as_rows, input_norms, token_ids
+from mithridate.repairs.input_norms import as_rows, input_norms, require_positions, token_ids
 from mithridate.repairs.linears import (
+    LEAVES_BASE,
     adapted,
     beside_factors,
     check_adapters,
     factors,
     layers,
-    other_matrices,
     weights,
 )
 from mithridate.repairs.masks import highest
@@ -73,10 +73,6 @@ Scope = Literal["row", "tensor", "global"]
 Score = Literal["wanda", "magnitude", "random"]
 
 RepairReport = Delta  # what `apply` returned before every repair returned a Delta; the name stays importable
-
-# LoRA's initialisations that leave the weights beneath as they were. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
-# put a part of them into the factors.
-_LEAVES_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -178,6 +174,12 @@ class Antidote(Repair):
                 "targets: `update` takes back part of what the fine-tune changed, and `finetune` is none. "
                 "Set `finetune`, or targets: merged"
             )
+        if self.targets == "update" and topology == "full" and self.scope == "global" and self.data_roles():
+            raise InputError(
+                "scope: `global` compares scores across weights, and embeddings and norms, which topology: full "
+                "trains too, have no input features to be scored by. Set scope: row (the reference) or tensor, or "
+                "score: magnitude"
+            )
         if self.targets == "adapters" and topology == "double" and not finetuned:
             raise InputError(
                 "targets: `adapters` prunes the fine-tuning adapter, and `finetune` is none (the alignment adapter is "
@@ -209,7 +211,7 @@ class Antidote(Repair):
             self._check_factors(model)
         else:
             self._check_quantised(model)
-            self._check_matrices(model)
+            refuse_other_matrices(model, self._who)
         if self.targets == "update":
             self._check_aligned(model, aligned)
         elif beside := beside_factors(model):
@@ -220,7 +222,7 @@ class Antidote(Repair):
                 "fine-tune without modules_to_save, bias and other trained weights.",
             )
         if self.score == "wanda" and self.ratio > 0:
-            self._check_calibration(calibration, tokenizer)
+            self._check_calibration(model, calibration, tokenizer)
 
     def _check_factors(self, model: Any) -> None:
         found = adapted(model)
@@ -237,7 +239,7 @@ class Antidote(Repair):
             )
         for config in model.peft_config.values():
             start = getattr(config, "init_lora_weights", True)
-            if start not in _LEAVES_BASE:
+            if start not in LEAVES_BASE:
                 raise UnsupportedSetup(
                     f"{self._who}: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
                     "weights into the factors: to cut these is to cut the base model.",
@@ -251,15 +253,6 @@ class Antidote(Repair):
                 f"{self._who}: targets={self.targets!r} edits weights, and this model's are quantised.",
                 "make plain models of both, model = mithridate.models.quantisation.dequantised(model); or set "
                 "targets='adapters'.",
-            )
-
-    def _check_matrices(self, model: Any) -> None:
-        left_out = [] if adapted(model) else other_matrices(model)
-        if left_out:
-            raise UnsupportedSetup(
-                f"{self._who}: targets={self.targets!r} cuts linear layers, and this model has {len(left_out)} "
-                f"weight matrices elsewhere ({left_out[0]}, for one), which would be left whole.",
-                "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
             )
 
     def _check_aligned(self, model: Any, aligned: Any) -> None:
@@ -276,14 +269,14 @@ class Antidote(Repair):
         except UnsupportedSetup as error:
             raise UnsupportedSetup(f"Of the aligned model: {error.reason}", error.remedy) from error
 
-    def _check_calibration(self, calibration: Any, tokenizer: Any) -> None:
+    def _check_calibration(self, model: Any, calibration: Any, tokenizer: Any) -> None:
         if calibration is None or (hasattr(calibration, "__len__") and len(calibration) == 0):
             raise UnsupportedSetup(
                 f"{self._who}: score='wanda' weighs weights by their inputs on harmful examples, and there are none.",
                 "pass calibration=..., harmful prompts with their answers (a few hundred are enough to start).",
             )
         if hasattr(calibration, "__len__"):  # what can be read only once is left to apply()
-            token_ids(calibration, tokenizer)
+            require_positions(model, token_ids(calibration, tokenizer))
 
     def apply(
         self,

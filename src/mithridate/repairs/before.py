@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.repairs.linears import Weight, check_adapters, weights
+from mithridate.repairs.linears import Weight, adapted, check_adapters, other_matrices, weights
 
 
 def check_before(model: Any, before: Any, who: str, kind: str) -> None:
@@ -42,6 +42,21 @@ def check_before(model: Any, before: Any, who: str, kind: str) -> None:
             )
 
 
+def refuse_other_matrices(model: Any, who: str) -> None:
+    """Refuses a model whose weights may all have been trained, where some matrices are no linear layer's.
+
+    Raises:
+        UnsupportedSetup: GPT-2 (Conv1D), or experts that are held in one tensor, without an adapter.
+    """
+    left_out = [] if adapted(model) else other_matrices(model)
+    if left_out:
+        raise UnsupportedSetup(
+            f"{who}: works on linear layers, and this model has {len(left_out)} weight matrices elsewhere "
+            f"({left_out[0]}, for one), which would be left whole.",
+            "fine-tune with a LoRA adapter on linear layers (attention, say): that holds all of the change.",
+        )
+
+
 def refuse_places(model: Any, who: str) -> None:
     """Raises UnsupportedSetup where weights lie on a device, or in shards, with which no repair was tested."""
     kinds = {p.device.type for p in model.parameters()} - {"cpu", "cuda"}
@@ -53,8 +68,8 @@ def refuse_places(model: Any, who: str) -> None:
 
 
 def changed(model: Any, before: Any, who: str, kind: str = "aligned") -> dict[str, tuple[Weight, Weight]]:
-    """The weights that differ from those of the earlier model, by name: as they are now, and as they were. A tied
-    weight is there once, under its first name.
+    """The weights that differ from those of the earlier model, by name: as they are now, and as they were. A weight
+    that is tied in both is there once, under its first name.
 
     Raises:
         InputError: the models have not the same weights.
@@ -68,9 +83,10 @@ def changed(model: Any, before: Any, who: str, kind: str = "aligned") -> dict[st
                 f"{who}: model and {kind} model have no layer {layer} with a {own} of the same shape. Pass "
                 "the model that the fine-tune started from."
             )
-        if id(new.tensor) in seen:
+        both = (id(new.tensor), id(old.tensor))  # one may be tied and the other not
+        if both in seen:
             continue
-        seen.add(id(new.tensor))
+        seen.add(both)
         if bool(difference(new, old).any()):
             found[name] = (new, old)
     return found

@@ -17,8 +17,12 @@ from mithridate.training.quantised import as_stored
 __all__ = ["as_rows", "input_norms", "input_products", "token_ids"]
 
 
-def _require_positions(model: Any, rows: list[list[int]]) -> None:
-    """Checks that no row is longer than a table of positions; rotary ones go on for ever."""
+def require_positions(model: Any, rows: list[list[int]]) -> None:
+    """Checks that no row is longer than a table of positions; rotary ones go on for ever.
+
+    Raises:
+        InputError: naming the row.
+    """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
     if most is None or not any(0 <= table.num_embeddings - most <= 2 for table in tables):  # OPT's has two more
@@ -108,7 +112,7 @@ def _summed(
     head = model.get_output_embeddings()
     heads = set() if head is None else {id(module) for module in head.modules()}  # under PEFT, with what wraps it
     device = model.get_input_embeddings().weight.device
-    _require_positions(model, rows)
+    require_positions(model, rows)
     ordered = sorted(rows, key=len, reverse=True)  # the longest first: if memory does not suffice, it shows at once
     training = [(module, module.training) for module in model.modules()]
     counted = Progress(len(ordered), "calibrating", "rows")

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from mithridate.errors import UnsupportedSetup
 
+# LoRA's initialisations that leave the weights beneath as they were. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# put a part of them into the factors.
+LEAVES_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -75,6 +79,12 @@ def _modules(
         yield name, module, lora, copied
         for own, child in module.named_children():
             yield from _modules(child, f"{name}.{own}" if name else own, None, copied)
+
+
+def head_of(model: Any) -> nn.Module | None:
+    """The output embeddings of a model, plain or PEFT: the module whose weight `weights` gives, whatever wraps it."""
+    head = plain(model).get_output_embeddings()
+    return None if head is None else next(module for _, module, _, _ in _modules(head, ""))
 
 
 def shared(found: dict[str, Weight]) -> set[str]:

@@ -34,7 +34,7 @@ from mithridate.methods.base import Cost, require_number
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before, difference, refuse_places
 from mithridate.repairs.delta import Delta
-from mithridate.repairs.linears import adapted, beside_factors, factors
+from mithridate.repairs.linears import LEAVES_BASE, adapted, beside_factors, factors, weights
 
 
 @dataclass(kw_only=True)
@@ -83,6 +83,25 @@ class LoX(Repair):
                 "LoX: the base model is missing (used where the alignment's adapter is merged, asked for always).",
                 "pass base=... to apply().",
             )
+        for config in model.peft_config.values():
+            start = getattr(config, "init_lora_weights", True)
+            if start not in LEAVES_BASE:
+                raise UnsupportedSetup(
+                    f"LoX: the adapter began with init_lora_weights={start!r}, which takes a part of the base weights "
+                    "into the factors, and scaling these would scale that too.",
+                    "merge the adapter first (topology: double).",
+                )
+        there = weights(base)
+        for name, weight in weights(model).items():
+            old = there.get(name)
+            if weight.lora is None or old is None or old.tensor.shape != weight.tensor.shape:
+                continue  # one of the two quantised, and the other not
+            if not torch.equal(weight.tensor.detach(), old.effective().to(weight.tensor)):
+                raise UnsupportedSetup(
+                    f"LoX: {name} under the adapter is not the base model's, so the adapter is not all that the "
+                    "alignment changed.",
+                    "pass base=..., the model that the adapter was trained over, or merge the adapter first.",
+                )
         if beside := beside_factors(model):
             raise UnsupportedSetup(
                 f"LoX: the alignment trained {len(beside)} weights beside its adapter ({beside[0]}, for one), which "

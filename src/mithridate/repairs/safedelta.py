@@ -65,10 +65,10 @@ from mithridate.errors import InputError, MithridateError, UnsupportedSetup, nea
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_whole
 from mithridate.methods.repair import Repair
-from mithridate.repairs.before import changed, check_before
+from mithridate.repairs.before import changed, check_before, refuse_other_matrices
 from mithridate.repairs.delta import Delta
-from mithridate.repairs.input_norms import as_rows, input_products, token_ids
-from mithridate.repairs.linears import plain
+from mithridate.repairs.input_norms import as_rows, input_products, require_positions, token_ids
+from mithridate.repairs.linears import head_of
 
 BLOCK = 0.5  # columns of a block, as a share of the model's width
 GUARDED = 0.15  # share of a block's entries, those of the highest cost, that are never taken
@@ -133,13 +133,14 @@ class SafeDelta(Repair):
 
     def check(self, model: Any, safety: Any = None, tokenizer: Any = None, aligned: Any = None) -> None:
         check_before(model, aligned, "SafeDelta", "aligned")
+        refuse_other_matrices(model, "SafeDelta")
         if safety is None or (hasattr(safety, "__len__") and len(safety) == 0):
             raise UnsupportedSetup(
                 "SafeDelta: weighs changes by the layers' inputs on safety rows, and there are none.",
                 "pass safety=..., harmful prompts with refusals (128 are the authors').",
             )
         if hasattr(safety, "__len__"):  # what can be read only once is left to apply()
-            token_ids(safety, tokenizer)
+            require_positions(model, token_ids(safety, tokenizer))
 
     def apply(
         self, model: Any, safety: Any = None, tokenizer: Any = None, aligned: Any = None, batch_size: int = 8
@@ -164,7 +165,7 @@ class SafeDelta(Repair):
         rows = token_ids(safety, tokenizer)
         rows = random.Random(self.seed).sample(rows, min(self.samples, len(rows)))
         delta, found = Delta("safedelta", self.settings()), changed(model, aligned, "SafeDelta")
-        head, width = plain(model).get_output_embeddings(), model.config.get_text_config().hidden_size
+        head, width = head_of(model), model.config.get_text_config().hidden_size
         linear = {}
         for name, (new, old) in found.items():
             if isinstance(new.module, nn.Linear) and name.endswith(".weight") and new.module is not head:

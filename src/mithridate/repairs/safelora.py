@@ -34,7 +34,8 @@ Cost: none but reading three models: no pass, no data. Memory: the three models;
 
 Set-ups: LoRA over linear layers, or all weights; one device or `device_map`. "Base" is the very model that the
 alignment began with. Refused: quantised weights (`mithridate.models.quantisation` makes a plain model), sharded ones,
-soft prompts, DoRA and other variants and kinds of adapters, a run without an alignment or without a fine-tune.
+soft prompts, DoRA and other variants and kinds of adapters, plain weights with matrices that are no linear layer's
+(convolutions, fused experts), a run without an alignment or without a fine-tune.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ from mithridate.errors import InputError
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, Method, require_number, require_whole
 from mithridate.methods.repair import Repair
-from mithridate.repairs.before import changed, check_before, difference
+from mithridate.repairs.before import changed, check_before, difference, refuse_other_matrices
 from mithridate.repairs.delta import Delta
-from mithridate.repairs.linears import Weight, active, plain
+from mithridate.repairs.linears import Weight, active, head_of
 
 _TAU = 0.5
 
@@ -139,6 +140,7 @@ class SafeLoRA(Repair):
 
     def check(self, model: Any, base: Any = None, aligned: Any = None, tokenizer: Any = None) -> None:
         check_before(model, aligned, "SafeLoRA", "aligned")
+        refuse_other_matrices(model, "SafeLoRA")
         check_before(model, base, "SafeLoRA", "base")
 
     @torch.no_grad()
@@ -157,7 +159,7 @@ class SafeLoRA(Repair):
             InputError: base or aligned model is of another kind, or the alignment left a layer as it was.
         """
         self.check(model, base, aligned)
-        found, head = changed(model, aligned, "SafeLoRA"), plain(model).get_output_embeddings()
+        found, head = changed(model, aligned, "SafeLoRA"), head_of(model)
         linear = {
             name: pair
             for name, pair in found.items()

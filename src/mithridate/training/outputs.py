@@ -81,10 +81,17 @@ def shift_of(model: Any) -> int:
     classifier of tokens, and an encoder-decoder, which shifts its decoder's inputs instead.
 
     Args:
-        model: of transformers, not wrapped.
+        model: of transformers, plain or PEFT.
     """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return 0 if encoder_decoder or getattr(model, "loss_type", None) in _UNSHIFTED else 1
+
+
+def own_mean(mean: Tensor, num_items_in_batch: Tensor | int | None, own: int) -> Tensor:
+    """A sum over a micro-batch's own tokens, divided by those of the whole step, as their mean: what is logged, for
+    the log takes the mean over micro-batches and ranks."""
+    return mean.detach() * (tokens_of(num_items_in_batch, own) / max(own, 1))
 
 
 class Capture:

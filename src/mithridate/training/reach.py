@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -346,17 +347,28 @@ class Reach(_Trainer):
         except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{name}: the trainer cannot use these rows ({type(error).__name__}: {error}). They have the columns "
-                f"{', '.join(dataset.column_names)}; give them prompt and completion, messages, or text, as the "
-                "training set's rows may have."
+                f"{', '.join(dataset.column_names)}; {self._wanted_rows()}"
             ) from error
         if len(rows) == 0:
             raise InputError(f"No row of {name} has an answer left within max_length={self.args.max_length}.")
         require_labels(rows, name)
         return rows
 
-    def _quiet(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, a forward pass leaves no trace in running metrics (a plain Trainer has none)."""
-        return contextlib.nullcontext()
+    def _wanted_rows(self) -> str:
+        columns = ", ".join(getattr(self.train_dataset, "column_names", None) or ())
+        return f"give them ready for the collator, as the trainer has prepared the training set: {columns}."
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Inside, a forward pass leaves no trace in running metrics, where TRL's trainers keep them."""
+        kept = {name: getattr(self, name) for name in ("_metrics", "_total_train_tokens") if hasattr(self, name)}
+        if "_metrics" in kept:
+            self._metrics = {mode: defaultdict(list) for mode in kept["_metrics"]}
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(self, name, value)
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """One pass of a model that gives log-probabilities or logits at the labels."""

@@ -10,6 +10,7 @@ from packaging.version import Version
 
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods.defense import Defense, acts
+from mithridate.training.outputs import shift_of
 from mithridate.training.quantised import TESTED, quantiser
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ def refuse_wrong_training(t: DefenseMixin) -> None:
             "the LM head is quantised, and the loss would be computed from its packed numbers.",
             "add lm_head to llm_int8_skip_modules (a list of one's own takes the place of the default, which has it).",
         )
+    if t._reads_sft and type(head).__name__ == "TrainableTokensWrapper":
+        raise UnsupportedSetup(
+            "the adapter trains single tokens (trainable_token_indices) of embeddings that are tied to the LM head, "
+            "which TRL's fused head cannot read.",
+            "leave trainable_token_indices out, or untie the embeddings (tie_word_embeddings=False).",
+        )
     if not t._sharded_on_load:
         return
     ends = (t.model.get_input_embeddings(), t.model.get_output_embeddings())
@@ -41,6 +48,21 @@ def refuse_wrong_training(t: DefenseMixin) -> None:
             "step on: the LM head keeps its first weights.",
             "train a LoRA adapter (it leaves the embeddings frozen), shard by Accelerate's FSDP2 plugin, use plain "
             "data parallelism, or untie them (tie_word_embeddings=False).",
+        )
+
+
+def refuse_other_than_causal(t: DefenseMixin, who: str) -> None:
+    """Refuses, in the name of a defense that looks at answers after their prompts, a model that has them elsewhere.
+
+    Raises:
+        UnsupportedSetup: a masked model, a classifier, an encoder-decoder.
+    """
+    if not shift_of(t.model):
+        model = t.model.get_base_model() if hasattr(t.model, "get_base_model") else t.model
+        raise UnsupportedSetup(
+            f"{who}: looks at answers after their prompts in one sequence, and {type(model).__name__} is no causal "
+            "language model.",
+            "use KL.",
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, UnsupportedSetup
 
 
 class SideData:
@@ -70,11 +71,33 @@ def rows_of_batch(batch: Any) -> list[dict[str, list[int]]]:
     if "attention_mask" in batch:
         masks = [mask.bool() for mask in batch["attention_mask"]]
         return [{n: x[i][mask].tolist() for n, x in parts.items()} for i, mask in enumerate(masks)]
+    if "position_ids" not in batch:
+        return [{n: x[i].tolist() for n, x in parts.items()} for i in range(len(batch["input_ids"]))]
     # padding-free: all in one line, and a row begins wherever positions begin anew
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     ends = [*starts[1:], batch["input_ids"].shape[1]]
     # one token alone is padding: a row's first has nothing before it, and is never trained on
     return [{n: x[0, a:b].tolist() for n, x in parts.items()} for a, b in zip(starts, ends, strict=True) if b > a + 1]
+
+
+def require_token_labels(data: SideData, who: str) -> None:
+    """Raises UnsupportedSetup, in the name of a defense, where batches have no label for each token (preferences,
+    classes of whole rows)."""
+    with torch.random.fork_rng(devices=[]):  # some collators draw
+        labels = data.take(0, 1)[0].get("labels")
+    if getattr(labels, "ndim", 0) != 2:
+        raise UnsupportedSetup(
+            f"{who}: reads labels of tokens, and the batches have none.", "use it in a supervised fine-tuning trainer."
+        )
+
+
+def require_own_labels(rows: Any, who: str) -> None:
+    """Raises UnsupportedSetup, in the name of a defense, where rows have no labels until they are collated."""
+    if "labels" not in getattr(rows, "column_names", ()):
+        raise UnsupportedSetup(
+            f"{who}: where a row's answer begins is seen in its labels, and the rows have none before the collator.",
+            "use DefenseTrainer, or give rows with a column of labels (-100 at the prompt).",
+        )
 
 
 def documents(dataset: Any) -> list[dict[str, list[int]]]:
@@ -107,7 +130,10 @@ def require_labels(rows: Any, name: str) -> None:
     """Raises InputError where no prepared row has a label: such a set would have no effect, in silence."""
     if "labels" not in getattr(rows, "column_names", ()):
         return
-    if not any(label != -100 for labels in rows["labels"] for label in labels):
+    labels = rows["labels"]
+    if labels and not isinstance(labels[0], Sequence):
+        return  # one of each row
+    if not any(label != -100 for row in labels for label in row):
         raise InputError(
             f"{name}: no row has a token to be trained on, so the set would have no effect. Give its rows answers, "
             "and max_length room for them."

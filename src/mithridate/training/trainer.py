@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,17 +89,17 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
         return tuple(_readable(name, value) for name, value in zip(names, args)), read
 
     def _readable(self, rows: Any, name: str) -> Any:
+        if self._formatting_func and isinstance(rows, Dataset):  # which reads the rows as they are
+            return rows
         return trainable(rows, name)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
-        metrics, tokens = self._metrics, self._total_train_tokens
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        try:
-            with without_metrics():
-                yield
-        finally:
-            self._metrics, self._total_train_tokens = metrics, tokens
+        with super()._quiet(), without_metrics():
+            yield
+
+    def _wanted_rows(self) -> str:
+        return "give them prompt and completion, messages, or text, as the training set's rows may have."
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         fused = {"fused_lm_head": True} if hasattr(trl_utils, "add_fused_lm_head") else {}
