@@ -160,7 +160,7 @@ def test_a_run_over_4_bits_is_the_run_over_what_they_stand_for(name, folder, tmp
 
 @pytest.mark.shows("quantised", "refused", methods=["asft"])
 def test_a_rule_on_the_base_s_own_weights_is_refused_over_a_quantised_base(folder, tmp_path):
-    with pytest.raises(UnsupportedSetup, match=r"^AsFT: .* over an nn\.Linear with float weights") as refused:
+    with pytest.raises(UnsupportedSetup, match=r"^AsFT: compares products .* and these are quantised") as refused:
         trained(quantised(folder, 4), tmp_path, example("defenses", "asft"), data=USER)
     assert "without quantization_config" in refused.value.remedy
 

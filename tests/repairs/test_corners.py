@@ -69,17 +69,18 @@ def test_a_copied_head_over_tied_embeddings_has_its_own_vector():
     torch.testing.assert_close(head(model), wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_lox_takes_only_an_adapter_that_is_all_of_the_alignment():
-    plain = tuned(base(), 1, target_modules=["q_proj"])
+@pytest.mark.parametrize("how", ["over the base", "over other weights", "pissa"])
+def test_lox_scales_all_of_the_alignment_whatever_the_adapter_lies_over(how):
+    """Factors alone where they are all of it."""
+    fields = {"init_lora_weights": "pissa"} if how == "pissa" else {"init_lora_weights": False}
+    under = base(1) if how == "over other weights" else base()
+    model = moved(get_peft_model(under, LoraConfig(r=2, target_modules=["q_proj"], **fields)), 2)
     key = "model.layers.0.self_attn.q_proj.weight"
-    aligned, start = weights(plain)[key].effective().clone(), base().state_dict()[key]
-    LoX(coef=0.5).apply(plain, base=base())
-    torch.testing.assert_close(weights(plain)[key].effective(), aligned + 0.5 * (aligned - start))
-    with pytest.raises(UnsupportedSetup, match=r"q_proj\.weight under the adapter is not the base model's"):
-        LoX(coef=0.5).check(tuned(base(1), 2, target_modules=["q_proj"]), base=base())
-    pissa = get_peft_model(base(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
-    with pytest.raises(UnsupportedSetup, match="init_lora_weights='pissa', which takes a part of the base"):
-        LoX(coef=0.5).check(pissa, base=base())
+    aligned, start = weights(model)[key].effective().clone(), base().state_dict()[key]
+    delta = LoX(coef=0.5).apply(model, base=base())
+    assert delta.only_factors == (how == "over the base")
+    wanted = aligned + 0.5 * (aligned - start)
+    torch.testing.assert_close(weights(model)[key].effective(), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["GPT2", "Mixtral"])

@@ -58,7 +58,6 @@ from mithridate.repairs.before import changed, difference, refuse_other_matrices
 from mithridate.repairs.delta import Delta
 from mithridate.repairs.input_norms import as_rows, input_norms, require_positions, token_ids
 from mithridate.repairs.linears import (
-    LEAVES_BASE,
     adapted,
     beside_factors,
     check_adapters,
@@ -73,6 +72,11 @@ Scope = Literal["row", "tensor", "global"]
 Score = Literal["wanda", "magnitude", "random"]
 
 RepairReport = Delta  # what `apply` returned before every repair returned a Delta; the name stays importable
+
+
+# LoRA's initialisations that leave the weights beneath as they were. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# put a part of them into the factors.
+_LEAVES_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,7 @@ class Antidote(Repair):
             )
         for config in model.peft_config.values():
             start = getattr(config, "init_lora_weights", True)
-            if start not in LEAVES_BASE:
+            if start not in _LEAVES_BASE:
                 raise UnsupportedSetup(
                     f"{self._who}: the adapter began with init_lora_weights={start!r}, which takes a part of the base "
                     "weights into the factors: to cut these is to cut the base model.",

@@ -16,10 +16,6 @@ from torch import Tensor, nn
 
 from mithridate.errors import UnsupportedSetup
 
-# LoRA's initialisations that leave the weights beneath as they were. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
-# put a part of them into the factors.
-LEAVES_BASE = (True, False, "gaussian", "eva", "orthogonal", "mica")
-
 
 @dataclass(frozen=True)
 class Weight:

@@ -8,10 +8,10 @@ S. T. Hirata, Zhangyang Wang, Junyuan Hong. COLM 2025. https://arxiv.org/abs/250
 The paper extrapolates a part of low rank, in the authors' code (VITA-Group/LoX, read) that of the k largest singular
 values of W_aligned - W_base. Its defaults are k = 0, which is the whole, and coef = 1; which ones the paper's tables
 have is not in it. After a LoRA alignment the matrix is scaling * B A, of rank r at most, and the whole is taken. Where
-the alignment's adapter is at hand, LoX is B <- (1 + coef) * B: the adapter stays one, which the user's run may go on
-training (topology single); where it is merged (double) or all weights were trained (full), the weights are edited, for
-which the base is needed. It acts before the user's run, as in the paper; applied after it, it would scale up the
-user's change too. With `coef` 0 nothing changes, bit for bit.
+the alignment's adapter is at hand, over the base, LoX is B <- (1 + coef) * B: the adapter stays one, which the user's
+run may go on training (topology single); where it is merged (double), or all weights were trained (full), the weights
+are edited, for which the base is needed. It acts before the user's run, as in the paper; applied after it, it would
+scale up the user's change too. With `coef` 0 nothing changes, bit for bit.
 
 Cost: none but reading the weights: no pass, no data. Memory: both models, and one weight in float32 at a time.
 
@@ -34,7 +34,7 @@ from mithridate.methods.base import Cost, require_number
 from mithridate.methods.repair import Repair
 from mithridate.repairs.before import changed, check_before, difference, refuse_places
 from mithridate.repairs.delta import Delta
-from mithridate.repairs.linears import LEAVES_BASE, adapted, beside_factors, factors, weights
+from mithridate.repairs.linears import adapted, beside_factors, factors, weights
 
 
 @dataclass(kw_only=True)
@@ -73,7 +73,7 @@ class LoX(Repair):
         return [Scheduled(length=1 + self.coef)]
 
     def check(self, model: Any, base: Any = None, tokenizer: Any = None) -> None:
-        if not _unmerged(model):
+        if not _over(model, base):
             check_before(model, base, "LoX", "base")
             return
         refuse_places(model, "LoX")
@@ -83,25 +83,6 @@ class LoX(Repair):
                 "LoX: the base model is missing (used where the alignment's adapter is merged, asked for always).",
                 "pass base=... to apply().",
             )
-        for config in model.peft_config.values():
-            start = getattr(config, "init_lora_weights", True)
-            if start not in LEAVES_BASE:
-                raise UnsupportedSetup(
-                    f"LoX: the adapter began with init_lora_weights={start!r}, which takes a part of the base weights "
-                    "into the factors, and scaling these would scale that too.",
-                    "merge the adapter first (topology: double).",
-                )
-        there = weights(base)
-        for name, weight in weights(model).items():
-            old = there.get(name)
-            if weight.lora is None or old is None or old.tensor.shape != weight.tensor.shape:
-                continue  # one of the two quantised, and the other not
-            if not torch.equal(weight.tensor.detach(), old.effective().to(weight.tensor)):
-                raise UnsupportedSetup(
-                    f"LoX: {name} under the adapter is not the base model's, so the adapter is not all that the "
-                    "alignment changed.",
-                    "pass base=..., the model that the adapter was trained over, or merge the adapter first.",
-                )
         if beside := beside_factors(model):
             raise UnsupportedSetup(
                 f"LoX: the alignment trained {len(beside)} weights beside its adapter ({beside[0]}, for one), which "
@@ -123,7 +104,7 @@ class LoX(Repair):
             InputError: the base model is of another kind, or the alignment changed nothing.
         """
         self.check(model, base)
-        if _unmerged(model):
+        if _over(model, base):
             delta = Delta("lox", self.settings(), merged=False)
             for name, factor in factors(model).items() if self.coef else ():
                 if name.endswith(".lora_B"):
@@ -138,6 +119,16 @@ class LoX(Repair):
         return delta.apply(model)
 
 
-def _unmerged(model: Any) -> bool:
+def _over(model: Any, base: Any) -> bool:
+    """Whether a model is the base under an unmerged adapter, so that B A is all that the alignment changed. (PiSSA and
+    its kin change the weights beneath too.) Where one of the two is quantised, that is not seen, and taken for so."""
     layers = adapted(model).values()
-    return bool(layers) and not any(layer.merged for layer in layers)
+    if not layers or any(layer.merged for layer in layers):
+        return False
+    there = {} if base is None else weights(base)
+    pairs = [(one.tensor, there[name]) for name, one in weights(model).items() if one.lora and name in there]
+    return all(
+        torch.equal(tensor.detach(), old.effective().to(tensor))
+        for tensor, old in pairs
+        if tensor.shape == old.tensor.shape
+    )
