@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from mithridate.defenses.booster import Booster
+from mithridate.defenses.kl import KL
+from mithridate.defenses.ldifs import LDIFS
 from mithridate.defenses.lisa import Lisa
+from mithridate.defenses.sbr import SBR
 from mithridate.defenses.vaccine import Vaccine
 from mithridate.errors import UnsupportedSetup
 from mithridate.methods import by_name
@@ -239,6 +242,22 @@ def test_a_plain_trainer_over_a_quantised_base(folder, tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, report_to="none", save_strategy="no")
     Mine(model=net, args=args, train_dataset=data, defense=Vaccine()).train()
     assert not same(weights(net), before)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("defense", "name"),
+    [
+        (KL(lam=1.0), "kl/divergence"),
+        (LDIFS(rho=1.0), "ldifs/distance"),
+        (SBR(anchor_dataset=USER, lam=1.0, anchors=2), "sbr/distance"),
+    ],
+    ids=["kl", "ldifs", "sbr"],
+)
+def test_the_start_model_is_at_no_distance_from_itself(bits, defense, name, folder, tmp_path):
+    trainer = trainer_for(quantised(folder, bits), tmp_path, defense=defense, data=USER, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0][name] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_resuming_over_a_quantised_base(folder, tmp_path):

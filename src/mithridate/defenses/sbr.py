@@ -46,6 +46,7 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import Cost, require_number, require_rows, require_whole
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
+from mithridate.training.quantised import without_dropout
 from mithridate.training.setups import refuse_other_than_causal
 from mithridate.training.side_data import require_own_labels
 
@@ -172,11 +173,5 @@ def _states(model: nn.Module, inputs: Any) -> Tensor:
 
 def _measured(t: DefenseMixin, batch: Any) -> Tensor:
     """The anchors' states at the present weights, without dropout: [K, d]."""
-    modes = [(m, m.training) for m in t.model.modules()]
-    t.model.eval()
-    try:
-        with torch.no_grad(), t.compute_loss_context_manager():
-            return _states(t.model, t._prepare_inputs(batch))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with without_dropout(t.model), torch.no_grad(), t.compute_loss_context_manager():
+        return _states(t.model, t._prepare_inputs(batch))

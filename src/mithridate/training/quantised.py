@@ -49,6 +49,22 @@ def as_stored(model: Any) -> Any:
 
 
 @contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode, but computes as in training: on a CPU, bitsandbytes rounds the inputs
+    of layers in 8 bit in evaluation mode only, so that a model would differ from itself."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for module in model.modules():
+            if hasattr(getattr(module, "state", None), "is_training"):
+                module.training = True
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
 def adapters_kept(trainer: type, model: Any) -> Iterator[None]:
     """Inside, a trainer is built; afterwards the adapters of a quantised model have the values that they had before.
 

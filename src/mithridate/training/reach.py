@@ -19,6 +19,7 @@ from mithridate.methods.defense import Defense
 from mithridate.training.activations import ActivationShifts, adapters_off, find_sites
 from mithridate.training.gradients import take_grads
 from mithridate.training.outputs import Capture, Outputs
+from mithridate.training.quantised import without_dropout
 from mithridate.training.setups import compiled, refuse_untested
 from mithridate.training.side_data import SideData, refuse_empty_rows, require_labels
 from mithridate.training.weights import Weights
@@ -292,17 +293,14 @@ class Reach(_Trainer):
                 "the weights at the start were not kept."
             )
         params = self.params
-        modes = [(m, m.training) for m in self.model.modules()]
         # sharded weights are gathered from memory of FSDP's own, so these are written to
         held = [p.detach().clone() if self._sharded else p.data for p in params]
         try:
             self._put(params, self._start)
-            self.model.eval()
-            yield
+            with without_dropout(self.model):
+                yield
         finally:
             self._put(params, held)
-            for module, mode in modes:
-                module.training = mode
 
     @torch.no_grad()
     def _put(self, params: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
