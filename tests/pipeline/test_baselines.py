@@ -205,8 +205,16 @@ OVER_EMBEDDINGS = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "embed_
             r"adapter\.target_modules: The adapter at \S+ is over Embedding, .* is merged, and it",
         ),
         ({"adapter": OVER_EMBEDDINGS, "topology": "single"}, None),
+        (
+            {
+                "adapter": OVER_EMBEDDINGS,
+                "topology": "single",
+                "finetune__attack": {"kind": "scheduled", "size": 8, "harmful_ratio": 0.25, "adapter": WIDER},
+            },
+            r"adapter\.target_modules: The adapter at \S+ is over Embedding, .* is merged, and it",
+        ),
     ],
-    ids=["double", "single"],
+    ids=["double", "single", "single, then another"],
 )
 def test_an_adapter_that_is_going_to_be_merged_is_one_that_can_be(inputs, tmp_path, changes, said):
     asked = experiment(inputs, repair="none", **changes)

@@ -247,11 +247,13 @@ def try_out(chain: ExperimentStages, name: str, parts: Sequence[Part], folder: P
     if chain.experiment.template == "chat":
         _ = chain.tokenizer  # with a chat template, or refused
     before = chain.free_adapter(name, "start")
+    if before is not None and parts and parts[0].job.adapter != before:
+        _require_merging(_one_layer(chain, before), "adapter", before)
     for part in parts:
         trainer = _try_part(chain, name, part, folder, fresh=part.job.adapter != before)
         before = part.job.adapter
         if before is not None and _merged_later(chain, name, part, parts):
-            _require_merging(trainer.model, part, before)
+            _require_merging(trainer.model, f"{part.before}adapter", before)
 
 
 def _merged_later(chain: ExperimentStages, name: str, part: Part, parts: Sequence[Part]) -> bool:
@@ -262,7 +264,8 @@ def _merged_later(chain: ExperimentStages, name: str, part: Part, parts: Sequenc
     return bool(after) and after[0].job.adapter != part.job.adapter
 
 
-def _require_merging(model: Any, part: Part, adapter: Mapping[str, Any]) -> None:
+def _require_merging(model: Any, path: str, adapter: Mapping[str, Any]) -> None:
+    """Raises InputError, naming the field, for an adapter whose change cannot be put into the weights beneath."""
     from mithridate.repairs.linears import check_adapters
 
     try:
@@ -270,7 +273,7 @@ def _require_merging(model: Any, part: Part, adapter: Mapping[str, Any]) -> None
     except UnsupportedSetup as error:
         field = "target_parameters" if adapter.get("target_parameters") else "target_modules"
         raise InputError(
-            f"{part.before}adapter.{field}: {error.reason} The training after it has another adapter, under which "
+            f"{path}.{field}: {error.reason} The training after it has another adapter, under which "
             "this one is merged, and it cannot be. Name nn.Linear layers alone, or go on training the same adapter "
             "(topology: single)"
         ) from error
