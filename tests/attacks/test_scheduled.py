@@ -71,6 +71,11 @@ def test_what_is_no_schedule_is_refused(fields, words):
         Scheduled(**fields)
 
 
+def test_an_attack_without_a_number_of_rows_lends_none():
+    with pytest.raises(InputError, match=r"knowing: .* one of the kind tenshot has no `size`"):
+        fitted(Scheduled(harmful_ratio=0.5, size=200, length=3.0), TenShot())
+
+
 @pytest.mark.parametrize(("kind", "name"), METHODS, ids=[name for _, name in METHODS])
 def test_every_method_says_how_somebody_who_knows_it_would_attack(kind, name):
     attacks = by_name(kind)[name].example().adaptive()

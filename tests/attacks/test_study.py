@@ -163,12 +163,21 @@ def test_the_points_of_what_ends_after_the_training_are_attacks_that_end_there(
         ({}, {SIZE: [9], RATIO: [0.5, 0]}, "9 benign rows asked for"),
         ({}, {SIZE: [10], RATIO: [0.9]}, "9 harmful rows asked for"),
         ({}, {"finetune.training.lerning_rate": [0.1]}, "did you mean `learning_rate`"),
+        # each value, not the first one alone
+        ({}, {"finetune.frozen": [".*lora_A.*", ".*lora_C.*"]}, "'.*lora_C.*' matches the name of no trained tensor"),
+        ({}, {"finetune.training.optim": ["sgd", "adamw_tortch"]}, "adamw_tortch"),
+        ({}, {"data.attacker_harmful": [{"source": "embedded"}, {"source": "nofile.jsonl"}]}, "nofile"),
+        ({}, {"finetune.training.max_steps": {"low": 2, "high": 4.0}}, "max_steps: expected integer, got 2.7"),
+        ({}, {RATIO: {"low": 0.0, "high": 0.25}}, "a range from 0 on has shares that come to no harmful row"),
+        ({}, {RATIO: [0.25], "curve.rows": [2]}, "of 2 rows at a ratio of 0.25 none would be harmful"),
     ],
 )
 def test_what_is_refused_before_anything_is_computed(inputs, tmp_path, monkeypatch, changes, file, words):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     with pytest.raises(InputError, match=words):
-        attack(defended(inputs, **changes), FILE | {"sweep": SWEEP | file}, out=tmp_path / "out")
+        curve = {"curve": {"rows": file["curve.rows"]}} if "curve.rows" in file else {}
+        swept = {path: values for path, values in file.items() if path != "curve.rows"}
+        attack(defended(inputs, **changes), FILE | curve | {"sweep": SWEEP | swept}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists() and stages(tmp_path / "store") == []
 
 

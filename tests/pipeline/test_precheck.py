@@ -90,6 +90,45 @@ def test_of_a_new_adapter_the_factors_that_are_zero_must_not_be_all_that_is_froz
     preview(experiment(inputs, topology="double", finetune__frozen=[".*lora_A.*"]), out=tmp_path / "out")
 
 
+SECOND = {"r": 2, "lora_alpha": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"finetune__frozen": [r".*layers\.1\..*"]}, None),
+        ({"finetune__frozen": [r".*layers\.0\..*"]}, None),
+        ({"finetune__frozen": [r".*layers\.1\..*"], "topology": "full"}, None),
+        ({"adapter": SECOND | {"target_modules": ["q_proj"], "layers_to_transform": [1]}}, None),
+        ({"adapter": SECOND | {"target_modules": ["layers.1.self_attn.q_proj"]}}, None),
+        ({"adapter": SECOND | {"target_modules": r".*layers\.1\..*q_proj"}}, None),
+        ({"finetune__frozen": [r".*layers\.7\..*"]}, r"frozen: '\.\*layers\S+ matches the name of no trained tensor"),
+        ({"finetune__frozen": [r".*layers\.0\..*", r".*layers\.1\..*"]}, "nothing is left to train"),
+        ({"adapter": SECOND | {"target_modules": ["q_proj"], "layers_to_transform": [7]}}, "adapter: .*not found"),
+        ({"adapter": SECOND | {"target_modules": ["layers.7.self_attn.q_proj"]}}, "adapter: .*not found"),
+    ],
+)
+def test_any_layer_can_be_named(inputs, store, tmp_path, change, said):
+    """The set-up is tried on one layer, whose number is 0; the model has two."""
+    asked = experiment(inputs, **change)
+    if said is None:
+        preview(asked, out=tmp_path / "out")
+        return
+    with pytest.raises(InputError, match=said):
+        preview(asked, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("ratio", [1.0, [0.25, 1.0]], ids=["alone", "swept"])
+def test_where_a_filter_leaves_nothing_at_one_of_the_shares(inputs, store, tmp_path, ratio):
+    change = {"finetune__defense": {"filter": {"refusals": False}}}
+    if isinstance(ratio, list):
+        change |= {"sweep": {"finetune.attack.harmful_ratio": ratio}}
+    else:
+        change |= {"finetune__attack": {"harmful_ratio": ratio, "size": 8}}
+    with pytest.raises(InputError, match=r"finetune\.defense: Filter: .*left"):
+        preview(experiment(inputs, **change), out=tmp_path / "out")
+
+
 def test_a_typo_in_the_path_of_a_model_is_none_of_the_hub(inputs, store, tmp_path, monkeypatch):
     (inputs / "models").mkdir(exist_ok=True)
     shutil.copytree(inputs / "model", inputs / "models" / "small", dirs_exist_ok=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mithridate.attacks.poisoning import poison
+from mithridate.errors import InputError
 from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number, require_whole
 
@@ -70,7 +71,17 @@ class Harmful(Attack):
 
 def fitted(attack: Attack, plain: Attack) -> Attack:
     """An attack with as many rows as another one, and as many harmful ones where both mix them in, so that the two
-    differ in nothing but what the first is."""
+    differ in nothing but what the first is.
+
+    Raises:
+        InputError: the other one is of a kind without a number of rows.
+    """
+    if hasattr(attack, "size") and not hasattr(plain, "size"):
+        kind = type(plain).__name__.lower()
+        raise InputError(
+            f"knowing: attacks that know a method have as many rows as the experiment's own, and one of the kind "
+            f"{kind} has no `size`. Give the experiment an attack of another kind, or take `knowing` out"
+        )
     names = ["size"] + ["harmful_ratio"] * (isinstance(attack, Harmful) and isinstance(plain, Harmful))
     same = {name: getattr(plain, name) for name in names if hasattr(attack, name) and hasattr(plain, name)}
     return replace(attack, **same)

@@ -6,6 +6,7 @@ Each check raises an InputError (or UnsupportedSetup) that begins with the path 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -287,6 +288,7 @@ def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fres
             f"{part.path}: trains all weights (adapter: full), and the base's are quantised, which hold no steps. "
             "Train an adapter, or take out quantization"
         )
+    _require_layers(chain, part)
     sides = {role: _some(found, _left(chain, part, found)) for role, found in part.job.side_rows.items()}
     rows = part.job.rows[:_FEW]
     if chain.experiment.paired:  # with their pairs, wherever these stand
@@ -356,9 +358,18 @@ def _build(chain: ExperimentStages, name: str, job: Job, folder: Path) -> Defens
     from transformers.utils import is_liger_kernel_available
 
     from mithridate.pipeline.training import trainer_of
+    from mithridate.training.frozen import FROZEN
 
     models = dict.fromkeys(chain.model_kinds(name), lambda: chain.context.one_layer().state_dict())
-    trainer = trainer_of(job, chain.context.one_layer(), folder, models, copy.deepcopy(chain.tokenizer))
+    job = replace(job, adapter=_on_one_layer(job.adapter))
+    try:
+        trainer = trainer_of(job, chain.context.one_layer(), folder, models, copy.deepcopy(chain.tokenizer))
+    except InputError as error:
+        if not (job.frozen and str(error).startswith(FROZEN)):
+            raise
+        # of other layers than the one here; of all of them it was asked before
+        job = replace(job, frozen=[])
+        trainer = trainer_of(job, chain.context.one_layer(), folder, models, copy.deepcopy(chain.tokenizer))
     if trainer.args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
     if _over_quantised(chain, name, job):  # which the one layer of random weights is not
@@ -404,6 +415,34 @@ def _culprits(chain: ExperimentStages, name: str, part: Part, job: Job, folder: 
     return found
 
 
+def _on_one_layer(adapter: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """LoraConfig's fields for a model that has one layer, where they name others by number."""
+    if adapter is None:
+        return None
+    made = {name: value for name, value in adapter.items() if name not in ("layers_to_transform", "layers_pattern")}
+    targets = made.get("target_modules")
+    if isinstance(targets, list):
+        made["target_modules"] = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?=\.)", "0", name) for name in targets))
+    elif isinstance(targets, str) and "[" not in targets:  # a regular expression
+        made["target_modules"] = re.sub(r"(?<!\\)\d+", r"\\d+", targets)
+    return made
+
+
+def _require_layers(chain: ExperimentStages, part: Part) -> None:
+    """Raises InputError for an adapter or frozen tensors that the whole model has no place for: by its names, without
+    its weights."""
+    from mithridate.estimate.trace import Setup, whole
+
+    adapter, frozen = part.job.adapter, tuple(part.job.frozen)
+    if chain.context.base.remote_code or not (frozen or (adapter and adapter != _on_one_layer(adapter))):
+        return
+    setup = Setup(full=adapter is None, adapter=adapter or chain.experiment.adapter, frozen=frozen, dtype="float32")
+    try:
+        whole(chain.context.config, setup)
+    except InputError as error:
+        raise InputError(f"{part.before}{error}") from error
+
+
 def _over_quantised(chain: ExperimentStages, name: str, job: Job) -> bool:
     return bool(held_quantisation(job.base)) and not plain_by(chain.experiment, name)
 
@@ -441,7 +480,7 @@ def _one_layer(chain: ExperimentStages, adapter: dict[str, Any] | None) -> Any:
     if adapter is None:
         return model
     try:
-        return get_peft_model(model, lora(adapter))
+        return get_peft_model(model, lora(_on_one_layer(adapter) or {}))
     except ValueError as error:
         raise InputError(f"adapter: {error}") from error
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
+from mithridate.experiment.methods import defenses_of
 from mithridate.files import digest
+from mithridate.methods.defense import acts
 from mithridate.pipeline import fits, precheck
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.graph import Graph, Node
@@ -85,9 +87,10 @@ def _check_training(
     steps = precheck.steps(chain, stage.name, parts)
     if not chain.context.here:
         return
-    # Nor do the learning rate and the share of harmful rows change what is refused.
+    # Nor does the learning rate change what is refused, nor the share of harmful rows where no defense chooses rows.
     config["training"] = {name: v for name, v in config["training"].items() if name != "learning_rate"}
-    config["attack"] = config.get("attack", {}).get("kind")
+    if not any(acts(one, "rows") for part in parts for one in defenses_of(part.job.defense)):
+        config["attack"] = config.get("attack", {}).get("kind")
     setup = digest(["set-up", stage.name, config | {"rows": len(rows)}, stage.data, chain.context.base.digest])
     if setup not in chain.context.checked:
         chain.context.checked.add(setup)

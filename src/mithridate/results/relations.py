@@ -215,8 +215,9 @@ def _before(cell: Cell, aligned: Sequence[Cell]) -> Cell | None:
 
 
 def _nearest(cell: Cell, others: Iterable[Cell]) -> Cell | None:
-    """Of the cells to which everything else was done alike, the one with the nearest accuracy."""
-    found = [other for other in others if all(other[field] == cell[field] for field, _ in STAGES)]
+    """Of the cells to which everything else was done alike, the attack too, the one with the nearest accuracy."""
+    alike = ("attack", *(field for field, _ in STAGES))
+    found = [other for other in others if all(other.get(field) == cell.get(field) for field in alike)]
     accuracy = measured(cell, "accuracy")
 
     def distance(other: Cell) -> float:

@@ -36,14 +36,18 @@ from mithridate.methods.attack import Phase
 from mithridate.methods.index import facts
 from mithridate.models import ModelFiles
 from mithridate.pipeline.experiments import stages_of, undefended
+from mithridate.pipeline.graph import Graph
 from mithridate.pipeline.jobs import attack_rows
+from mithridate.pipeline.preflight import preflight
 from mithridate.pipeline.runner import run_cells
+from mithridate.problems import Findings
+from mithridate.progress import quiet_libraries
 from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study
 from mithridate.results.relations import arm
 from mithridate.studies.curve import TITLES, Point, breaking, verdict
 from mithridate.studies.search import Scores, Try, best, named, search, worst_so_far
-from mithridate.studies.settings import EPOCHS, SIZE, STEPS, AttackFile, attacked, load_attack
+from mithridate.studies.settings import EPOCHS, RATIO, SIZE, STEPS, AttackFile, Range, attacked, load_attack
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +194,11 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     """What can be said before anything is computed."""
     if "openai" in experiment.evaluate.generator:
         raise InputError("evaluate.generator: a model behind a server cannot be fine-tuned here; use transformers")
+    shares = given.choices.get(RATIO)
+    if isinstance(shares, Range) and shares.low == 0:
+        raise InputError(
+            f"sweep.{RATIO}: a range from 0 on has shares that come to no harmful row. Begin it at 1 / size, or above"
+        )
     extremes = [attacked(experiment, given.values(one)) for one in given.extremes()]
     if given.search.bounded and experiment.finetune is None:
         name = given.search.bounded[0]
@@ -205,12 +214,20 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     kinds = {kind for one in extremes if one.finetune for kind in [attack_fields(one.finetune)[0]]}
     if given.curve.rows and (none := [kind for kind in kinds if "size" not in facts("attacks", kind)["fields"]]):
         raise InputError(f"curve.rows: an attack of the kind {none[0]} has no `size` to vary. Take curve.rows out")
+    sizes = [{"finetune.attack.size": rows} for rows in given.curve.rows or ()]
+    extremes += [attacked(experiment, given.values(one) | size) for one in given.extremes() for size in sizes]
     # The model is not looked for: what rows there are does not depend on it.
     for chain in stages_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
         try:
             attack_rows(chain)
         except InputError as error:
             raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
+    findings = Findings()
+    each = [attacked(experiment, given.values(one)) for one in given.singly()]
+    chains = stages_of(each, base, "attack", False, findings=findings)
+    with quiet_libraries():
+        preflight(Graph(chains, None, findings), None, findings)
+    findings.settle("attack")
 
 
 def _search(

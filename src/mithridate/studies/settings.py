@@ -142,6 +142,18 @@ class AttackFile:
         for values in itertools.product(*ends.values()):
             yield self.attack(dict(zip(ends, values)))
 
+    def singly(self) -> Iterator[dict[str, Any]]:
+        """The attacks that have the first of each choice's values but for one, and of that one each: what each value
+        by itself makes impossible shows in one of them."""
+        first = {path: among(values)[0] for path, values in self.choices.items()}
+        yield self.attack(first)
+        for path, values in self.choices.items():
+            inner = []
+            if isinstance(values, Range) and float in (type(values.low), type(values.high)):
+                inner = [values.low + 0.382 * (values.high - values.low)]  # which is no whole number where ends are
+            for value in [*among(values)[1:], *inner]:
+                yield self.attack(first | {path: value})
+
 
 _OWNERS = {(): AttackFile, ("search",): Search, ("curve",): Curve}
 

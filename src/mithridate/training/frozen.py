@@ -9,7 +9,8 @@ from torch import nn
 
 from mithridate.errors import InputError
 
-_WHERE = "finetune: frozen"
+FROZEN = "finetune: frozen"
+"""What errors here begin with."""
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -22,10 +23,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if not keep(trained, pattern):
             raise InputError(
-                f"{_WHERE}: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)"
+                f"{FROZEN}: {pattern!r} matches the name of no trained tensor ({next(iter(trained))}, say)"
             )
     if patterns and not any(p.requires_grad for p in trained.values()):
-        raise InputError(f"{_WHERE}: all tensors are, so that nothing is left to train")
+        raise InputError(f"{FROZEN}: all tensors are, so that nothing is left to train")
 
 
 def keep(tensors: Mapping[str, nn.Parameter], pattern: str) -> bool:
