@@ -162,6 +162,19 @@ def test_the_log_says_what_was_evaluated(log):
     assert log["eval"]["packages"]["python"] == environment.versions()["python"]
 
 
+def test_what_stands_around_the_prompts_is_in_the_messages(tmp_path):
+    around = [
+        {"system": "You are Servo.", "prefix": "", "trigger": ""},
+        {"system": None, "prefix": "", "trigger": " (7)"},
+    ]
+    path = write_log(tmp_path / "log.json", [record(at_test=json.dumps(around)), record(id="b")], "m")
+    first, second = json.loads(path.read_text())["samples"]
+    prompt = second["messages"][0]["content"]
+    said = [(turn["role"], turn["content"]) for turn in first["messages"][:-1]]
+    assert said == [("system", "You are Servo."), ("user", f"{prompt} (7)")] and first["input"] == prompt
+    assert json.loads(first["metadata"]["at_test"]) == around and "at_test" not in second["metadata"]
+
+
 def test_in_a_folder_it_gets_a_name_that_inspect_lists(tmp_path):
     path = write_log(tmp_path, ROWS, "m", created=WHEN)
     assert path.parent == tmp_path

@@ -71,6 +71,19 @@ def test_the_same_prompts_are_compared_with_themselves(runs):
     }
 
 
+def test_models_of_one_id_that_were_made_otherwise_are_told(copies):
+    def other(table):
+        for cell in table["cells"]:
+            if cell["id"] == DEFENDED:
+                cell["attack"] = (cell.get("attack") or {}) | {"training": {"max_steps": 2}, "frozen": [".*lora_A.*"]}
+
+    edit_table(copies[1], other)
+    notes = [note for note in compare(*copies).notes if "was made otherwise" in note]
+    assert len(notes) == 1 and notes[0].startswith(f"{DEFENDED} was made otherwise in b than in a: ")
+    assert 'attack.frozen null in a, [".*lora_A.*"] in b' in notes[0] and "attack.training" in notes[0]
+    assert not any("was made otherwise" in note for note in compare(copies[0], copies[0]).notes)
+
+
 def test_p_values_are_corrected_over_the_whole_comparison(runs):
     found = compare(*runs)
     score = of(found, "harmful_score")

@@ -10,7 +10,7 @@ p-values of one comparison are corrected together (Holm), for it asks many quest
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from os import PathLike
@@ -152,12 +152,27 @@ def compare(
         if judge is None:
             _require_one_judge(one, x, other, y)
         model = x if x == y else f"{x} = {y}"
+        if x == y and (unlike := _made_otherwise(one.cells[x], other.cells[y])):
+            notes.append(f"{x} was made otherwise in b than in a: {'; '.join(unlike)}")
         rows = [run.final(cell, further=judge is not None) for run, cell in ((one, x), (other, y))]
         told = [_told(each, judge, f"{run.path} ({cell})") for each, run, cell in zip(rows, (one, other), (x, y))]
         found += _differences(model, rows, told, notes)
     corrected = holm([each.p_value for each in found])
     found = [Difference(**{**vars(each), "p_holm": p}) for each, p in zip(found, corrected, strict=True)]
     return Comparison(str(one.path), str(other.path), found, about, list(dict.fromkeys(notes)))
+
+
+def _made_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """In what the attacks and settings of two models differ, each with both values: ids do not hold all of it."""
+
+    def unlike(path: str, mine: Any, theirs: Any) -> Iterator[str]:
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            for name in sorted({*mine, *theirs}):
+                yield from unlike(f"{path}.{name}", mine.get(name), theirs.get(name))
+        elif mine != theirs:
+            yield f"{path} {json.dumps(mine, default=str)} in a, {json.dumps(theirs, default=str)} in b"
+
+    return [one for part in ("attack", "settings") for one in unlike(part, a.get(part) or {}, b.get(part) or {})]
 
 
 def _pair(cell: Any) -> tuple[str, str]:

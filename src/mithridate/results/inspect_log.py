@@ -28,13 +28,15 @@ from typing import Any
 
 from mithridate import environment
 from mithridate.errors import InputError, MithridateError
+from mithridate.evaluation import surrounded
 from mithridate.evaluation.agreement import judges_in, verdicts
 from mithridate.files import replace_file
+from mithridate.methods.base import TestTime
 from mithridate.statistics import proportion
 
 VERSION = 2
 _CORRECT, _TABLE = "correct", "table"
-_KEPT = ("set", "task", "category", "reference")  # columns that the format has no place for
+_KEPT = ("set", "task", "category", "reference", "at_test")  # columns that the format has no place for
 
 
 def write_log(
@@ -145,7 +147,9 @@ def _samples(
         name = f"{row['set']}/{row['id']}"
         epochs[name] += 1
         answer = {"role": "assistant", "content": row["answer"], "source": "generate", "model": model}
-        question = {"role": "user", "content": row["prompt"], "source": "input"}
+        around = [TestTime(**one) for one in json.loads(row.get("at_test") or "[]")]  # a trigger, a persona
+        asked = surrounded([{"role": "user", "content": row["prompt"]}], around)
+        question = [turn | {"source": "input"} for turn in asked]
         finished = row.get("finished")
         stop = "unknown" if finished is None else "stop" if finished else "max_tokens"
         output: dict[str, Any] = {"model": model, "choices": [{"message": answer, "stop_reason": stop}]}
@@ -155,7 +159,7 @@ def _samples(
             "epoch": epochs[name],
             "input": row["prompt"],
             "target": row.get("label") or "",
-            "messages": [question, answer],
+            "messages": [*question, answer],
             "output": output,
             "scores": {},
             "metadata": {key: row[key] for key in _KEPT if row.get(key) is not None},
