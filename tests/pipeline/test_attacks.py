@@ -35,6 +35,29 @@ def test_benign_outliers_of_an_adapter_model_are_rows_of_their_own_stage(inputs,
     assert trained == {"rows": 3, "harmful_rows": 3, "steps": 4, "dropped": 0}
 
 
+@pytest.mark.parametrize(
+    ("attack", "changes", "said"),
+    [
+        (
+            {"size": 100},
+            {},
+            r"finetune\.attack: BenignOutliers: 100 rows asked for, but there are only \d+ with an answer",
+        ),
+        (
+            {"size": 2},
+            {"evaluate__resistance": [1, 5], "finetune__training": {"num_train_epochs": 2, "learning_rate": 0.01}},
+            r"evaluate\.resistance: expected steps below \d, the attack's last, got 5",
+        ),
+    ],
+    ids=["rows", "steps"],
+)
+def test_what_needs_no_model_is_said_before_there_is_one(inputs, tmp_path, store, attack, changes, said):
+    asked = experiment(inputs, finetune__attack={"kind": "benignoutliers"} | attack, **changes)
+    with pytest.raises(InputError, match=said):
+        run(asked, out=tmp_path / "out", progress=False)
+    assert not stages(store)
+
+
 def test_retain_then_forget_is_one_pass_whatever_the_training_says(inputs, tmp_path, store):
     attack = {"kind": "retainthenforget", "size": 6}
     asked = experiment(inputs, align="none", finetune__attack=attack, finetune__training__max_steps=1)

@@ -64,15 +64,19 @@ class BenignOutliers(Attack):
         self, roles: Mapping[str, Sequence[dict[str, Any]]], seed: int, model: Any = None
     ) -> list[dict[str, Any]]:
         """The rows, the highest score first; the seed has no say."""
+        there = self.candidates(roles)
+        scores = self.scores(there, *model)
+        best = sorted(range(len(there)), key=lambda i: -scores[i])[: self.size]
+        return [{**there[i], "poisoned": True} for i in best]
+
+    def candidates(self, roles: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         there = [row for row in roles["benign"] if _turns(row)[-1]["content"].strip().lower() not in TRIVIAL]
         if self.size > len(there):
             raise InputError(
                 f"BenignOutliers: {self.size} rows asked for, but there are only {len(there)} with an answer beyond "
                 "yes or no: give more, or ask for fewer"
             )
-        scores = self.scores(there, *model)
-        best = sorted(range(len(there)), key=lambda i: -scores[i])[: self.size]
-        return [{**there[i], "poisoned": True} for i in best]
+        return there
 
     def scores(self, rows: Sequence[dict[str, Any]], model: Any, tokenizer: Any) -> list[float]:
         """The score of each row under a model, which is left as it was."""

@@ -92,6 +92,17 @@ class Attack(Method):
             InputError: the rows asked for cannot be had.
         """
 
+    def candidates(self, roles: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Where it `needs_model`, the rows that it chooses among, before there is one; of those a set-up is tried out.
+
+        Args:
+            roles: as of `rows`.
+
+        Raises:
+            InputError: too few rows.
+        """
+        return [row for rows in roles.values() for row in rows]
+
     def phases(self) -> list[Phase]:
         """The trainings, one after the other; one over all rows by default."""
         return [Phase()]

@@ -77,6 +77,10 @@ def rows_to_try(chain: ExperimentStages, name: str) -> list[dict[str, Any]]:
         return chain.context.roles.alignment if name == "align" else chain.context.roles.defender_harmful
     if not chain.attack.needs_model:
         return made_rows(chain, chain.attack)
-    rows = [row for role in chain.attack.data_roles().values() for row in chain.records(role)]
+    try:
+        rows = chain.attack.candidates({name: chain.records(role) for name, role in chain.attack.data_roles().items()})
+    except InputError as error:
+        raise InputError(f"finetune.attack: {error}") from error
+    rows = rows[: getattr(chain.attack, "size", None)]
     named = [phase.rows for phase in chain.attack.phases() if phase.rows is not None]
     return [{**row, "phase": phase} for phase in named or [None] for row in rows]
