@@ -43,7 +43,7 @@ from mithridate.pipeline.runner import run_cells
 from mithridate.problems import Findings
 from mithridate.progress import quiet_libraries
 from mithridate.results.folder import RunFolder
-from mithridate.results.ownership import identity, open_study
+from mithridate.results.ownership import identity, open_study, require_own
 from mithridate.results.relations import arm
 from mithridate.studies.curve import TITLES, Point, breaking, verdict
 from mithridate.studies.search import Scores, Try, best, named, search, worst_so_far
@@ -107,9 +107,11 @@ def attack(
             f"{name}: has a sweep, and one model is attacked. Fix what varies: -o {next(iter(experiment.sweep))}=VALUE"
         )
     given = with_knowing(given, experiment)
-    _check(given, experiment, base)
     folder = Path(out) if out else Path("runs") / f"attack-{name}"
     owner = _owner(given, experiment)
+    if not replace:
+        require_own(folder, experiment, owner)
+    _check(given, experiment, base)
     open_study(folder, experiment, owner, replace)
     reference, capability, tries = _search(given, experiment, base, folder / "search", owner)
     chosen = best(tries)
