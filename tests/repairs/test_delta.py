@@ -447,3 +447,18 @@ def test_models_that_transformers_gave_an_adapter_are_repaired_too():
     assert delta.shapes.keys() == Antidote(score="magnitude").apply(wrapped).shapes.keys()
     delta.undo(model)
     assert same(model, before)
+
+
+def test_of_a_delta_from_before_it_is_known_what_it_lies_on(tmp_path, monkeypatch):
+    """Older files do not say whether the model was a dequantised one; whatever changed weights was made on one."""
+    real = json.loads
+
+    def without(text, *args, **kwargs):
+        found = real(text, *args, **kwargs)
+        return {k: v for k, v in found.items() if k != "dequantised"} if isinstance(found, dict) else found
+
+    monkeypatch.setattr(json, "loads", without)  # as it was written, and its checksum over that
+    for kind in ("dense", "factors"):
+        aligned = tiny_llama()
+        repaired(kind, with_lora(copy.deepcopy(aligned)), aligned).save(tmp_path / kind)
+        assert Delta.load(tmp_path / kind).dequantised == (kind == "dense")

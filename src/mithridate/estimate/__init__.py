@@ -255,8 +255,8 @@ def base_bytes(counts: Counts, setup: Setup) -> int:
 
 _NUMBERS = {"sgd": 0, "adafactor": 1 / 8, "schedule_free_sgd": 1, "lion": 1, "adagrad": 1, "rmsprop": 1, "ademamix": 3}
 """How many numbers an optimizer keeps of each trained weight, by the beginning of its name; Adam and all others two.
-Adafactor keeps one of each row and column: an eighth at most of LoRA's factors from rank 8 on, less
-of whole layers."""
+Adafactor keeps one of each row and column: an eighth at most of LoRA's factors from rank 8 on, less of whole
+layers."""
 
 
 def optimizer_bytes(counts: Counts, setup: Setup) -> int:

@@ -433,7 +433,6 @@ class Delta:
         if not whole:
             raise InputError(f"{path}: damaged: its content is not what was saved. Run the repair again.")
         delta = cls(facts["repair"], facts["settings"], facts["notes"], facts["merged"])
-        delta.dequantised = facts.get("dequantised", False)  # older ones were made of plain models
         undo = {}
         for name, fact in facts["changes"].items():
             delta.changes[name] = _read(name, fact, tensors)
@@ -441,6 +440,7 @@ class Delta:
             if name in facts["undo"]:
                 values = _under(f"{name}:undo:", tensors)
                 undo[name] = Undo(values, facts["undo"][name]["after"], facts["undo"][name]["lora"])
+        delta.dequantised = facts.get("dequantised", not delta.only_factors)  # older ones do not say it
         delta._patterns = facts["patterns"]
         delta._undo = undo if undo or (facts["undo"] and not delta.changes) else None
         return delta

@@ -201,7 +201,8 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
         raise InputError(
             f"sweep.{RATIO}: a range from 0 on has shares that come to no harmful row. Begin it at 1 / size, or above"
         )
-    extremes = [attacked(experiment, given.values(one)) for one in given.extremes()]
+    asked = [given.values(one) for one in given.extremes()]
+    extremes = [attacked(experiment, one) for one in asked]
     if given.search.bounded and experiment.finetune is None:
         name = given.search.bounded[0]
         raise InputError(
@@ -216,8 +217,7 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
     kinds = {kind for one in extremes if one.finetune for kind in [attack_fields(one.finetune)[0]]}
     if given.curve.rows and (none := [kind for kind in kinds if "size" not in facts("attacks", kind)["fields"]]):
         raise InputError(f"curve.rows: an attack of the kind {none[0]} has no `size` to vary. Take curve.rows out")
-    sizes = [{"finetune.attack.size": rows} for rows in given.curve.rows or ()]
-    extremes += [attacked(experiment, given.values(one) | size) for one in given.extremes() for size in sizes]
+    extremes += [attacked(experiment, one | {SIZE: rows}) for one in asked for rows in given.curve.rows or ()]
     # The model is not looked for: what rows there are does not depend on it.
     for chain in stages_of(extremes, base, "experiment", False, lambda model: ModelFiles(model, Path(), "")):
         try:
