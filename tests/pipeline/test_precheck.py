@@ -12,7 +12,7 @@ from mithridate import cli, run
 from mithridate.data.tasks import TASKS, sentiment
 from mithridate.errors import InputError
 from mithridate.experiment.config import load_experiment
-from mithridate.pipeline import precheck
+from mithridate.pipeline import precheck, setupcheck
 from mithridate.pipeline.preview import preview
 from tests.pipeline.small import experiment, stages, write_inputs
 
@@ -268,7 +268,7 @@ def test_what_is_in_the_store_is_not_tried_again(inputs, store, tmp_path, monkey
     def fail(*_):
         raise AssertionError("tried again")
 
-    monkeypatch.setattr(precheck, "try_out", fail)
+    monkeypatch.setattr(setupcheck, "try_out", fail)
     assert {node.state for _, node in preview(asked, out=tmp_path / "out").nodes()} == {"in the store"}
 
 

@@ -256,7 +256,7 @@ def test_what_the_libraries_refuse_names_the_field(inputs, store, tmp_path, chan
 
 def test_a_set_up_is_tried_on_rows_of_which_something_is_left():
     """A defense's own rows: the first ones may all be lost, and the set-up is fine."""
-    from mithridate.pipeline.precheck import _some
+    from mithridate.pipeline.setupcheck import _some
 
     rows = [{"prompt": str(i), "response": "x"} for i in range(200)]
     assert _some(rows, Left(200, lost=list(range(100)))) == rows[100:164]

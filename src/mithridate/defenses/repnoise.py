@@ -64,7 +64,7 @@ from mithridate.methods.base import Cost, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import fork_rng
-from mithridate.training.setups import compiled, refuse_other_than_causal
+from mithridate.training.setups import compiled, refuse_other_than_causal, refuse_virtual_tokens
 from mithridate.training.side_data import documents, rows_of_batch
 
 if TYPE_CHECKING:
@@ -149,11 +149,7 @@ class RepNoise(Defense):
         require_rows(self, "harmful_dataset")
         refuse_other_than_causal(t, "RepNoise")
         refuse_unshiftable(t, self)
-        if any(config.is_prompt_learning for config in getattr(t.model, "peft_config", {}).values()):
-            raise UnsupportedSetup(
-                "RepNoise: looks at states at labelled tokens, and prompt learning puts virtual tokens before them.",
-                "train a LoRA adapter.",
-            )
+        refuse_virtual_tokens(t, "RepNoise: looks at states at labelled tokens")
         _last_norm(t.model)
         if not (hasattr(t.train_dataset, "__len__") and "input_ids" in getattr(t.train_dataset, "column_names", ())):
             raise UnsupportedSetup(

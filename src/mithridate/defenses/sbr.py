@@ -47,7 +47,7 @@ from mithridate.methods.base import Cost, require_number, require_rows, require_
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.quantised import without_dropout
-from mithridate.training.setups import refuse_other_than_causal
+from mithridate.training.setups import refuse_other_than_causal, refuse_virtual_tokens
 from mithridate.training.side_data import require_own_labels
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ class SBR(Defense):
     def check(self, t: DefenseMixin) -> None:
         super().check(t)
         require_rows(self, "anchor_dataset")
-        if any(config.is_prompt_learning for config in getattr(t.model, "peft_config", {}).values()):
-            raise UnsupportedSetup(
-                "SBR: holds states at a prompt's last token, and prompt learning puts virtual tokens before it.",
-                "train a LoRA adapter.",
-            )
+        refuse_virtual_tokens(t, "SBR: holds states at the last tokens of prompts")
         refuse_other_than_causal(t, "SBR")
         rows = t.side_data(self.anchor_dataset, "anchor_dataset").dataset
         require_own_labels(rows, "SBR")

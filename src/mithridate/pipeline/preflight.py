@@ -10,7 +10,7 @@ from mithridate.errors import InputError
 from mithridate.experiment.methods import defenses_of
 from mithridate.files import digest
 from mithridate.methods.defense import acts
-from mithridate.pipeline import fits, precheck
+from mithridate.pipeline import fits, precheck, setupcheck
 from mithridate.pipeline.executors.base import Executor
 from mithridate.pipeline.graph import Graph, Node
 from mithridate.pipeline.jobs import rows_to_try
@@ -70,7 +70,7 @@ def _check_stage(node: Node, here: bool, findings: Findings) -> None:
     context.checked.add(asked)
     if stage.name in ("harden", "repair"):
         with findings.noting():
-            precheck.try_repair(chain, stage.name)
+            setupcheck.try_repair(chain, stage.name)
         return
     with findings.noting():
         if chain.launch and here:
@@ -98,6 +98,6 @@ def _check_training(
             with findings.noting():
                 fits.require(chain, part)
         with tempfile.TemporaryDirectory() as folder:
-            precheck.try_out(chain, stage.name, parts, Path(folder))
+            setupcheck.try_out(chain, stage.name, parts, Path(folder))
     if stage.name != "finetune" or not chain.attack.needs_model:  # whose rows are counted once they are there
         precheck.rows(chain, stage.name, parts, steps, findings)

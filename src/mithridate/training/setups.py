@@ -66,6 +66,18 @@ def refuse_other_than_causal(t: DefenseMixin, who: str) -> None:
         )
 
 
+def refuse_virtual_tokens(t: DefenseMixin, what: str) -> None:
+    """Refuses prompt learning, for what finds tokens by their places; `what` says what that is, for the error.
+
+    Raises:
+        UnsupportedSetup: with the reason and a remedy.
+    """
+    if any(config.is_prompt_learning for config in getattr(t.model, "peft_config", {}).values()):
+        raise UnsupportedSetup(
+            f"{what}, and prompt learning puts virtual tokens before them.", "train a LoRA adapter."
+        )
+
+
 def refuse_untested(t: DefenseMixin, name: str) -> None:
     """Refuses a set-up that no defense was tested with yet; `name` is the defense's, for the error.
 
@@ -83,16 +95,13 @@ def refuse_unreachable_places(t: DefenseMixin, d: Defense) -> None:
     Raises:
         UnsupportedSetup: with the reason and a remedy.
     """
-    name, adapters = type(d).__name__, getattr(t.model, "peft_config", {}).values()
+    name = type(d).__name__
     if t._sharded and "start" in d.model_inputs().values():
         raise UnsupportedSetup(
             f"{name}: reads whole matrices of the start model, and these are sharded.", "use plain data parallelism."
         )
-    if (acts(d, "loss") or "reference" in d.needs) and any(config.is_prompt_learning for config in adapters):
-        raise UnsupportedSetup(
-            f"{name}: adds a term at labelled tokens, and prompt learning puts virtual tokens before them.",
-            "train a LoRA adapter.",
-        )
+    if acts(d, "loss") or "reference" in d.needs:
+        refuse_virtual_tokens(t, f"{name}: adds a term at labelled tokens")
     for model, kind in d.model_inputs().items():
         if kind not in ("start", *t._models):
             raise UnsupportedSetup(
