@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from mithridate.data.records import prompt_key
 from mithridate.errors import InputError
-from mithridate.experiment.roles import Source, load_roles
+from mithridate.experiment.roles import load_roles
+from mithridate.experiment.sources import Source
 from mithridate.protocols import PROTOCOLS, Rows, protocol
 from tests.sources.test_hub import hub  # noqa: F401 (answers as the Hub would)
 

@@ -12,7 +12,8 @@ import pytest
 from mithridate.data.files import read_rows, rows_of
 from mithridate.data.records import asked, training_dataset, turns
 from mithridate.errors import InputError
-from mithridate.experiment.roles import Source, load_roles
+from mithridate.experiment.roles import load_roles
+from mithridate.experiment.sources import Source
 from mithridate.generation.templates import CHAT, prompt_tokens
 from tests.tiny import tiny_tokenizer
 

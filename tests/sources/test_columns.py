@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mithridate.errors import InputError
-from mithridate.experiment.roles import Source, load_roles
+from mithridate.experiment.roles import load_roles
+from mithridate.experiment.sources import Source
 
 
 def write(path, *rows):

@@ -7,7 +7,8 @@ import pytest
 
 from mithridate.data.hub import HUB
 from mithridate.errors import InputError, MithridateError
-from mithridate.experiment.roles import Source, load_roles
+from mithridate.experiment.roles import load_roles
+from mithridate.experiment.sources import Source
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "hub"
 CONFIGS = {"openai/gsm8k": ("main",), "walledai/HarmBench": ("standard",)}

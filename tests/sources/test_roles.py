@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mithridate.data.records import conversation, prompt_key, turns
 from mithridate.errors import InputError
 from mithridate.experiment import roles as module
-from mithridate.experiment.roles import ROLES, Roles, Source, load_roles
+from mithridate.experiment.roles import ROLES, Roles, load_roles
+from mithridate.experiment.sources import Source
 
 
 def rows(name: str, n: int, start: int = 0) -> list[dict]:

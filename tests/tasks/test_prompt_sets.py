@@ -10,7 +10,8 @@ import pytest
 
 from mithridate.data.tasks import prompt_set
 from mithridate.errors import InputError
-from mithridate.experiment.roles import Source, load_roles
+from mithridate.experiment.roles import load_roles
+from mithridate.experiment.sources import Source
 
 BEHAVIOURS = [
     {

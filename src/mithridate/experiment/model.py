@@ -16,7 +16,8 @@ from typing_extensions import TypedDict
 
 from mithridate.errors import InputError
 from mithridate.experiment import combinations, places
-from mithridate.experiment.roles import ROLES, Source
+from mithridate.experiment.roles import ROLES
+from mithridate.experiment.sources import Source
 from mithridate.experiment.yaml12 import dump_yaml
 from mithridate.files import canonical_json, stable
 from mithridate.methods.fields import adapter_of

@@ -14,7 +14,8 @@ from pydantic_core import PydanticCustomError
 from mithridate.errors import InputError
 from mithridate.experiment import places, training_fields
 from mithridate.experiment.model import Experiment, parsed
-from mithridate.experiment.roles import Source, source_problems
+from mithridate.experiment.roles import source_problems
+from mithridate.experiment.sources import Source
 from mithridate.experiment.sweep import expand, overlap, sweep_problems
 from mithridate.experiment.yaml12 import parse_yaml
 from mithridate.files import canonical_json

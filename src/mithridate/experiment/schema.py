@@ -22,7 +22,8 @@ from mithridate.data.tasks import TASKS
 from mithridate.environment import version
 from mithridate.experiment.adapter_fields import ALLOWED_IN_ADAPTER, NOT_IN_ADAPTER
 from mithridate.experiment.model import HARMFUL, Adapter, Align, Budget, Evaluate, Experiment, Finetune
-from mithridate.experiment.roles import ROLES, Source
+from mithridate.experiment.roles import ROLES
+from mithridate.experiment.sources import Source
 from mithridate.experiment.training_fields import ALLOWED_IN_TRAINING, NOT_IN_TRAINING
 from mithridate.generation import BACKENDS, NEEDED
 from mithridate.methods.index import facts

@@ -9,7 +9,7 @@ from typing import Any
 
 from mithridate.errors import InputError
 from mithridate.experiment.config import Experiment, canonical, resolve
-from mithridate.experiment.roles import Source
+from mithridate.experiment.sources import Source
 from mithridate.files import canonical_json
 from mithridate.models import ModelFiles
 from mithridate.pipeline.context import NOTHING_ALLOWED, Allowed, contexts_of, located_model
