@@ -2,13 +2,22 @@
 
 from fractions import Fraction
 from itertools import product
+from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mithridate.statistics import by_prompt, comparisons, paired, paired_by_prompt, proportion, proportion_by_prompt
+from mithridate.statistics import (
+    by_prompt,
+    comparisons,
+    paired,
+    paired_by_prompt,
+    proportion,
+    proportion_by_prompt,
+    unpaired,
+)
 from tests.statistics.simulate import answers, by_row, error, holds
 
 ROW = st.lists(st.booleans(), min_size=1, max_size=5)
@@ -128,12 +137,30 @@ def test_the_swapping_test_has_no_least_p_value():
 
 
 def test_the_swapping_test_of_many_prompts_with_a_large_common_denominator(monkeypatch):
-    """2520 steps a share at 400 prompts are rounded to 250 of them, which changes p by less than a hundredth."""
+    """2520 steps a share at 400 prompts are rounded to coarser ones, which changes p by less than a hundredth."""
     rng = np.random.default_rng(1)
     a, b = (by_row([list(rng.random(n) < share) for n in rng.integers(1, 11, 400)]) for share in (0.55, 0.5))
-    rounded = paired_by_prompt(a, b)["p_value"]
-    monkeypatch.setattr(comparisons, "_STEPS", 10**9)
-    assert rounded == pytest.approx(paired_by_prompt(a, b)["p_value"], rel=0.01)
+    exact = paired_by_prompt(a, b)["p_value"]
+    monkeypatch.setattr(comparisons, "_ADDITIONS", 10_000_000)
+    assert exact != (rounded := paired_by_prompt(a, b)["p_value"])
+    assert rounded == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(1500, 100), (3000, 50)])
+def test_the_swapping_test_of_very_many_answers(monkeypatch, prompts, samples):
+    """What is counted for a few hundred prompts is taken as normal here, which differs by less than a fiftieth."""
+    rng = np.random.default_rng(prompts)
+    a, b = (by_row([list(rng.random(samples) < share) for _ in range(prompts)]) for share in (0.503, 0.5))
+    quick = {}
+    for additions in (10**11, 10**6):
+        monkeypatch.setattr(comparisons, "_ADDITIONS", additions)
+        quick[additions] = paired_by_prompt(a, b)["p_value"]
+    assert quick[10**11] != quick[10**6] == pytest.approx(quick[10**11], rel=0.02)
+
+
+def test_the_swapping_test_sees_a_small_difference_at_every_one_of_very_many_prompts():
+    a, b = by_row([[1] + [0] * 9] * 20_001), by_row([[0] * 10] * 20_001)
+    assert paired_by_prompt(a, b)["p_value"] < 1e-300
 
 
 def test_swapped_runs_mirror_the_comparison():
@@ -194,3 +221,14 @@ def test_equal_runs_are_called_different_about_five_times_in_a_hundred():
         a, b = (rng.random((60, 4)) < rates[:, None] for _ in range(2))
         found += paired_by_prompt(by_row(a), by_row(b))["p_value"] < 0.05
     assert 0.02 <= found / draws <= 0.05 + error(0.05, draws)
+
+
+def test_runs_on_different_prompts_with_one_share_each_are_told_apart_by_fishers_test():
+    """Rounding is no variance, and no variance no reason to say nothing."""
+    zero, one = {f"a{i}": [False, False] for i in range(10)}, {f"b{i}": [True, True] for i in range(10)}
+    assert unpaired(zero, one)["p_value"] == pytest.approx(2 / comb(20, 10))
+    third = {f"a{i}": [True, False, False] for i in range(10)}
+    assert unpaired(third, {f"b{i}": [True, True, False] for i in range(10)})["p_value"] == pytest.approx(
+        2 / comb(20, 10)
+    )
+    assert unpaired(third, {f"b{i}": [False, True, False] for i in range(30)})["p_value"] == 1.0

@@ -204,7 +204,7 @@ def gate(
     limits = limits_of(read_policy(policy) if policy else {}, {**given, "allow_deviations": allow_deviation})
     verdict = decide(folder, limits, cell or ())
     if out:
-        write_out(out, verdict.json())
+        write_out(out, verdict.json(), named="verdict.json")
     with heard_or_not():
         if as_json:
             typer.echo(verdict.json())

@@ -45,12 +45,19 @@ def check_run(folder: Path) -> None:
         raise InputError(f"{folder}: not a run folder (no results.json in it); give a folder that `run` wrote")
 
 
-def write_out(out: Path, text: str) -> None:
+def write_out(out: Path, text: str, named: str | None = None) -> None:
     """Writes the file of --out whole or not at all; a folder that it lacks is made, as a run's is.
 
+    Args:
+        named: of the files that commands write into a run's folder, the one that this is.
+
     Raises:
-        InputError: it cannot be written.
+        InputError: it cannot be written, or is another of a run's own files.
     """
+    from mithridate.results.ownership import FILE, OWN
+
+    if out.name in OWN and out.name != named and (out.parent / FILE).is_file():
+        raise InputError(f"--out {out}: is a file of the run itself, and would be overwritten. Give another file")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, text)

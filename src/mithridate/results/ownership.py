@@ -33,7 +33,8 @@ FILE = "experiment.yaml"
 # What the commands write into their folders.
 OWN = (
     *(FILE, "results.json", "records.parquet", "records", "verdicts", "cells.json", "history.json", "report.html"),
-    *("judges.json", "tuning.jsonl", "tuning.json", "tuning", "search", "attack.json", "attack.csv", "attack.md"),
+    *("judges.json", "tuning.jsonl", "tuning.json", "tuning", "search", "knowing"),
+    *("attack.json", "attack.csv", "attack.md", "attack.svg", "benchmark.json", "benchmark.csv", "benchmark.md"),
     *("reproduce.json", "reproduce.md", "slurm", "verdict.json"),
 )
 _LINE = re.compile(r"# Written by mithridate: (run|study) ([0-9a-f]{16}), content ([0-9a-f]{16})\. .*\n")

@@ -16,7 +16,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import lcm, sqrt
+from math import erfc, lcm, sqrt
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,12 @@ from mithridate.statistics.shares import (
     wilson,
 )
 
-_STEPS = 100_000
-"""Steps in all, in which the swapping test counts sums of differences: a tenth of a second at 500 prompts."""
+_ADDITIONS = 200_000_000
+"""How many additions the swapping test may take for its count of all sums: half a second."""
+_SAME = 1e-9
+"""Shares that differ by less than this are one share, rounded."""
+_MANY = 1000
+"""Prompts from which on the sum of their differences is as good as normal."""
 
 
 def paired(a: Sequence[bool], b: Sequence[bool]) -> dict:
@@ -111,7 +115,9 @@ def unpaired(a: ByPrompt, b: ByPrompt) -> dict:
     interval (`low`, `high`), the two-sided `p_value` and `n`, the prompts of both.
 
     With one answer a prompt the test is Fisher's exact one, which is conservative; with several it is Welch's t test
-    of the prompts' shares, for the prompts are the sample. None, and p = 1, where one run has no scored answer.
+    of the prompts' shares, for the prompts are the sample. Where each run has one share at all of its prompts, Fisher's
+    test tells the two apart: of all ways to deal the prompts out, how many part them so. None, and p = 1, where one run
+    has no scored answer.
     """
     from scipy.stats import fisher_exact, ttest_ind  # takes most of a second
 
@@ -123,8 +129,12 @@ def unpaired(a: ByPrompt, b: ByPrompt) -> dict:
     if sum(map(len, a.values())) == len(x) and sum(map(len, b.values())) == len(y):
         tested: Any = fisher_exact([[x.sum(), (1 - x).sum()], [y.sum(), (1 - y).sum()]])
         p_value = tested.pvalue
-    elif len(x) < 2 or len(y) < 2 or (x.std() == 0 and y.std() == 0):
+    elif len(x) < 2 or len(y) < 2:
         p_value = 1.0  # no variance is seen, so nothing can be told
+    elif np.ptp(x) < _SAME and np.ptp(y) < _SAME:  # rounding is no variance
+        other = len(y) * (abs(x[0] - y[0]) >= _SAME)
+        tested = fisher_exact([[len(x), 0], [len(y) - other, other]])
+        p_value = tested.pvalue
     else:
         tested = ttest_ind(x, y, equal_var=False)
         p_value = tested.pvalue
@@ -176,19 +186,23 @@ def _swapped(differences: Sequence[Fraction]) -> float:
     """Of all ways to swap the runs at single prompts, the share that makes the sum of the differences as large.
 
     Counted, not drawn: prompt by prompt, the chances of each sum in whole steps. (Drawn at random, p is never below 2
-    in the number of draws: 9999 of them tell no two of 25 methods apart, which are 300 pairs for `holm`.) Where the
-    common denominator is large, differences are rounded to the finest steps that are quick.
+    in the number of draws: 9999 of them tell no two of 25 methods apart, which are 300 pairs for `holm`.) Where steps
+    of the common denominator take too long, the sum of many differences is taken as normal, and few differences are
+    rounded to the finest steps that are quick.
     """
-    finest = max(1, _STEPS // max(1, len(differences)))
-    grid = min(lcm(*(d.denominator for d in differences)), finest)
-    moved = [step for step in (round(d * grid) for d in differences) if step]
+    moved = [d for d in differences if d]
     if len(moved) < 2:  # one prompt that differs may as well differ the other way
         return 1.0
-    total = sum(map(abs, moved))
+    in_all = float(sum(map(abs, moved)))
+    grid, finest = lcm(*(d.denominator for d in moved)), int(_ADDITIONS / (len(moved) * in_all))
+    if grid > finest and len(moved) >= _MANY:
+        return erfc(abs(float(sum(moved))) / sqrt(2 * float(sum(d * d for d in moved))))
+    steps = [step for d in moved if (step := round(d * min(grid, finest)))]
+    total = sum(map(abs, steps))
     chances = np.zeros(total + 1)  # of what is added with a plus: half of the whole sum's distance to -total
     chances[0] = 1.0
-    for step in map(abs, moved):
+    for step in map(abs, steps):
         chances[step:] += chances[:-step].copy()
         chances /= 2
-    as_large = (total + abs(sum(moved))) // 2
+    as_large = (total + abs(sum(steps))) // 2
     return min(1.0, 2 * float(chances[as_large:].sum()))
