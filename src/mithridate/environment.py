@@ -14,7 +14,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("mithridate", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
+PACKAGES = (
+    "mithridate",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "bitsandbytes",
+)
 
 _DRIVER = Path("/proc/driver/nvidia/version")  # there while NVIDIA's driver is loaded (Linux)
 

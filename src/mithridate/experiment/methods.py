@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mithridate.experiment.model import HARMFUL, Experiment, Finetune
@@ -64,12 +65,23 @@ def defenses_of(settings: Mapping[str, Mapping[str, Any]]) -> list[Defense]:
 
 
 def repair_of(experiment: Experiment, post_alignment: bool) -> tuple[str, Repair] | None:
-    """Name and repair of the one that acts before the user's run (`post_alignment`) or after it."""
+    """Name and repair of the one that acts before the user's run (`post_alignment`) or after it, drawing by the
+    experiment's seed where it draws."""
     for name, settings in experiment.repair.items():
         cls = by_name("repairs")[name]
         if (cls.stage == POST_ALIGNMENT) == post_alignment:
-            return name, method_of(cls, settings)
+            return name, _drawing(method_of(cls, settings), experiment.seed)
     return None
+
+
+def _drawing(repair: Repair, seed: int) -> Repair:
+    """The same repair, whose draws are others at another seed of the experiment. At seed 0 they are by the repair's
+    own alone, as they were everywhere at first."""
+    own = repair.settings().get("seed")
+    if not seed or own is None:
+        return repair
+    drawn = hashlib.sha256(f"{seed} {own}".encode()).digest()
+    return replace(repair, seed=int.from_bytes(drawn[:6], "big"))
 
 
 def plain_by(experiment: Experiment, stage: str) -> bool:

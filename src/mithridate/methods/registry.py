@@ -6,12 +6,14 @@ importing anything; what stands behind a name is imported and checked when someb
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mithridate.errors import InputError
@@ -91,6 +93,18 @@ class Registry(Mapping[str, T]):
             )
         return load(entry, self._fits)
 
+    def code(self, name: str) -> str | None:
+        """What tells one state of a thing's code from another, in words; None for this package's own, whose releases
+        say themselves what they change."""
+        self[name]  # it is there, and fits
+        return None if name in self.own else _code(self.plugins()[name][0])
+
+
+def code_of(kinds: Mapping[str, Iterable[str]], registries: Mapping[str, Registry[Any]]) -> dict[str, str]:
+    """Of things by kind and name, the code of those from outside, by "KIND.NAME" (`Registry.code`)."""
+    found = {f"{kind}.{name}": registries[kind].code(name) for kind, names in kinds.items() for name in names}
+    return {name: code for name, code in sorted(found.items()) if code is not None}
+
 
 @cache  # looking through what is installed takes 10 ms, and names are looked up for every record
 def installed() -> dict[str, list[EntryPoint]]:
@@ -120,6 +134,26 @@ def load(entry: EntryPoint, fits: Callable[[Any], str | None]) -> Any:
     if problem:
         raise InputError(f"{described(entry)} {problem}.")
     return found
+
+
+@cache
+def _code(entry: EntryPoint) -> str:
+    """The package of an entry point, its version, and a digest of all its Python files: what is kept of an edited
+    one must not be taken for what the edited one would make."""
+    entry.load()
+    name, _, rest = entry.module.partition(".")
+    while getattr(sys.modules[name], "__file__", None) is None and rest:  # a namespace that packages share
+        below, _, rest = rest.partition(".")
+        name = f"{name}.{below}"
+    module, hashed = sys.modules[name], hashlib.sha256()
+    files = {Path(module.__file__)} if module.__file__ else set()
+    for folder in map(Path, getattr(module, "__path__", ())):
+        files.update(folder.rglob("*.py"))
+    for file in sorted(files):
+        content = file.read_bytes() if file.is_file() else b""  # of a package in an archive, its version must do
+        hashed.update(f"{file.name} {len(content)}\n".encode() + content)
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else name
+    return f"{package} {hashed.hexdigest()[:16]}"
 
 
 def described(entry: EntryPoint) -> str:

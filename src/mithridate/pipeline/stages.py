@@ -12,17 +12,19 @@ stored whole: it is the base plus the layers (adapters, weights, changes of a re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mithridate.data.tasks import TASKS
 from mithridate.errors import InputError
 from mithridate.experiment.config import FULL, Align, Experiment, Finetune, in_order
 from mithridate.experiment.methods import (
     around_prompts,
     attack_config,
+    attack_fields,
     attack_in_words,
     attack_of,
     defenses_of,
@@ -32,10 +34,11 @@ from mithridate.experiment.methods import (
 )
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Method, Phase
+from mithridate.methods.registry import KINDS, by_name, code_of
 from mithridate.models import require_chat_template
 from mithridate.pipeline.context import RunContext
 from mithridate.pipeline.launch import launch_of
-from mithridate.protocols import protocol
+from mithridate.protocols import PROTOCOLS, protocol
 from mithridate.store import Store
 
 # Raised when the same inputs no longer give the same artefact.
@@ -162,6 +165,7 @@ class ExperimentStages:
         config = self._trained("finetune") | {
             "topology": self.experiment.topology,
             "attack": attack_config(finetune),
+            **_code(defenses=finetune.defense, attacks=[attack_fields(finetune)[0]]),
             "snapshots": self.experiment.evaluate.resistance,
             **({"frozen": finetune.frozen} if finetune.frozen else {}),
             **({"phases": [phase.key() for phase in phases]} if phases else {}),
@@ -181,6 +185,7 @@ class ExperimentStages:
         """The rows of an attack that looks at the model which is going to be attacked."""
         config = {
             "attack": attack_config(finetune),
+            **_code(attacks=[attack_fields(finetune)[0]]),
             "seed": self.experiment.seed,
             "topology": self.experiment.topology,  # says how the model is put together
             "dtype": self.context.dtype,
@@ -203,7 +208,9 @@ class ExperimentStages:
         method, repair = chosen
         settings = {method: repair_settings(self.experiment, method)}
         config = {"repair": settings, "topology": self.experiment.topology, "dtype": self.context.dtype}
-        config |= self._template()
+        config |= self._template() | _code(repairs=[method])
+        if self.experiment.seed and "seed" in repair.settings():
+            config["seed"] = self.experiment.seed  # `repair_of` has put it into the method's own
         roles = [*repair.data_roles().values()]
         if name == "repair" and self.experiment.budget:
             config["asked"] = self._asked_within_budget()
@@ -231,6 +238,7 @@ class ExperimentStages:
             "protocol": settings.protocol,
             "generator": {name: _deciding(fields) for name, fields in settings.generator.items()},
             "limit": settings.limit,
+            **_code(protocols=[settings.protocol], tasks=[task]),
             **({"at_test": [[vars(one) for one in each] for each in around]} if any(around) else {}),
         }
 
@@ -276,6 +284,7 @@ class ExperimentStages:
             "step": step,
             "topology": self.experiment.topology,
             "dtype": self.context.dtype,
+            **_code(protocols=[settings.protocol], tasks=[task for name in sets if (task := name.partition(":")[2])]),
         }
         if settings.capability and step is None:
             config["capability"] = settings.capability
@@ -334,6 +343,7 @@ class ExperimentStages:
             "defense": settings.defense,
             **({"order": order} if order != in_order(order) else {}),
             **({"guards": {path: who for path, (_, who) in guards.items()}} if (guards := self.guards(name)) else {}),
+            **_code(defenses=settings.defense),
             "training": settings.training,
             "seed": self.experiment.seed,
             "dtype": self.context.dtype,
@@ -410,6 +420,15 @@ class ExperimentStages:
         if kind == "base" or (kind == "start" and self.starts_at_base(name)):
             return None
         return self.adapter("unaligned") if kind == "unaligned" else aligned
+
+
+def _code(**kinds: Iterable[str]) -> dict[str, Any]:
+    """The code of methods, tasks and protocols from other packages, by kind and name, and of tasks of this one the
+    version, beside the first, of which the first keys said nothing."""
+    registries = {kind: by_name(kind) for kind in KINDS} | {"tasks": TASKS, "protocols": PROTOCOLS}
+    found = code_of(kinds, registries)
+    found |= {f"tasks.{name}": TASKS[name].version for name in kinds.get("tasks", ()) if TASKS[name].version != "1"}
+    return {"code": found} if found else {}
 
 
 def _deciding(fields: dict[str, Any]) -> dict[str, Any]:

@@ -115,9 +115,9 @@ def unpaired(a: ByPrompt, b: ByPrompt) -> dict:
     interval (`low`, `high`), the two-sided `p_value` and `n`, the prompts of both.
 
     With one answer a prompt the test is Fisher's exact one, which is conservative; with several it is Welch's t test
-    of the prompts' shares, for the prompts are the sample. Where each run has one share at all of its prompts, Fisher's
-    test tells the two apart: of all ways to deal the prompts out, how many part them so. None, and p = 1, where one run
-    has no scored answer.
+    of the prompts' shares, for the prompts are the sample. Where each run has one share at all of its prompts,
+    Fisher's test tells the two apart: of all ways to deal the prompts out, how many part them so. None, and p = 1,
+    where one run has no scored answer.
     """
     from scipy.stats import fisher_exact, ttest_ind  # takes most of a second
 
