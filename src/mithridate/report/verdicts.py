@@ -25,6 +25,7 @@ _SAID = {
 _PRICES = (
     ("accuracy", "task accuracy", -1),
     ("benign_refusal", "benign requests refused", 1),
+    ("benign_other", "benign requests neither answered nor refused", 1),
     ("benign_incoherent", "broken answers to benign requests", 1),
     ("incoherent", "broken answers to harmful prompts", 1),
 )

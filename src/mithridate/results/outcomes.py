@@ -82,6 +82,21 @@ class Outcomes:
             self._compared[key] = _paired(mine, theirs) if mine and theirs else None
         return self._compared[key]
 
+    def at_worst(self, cell: str, other: str, rate: str) -> dict[str, Any] | None:
+        """`paired` at the ends of two models, with each unscored answer of the first counted and none of the other's.
+        None where there is no such answer, or nothing to compare."""
+        rows = self._rows.get((cell, None, rate)), self._rows.get((other, None, rate))
+        filled = _filled(*([row] if row else [] for row in rows))
+        return _paired(filled[0][0], filled[1][0]) if filled else None
+
+    def at_worst_over_seeds(self, cells: Sequence[str], others: Sequence[str], rate: str) -> dict[str, Any] | None:
+        """The same of `paired_over_seeds`."""
+        filled = _filled(self._all(cells, rate), self._all(others, rate))
+        if not filled:
+            return None
+        both = _square([*filled[0], *filled[1]], _share)
+        return paired_across_seeds(both[: len(cells)], both[len(cells) :])
+
     def over_seeds(self, cells: Sequence[str], rate: str) -> dict[str, Any] | None:
         """`statistics.across_seeds` of the prompts that all were asked, one cell per seed.
 
@@ -124,6 +139,18 @@ class Outcomes:
         rows = [self._rows.get((cell, None, rate)) for cell in cells]
         found = [row for row in rows if row is not None]
         return found if len(found) == len(rows) else []
+
+
+def _filled(mine: Sequence[_Row], theirs: Sequence[_Row]) -> tuple[list[_Row], list[_Row]] | None:
+    """The rows with each unscored answer of the first counted, and none of the others'; None where all are scored, or
+    one side has no rows."""
+    if not mine or not theirs or all(None not in answers for row in (*mine, *theirs) for answers in row.values):
+        return None
+
+    def filled(row: _Row, value: bool) -> _Row:
+        return _Row(row.prompts, tuple(tuple(value if one is None else one for one in each) for each in row.values))
+
+    return [filled(row, True) for row in mine], [filled(row, False) for row in theirs]
 
 
 def _share(answers: Answers) -> float | None:
