@@ -132,6 +132,15 @@ def test_samples_are_the_records_and_repeated_prompts_are_epochs(log):
     assert log["stats"]["model_usage"]["smollm2-135m"]["total_tokens"] == 13 * 6
 
 
+def test_prompts_that_share_an_id_are_samples_of_their_own(tmp_path):
+    rows = [record(id="7", prompt=f"Question {i}?") for i in (0, 1, 0)]
+    path = write_log(tmp_path / "cell.json", rows, "m", SUMMARY, IDENTITY, {}, WHEN)
+    samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+    assert [s["epoch"] for s in samples] == [1, 1, 2]
+    assert samples[0]["id"] == samples[2]["id"] != samples[1]["id"]
+    assert all(s["id"].startswith("harmful/7/") for s in samples)
+
+
 def test_each_judge_has_its_score_and_unscored_is_not_safe(log):
     first, third, benign, task = (log["samples"][i]["scores"] for i in (0, 2, 4, 5))
     assert first["rules-v2"] == {"value": "complied", "answer": "Certainly.", "explanation": "no refusal"}

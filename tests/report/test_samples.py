@@ -1,6 +1,7 @@
 """Several answers to a prompt: on the table, in the files, beside the answers; nothing where there is one."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -65,6 +66,13 @@ def test_the_page_tells_a_prompts_answers_apart(folder):
     for kind, _, _, given in packed["prompts"]:
         each = [reason.partition(";")[0] for _, _, _, reason, *_ in given]
         assert each == (["answer 1", "answer 2", "answer 3"] * len(run.cells) if kind != "task" else [""] * len(each))
+
+
+def test_prompts_that_share_an_id_are_shown_apart(tmp_path):
+    run = load(synthetic.write(tmp_path / "run"))
+    apart = [(kind, prompt, len(given)) for kind, _, prompt, given in answers(run)["prompts"]]
+    same = dataclasses.replace(run, records=[{**row, "id": "7"} for row in run.records])
+    assert [(kind, prompt, len(given)) for kind, _, prompt, given in answers(same)["prompts"]] == apart
 
 
 def test_nothing_is_shown_where_each_prompt_has_one_answer(tmp_path):

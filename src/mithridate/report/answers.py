@@ -24,7 +24,7 @@ def answers(run: LoadedRun) -> dict[str, Any]:
     names = judges_in(rows)
     kinds: dict[str, Kind | None] = {name: kind_of(name, rows) for name in names}
     further = judges_beside(rows)
-    prompts: dict[tuple[str, str], list[Any]] = {}
+    prompts: dict[tuple[str, str | None, str, str], list[Any]] = {}
 
     def number(verdict: str) -> int:
         return verdicts.setdefault(verdict, len(verdicts))
@@ -45,7 +45,8 @@ def answers(run: LoadedRun) -> dict[str, Any]:
             [[further.index(name), number(one or "unscored"), why] for name, (one, why) in given.items()],
             _differ({name: one for name, one in said.items() if name and one}, kinds),
         ]
-        entry = prompts.setdefault((row["set"], row["id"]), [row["set"], row.get("category") or "", row["prompt"], []])
+        key = row["set"], row.get("task"), row["id"], row["prompt"]  # a user's own ids may repeat
+        entry = prompts.setdefault(key, [row["set"], row.get("category") or "", row["prompt"], []])
         entry[3].append(packed)
     return {
         "cells": [run.names[cell["id"]].full for cell in run.cells],

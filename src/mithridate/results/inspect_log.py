@@ -142,9 +142,13 @@ def _log(
 def _samples(
     rows: list[dict[str, Any]], model: str, given: Mapping[str, list[tuple[str | None, str] | None]]
 ) -> list[dict[str, Any]]:
-    samples, epochs = [], Counter[str]()
+    samples, epochs, asked_as = [], Counter[str](), dict[str, set[str]]()
+    for row in rows:
+        asked_as.setdefault(f"{row['set']}/{row['id']}", set()).add(row["prompt"])
     for i, row in enumerate(rows):
         name = f"{row['set']}/{row['id']}"
+        if len(asked_as[name]) > 1:  # a user's own ids may repeat, and a sample is one prompt
+            name += f"/{sha256(row['prompt'].encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
         epochs[name] += 1
         answer = {"role": "assistant", "content": row["answer"], "source": "generate", "model": model}
         around = [TestTime(**one) for one in json.loads(row.get("at_test") or "[]")]  # a trigger, a persona
