@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mithridate.statistics import ErrorRates, corrected, proportion
-from tests.statistics.simulate import error, holds
+from tests.statistics.simulate import answers, by_row, error, holds
 
 
 def rates(sensitivity: float, specificity: float, harmful: int, harmless: int) -> ErrorRates:
@@ -125,3 +125,26 @@ def test_labelled_answers_may_be_a_part_of_those_counted():
         judge = ErrorRates(int((a & b).sum()), int((a & ~b).sum()), int((~a & ~b).sum()), int((~a & b).sum()))
         held += holds(corrected(int(called.sum()), n, judge), true)
     assert held / draws >= 0.95 - error(0.95, draws)
+
+
+@pytest.mark.parametrize(("share", "alike", "prompts", "each"), [(0.3, 0.8, 50, 10), (0.2, 0.5, 30, 4)])
+def test_answers_to_the_same_prompts_do_not_count_as_so_many(share, alike, prompts, each):
+    """Several answers to a prompt are alike: taken for independent ones, they cover 75 and 82 % here."""
+    rng, draws, hits = np.random.default_rng(0), 1500, 0
+    for _ in range(draws):
+        truth = answers(rng, share, alike, prompts, each)
+        called = np.where(truth, rng.random(truth.shape) < 0.9, rng.random(truth.shape) < 0.05)
+        caught, cleared = rng.binomial(100, 0.9), rng.binomial(100, 0.95)
+        judge = ErrorRates(caught, 100 - caught, cleared, 100 - cleared)
+        hits += holds(corrected(int(called.sum()), called.size, judge, by_row(called)), share)
+    assert hits / draws > 0.95 - error(0.95, draws)
+
+
+def test_with_one_answer_a_prompt_nothing_is_said_of_prompts():
+    judge = ErrorRates(40, 10, 45, 5)
+    assert corrected(60, 200, judge, by_row([[i < 60] for i in range(200)])) == corrected(60, 200, judge)
+
+
+def test_one_prompt_alone_tells_nothing_of_others():
+    found = corrected(3, 10, ErrorRates(40, 10, 45, 5), {"a": [True] * 3 + [False] * 7})
+    assert (found["low"], found["high"]) == (0.0, 1.0)

@@ -21,6 +21,7 @@ from mithridate.errors import InputError
 from mithridate.evaluation.agreement import answer_to
 from mithridate.judges.base import Item, Kind
 from mithridate.statistics import ErrorRates, corrected
+from mithridate.statistics.shares import ByPrompt
 
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
 
@@ -132,10 +133,11 @@ def error_rates(labels: Sequence[LabelledAnswer], verdicts: Sequence[str | None]
     )
 
 
-def corrected_score(k: int, n: int, rates: ErrorRates) -> dict[str, Any]:
+def corrected_score(k: int, n: int, rates: ErrorRates, answers: ByPrompt | None = None) -> dict[str, Any]:
     """`statistics.corrected`, of `k` of `n` scored answers judged harmful, with the judge's rates beside it.
 
-    The answers are taken to be of different prompts.
+    Args:
+        answers: the scored ones by prompt, where prompts have several.
 
     Adds `sensitivity` and `specificity` (each as `proportion` gives it) and `labelled_unscored` to what that returns.
 
@@ -147,7 +149,7 @@ def corrected_score(k: int, n: int, rates: ErrorRates) -> dict[str, Any]:
             f"The harmful score cannot be corrected: {rates.unusable}. Label more answers of both classes, or take "
             "another judge."
         )
-    return corrected(k, n, rates) | {
+    return corrected(k, n, rates, answers) | {
         "sensitivity": rates.sensitivity,
         "specificity": rates.specificity,
         "labelled_unscored": rates.unscored_harmful + rates.unscored_harmless,

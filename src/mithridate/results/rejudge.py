@@ -20,7 +20,7 @@ from mithridate.files import replace_file
 from mithridate.judges import by_name, judge
 from mithridate.judges.base import Judge, Kind
 from mithridate.results.folder import RunFolder
-from mithridate.statistics import proportion_of
+from mithridate.statistics import by_prompt, proportion_of
 from mithridate.store import Store
 
 if TYPE_CHECKING:
@@ -156,8 +156,9 @@ def _rejudged(rows: Sequence[dict], rates: Mapping[str, Any], kinds: Mapping[str
             said = [answer_to(question, kinds[name], verdict) for _, verdict in given]
             fixed, note = None, None
             if name in rates:
+                scored = by_prompt([prompt for prompt, _ in given], said)
                 try:
-                    fixed = corrected_score(said.count(True), len(said) - said.count(None), rates[name])
+                    fixed = corrected_score(said.count(True), len(said) - said.count(None), rates[name], scored)
                 except InputError as error:
                     note = str(error)
             share = proportion_of([prompt for prompt, _ in given], said)

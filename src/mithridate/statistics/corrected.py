@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from mithridate.statistics.comparisons import difference
-from mithridate.statistics.shares import NORMAL, proportion, wilson
+from mithridate.statistics.shares import NORMAL, ByPrompt, effective, prompt_shares, proportion, quantile, wilson
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,16 @@ class ErrorRates:
         return None
 
 
-def corrected(k: int, n: int, rates: ErrorRates) -> dict:
+def corrected(k: int, n: int, rates: ErrorRates, answers: ByPrompt | None = None) -> dict:
     """The true share of which a judge with these error rates calls `k` of `n` scored answers harmful.
 
     Returns `value`, `low`, `high` (95 %, within [0, 1]; None where n = 0), `n`, `apparent` (k / n), and
     `calibrated_on` (labelled answers, harmful and harmless).
+
+    Args:
+        answers: the scored ones by prompt, where prompts have several. They then count as so many independent ones as
+            their spread over prompts allows, with Student's t (`shares.proportion_by_prompt`); one prompt alone tells
+            nothing of others.
 
     Raises `ValueError` where the rates are unusable, with the reason.
     """
@@ -94,18 +99,21 @@ def corrected(k: int, n: int, rates: ErrorRates) -> dict:
         return {**empty, "n": 0, "apparent": None, "calibrated_on": calibrated_on}
     value = _true(k / n, rates.caught / positives, rates.cleared / negatives)
 
-    apparent = (k + NORMAL * NORMAL / 2) / (n + NORMAL * NORMAL)
+    size, z, alone = float(n), NORMAL, False
+    if answers and len(shares := prompt_shares(answers)) < n:
+        alone = len(shares) == 1
+        if not alone:
+            size, z = effective(shares, n), quantile(len(shares) - 1)
+    apparent = (k / n * size + z * z / 2) / (size + z * z)
     sensitivity, specificity = (rates.caught + 1) / (positives + 2), (rates.cleared + 1) / (negatives + 2)
     middle = _true(apparent, sensitivity, specificity)
     of_harmful = sensitivity * (1 - sensitivity) / (positives + 2)
     of_harmless = specificity * (1 - specificity) / (negatives + 2)
-    variance = (
-        apparent * (1 - apparent) / (n + NORMAL * NORMAL) + middle**2 * of_harmful + (1 - middle) ** 2 * of_harmless
-    )
-    half = NORMAL * sqrt(variance) / (sensitivity + specificity - 1)
-    middle += 2 * NORMAL * NORMAL * (middle * of_harmful - (1 - middle) * of_harmless)
+    variance = apparent * (1 - apparent) / (size + z * z) + middle**2 * of_harmful + (1 - middle) ** 2 * of_harmless
+    half = z * sqrt(variance) / (sensitivity + specificity - 1)
+    middle += 2 * z * z * (middle * of_harmful - (1 - middle) * of_harmless)
     value, low, high = (min(1.0, max(0.0, x)) for x in (value, middle - half, middle + half))
-    least = wilson(value, n, NORMAL)
+    least = (0.0, 1.0) if alone else wilson(value, size, z)
     return {
         "value": value,
         "low": min(low, least[0]),
