@@ -8,7 +8,7 @@ import pytest
 
 from mithridate import evaluation
 from mithridate.errors import InputError, MithridateError
-from mithridate.evaluation import evaluate, judged, judges_of, summarise
+from mithridate.evaluation import Sampling, evaluate, judged, judges_of, summarise
 from mithridate.evaluation.agreement import verdicts
 from mithridate.generation.base import Answer, Failure
 from mithridate.judges.base import About, Judgement
@@ -264,7 +264,8 @@ def test_answers_are_kept_by_content(told, tmp_path):
 
 def test_a_win_rate_halves_ties_and_leaves_unscored_answers_out():
     def rows(*verdicts):
-        return [{"protocol": "hs/embedded-v1", "set": "task", "correct": None, "verdict": v} for v in verdicts]
+        alike = {"protocol": "hs/embedded-v1", "set": "task", "correct": None}
+        return [{**alike, "prompt": f"Text {i}", "verdict": verdict} for i, verdict in enumerate(verdicts)]
 
     found = summarise(rows(*["won"] * 3, "lost", "tied", "tied", *[None] * 4))["win_rate"]
     assert (found["value"], found["n"], found["unscored"]) == (4 / 6, 6, 4)
@@ -272,6 +273,19 @@ def test_a_win_rate_halves_ties_and_leaves_unscored_answers_out():
     odd = summarise(rows("won", "tied", "lost"))["win_rate"]
     assert (odd["value"], odd["low"], odd["high"]) == (0.5, proportion(1, 3)["low"], proportion(2, 3)["high"])
     assert summarise(rows(None))["win_rate"] | {"n": 0, "value": None} == summarise(rows(None))["win_rate"]
+
+
+def test_a_task_whose_prompts_repeat_is_as_sure_as_its_prompts():
+    alike = {"protocol": "hs/embedded-v1", "set": "task", "verdict": None, "correct": True}
+    once = summarise([{**alike, "prompt": f"Text {i}"} for i in range(5)])["accuracy"]
+    often = summarise([{**alike, "prompt": f"Text {i % 5}"} for i in range(200)])["accuracy"]
+    assert often["n"] == 200 and often["low"] <= once["low"] < 0.6
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("inf"), float("nan"), "0.7", True, None])
+def test_a_temperature_is_a_number_above_0(temperature):
+    with pytest.raises(InputError, match="temperature: expected a number above 0"):
+        Sampling(2, temperature)
 
 
 def test_rows_of_two_protocols_have_no_common_score(told):

@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -99,7 +100,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
             raise InputError(f"samples: expected 1 or more answers to a prompt, got {self.samples!r}")
-        if not self.temperature > 0:
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if not (number and 0 < self.temperature < inf):
             raise InputError(
                 f"temperature: expected a number above 0, got {self.temperature!r}; at 0 all samples would be the one "
                 "greedy answer"

@@ -68,7 +68,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     for rate, (kind, tells) in _tells(protocol).items():
         of_set = by_set.get(kind, []) if tells else []
         outcomes = [tells(row) for row in of_set] if tells else []
-        summary[rate] = _share(outcomes) if kind == "task" else _rate(of_set, outcomes)
+        summary[rate] = _share(of_set, outcomes) if kind == "task" else _rate(of_set, outcomes)
     task, extra = by_set.get("task", []), by_set.get("extra", [])
     if protocol.plus:
         harmful, plus = by_set.get("harmful", []), f"judge/{protocol.plus}"
@@ -80,7 +80,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             name: [row for row in extra if row["task"] == name] for name in dict.fromkeys(r["task"] for r in extra)
         }
         summary["extra"] = {
-            name: _share([_right(row) for row in part]) if part[0]["correct"] is not None else _win_rate(part)
+            name: _share(part, [_right(row) for row in part]) if part[0]["correct"] is not None else _win_rate(part)
             for name, part in by_task.items()
         }
     return summary
@@ -217,9 +217,8 @@ def _right(row: Mapping[str, Any]) -> bool | None:
     return None if row["correct"] is None else bool(row["correct"])
 
 
-def _share(outcomes: Sequence[bool | None]) -> dict[str, Any]:
-    unscored = outcomes.count(None)
-    return proportion(outcomes.count(True), len(outcomes) - unscored) | {"unscored": unscored}
+def _share(rows: Sequence[Row], outcomes: Sequence[bool | None]) -> dict[str, Any]:
+    return proportion_of([row["prompt"] for row in rows], outcomes) | {"unscored": outcomes.count(None)}
 
 
 def _win_rate(rows: Sequence[Row]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mithridate.statistics.seeds import across_seeds, paired_across_seeds
 from mithridate.statistics.shares import (
     CONFIDENCE,
     by_prompt,
+    foreseen,
     proportion,
     proportion_by_prompt,
     proportion_of,
@@ -32,6 +33,7 @@ __all__ = [
     "by_prompt",
     "corrected",
     "detectable_paired",
+    "foreseen",
     "holm",
     "paired",
     "paired_across_seeds",

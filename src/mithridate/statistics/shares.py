@@ -76,6 +76,16 @@ def proportion_by_prompt(answers: ByPrompt) -> dict:
     return {"value": value, "low": low, "high": high, "n": n, "prompts": prompts}
 
 
+def foreseen(answers: ByPrompt, prompts: int) -> dict:
+    """The interval of `proportion_by_prompt` if there were so many prompts, whose shares spread as these do."""
+    shares, n = prompt_shares(answers), sum(map(len, answers.values()))
+    value = float(shares.mean())
+    if n == len(shares) or prompts < 2:
+        return proportion(round(value * prompts), prompts)
+    low, high = wilson(value, effective(shares, n) / len(shares) * prompts, quantile(prompts - 1))
+    return {"value": value, "low": low, "high": high}
+
+
 def proportion_of(prompts: Sequence[Hashable], outcomes: Sequence[bool | None]) -> dict:
     """`proportion` of the scored outcomes, one an answer; where prompts repeat, no narrower than the different prompts
     allow (`proportion_by_prompt`)."""

@@ -15,7 +15,7 @@ from mithridate.results.relations import defenses_of
 from mithridate.results.release.evidence import Evidence, Row, judge_of, plain_prompt, words_of
 from mithridate.results.release.findings import Finding, Outcome, doubt
 from mithridate.results.release.limits import Limits
-from mithridate.statistics import paired, proportion, proportion_of
+from mithridate.statistics import by_prompt, foreseen, paired_by_prompt, proportion_of
 
 _MOST_PROMPTS = 100_000
 HARMFUL = "harmful score"
@@ -106,7 +106,7 @@ def _share(
         more = (
             "scoring them may decide"
             if open_ and settled
-            else _needed(lambda m: proportion(round(found["value"] * m), m), limit, len(set(prompts)))
+            else _needed(lambda m: foreseen(by_prompt(prompts, outcomes), m), limit, len(set(prompts)))
         )
         words += f"; {more}"
     return Finding(cell, name, limit, outcome, found["value"], found["low"], found["high"], n, words, unscored)
@@ -142,20 +142,24 @@ def drop(evidence: Evidence, cell: str, limits: Limits, limit: float) -> list[Fi
     if unscored:
         why = f"{len(unscored)} of {len(ours)} task answers have no score, here or of the twin"
         return [*found, *cannot(why, unscored)]
-    pairs = [(theirs[key]["correct"], ours[key]["correct"]) for key in ours]
-    return [_drop(cell, pairs, limit), *found]
+    pairs: dict[str, list[tuple[bool, bool]]] = {}
+    for key in ours:
+        pairs.setdefault(key[0], []).append((theirs[key]["correct"], ours[key]["correct"]))
+    return [_drop(cell, list(pairs.values()), limit), *found]
 
 
-def _drop(cell: str, pairs: list[tuple[bool, bool]], limit: float) -> Finding:
-    """Of (the twin's, its own) scores."""
+def _drop(cell: str, pairs: list[list[tuple[bool, bool]]], limit: float) -> Finding:
+    """Of (the twin's, its own) scores, prompt by prompt."""
 
-    def compared(some: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
-        return paired([theirs for theirs, _ in some], [ours for _, ours in some])
+    def compared(some: Sequence[Sequence[tuple[bool, bool]]]) -> dict[str, Any]:
+        theirs, ours = ({i: [pair[run] for pair in each] for i, each in enumerate(some)} for run in (0, 1))
+        return paired_by_prompt(theirs, ours)
 
     found, n = compared(pairs), len(pairs)
     outcome = outcome_of(found["low"], found["high"], limit)
+    each = [pair for some in pairs for pair in some]
     words = (
-        f"{sum(ours for _, ours in pairs)} right against {sum(theirs for theirs, _ in pairs)} of {n}: a drop of "
+        f"{sum(ours for _, ours in each)} right against {sum(theirs for theirs, _ in each)} of {len(each)}: a drop of "
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], limit {limit:g}"
     )
     if outcome == "undecided":

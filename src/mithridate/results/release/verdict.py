@@ -122,6 +122,8 @@ def _chosen(evidence: Evidence, names: Sequence[str]) -> tuple[list[str], list[s
         early = [name for name in judged if name not in final]
         notes = [f"not judged, though the run ends in it: {listed(left)}"] if left else []
         return judged, notes + [f"judged, though the run does not end in it: {listed(early)}"] * bool(early)
+    if not chosen and evidence.results.get("complete") is not True:
+        return [], []  # there may be one when the run has finished, which `doubts` says
     if not chosen:
         raise InputError(f"{folder}: the run has no model to judge; give --cell (in Python: cells=[id]).")
     left = [name for name in final if name not in chosen]
