@@ -93,6 +93,14 @@ def test_cut_off_at_256_tokens_end_token_included(beaver):
     )
 
 
+def test_an_answer_of_which_nothing_was_read_is_unscored(beaver):
+    judge = BeaverDam(model=beaver)
+    items = [Item("q" * 400, "a"), Item("q" * 400, "b"), Item("q", "a" * 400)]
+    first, second, long = (dict(judge.judge(items))[i] for i in range(3))
+    assert first.verdict is second.verdict is None and "the answer was not read" in first.reason
+    assert long.verdict is not None
+
+
 @pytest.mark.parametrize("answer", HOSTILE)
 def test_the_form_stands_once_and_the_only_control_tokens_are_its_own(beaver, answer):
     judge = BeaverDam(model=beaver, max_tokens=2000)

@@ -66,7 +66,8 @@ class Classifier:
         text: what the model reads, with `{prompt}` and `{answer}` (either may be left out).
         add_eos: whether the tokenizer's end-of-sequence token follows the text.
         threshold: a probability above it counts.
-        max_tokens: longer texts are cut off at the end, special tokens included in the count.
+        max_tokens: longer texts are cut off at the end, special tokens included in the count; an answer of which that
+            leaves nothing is unscored.
         batch_size: texts in one batch; halved, with a warning in the log, whenever memory runs out.
         dtype: of the weights; "auto" is what they are stored in.
 
@@ -197,19 +198,27 @@ class Classifier:
             )
         return names, [self.labels[name] == first for name in names], multi
 
-    def _tokens(self, loaded: _Loaded, item: Item) -> tuple[list[int], bool]:
-        """What the model reads, and whether its end was cut off."""
+    def _tokens(self, loaded: _Loaded, item: Item) -> tuple[list[int], bool | None]:
+        """What the model reads, and whether its end was cut off; None where nothing of the answer is left."""
         values = {"{prompt}": loaded.neutralise(item.prompt), "{answer}": loaded.neutralise(item.answer)}
-        text = re.sub(r"\{prompt\}|\{answer\}", lambda found: values[found.group()], self.text)
+
+        def filled(text: str) -> str:
+            return re.sub(r"\{prompt\}|\{answer\}", lambda found: values[found.group()], text)
+
+        text = filled(self.text)
         text += loaded.tokenizer.eos_token if self.add_eos else ""
         ids = loaded.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) <= self.max_tokens:
             return ids, False
         cut = loaded.tokenizer(text, truncation=True, max_length=self.max_tokens)
-        return cut["input_ids"], True
+        before, answered, _ = self.text.partition("{answer}")
+        unread = answered and len(loaded.tokenizer(filled(before), verbose=False)["input_ids"]) >= self.max_tokens
+        return cut["input_ids"], None if unread else True
 
-    def _judgement(self, loaded: _Loaded, logits: list[float], cut: bool) -> Judgement:
+    def _judgement(self, loaded: _Loaded, logits: list[float], cut: bool | None) -> Judgement:
         first, second = VERDICTS[self.kind]
+        if cut is None:
+            return Judgement(None, f"the answer was not read: what comes before it fills the {self.max_tokens} tokens")
         scores = _probabilities(logits, loaded.multi)
         if any(map(math.isnan, scores)):
             return Judgement(None, "the classifier's scores are not numbers (NaN)")
