@@ -88,6 +88,8 @@ WRITTEN = {
     "future.py": "from outside.defense import StayClose\nclass Later(StayClose):\n    contract = {later}\n",
     "future_task.py": "from outside.task import TASK\ncontract = {later}\n",
     "broken.py": "raise RuntimeError('no such GPU')\n",
+    "leaking.py": "from outside.attack import Repeated\n"
+    "class Leaking(Repeated):\n    roles = {{'harmful': 'test_harmful'}}\n",
     "silent.py": "from outside.defense import StayClose\nclass Silent(StayClose):\n    def cost(self): return 1 / 0\n",
 }
 
@@ -116,6 +118,7 @@ def declared(outside, tmp_path):
         ("defenses", "lisa", "outside.defense:StayClose", "mithridate has a `lisa` of its own"),
         ("defenses", "stayclose", "outside.repair:Fade", "of the package o.* has the same name"),
         ("repairs", "other", "outside.defense:StayClose", "is not a Repair of mithridate"),
+        ("attacks", "leaking", "leaking:Leaking", "asks for the rows of test_harmful, which models are tested on"),
         ("judges", "other", "outside.task:TASK", "is not a judge: a dataclass is expected"),
         (
             "judges",

@@ -186,6 +186,8 @@ def by_name(kind: str) -> Registry[Any]:
 
 
 def _no_method(found: Any, base: type[Method]) -> str | None:
-    if isinstance(found, type) and issubclass(found, base):
-        return None
-    return f"is not a {base.__name__} of mithridate"
+    if not (isinstance(found, type) and issubclass(found, base)):
+        return f"is not a {base.__name__} of mithridate"
+    if tested := [role for role in found.roles.values() if role.startswith("test_")]:
+        return f"asks for the rows of {tested[0]}, which models are tested on; a method gets those of other roles"
+    return None
