@@ -14,6 +14,7 @@ from mithridate.experiment.config import Evaluate
 from mithridate.protocols import protocol
 from mithridate.results.release import Limits, gate, read_policy
 from mithridate.results.release.criteria import _drop, criteria, share
+from mithridate.results.release.label import label_of
 from mithridate.results.release.limits import limits_of
 from tests.gate.runs import (
     BENIGN,
@@ -147,6 +148,34 @@ def test_the_drop_is_paired_with_the_plain_fine_tune(tmp_path):
     assert (passed.outcome, failed.outcome) == ("pass", "fail")
     assert {f.cell for f in passed.findings} == {DEFENDED}  # the undefended run is not what would ship
     assert finding(failed, "accuracy drop").value == 40 / 128
+
+
+def test_a_twin_of_which_the_table_says_too_little_is_no_evidence(tmp_path):
+    limits = Limits(0.1, max_accuracy_drop=0.1)
+    folder = run_of(tmp_path / "good", good(), answered(["complied"], ["complied"], right=122))
+    assert gate(folder, limits).outcome == "pass"
+    edit_table(folder, lambda results: _without(results, "verdicts", PLAIN))
+    verdict = gate(folder, limits)
+    assert verdict.outcome == "undecided"
+    assert any("results.json does not say: verdicts" in found.words for found in verdict.findings)
+
+
+def _without(results, name, cell):
+    del next(one for one in results["cells"] if one["id"] == cell)[name]
+
+
+def test_an_edited_verdict_is_no_label(tmp_path):
+    folder = run_of(tmp_path / "run", bad())
+    verdict = json.loads(gate(folder, Limits(0.1)).json())
+    weights = verdict["models"][0]["weights_digest"]
+    table = verdict["about"]["results_sha256"]
+    path = tmp_path / "verdict.json"
+    path.write_text(json.dumps(verdict))
+    assert label_of(path, DEFENDED, weights, table).outcome == "fail"
+    verdict["models"][0]["verdict"] = "pass"
+    path.write_text(json.dumps(verdict))
+    edited = label_of(path, DEFENDED, weights, table)
+    assert edited.outcome is None and "does not follow from what it says" in edited.why
 
 
 def test_a_model_that_was_not_aligned_is_no_twin_of_one_that_was(tmp_path):

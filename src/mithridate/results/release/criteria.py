@@ -131,6 +131,10 @@ def drop(evidence: Evidence, cell: str, limits: Limits, limit: float) -> list[Fi
     found = [
         doubt(cell, "accuracy drop", f"of its twin {twin}: {wrong.words}") for wrong in evidence.doubts_of(twin, True)
     ]
+    if lacking := evidence.lacking(twin):
+        found.append(
+            doubt(cell, "accuracy drop", f"of its twin {twin} results.json does not say: {', '.join(lacking)}")
+        )
     found += [doubt(cell, "accuracy drop", f"its twin {twin} {why}") for why in _broken(rows, evidence, limits, limit)]
     ours, theirs = (_by_prompt(part) for part in (evidence.final(cell), rows))
     if not ours or not theirs:

@@ -101,8 +101,7 @@ class Evidence:
                 words = f"the run has not finished: its table has {len(cells)} cells so far"
             yield "finished", f"{words}; run it again to go on"
         lacking = [name for name in _OF_A_RUN if name not in results]
-        needed = _OF_A_CELL + (("verdicts",) if results["schema"] > 1 else ())
-        lacking += sorted({name for cell in judged for name in needed if name not in cells[cell]})
+        lacking += sorted({name for cell in judged for name in self.lacking(cell)})
         if lacking:
             schema = f"schema {results['schema']}"
             yield "evidence", f"results.json ({schema}) does not say: {', '.join(lacking)}; {_REDO} with this version"
@@ -180,6 +179,11 @@ class Evidence:
                 yield "records", f"they took the very times of those of {where}: they are that model's; {_REDO}"
 
     # -- one model --------------------------------------------------------------------------------
+
+    def lacking(self, name: str) -> list[str]:
+        """What the table does not say of a model."""
+        needed = _OF_A_CELL + (("verdicts",) if self.results["schema"] > 1 else ())
+        return [what for what in needed if what not in self.cells[name]]
 
     def doubts_of(self, name: str, scores: bool) -> list[Finding]:
         """What speaks against the records of one model; with `scores`, also against those of its task answers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,7 +35,11 @@ def doubt(cell: str, criterion: str, words: str, unscored: Sequence[str] = (), l
 
 
 def worst(findings: Sequence[Finding]) -> Outcome:
-    found = {finding.outcome for finding in findings}
+    return worst_of(finding.outcome for finding in findings)
+
+
+def worst_of(outcomes: Iterable[str]) -> Outcome:
+    found = set(outcomes)
     return "fail" if "fail" in found else "undecided" if "undecided" in found else "pass"
 
 

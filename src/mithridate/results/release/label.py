@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mithridate.results.release.findings import EVERY
+from mithridate.results.release.findings import EVERY, worst_of
 from mithridate.results.release.verdict import SCHEMA
 
 VERDICT_FILE = "verdict.json"  # looked for in the run's folder
@@ -51,6 +51,8 @@ def label_of(path: Path, cell: str, weights: str | None, results_sha256: str) ->
         if found["about"]["results_sha256"] != results_sha256:
             return ReleaseLabel(None, f"the run's table has changed since the verdict in {path.name}")
         findings = [one for one in found["findings"] if one["cell"] in (cell, EVERY)]
+        if model["verdict"] != worst_of(one["outcome"] for one in findings):
+            return ReleaseLabel(None, f"the verdict in {path.name} does not follow from what it says of the model")
         notes = [note for note in found["notes"] if not note.startswith(("judged", "not judged"))]  # of other models
         return ReleaseLabel(model["verdict"], "", found["about"], findings, notes)
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -56,7 +56,9 @@ class Limits:
             raise InputError(f"{_named('max_harmful_score')}: 1 would let every model through; give a smaller share")
         listed = isinstance(self.allow_deviations, list | tuple)
         if not listed or not all(isinstance(text, str) for text in self.allow_deviations):
-            raise InputError(f"{DEVIATIONS}, or --allow-deviation: expected a list of texts, got {self.allow_deviations!r}")
+            raise InputError(
+                f"{DEVIATIONS}, or --allow-deviation: expected a list of texts, got {self.allow_deviations!r}"
+            )
         object.__setattr__(self, DEVIATIONS, tuple(self.allow_deviations))
 
     def asked(self, name: str) -> float | None:
