@@ -228,6 +228,17 @@ def test_a_run_resumed_in_the_middle_ends_bit_for_bit_the_same(name, at, saved, 
 
 
 @defenses
+def test_a_run_resumed_after_its_last_step_takes_no_further_one(name, saved, tmp_path):
+    """Five steps end within a pass, where the Trainer itself would take a sixth."""
+    folder, whole = saved(name)
+    last = len(list(folder.glob("checkpoint-*")))
+    net = model("lora", torch.float32, dropout=0.3)
+    t = trainer_for(net, tmp_path, defense=example("defenses", name), **USUAL | {"max_steps": 5})
+    t.train(resume_from_checkpoint=str(folder / f"checkpoint-{last}"))
+    assert t.state.global_step == last and same(whole, weights(net))
+
+
+@defenses
 def test_its_state_goes_round(name, tmp_path):
     """What is saved after some steps is what is there after it was loaded into another instance."""
     states = []

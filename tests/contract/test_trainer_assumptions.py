@@ -170,6 +170,22 @@ def test_a_resumed_run_loads_the_optimizer_before_it_begins(tmp_path):
     assert events == [str(folder), 1]
 
 
+def test_a_run_resumed_at_its_end_asks_for_a_pass_before_it_looks(tmp_path):
+    """There the mixin ends it: by itself the Trainer takes a further step."""
+    args = {"max_steps": 3, "per_device_train_batch_size": 2}
+    trainer_for(model(), tmp_path, data=USER, cls=SFTTrainer, save_strategy="steps", save_steps=3, **args).train()
+    asked = []
+
+    class Watched(SFTTrainer):
+        def _run_epoch(self, *args, **kwargs):
+            asked.append((self.state.global_step, self.state.max_steps))
+            super()._run_epoch(*args, **kwargs)
+
+    t = trainer_for(model(), tmp_path, data=USER, cls=Watched, **args)
+    t.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert asked == [(3, 3)] and t.state.global_step == 4
+
+
 def test_no_loss_is_scaled_without_fp16(tmp_path):
     t = trainer_for(model(), tmp_path, data=USER, cls=SFTTrainer)
     assert t.accelerator.scaler is None and t.accelerator.mixed_precision == "no"

@@ -68,7 +68,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.shows("resume", "exact", methods=["lisa"], note="bit for bit")
-@pytest.mark.parametrize("step", [1, 2, 4, 5, 6, 8])
+@pytest.mark.parametrize("step", [1, 2, 4, 5, 6, 8, 9])
 def test_a_run_resumed_in_any_phase_equals_the_uninterrupted_one_bit_for_bit(step, whole, tmp_path):
     folder, final, history = whole
     checkpoint = tmp_path / f"checkpoint-{step}"

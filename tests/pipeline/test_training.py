@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mithridate.data.records import training_dataset
-from mithridate.errors import InputError
+from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline import training
 from mithridate.pipeline.training import build_trainer, planned_steps, train, training_arguments
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -120,6 +120,30 @@ def test_a_finished_stage_leaves_weights_snapshots_and_its_log(tmp_path):
     assert files == {"history.json", *(f"{folder}/{name}" for folder in folders for name in names)}
     history = json.loads((tmp_path / "history.json").read_text())
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("passes", [{"max_steps": 3}, {"num_train_epochs": 0.75}, {"num_train_epochs": 1}])
+def test_interrupted_after_its_last_checkpoint_a_run_takes_no_further_step(tmp_path, monkeypatch, passes):
+    """The Trainer itself takes one, unless the pass ends there."""
+    settings = {"learning_rate": 0.01, "lr_scheduler_type": "constant", "per_device_train_batch_size": 2} | passes
+    train(trainer(tmp_path / "whole", settings=settings), tmp_path / "whole", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_require_steps", lambda trainer: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(trainer(tmp_path / "cut", settings=settings), tmp_path / "cut", [])
+    made = trainer(tmp_path / "cut", settings=settings)
+    train(made, tmp_path / "cut", [])
+    assert made.state.global_step == made.state.max_steps
+    whole, cut = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_training_of_more_steps_than_planned_is_not_kept(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    monkeypatch.setattr(made, "train", lambda **_: vars(made.state).update(global_step=5, max_steps=4))
+    with pytest.raises(MithridateError, match="made 5 optimizer steps, and 4 were planned"):
+        train(made, tmp_path, [])
+    assert not (tmp_path / "model").exists()
 
 
 # -- what is shown ----------------------------------------------------------------------------------------

@@ -557,8 +557,13 @@ def _require_sequences(trainer: DefenseTrainer, counted: list[int]) -> None:
 
 
 def _require_steps(trainer: DefenseTrainer) -> None:
-    """Raises MithridateError where the training ended before its last planned step."""
+    """Raises MithridateError where the training ended before its last planned step, or after it."""
     made, planned = trainer.state.global_step, trainer.state.max_steps
+    if made > planned:
+        raise MithridateError(
+            f"the training made {made} optimizer steps, and {planned} were planned, so it is not kept as finished. "
+            "This version of transformers ends a run in another way than the one that was tested."
+        )
     if made < planned or made == 0:
         raise MithridateError(
             f"the training ended after {made} of {planned} optimizer steps, so it is not kept as finished. Its rows "

@@ -299,6 +299,14 @@ class DefenseMixin(Reach):
         super()._load_optimizer_and_scheduler(checkpoint)
         self._resumed_from = None if checkpoint is None else Path(checkpoint)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer looks for the last step only after another one: it enters the epoch again in which a run ended
+        # that goes on from its last checkpoint.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _begin(self) -> None:
         self._records, self._first_bad_step, self._passes = {}, None, 0
         self._window, self._window_step, self._begun_step = [], -1, -1
