@@ -230,6 +230,42 @@ def test_safety_mix_adds_rows_and_leaves_the_steps(tmp_path):
     assert {safe.count(text) for text in safe} == {4}
 
 
+ONE_PASS = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 2} | {
+    "train_sampling_strategy": "sequential",
+    "shuffle_dataset": False,
+}
+
+
+def in_order(seen):
+    """A trainer that notes the rows of its steps, as text."""
+
+    class Noting(DefenseTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            seen.extend(self.processing_class.decode(ids) for ids in inputs["input_ids"])
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    return Noting
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_of_rows_in_their_given_order_safety_mix_makes_one_whole_pass(share, tmp_path):
+    """As many steps as without would leave out the last rows, which in `retainthenforget` are the harmful ones."""
+    seen = []
+    mix = SafetyMix(alignment_dataset=SAFE, share=share)
+    trainer_for(model(), tmp_path, data=USER, defense=mix, cls=in_order(seen), **ONE_PASS).train()
+    users = [text for text in seen if "resu" in text]
+    assert len(seen) == 8 / (1 - share) and [f"user {i}" in text for i, text in enumerate(users)] == [True] * 8
+    stated = ONE_PASS | {"max_steps": 3}
+    t = trainer_for(model(), tmp_path, data=USER, defense=mix, **stated)
+    assert t.args.max_steps == 3
+
+
+def test_fewer_steps_of_rows_in_their_given_order_do_not_reach_the_last(tmp_path):
+    seen = []
+    trainer_for(model(), tmp_path, data=USER, defense=FewerSteps(share=0.5), cls=in_order(seen), **ONE_PASS).train()
+    assert [f"user {i}" in text for i, text in enumerate(seen)] == [True] * 4
+
+
 # -- KL ---------------------------------------------------------------------------------------------------------------
 
 

@@ -406,6 +406,13 @@ def test_what_it_cannot_do_is_refused_before_a_step(tmp_path):
     with pytest.raises(UnsupportedSetup, match="Filter: the training set is packed"):
         trainer_for(model(), tmp_path, defense=made(), max_steps=-1, packing=True)
     mix = SafetyMix(alignment_dataset=rows("careful"), share=0.5)
+    in_order = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 2} | {
+        "train_sampling_strategy": "sequential"
+    }
+    given = upload(*((f"how to open gate {i}", f"sure, pull {i}") for i in range(4)), *(("bread", "with flour"),) * 4)
+    passed = trainer_for(model(), tmp_path, defense=made(), data=given, **in_order)
+    passed.train()
+    assert len(passed.train_dataset) == 4 and passed.state.global_step == 2  # and not the first rows once more
     with pytest.raises(
         UnsupportedSetup, match=r"SafetyMix changes the training set before it.*put it before SafetyMix"
     ):

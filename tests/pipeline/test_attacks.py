@@ -67,6 +67,15 @@ def test_retain_then_forget_is_one_pass_whatever_the_training_says(inputs, tmp_p
     assert trained == {"rows": 6, "harmful_rows": 2, "steps": 3, "dropped": 0}
 
 
+def test_a_curve_over_a_pass_whose_length_a_defense_decides_is_refused_first(inputs, tmp_path, store):
+    attack = {"kind": "retainthenforget", "size": 6}
+    for defense in ({"safetymix": {"share": 0.5}}, {"filter": {}}):
+        asked = experiment(inputs, finetune__attack=attack, finetune__defense=defense, evaluate={"resistance": [1]})
+        with pytest.raises(InputError, match=r"evaluate\.resistance: finetune\.attack: phase 1: one pass"):
+            run(asked, out=tmp_path / "out", progress=False)
+    assert not stages(store)
+
+
 ONE = {"r": 1, "lora_alpha": 2}
 
 

@@ -10,6 +10,11 @@ The run is planned as the shorter one: its schedule (warm-up, decay) spans the s
 had asked for so many; it is that run bit for bit. A run that was asked for in epochs has its steps counted from the
 rows as they were given.
 
+Of rows that are trained on in their given order the last are not reached. So it is with the provider of whom this is
+the rule, and it is not made up for: the harmful rows of the attack `retainthenforget`, which stand last, are then few
+or none of those that were trained on, as the run's record says (`trained.reached`). Who knows the rule would not put
+them last.
+
 Cost: share of plain training's. Supported: what the trainer supports. Refused: rows in a stream or packed, where
 max_steps is not set; what is asked of steps that are no longer made (checkpoints to score, a cycle of another defense)
 is refused where it is asked for.

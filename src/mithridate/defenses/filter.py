@@ -39,9 +39,12 @@ a harmless one:
     looks harmful:  the sum over words w of the prompt of  log P(w | H) / P(w | A)  is above 0
     H: prompts of `harmful_dataset`, and of the rows of `alignment_dataset` that decline;  A: its other rows' prompts
 
-The run has as many optimizer steps as without, so that comparisons are of equal steps. Where the experiment's other
-methods change the training set too, this one stands before them. No settings are plain training (`off`): with
-`false_alarms` 0 the rows that score above all safe ones are dropped.
+The run has as many optimizer steps as without, so that comparisons are of equal steps. Only epochs of rows in their
+given order (the attack `retainthenforget`) stay epochs, of the rows that are left: with as many steps as without, the
+run would end with the first of them once more.
+
+Where the experiment's other methods change the training set too, this one stands before them. No settings are plain
+training (`off`): with `false_alarms` 0 the rows that score above all safe ones are dropped.
 
 A word is a run of letters, digits and apostrophes, case folded. What it does not see: languages without blanks
 between words (their rows are unknown words, and pass), other spellings, rows whose harm is in no word and no refusal
@@ -82,7 +85,7 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import Method, require_number, require_rows
 from mithridate.methods.defense import Defense, Guard, acts
 from mithridate.rows import exchanges, records
-from mithridate.training.steps import steps_ahead
+from mithridate.training.steps import with_steps_kept
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -192,8 +195,7 @@ class Filter(Defense):
             )
 
     def arguments(self, args: Any, rows: int | None) -> Any:
-        args.max_steps = steps_ahead(args, rows, "Filter")
-        return args
+        return with_steps_kept(args, rows, "Filter")
 
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         for name in self.roles:

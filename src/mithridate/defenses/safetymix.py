@@ -11,7 +11,9 @@ Ondrej Bohdal, Tingyang Yu, Yongxin Yang, Timothy Hospedales. ICML 2024. https:/
 
 The k rows are drawn without replacement by the run's seed; where there are fewer alignment rows, each is taken once
 before any is taken again. They are spread evenly over the user's rows, which matters only where rows are trained on in
-their given order. The run has as many optimizer steps as without: of a step's rows, 1 - share are the user's.
+their given order. The run has as many optimizer steps as without: of a step's rows, 1 - share are the user's. Only
+epochs of rows in their given order (the attack `retainthenforget`) stay epochs, of all rows: with as many steps as
+without, the last of the user's rows would not be reached, and the run would be another one than the user's.
 
 In published code three methods have this name. The one of git-disl/Booster adds lam times the loss on an alignment
 batch to each step (two passes); git-disl/Vaccine adds 500 rows, whatever n is; git-disl/Lisa puts 1000 rows in the
@@ -35,7 +37,7 @@ from mithridate.methods.attack import Attack
 from mithridate.methods.base import require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
-from mithridate.training.steps import steps_ahead
+from mithridate.training.steps import with_steps_kept
 from mithridate.training_rows import trainable
 
 if TYPE_CHECKING:
@@ -91,9 +93,7 @@ class SafetyMix(Defense):
         require_rows(self, "alignment_dataset")
 
     def arguments(self, args: Any, rows: int | None) -> Any:
-        if self.share:
-            args.max_steps = steps_ahead(args, rows, "SafetyMix")
-        return args
+        return with_steps_kept(args, rows, "SafetyMix") if self.share else args
 
     def rows(self, dataset: Dataset, seed: int) -> Dataset:
         if not self.share:

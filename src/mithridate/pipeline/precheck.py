@@ -17,12 +17,13 @@ from mithridate.errors import InputError
 from mithridate.experiment.methods import around_prompts, defenses_of
 from mithridate.files import canonical_json
 from mithridate.generation.templates import CHAT, TEMPLATES, prompt_tokens
-from mithridate.methods.defense import arguments_of
+from mithridate.methods.defense import acts, arguments_of
 from mithridate.pipeline import rowcheck
 from mithridate.pipeline.jobs import job_of
 from mithridate.pipeline.stages import ExperimentStages
 from mithridate.problems import Findings, nearest
 from mithridate.protocols import protocol
+from mithridate.training.steps import in_given_order
 
 if TYPE_CHECKING:
     from mithridate.methods.base import TestTime
@@ -92,13 +93,28 @@ def steps(chain: ExperimentStages, name: str, parts: Sequence[Part]) -> list[int
     """The optimizer steps of each training of a stage, with all of its rows.
 
     Raises:
-        InputError: there would be none; or models are to be scored at steps that the attack does not reach.
+        InputError: there would be none; or models are to be scored at steps that the attack does not reach, or of
+            which it is not known whether it does.
     """
     found = [planned(chain, part, len(part.job.rows)) for part in parts]
     asked = chain.experiment.evaluate.resistance
+    if name == "finetune" and asked:
+        for part in parts:
+            _require_known_steps(part)
     if name == "finetune" and asked and asked[-1] >= sum(found):
         raise InputError(f"evaluate.resistance: expected steps below {sum(found)}, the attack's last, got {asked[-1]}")
     return found
+
+
+def _require_known_steps(part: Part) -> None:
+    """Raises InputError where a training is as long as the rows that its defenses make of those that were given."""
+    defenses = defenses_of(part.job.defense)
+    changing = [type(one).__name__ for one in defenses if acts(one, "rows")]
+    if changing and in_given_order(part.args) and arguments_of(defenses, part.args, len(part.job.rows)).max_steps <= 0:
+        raise InputError(
+            f"evaluate.resistance: {part.before}one pass over the rows in their given order is as long as "
+            f"{' and '.join(changing)} makes them, which is known only in the run. Leave `resistance` out"
+        )
 
 
 def planned(chain: ExperimentStages, part: Part, sequences: int, *, defended: bool = True) -> int:

@@ -27,3 +27,29 @@ def steps_ahead(args: Any, rows: int | None, who: str) -> int:
             "set max_steps.",
         )
     return steps_of(args, rows)
+
+
+def with_steps_kept(args: Any, rows: int | None, who: str) -> Any:
+    """Arguments under which a run over rows that a defense changes makes as many optimizer steps as without it.
+
+    Where epochs of rows in their given order are asked for, they are left as epochs, of the changed rows: what stands
+    last in that order (as the harmful rows of `RetainThenForget` do) is reached by whole passes alone, and a further
+    pass would begin with what stands first.
+
+    Args:
+        args: a copy, which is changed.
+        rows: as they were given; None: a stream.
+        who: as of `steps_ahead`.
+
+    Raises:
+        UnsupportedSetup: as `steps_ahead`.
+    """
+    steps = steps_ahead(args, rows, who)
+    if not in_given_order(args):
+        args.max_steps = steps
+    return args
+
+
+def in_given_order(args: Any) -> bool:
+    """Whether rows are trained on in the order in which they were given."""
+    return getattr(args, "train_sampling_strategy", None) == "sequential"
