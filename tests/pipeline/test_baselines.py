@@ -4,14 +4,17 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mithridate import run
 from mithridate.errors import InputError, UnsupportedSetup
 from mithridate.experiment.config import load_experiment, resolve
 from mithridate.pipeline.cell_export import export_cell
+from mithridate.repairs.delta import Delta
 from tests.pipeline.small import experiment, write_inputs
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
+SCHEDULED = {"kind": "scheduled", "size": 8, "harmful_ratio": 0.25}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,34 @@ def test_lox_before_the_users_run_and_wiseft_after_it(inputs, tmp_path, topology
     torch.testing.assert_close(hard, base + 1.5 * (aligned - base), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(mean, 0.25 * hard + 0.75 * tuned, atol=1e-6, rtol=1e-4)
     assert not torch.equal(tuned, hard) and not torch.equal(mean, tuned)
+
+
+BF16 = {"dtype": "bfloat16", "repair": {"lox": {"coef": 0.5}}, "align__training__max_steps": 2}
+
+
+@pytest.mark.parametrize("adapter", ["full", pytest.param({"r": 2, "lora_alpha": 4}, marks=pytest.mark.slow)])
+def test_where_all_weights_are_trained_lox_is_computed_in_float32_and_measured_in_the_runs_dtype(
+    inputs, tmp_path, adapter
+):
+    """The fine-tune goes on from the alignment's own weights, of which bfloat16 would have lost the small changes."""
+    asked = experiment(inputs, topology="full", finetune__adapter=adapter, finetune__training__max_steps=2, **BF16)
+    finished = run(asked, out=tmp_path / "out", until="evaluate", progress=False)
+    store, base = tmp_path / "store", load_file(inputs / "model" / "model.safetensors")
+    [aligned], [hard] = store.glob("align-*/model/model.safetensors"), store.glob("harden-*/model")
+    aligned, delta = load_file(aligned), Delta.load(hard)
+    for name, change in delta.changes.items():
+        torch.testing.assert_close(change.value, aligned[name] + 0.5 * (aligned[name] - base[name]))
+    assert delta.changes[KEY].value.dtype == torch.float32
+    cells = {cell["id"].rsplit("-full", 1)[0]: cell for cell in finished.results["cells"]}
+    measured = plain(tmp_path / "out", cells["sft+lox-none-none"], tmp_path / "hard")
+    assert measured.dtype == torch.bfloat16 and torch.equal(measured, delta.changes[KEY].value.bfloat16())
+
+
+@pytest.mark.parametrize("own", [{"finetune__adapter": "full"}, {"finetune__attack": SCHEDULED | {"adapter": "full"}}])
+def test_lox_on_merged_weights_in_bfloat16_before_a_training_of_all_is_refused_first(inputs, tmp_path, own):
+    with pytest.raises(InputError, match=r"repair\.lox: changes weights in bfloat16, .* Set dtype: float32"):
+        run(experiment(inputs, **BF16, **own), out=tmp_path / "out", progress=False)
+    assert not list((tmp_path / "store").glob("align-*"))
 
 
 @pytest.mark.parametrize("repair", [{"randommask": {"ratio": 0.3}}, {"randomnoise": {"scale": 0.5}}])

@@ -462,3 +462,21 @@ def test_of_a_delta_from_before_it_is_known_what_it_lies_on(tmp_path, monkeypatc
         aligned = tiny_llama()
         repaired(kind, with_lora(copy.deepcopy(aligned)), aligned).save(tmp_path / kind)
         assert Delta.load(tmp_path / kind).dequantised == (kind == "dense")
+
+
+def test_rounded_to_a_narrower_dtype_it_fits_the_model_there_and_factors_are_left(tmp_path):
+    wide, narrow = tiny_llama(torch.float32), tiny_llama(torch.bfloat16)
+    name, value = "model.norm.weight", torch.linspace(0, 1, 16)
+    delta = Delta("mine")
+    delta.replace(name, value)
+    delta.apply(wide)
+    delta.save(tmp_path)
+    with pytest.raises(InputError, match=r"made in torch\.float32 and the model is in torch\.bfloat16"):
+        Delta.load(tmp_path).apply(narrow)
+    Delta.load(tmp_path).rounded(torch.bfloat16).apply(narrow)
+    assert torch.equal(dict(narrow.named_parameters())[name], value.bfloat16())
+    kept = Delta("mine")
+    kept.replace("model.layers.0.self_attn.q_proj.lora_B", value)
+    kept.replace(name, value.bfloat16())
+    kept.rounded(torch.bfloat16).rounded(torch.float32)
+    assert [change.value.dtype for change in kept.changes.values()] == [torch.float32, torch.bfloat16]

@@ -84,6 +84,13 @@ def _drawing(repair: Repair, seed: int) -> Repair:
     return replace(repair, seed=int.from_bytes(drawn[:6], "big"))
 
 
+def repaired_in(experiment: Experiment, stage: str, dtype: str) -> str:
+    """The dtype in which stage `harden` or `repair` computes, where models are loaded in `dtype`. Weights that the
+    alignment trained are kept in float32, and a fine-tune that trains them all starts from them as they are, so that
+    the repair between the two is in float32, too; what is measured is rounded as it is loaded."""
+    return "float32" if stage == "harden" and experiment.adapter_of("align") is None else dtype
+
+
 def plain_by(experiment: Experiment, stage: str) -> bool:
     """Whether a quantised base has been dequantised before `stage`: by a repair that changed its weights."""
     if stage not in ("finetune", "repair") or experiment.finetune is None:

@@ -47,7 +47,8 @@ def assemble(
 
     Weights are in `dtype`; unmerged adapters are in fp32. An adapter is merged into the weights in `dtype` that it was
     trained over, in fp32 arithmetic with one rounding at the end. Quantised weights carry it instead (`carried.py`);
-    where a repair changed weights they are dequantised, and from there on the model is a plain one.
+    where a repair changed weights they are dequantised, and from there on the model is a plain one. What a repair made
+    in a wider dtype is rounded to `dtype`.
 
     Args:
         base: from `resolve_model`.
@@ -68,7 +69,7 @@ def assemble(
     trained_on = False
     for layer, after in zip(rest, [*rest[1:], None]):
         if layer.kind == "delta":
-            delta = Delta.load(layer.path)
+            delta = Delta.load(layer.path).rounded(dtype)
             model = dequantised(model) if delta.dequantised else model
             model = merge_adapter(model) if delta.apply(model).merged else model
         elif not layer.merge and after is not None and after.kind == "adapter":

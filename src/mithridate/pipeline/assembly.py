@@ -91,12 +91,15 @@ def load(chain: ExperimentStages, upto: str, step: int | None = None) -> Any:
     return load_layers(chain, layers_after(chain, upto, step))
 
 
-def load_layers(chain: ExperimentStages, layers: list[Any]) -> Any:
+def load_layers(chain: ExperimentStages, layers: list[Any], dtype: str | None = None) -> Any:
+    """A model in the run's dtype, or in `dtype`, on the GPU if there is one."""
+    import torch
+
     from mithridate.models.layers import assemble
     from mithridate.models.memory import to_gpu
     from mithridate.training.quantised import quantiser
 
-    model: Any = assemble(chain.context.base, layers, chain.context.torch_dtype)
+    model: Any = assemble(chain.context.base, layers, getattr(torch, dtype) if dtype else chain.context.torch_dtype)
     if quantiser(model) is not None:  # where it was quantised
         return model
     return to_gpu(model, chain.experiment.model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.tasks.capability import capability
 from mithridate.evaluation import answers, guard_of
-from mithridate.experiment.methods import around_prompts, repair_of
+from mithridate.experiment.methods import around_prompts, repair_of, repaired_in
 from mithridate.methods import Repair
 from mithridate.models.quantisation import dequantised
 from mithridate.pipeline import checkpointing, precheck
@@ -108,9 +108,10 @@ def _repair(chain: ExperimentStages, stage: Stage, work: Path) -> dict[str, Any]
     assert chosen
     name, repair = chosen
     plain = repair.cost().changes != "adapter"  # 4 and 8 bits hold no new values
+    dtype = repaired_in(chain.experiment, stage.name, chain.context.dtype)
 
     def load(kind: str) -> Any:
-        model = load_layers(chain, input_layers(chain, stage.name, kind))
+        model = load_layers(chain, input_layers(chain, stage.name, kind), dtype)
         return dequantised(model) if plain else model
 
     models = {field: load(kind) for field, kind in repair.model_inputs().items()}

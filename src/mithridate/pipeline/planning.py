@@ -12,7 +12,7 @@ from mithridate.errors import InputError, first_line, nearest
 from mithridate.estimate import METHODS, PLAIN, REPAIRS, Estimate, RepairNeeds, estimate, repair
 from mithridate.estimate.trace import Setup, config_of, whole_counts
 from mithridate.experiment.config import with_defaults
-from mithridate.experiment.methods import attack_of, defenses_of, part_of, plain_by, repair_of
+from mithridate.experiment.methods import attack_of, defenses_of, part_of, plain_by, repair_of, repaired_in
 from mithridate.experiment.processes import with_processes
 from mithridate.experiment.roles import load_roles
 from mithridate.methods.attack import Phase
@@ -227,7 +227,10 @@ def of_stage(
         assert found
         lengths = _lengths_of(found[1], roles, tokenizer, template)
         setup = replace(
-            _over(common, experiment, stage), batch=8, length=max((total for total, _ in lengths), default=1)
+            _over(common, experiment, stage),
+            batch=8,
+            length=max((total for total, _ in lengths), default=1),
+            dtype=repaired_in(experiment, stage, common.dtype),
         )
         needs = replace(repair(config, setup, found[1], len(lengths), memory=memory), method=found[0])
         if stage == "repair" and experiment.budget:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.records import conversation
 from mithridate.errors import InputError
-from mithridate.experiment.methods import around_prompts, defenses_of
+from mithridate.experiment.methods import around_prompts, defenses_of, repaired_in
 from mithridate.files import canonical_json
 from mithridate.generation.templates import CHAT, TEMPLATES, prompt_tokens
 from mithridate.methods.defense import acts, arguments_of
@@ -126,6 +126,26 @@ def planned(chain: ExperimentStages, part: Part, sequences: int, *, defended: bo
         return planned_steps(arguments_of(defenses, part.args, sequences), sequences, _processes(chain))
     except InputError as error:
         raise InputError(f"{part.path}.{error}") from error
+
+
+def between(chain: ExperimentStages) -> None:
+    """Whether a fine-tune can start from what a repair before it left.
+
+    Raises:
+        InputError: the repair is computed in a narrower dtype than the fine-tune, which trains all weights.
+    """
+    experiment = chain.experiment
+    if chain.harden is None or not experiment.finetune:
+        return
+    computed, own = repaired_in(experiment, "harden", chain.context.dtype), chain.adapter("finetune")
+    chosen = [own if phase.adapter is None else phase.adapter for phase in chain.attack.phases()]
+    kept = experiment.align and experiment.topology == "single"  # then the adapter is repaired, which is in float32
+    if computed != "float32" and not kept and any(adapter in (None, "full") for adapter in chosen):
+        [name] = chain.harden.config["repair"]
+        raise InputError(
+            f"repair.{name}: changes weights in {computed}, and the fine-tune trains all weights, which it "
+            "starts from in float32. Set dtype: float32, or topology: full, or let the fine-tune train an adapter"
+        )
 
 
 def _processes(chain: ExperimentStages) -> int:

@@ -128,6 +128,18 @@ class Delta:
             raise InputError(f"{layer}: factors of shape {tuple(a.shape)} and {tuple(b.shape)} have no product B A")
         self.changes[layer] = Factors(_own(a), _own(b), scaling)
 
+    def rounded(self, dtype: torch.dtype) -> Self:
+        """For a model in `dtype`: new values of weights that were made in a wider one are rounded to it. Those of
+        LoRA's factors, which are in float32 over any model, are left. Returns itself."""
+        for name, change in self.changes.items():
+            if isinstance(change, Factors) or _of_a_factor(name):
+                continue
+            if isinstance(change, Dense):
+                change.value = _narrowed(change.value, dtype)
+            elif change.values is not None:
+                change.values = _narrowed(change.values, dtype)
+        return self
+
     # -- what it says -------------------------------------------------------------------------------
 
     @property
@@ -154,7 +166,7 @@ class Delta:
     def only_factors(self) -> bool:
         """Whether it changed nothing but LoRA's factors, so that the weights beneath are as they were."""
         return all(
-            isinstance(change, Factors) or name.endswith((".lora_A", ".lora_B")) or not change.count()[0]
+            isinstance(change, Factors) or _of_a_factor(name) or not change.count()[0]
             for name, change in self.changes.items()
         )
 
@@ -444,6 +456,14 @@ class Delta:
         delta._patterns = facts["patterns"]
         delta._undo = undo if undo or (facts["undo"] and not delta.changes) else None
         return delta
+
+
+def _of_a_factor(name: str) -> bool:
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype) if torch.finfo(dtype).bits < torch.finfo(values.dtype).bits else values
 
 
 def _lora(model: Any) -> set[str]:

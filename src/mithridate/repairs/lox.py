@@ -10,8 +10,9 @@ values of W_aligned - W_base. Its defaults are k = 0, which is the whole, and co
 have is not in it. After a LoRA alignment the matrix is scaling * B A, of rank r at most, and the whole is taken. Where
 the alignment's adapter is at hand, over the base, LoX is B <- (1 + coef) * B: the adapter stays one, which the user's
 run may go on training (topology single); where it is merged (double), or all weights were trained (full), the weights
-are edited, for which the base is needed. It acts before the user's run, as in the paper; applied after it, it would
-scale up the user's change too. With `coef` 0 nothing changes, bit for bit.
+are edited, for which the base is needed. Where all weights were trained, an experiment has them edited in float32
+whatever its dtype, for the user's run goes on from them so. It acts before the user's run, as in the paper; applied
+after it, it would scale up the user's change too. With `coef` 0 nothing changes, bit for bit.
 
 Cost: none but reading the weights: no pass, no data. Memory: both models, and one weight in float32 at a time.
 
