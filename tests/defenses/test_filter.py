@@ -326,12 +326,13 @@ def test_what_is_left_out_is_counted_by_the_rows_that_were_handed_in():
     handed = [{"poisoned": i < 2} for i in range(6)]
     parts = [SimpleNamespace(places=[0, 1, 2, 4]), SimpleNamespace(places=[1, 3, 5])]
     counted = [(parts[0], Left(4, lost=[3])), (parts[1], Left(3))]
-    found = trained(counted, handed, 7, [[0, 1], [2]])
+    found = trained(counted, handed, 7, [[0, 1], [2]], [None, None])
     assert found == {
         **{"rows": 3, "harmful_rows": 1, "steps": 7, "dropped": 1},
         "filtered": {"harmful": 1, "of_harmful": 2, "benign": 1, "of_benign": 4},
     }
-    assert trained(counted, handed, 7, [None, None]) == {"rows": 5, "harmful_rows": 2, "steps": 7, "dropped": 1}
+    plain = {"rows": 5, "harmful_rows": 2, "steps": 7, "dropped": 1}
+    assert trained(counted, handed, 7, [None, None], [None, None]) == plain
     cells = [{"trained": found}, {"trained": found}, {"trained": {"rows": 5}}, {"trained": None}]
     assert in_words(filtered(cells)) == "2 of 4 attack rows, 2 of 8 others" and filtered(cells[2:]) is None
     assert in_words({"harmful": 0, "of_harmful": 0, "benign": 3, "of_benign": 9}) == "3 of 9 rows"

@@ -67,6 +67,41 @@ def test_retain_then_forget_is_one_pass_whatever_the_training_says(inputs, tmp_p
     assert trained == {"rows": 6, "harmful_rows": 2, "steps": 3, "dropped": 0}
 
 
+SHUFFLED = {"kind": "harmful", "size": 6, "harmful_ratio": 1 / 3}
+IN_ORDER = {"kind": "retainthenforget", "size": 6}
+HALF = IN_ORDER | {"harmful_ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("finetune", "reached"),
+    [
+        ({"attack": SHUFFLED}, {"rows": 4, "of": 6, "harmful_rows": None}),
+        ({"attack": SHUFFLED, "training": {"max_steps": 3}}, None),
+        ({"attack": SHUFFLED, "training": {"dataloader_drop_last": True, "max_steps": 3}}, None),
+        ({"attack": SHUFFLED, "defense": {"safetymix": {"share": 0.5}}}, {"rows": 4, "of": 12, "harmful_rows": None}),
+        ({"attack": SHUFFLED | {"kind": "scheduled", "leap": 2.0}, "training": {"max_steps": 3}}, None),
+        ({"attack": IN_ORDER}, None),
+        ({"attack": IN_ORDER, "defense": {"safetymix": {"share": 0.5}}}, None),
+        ({"attack": IN_ORDER, "defense": {"fewersteps": {"share": 0.5}}}, {"rows": 4, "of": 6, "harmful_rows": 0}),
+        ({"attack": HALF, "defense": {"fewersteps": {"share": 0.5}}}, {"rows": 4, "of": 6, "harmful_rows": 1}),
+    ],
+)
+def test_where_steps_end_before_the_rows_do_the_record_says_how_many_were_reached(
+    inputs, tmp_path, store, finetune, reached
+):
+    asked = experiment(inputs, align="none")
+    training = asked["finetune"]["training"] | {"max_steps": 2} | finetune.get("training", {})
+    asked["finetune"] |= finetune | {"training": training}
+    run(asked, out=tmp_path / "out", until="finetune", progress=False)
+    [tuned] = stages(store, "finetune")
+    trained = json.loads((store / tuned / "stage.json").read_text())["trained"]
+    assert trained.get("reached") == reached
+    assert (trained["rows"], trained["harmful_rows"]) == (
+        6,
+        3 if finetune["attack"].get("harmful_ratio") == 0.5 else 2,
+    )
+
+
 def test_a_curve_over_a_pass_whose_length_a_defense_decides_is_refused_first(inputs, tmp_path, store):
     attack = {"kind": "retainthenforget", "size": 6}
     for defense in ({"safetymix": {"share": 0.5}}, {"filter": {}}):

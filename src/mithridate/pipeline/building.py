@@ -86,7 +86,8 @@ def _train(
     else:
         training.run_job(job, work)
     steps = json.loads((work / "history.json").read_text())[-1]["step"]
-    record["trained"] = precheck.trained(counted, rows, steps, training.dropped_places(job, work))
+    dropped, reached = training.dropped_places(job, work), training.rows_reached(job, work)
+    record["trained"] = precheck.trained(counted, rows, steps, dropped, reached)
     untold = {path: said.count(None) for path, said in verdicts.items() if None in said}
     notes = [f"{name}: {path} could not tell of {count} rows" for path, count in untold.items()]
     return record | {"said": [*precheck.said(chain, name, counted), *notes]}

@@ -170,26 +170,46 @@ def trained(
     rows: Sequence[dict[str, Any]],
     steps: int,
     dropped: Sequence[Sequence[int] | None],
+    reached: Sequence[tuple[int, int] | None],
 ) -> dict[str, Any]:
-    """What a stage trained, as results.json has it: rows of which something was learnt, the harmful ones among them,
+    """What a stage trained, as results.json has it: rows that it had to train on, the harmful ones among them,
     optimizer steps, and rows of which nothing was left after tokenising (`dropped`). Where a defense chooses among
     the rows, `filtered` counts those that it left out, of the harmful and of the benign ones. A row that several
     phases train on counts once, and as left out only where all of them do without it.
 
+    Where the steps end before the rows do, `reached` says how many rows they came to and `of` how many, with those
+    that a defense adds, summed over the trainings of which that is so; and, where rows are trained on in their given
+    order, how many of the harmful ones were among them.
+
     Args:
         dropped: by training, the places among its rows of those that a defense left out (`training.dropped_places`).
+        reached: by training, as `training.rows_reached` gives it.
     """
-    kept, out, given = set(), set(), set()
-    for (part, left), places in zip(counted, dropped, strict=True):
+    kept, out, given, seen = set(), set(), set(), set()
+    short: list[tuple[int, int]] = []
+    known = True  # which rows the steps came to
+    for (part, left), places, ends in zip(counted, dropped, reached, strict=True):
         given |= set(part.places)
         out |= {part.places[i] for i in places or ()}
-        kept |= {place for i, place in enumerate(part.places) if i not in {*left.lost, *(places or ())}}
+        own = [place for i, place in enumerate(part.places) if i not in {*left.lost, *(places or ())}]
+        kept |= set(own)
+        if ends is None:
+            seen |= set(own)
+            continue
+        short.append(ends)
+        known = known and in_given_order(part.args)
+        # of rows among which a defense spread its own, as large a part
+        seen |= set(own[: -(-len(own) * ends[0] // ends[1])] if known else ())
     out -= kept
 
     def harmful(places: set[int]) -> int:
         return sum(bool(rows[place].get("poisoned")) for place in places)
 
-    found = {"rows": len(kept), "harmful_rows": harmful(kept), "steps": steps, "dropped": len(given - kept - out)}
+    lost = len(given - kept - out)
+    found: dict[str, Any] = {"rows": len(kept), "harmful_rows": harmful(kept), "steps": steps, "dropped": lost}
+    if kept - seen:
+        came, of = (sum(counts) for counts in zip(*short, strict=True))
+        found["reached"] = {"rows": came, "of": of, "harmful_rows": harmful(seen) if known else None}
     if all(places is None for places in dropped):
         return found
     hit, there = harmful(out), harmful(given)

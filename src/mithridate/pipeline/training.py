@@ -41,6 +41,7 @@ from mithridate.models.quantisation import dequantised
 from mithridate.progress import Progress
 from mithridate.training.cpu_head import scoring_labels_only
 from mithridate.training.frozen import freeze
+from mithridate.training.steps import in_given_order
 from mithridate.training.trainer import DefenseTrainer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 _CHECKPOINTS = "trainer"  # inside the stage's work folder; removed before the stage is finished
 _LOGS = "runs"  # where transformers puts tensorboard's files
 _DROPPED = "dropped.json"  # the places of the rows that a defense left out, where one may
+_REACHED = "reached.json"  # how many rows the steps came to, and of how many, where not to all
 _STATE = "trainer_state.json"  # what the Trainer writes last into a checkpoint, before it removes older ones
 
 
@@ -539,8 +541,32 @@ def _trainer(job: Job, work: Path, callbacks: Sequence[TrainerCallback]) -> Defe
 def dropped_places(job: Job, work: Path) -> list[list[int] | None]:
     """Of each part of a job that was done in `work`, the places among its rows of those that a defense left out; None
     where no defense may."""
-    folders = [work / f"phase-{i}" for i in range(1, len(job.phases) + 1)] or [work]
-    return [json.loads(path.read_text()) if (path := one / _DROPPED).exists() else None for one in folders]
+    return [_left(one / _DROPPED) for one in _folders(job, work)]
+
+
+def rows_reached(job: Job, work: Path) -> list[tuple[int, int] | None]:
+    """Of each part of a job that was done in `work`, how many rows its steps came to, and how many there were, with
+    those that a defense adds (packs, where rows are packed); None where they came to all."""
+    found = (_left(one / _REACHED) for one in _folders(job, work))
+    return [None if one is None else (one[0], one[1]) for one in found]
+
+
+def _folders(job: Job, work: Path) -> list[Path]:
+    return [work / f"phase-{i}" for i in range(1, len(job.phases) + 1)] or [work]
+
+
+def _left(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _reached(trainer: DefenseTrainer) -> int:
+    """How many rows the steps of a finished training came to."""
+    args, state, rows = trainer.args, trainer.state, len(trainer.train_dataset)
+    batch = args.per_device_train_batch_size * trainer.accelerator.num_processes
+    of_a_pass = rows - rows % batch if args.dataloader_drop_last else rows
+    if (state.epoch or 0) > 1 and not in_given_order(args):
+        return rows  # what one pass drops at its end is not what the next one does
+    return min(of_a_pass, state.global_step * args.gradient_accumulation_steps * batch)
 
 
 def _require_sequences(trainer: DefenseTrainer, counted: list[int]) -> None:
@@ -609,6 +635,8 @@ def train(
         first = next((defense for defense in trainer.defenses if acts(defense, "rows")), None)
         if first and first.dropped is not None:  # of others, the places are not those of the job's rows
             (work / _DROPPED).write_text(json.dumps(first.dropped))
+        if (reached := _reached(trainer)) < (rows := len(trainer.train_dataset)):
+            (work / _REACHED).write_text(json.dumps([reached, rows]))
     trainer.accelerator.wait_for_everyone()  # the other processes' part of the last checkpoint is written
     if main:
         if (folder / _LOGS).is_dir():  # of services that write local files (tensorboard)

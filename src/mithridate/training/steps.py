@@ -52,4 +52,5 @@ def with_steps_kept(args: Any, rows: int | None, who: str) -> Any:
 
 def in_given_order(args: Any) -> bool:
     """Whether rows are trained on in the order in which they were given."""
-    return getattr(args, "train_sampling_strategy", None) == "sequential"
+    sequential = getattr(args, "train_sampling_strategy", None) == "sequential"
+    return sequential and not getattr(args, "shuffle_dataset", False)
