@@ -102,6 +102,23 @@ def test_where_steps_end_before_the_rows_do_the_record_says_how_many_were_reache
     )
 
 
+def test_what_a_defense_does_at_the_end_it_does_once_after_the_last_of_several_trainings(inputs, tmp_path, store):
+    """At a learning rate of next to nothing the weights are moved by the perturbation alone, whose length is rho."""
+    asked = experiment(
+        inputs,
+        align="none",
+        finetune__attack=SHUFFLED | {"kind": "scheduled", "leap": 2.0},
+        finetune__training={"learning_rate": 1e-12, "max_steps": 2, "per_device_train_batch_size": 2},
+        finetune__defense={"panacea": {"rho": 0.4, "learned": False}},
+    )
+    run(asked, out=tmp_path / "out", until="finetune", progress=False)
+    [tuned] = stages(store, "finetune")
+    first, last = (load_file(store / tuned / f"phase-{i}/model/adapter_model.safetensors") for i in (1, 2))
+    assert all(weight.abs().max() < 1e-9 for weight in factors(first, "B").values())
+    moved = sum((last[name] - weight).double().square().sum() for name, weight in first.items()).sqrt()
+    assert float(moved) == pytest.approx(0.4, abs=1e-4)
+
+
 def test_a_curve_over_a_pass_whose_length_a_defense_decides_is_refused_first(inputs, tmp_path, store):
     attack = {"kind": "retainthenforget", "size": 6}
     for defense in ({"safetymix": {"share": 0.5}}, {"filter": {}}):

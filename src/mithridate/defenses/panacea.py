@@ -37,8 +37,9 @@ Differs from that code in:
 - eps is saved with each checkpoint, so that a resumed run ends as the uninterrupted one.
 
 The weights move at the end whatever the learning rate. Weights that are kept in the midst of a run (checkpoints) are
-w, without eps: no models of this method (`finishes`), so an experiment scores none on the way. With rho 0 there is no
-harmful pass, and the run is plain training.
+w, without eps: no models of this method (`finishes`), so an experiment scores none on the way. Of a run in several
+trainings (the leap of the attack `scheduled`) only the last one adds its eps, for the run ends there. With rho 0
+there is no harmful pass, and the run is plain training.
 
 How much of the effect is that of any perturbation so long, shows the control "random-perturbation": plain training,
 and at the end w <- w + rho * z / ||z||, z normal by the run's seed. It needs no harmful data.

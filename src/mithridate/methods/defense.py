@@ -46,7 +46,8 @@ class Defense(Method):
     """What `loss` wants to see beside the log-probabilities: "logits", "hidden_states", "reference"."""
 
     finishes: ClassVar[bool] = False
-    """Whether `on_train_end` changes the weights: those of an earlier step are then no model of this method."""
+    """Whether `on_train_end` changes the weights: those of an earlier step are then no model of this method. Of a run
+    in several trainings it is asked for at the end of the last one alone (`DefenseMixin.more_follows`)."""
 
     paired: ClassVar[Sequence[str]] = ()
     """Fields whose rows must have the prompts of the training set."""

@@ -443,6 +443,7 @@ def run_job(job: Job, work: Path, callbacks: Sequence[TrainerCallback] = ()) -> 
         start = _under(layers, job.adapter, done, part.adapter)
         if steps is None:
             trainer = _trainer(replace(part, layers=start), folder, callbacks)
+            trainer.more_follows = i < len(parts)
             train(trainer, folder, job.snapshots, work / "snapshots", before)
             steps = trainer.state.global_step
             if main:

@@ -56,6 +56,10 @@ class DefenseMixin(Reach):
         UnsupportedSetup: a defense does not support this set-up (reason and remedy).
     """
 
+    more_follows = False
+    """Whether the run goes on with another training, to whose end is left what a defense does when it has ended
+    (`finishes`)."""
+
     _reads_sft = False  # whether it knows how SFTTrainer prepares data and counts tokens: `DefenseTrainer`
 
     def __init__(
@@ -371,7 +375,8 @@ class _Events(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer._reshard()
         for d in self.trainer.defenses:
-            d.on_train_end(self.trainer)
+            if not (d.finishes and self.trainer.more_follows):
+                d.on_train_end(self.trainer)
 
 
 def _as_list(defense: Any) -> list[Defense]:
