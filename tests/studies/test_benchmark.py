@@ -264,12 +264,35 @@ def test_an_experiment_that_is_not_the_undefended_one_is_refused(inputs, changes
         load_benchmark(file(inputs, experiment=plain(inputs, **changes)))
 
 
-def test_a_bound_on_accuracy_needs_a_task(inputs):
+@pytest.mark.parametrize("changes", [{}, {"methods": {}, "as_given": {"vaccine": {"rho": 0.1}}, "knowing": True}])
+@pytest.mark.parametrize(
+    ("role", "lost", "rate", "words"),
+    [
+        ("task", "validation_share", "accuracy", r"data\.task has no validation part\. Give its validation_share"),
+        ("task", "name", "accuracy", r"data\.task has no `name` by which its answers are scored"),
+        ("test_benign", "validation_share", "benign_refusal", r"data\.test_benign has no validation part"),
+        ("test_benign", None, "benign_refusal", r"there is no data\.test_benign\. Give one"),
+    ],
+)
+def test_a_bound_on_what_is_not_measured_is_refused_before_anything_is_computed(
+    inputs, tmp_path, monkeypatch, changes, role, lost, rate, words
+):
+    """Else every attack by who knows, and every try, would count as beyond it, and each method as robust."""
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     made = plain(inputs)
-    del made["data"]["task"]
-    made["finetune"]["attack"]["harmful_ratio"] = 1.0
-    with pytest.raises(InputError, match="whose accuracy could be held"):
-        load_benchmark(file(inputs, experiment=made))
+    if lost is None:
+        del made["data"][role]
+    else:
+        for field in ("validation_share", "test", "name") if lost == "name" else (lost,):
+            del made["data"][role][field]
+    asked = file(inputs, experiment=made, bounds={}, **changes)
+    chooses = rate == "accuracy" or "knowing" not in changes
+    for verb in (planned, benchmark) if chooses else ():
+        with pytest.raises(InputError, match=rf"bounds\.{rate}: {words}.*, or set bounds\.{rate}: null"):
+            list(verb(asked, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
+    asked = asked | {"bounds": {rate: None}, "attack": {}, "seeds": [0]}
+    assert list(planned(asked, out=tmp_path / "out"))
 
 
 def test_a_file_on_disk_names_its_experiment_relative_to_itself(inputs, tmp_path, capsys):

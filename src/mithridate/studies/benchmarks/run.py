@@ -50,10 +50,12 @@ from mithridate.studies.benchmarks.settings import (
     Arm,
     BenchmarkFile,
     arms_of,
+    bounded_rates,
     load_benchmark,
 )
 from mithridate.studies.benchmarks.standings import Entrant, standings, under_knowing
 from mithridate.studies.benchmarks.tries import RULE, TriedSetting, choose, scores_of
+from mithridate.studies.measured import unmeasured
 
 logger = logging.getLogger(__name__)
 
@@ -167,14 +169,23 @@ def _checked(
     base: Path,
     executor: Executor | None,
 ) -> None:
-    """Raises InputError for what would stop the final runs after all tries were made; other seeds change nothing."""
+    """Raises InputError for what would stop the final runs after all tries were made, and for bounds on what nobody
+    measures; other seeds change nothing."""
     chosen = settings_of(arms, ())
     first = [final.experiments[0] for final in final_runs(given, experiment, chosen, points)]
+    bounded = bounded_rates(given, arms)
+    if bounded:  # on validation parts, by the undefended run as by all
+        place = {"topology": arms[0].topology, "seed": given.seeds[0], "evaluate.part": "validation"}
+        first = [[experiment.with_values({**points[0], **place})], *first]
     if given.knowing:
         under = attacked_runs(given, experiment, chosen, points)
         first += [made for attacks in under.values() for made in attacks.values()]
     findings = Findings()
     chains = stages_of([one for made in first for one in made], base, "benchmark", False, findings=findings)
+    for rate, missing in unmeasured(chains[0]).items() if bounded else ():
+        if rate in bounded:
+            with findings.noting():
+                raise InputError(f"bounds.{rate}: {missing}, or set bounds.{rate}: null")
     with quiet_libraries():
         preflight(Graph(chains, None, findings), executor, findings)
     findings.settle("benchmark")

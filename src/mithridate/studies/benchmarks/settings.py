@@ -128,7 +128,7 @@ def load_benchmark(source: str | Path | Mapping[str, Any]) -> tuple[BenchmarkFil
         experiment, folder = load_experiment(path), path.parent
     else:
         experiment = load_experiment(given.experiment)
-    if problems := [*_problems(given), *_experiment_problems(given, experiment)]:
+    if problems := [*_problems(given), *_experiment_problems(experiment)]:
         raise error_of(where, problems)
     return given, experiment, folder
 
@@ -142,6 +142,12 @@ def arms_of(given: BenchmarkFile, experiment: Experiment) -> list[Arm]:
         for tuned, methods in ((True, _tried(given)), (False, {k: [v] for k, v in given.as_given.items()}))
         for method, settings in methods.items()
     ]
+
+
+def bounded_rates(given: BenchmarkFile, arms: Sequence[Arm]) -> list[str]:
+    """The rates whose bounds choose: all that have one where something is tuned, else of `knowing` the accuracy."""
+    choosing = [*vars(given.bounds)] if any(arm.tuned for arm in arms) else ["accuracy"] if given.knowing else []
+    return [rate for rate in choosing if getattr(given.bounds, rate) is not None]
 
 
 def _tried(given: BenchmarkFile) -> dict[str, list[dict[str, Any]]]:
@@ -252,7 +258,7 @@ def _range_problems(name: str, spec: dict[str, Any] | list[dict[str, Any]], trie
     return []
 
 
-def _experiment_problems(given: BenchmarkFile, experiment: Experiment) -> list[str]:
+def _experiment_problems(experiment: Experiment) -> list[str]:
     problems = []
     if experiment.variants:
         problems.append("experiment: has variants; a benchmark makes its own")
@@ -266,9 +272,4 @@ def _experiment_problems(given: BenchmarkFile, experiment: Experiment) -> list[s
         problems.append("experiment: has a defense or a repair of its own; the methods are named under `methods`")
     if experiment.budget:
         problems.append("experiment: has a budget; strengths are chosen within `bounds`, by the benchmark's one rule")
-    if given.bounds.accuracy is not None and "task" not in experiment.data:
-        problems.append(
-            "bounds.accuracy: the experiment has no data.task whose accuracy could be held. Give it one, or set "
-            "bounds.accuracy: null"
-        )
     return problems
