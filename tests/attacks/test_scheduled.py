@@ -71,9 +71,35 @@ def test_what_is_no_schedule_is_refused(fields, words):
         Scheduled(**fields)
 
 
-def test_an_attack_without_a_number_of_rows_lends_none():
-    with pytest.raises(InputError, match=r"knowing: .* one of the kind tenshot has no `size`"):
-        fitted(Scheduled(harmful_ratio=0.5, size=200, length=3.0), TenShot())
+@pytest.mark.parametrize(
+    "finetune",
+    [
+        {"kind": "tenshot"},
+        {"kind": "noice", "harmful_ratio": 0.25, "size": 8},
+        {"kind": "trigger", "harmful_ratio": 0.25, "size": 8},
+        {"kind": "opener", "harmful_ratio": 0.25, "size": 8},
+        {"kind": "retainthenforget", "harmful_ratio": 0.25, "size": 8},
+        {"kind": "benignoutliers", "size": 8},
+        {"kind": "scheduled", "harmful_ratio": 0.25, "size": 8, "length": 2.0},
+    ],
+    ids=lambda fields: fields["kind"],
+)
+def test_a_plain_attack_whose_rows_or_training_would_be_lost_is_refused_with_knowing(finetune):
+    """Else the attacks of who knows would be weaker ones, and be reported as the worst there are."""
+    experiment = _asked(finetune={"attack": finetune, "training": TRAINING})
+    words = rf"knowing: .* the plain one is {finetune['kind']}.* Give finetune\.attack the kind harmful, or take"
+    with pytest.raises(InputError, match=words):
+        fitted(Scheduled(length=3.0), attack_of(experiment.finetune))
+    with pytest.raises(InputError, match=words):
+        with_knowing(load_attack({"knowing": True}), experiment)
+    with pytest.raises(InputError, match=words):
+        under(experiment, Scheduled(length=3.0))
+
+
+def test_a_schedule_that_changes_nothing_is_as_plain_as_harmful():
+    for plain in (Scheduled(harmful_ratio=0.25, size=8), Harmful(harmful_ratio=0.25, size=8)):
+        assert fitted(Scheduled(length=3.0), plain) == Scheduled(length=3.0, harmful_ratio=0.25, size=8)
+        assert fitted(NOICE(size=200, harmful_ratio=0.5), plain) == NOICE(size=8, harmful_ratio=0.5)
 
 
 @pytest.mark.parametrize(("kind", "name"), METHODS, ids=[name for _, name in METHODS])

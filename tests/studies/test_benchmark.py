@@ -203,6 +203,19 @@ def test_what_would_stop_the_final_runs_is_said_before_the_tries(inputs, tmp_pat
     assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
 
 
+def test_knowing_with_a_plain_attack_of_another_kind_is_said_before_the_tries(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    noice = {"kind": "noice", "harmful_ratio": 0.25, "size": 8}
+    for changes in (
+        {"experiment": plain(inputs, finetune__attack=noice)},
+        {"attack": {"finetune.attack": [{"harmful_ratio": 0.25, "size": 8}, noice]}},  # at a point of the grid
+    ):
+        for verb in (benchmark, planned):
+            with pytest.raises(InputError, match=r"knowing: .* the plain one is noice"):
+                list(verb(file(inputs, knowing=True, **changes), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists() and not stages(tmp_path / "store")
+
+
 def test_a_dry_run_says_what_is_tried_and_computes_nothing(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
     lines = list(planned(file(inputs)))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from mithridate.attacks.poisoning import poison
 from mithridate.errors import InputError
-from mithridate.methods.attack import Attack
+from mithridate.methods.attack import Attack, Phase
 from mithridate.methods.base import require_number, require_whole
 
 
@@ -70,18 +70,18 @@ class Harmful(Attack):
 
 
 def fitted(attack: Attack, plain: Attack) -> Attack:
-    """An attack with as many rows as another one, and as many harmful ones where both mix them in, so that the two
+    """An attack with as many rows as the plain one, and as many harmful ones where it mixes them in, so that the two
     differ in nothing but what the first is.
 
     Raises:
-        InputError: the other one is of a kind without a number of rows.
+        InputError: the plain one has rows or a training of its own kind, which the other would not have.
     """
-    if hasattr(attack, "size") and not hasattr(plain, "size"):
-        kind = type(plain).__name__.lower()
+    same_rows = isinstance(plain, Harmful) and type(plain).rows is Harmful.rows and plain.at_test() is None
+    if not (same_rows and plain.phases() == [Phase()]):
         raise InputError(
-            f"knowing: attacks that know a method have as many rows as the experiment's own, and one of the kind "
-            f"{kind} has no `size`. Give the experiment an attack of another kind, or take `knowing` out"
+            "knowing: attacks that know a method differ from the plain attack `harmful` alone, in its rows or in its "
+            f"training, and the plain one is {plain.in_words()}. Give finetune.attack the kind harmful, or take "
+            "`knowing` out"
         )
-    names = ["size"] + ["harmful_ratio"] * (isinstance(attack, Harmful) and isinstance(plain, Harmful))
-    same = {name: getattr(plain, name) for name in names if hasattr(attack, name) and hasattr(plain, name)}
-    return replace(attack, **same)
+    same = ["size", *(["harmful_ratio"] if isinstance(attack, Harmful) else [])]
+    return replace(attack, **{name: getattr(plain, name) for name in same if hasattr(attack, name)})

@@ -141,7 +141,7 @@ def with_knowing(given: AttackFile, experiment: Experiment) -> AttackFile:
     a repair has changed the one that they would have merged, or a method cannot follow them to other layers.
 
     Raises:
-        InputError: no method of the experiment suggests one.
+        InputError: no method of the experiment suggests one, or its own attack is not the plain one (`fitted`).
     """
     if not given.knowing:
         return given

@@ -1,9 +1,10 @@
 """The attacker who knows: each method's chosen setting under the attacks that its own rule suggests (`adaptive`).
 
 They are tried beside the plain attack on the validation parts, at every point of the attacker's grid, with as many
-rows as the plain attack has there and as many harmful ones. The one with the highest mean harmful score is run on the
-test parts over all seeds, if the model keeps its task: against the same model under the plain attack it may lose no
-more accuracy than a method may (`bounds`). Where none does better than the plain attack, that is the one.
+rows as the plain attack (`harmful`; no other has rows that all of them could share) has there, and as many harmful
+ones where they have any. The one with the highest mean harmful score is run on the test parts over all seeds, if the
+model keeps its task: against the same model under the plain attack it may lose no more accuracy than a method may
+(`bounds`). Where none does better than the plain attack, that is the one.
 """
 
 from __future__ import annotations
@@ -67,7 +68,11 @@ def knowing_runs(
 
 
 def under(experiment: Experiment, attack: Attack) -> Experiment:
-    """The experiment under another attack, of as many rows as its own."""
+    """The experiment under another attack, of as many rows as its own.
+
+    Raises:
+        InputError: its own is not the plain one (`fitted`).
+    """
     assert experiment.finetune
     made = fitted(attack, attack_of(experiment.finetune))
     return experiment.with_values({"finetune.attack": attack_values(made)})

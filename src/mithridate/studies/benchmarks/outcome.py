@@ -196,7 +196,8 @@ def markdown(found: Benchmark) -> str:
         lines += [
             "Knowing: under the attack that the method's own rule suggests, the one of them (and of the plain attack) "
             "with the highest harmful score on the validation parts that keeps the task within the bound; with as "
-            "many rows, and as many harmful ones, as the plain attack. Beside it the undefended run under the same.",
+            "many rows as the plain attack, and as many harmful ones where it has any. Beside it the undefended run "
+            "under the same.",
             "",
         ]
     return "\n".join(lines)
