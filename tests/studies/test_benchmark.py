@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from itertools import takewhile
 from pathlib import Path
 
@@ -163,6 +164,20 @@ def test_a_second_call_computes_nothing_and_writes_the_same(study, inputs, monke
     assert before == {p: (folder / "store" / p / "stage.json").stat().st_mtime_ns for p in stages(folder / "store")}
     with pytest.raises(InputError, match="holds"):  # another benchmark's folder
         benchmark(file(inputs, seeds=[0, 2]), out=folder / "out")
+
+
+@pytest.mark.slow
+def test_another_benchmark_takes_the_folders_place_with_what_was_tried_by_who_knows(
+    study, inputs, tmp_path, monkeypatch
+):
+    _, folder = study
+    monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    other = {"methods": {}, "as_given": {"vaccine": {"rho": 0.05}}, "seeds": [0], "controls": False}
+    found = benchmark(file(inputs, knowing=True, **other), out=out, replace=True)
+    tried = json.loads((out / "knowing/results.json").read_text())["cells"]
+    assert {one.method for one in found.knowing} == {"vaccine"} and not (out / "tuning").exists()
+    assert {cell["alignment"] for cell in tried if cell["attack"] and not _undefended(cell)} == {"vaccine"}
 
 
 @pytest.mark.slow
