@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROPOSALS = 20
+"""How many proposals a try may take: those that came up before are none, and a sampler may have no other left."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -59,7 +62,8 @@ def search(
     name: str = "",
     capability: Mapping[str, float] | None = None,
 ) -> list[Try]:
-    """Tries attacks, as many as the file says; one if nothing in it is left to search for.
+    """Tries as many different attacks as the file says: all there are, in order, where these are no more; else each
+    variant once, and then what the sampler proposes. They are fewer where it proposes nothing new any more.
 
     Args:
         score: makes and scores the attack with these settings. Settings that came up before are not scored again.
@@ -74,20 +78,26 @@ def search(
 
     def tried(settings: dict[str, Any]) -> Try:
         known = next((one for one in tries if one.settings == settings), None)
-        if known is None:
-            found = score(settings)
-            known = Try(settings, found, _excess(found, reference, capability or {}, given.search))
-            tries.append(known)
+        if known is not None:
+            return known
+        found = score(settings)
+        made = Try(settings, found, _excess(found, reference, capability or {}, given.search))
+        tries.append(made)
         words = ", ".join(f"{named(path)} {_short(settings[path])}" for path in given.searched if path in settings)
-        outside = "" if known.within else ", beyond the bound"
-        logger.info("%s %s: harmful score %.2f%s", name or "attack", words, known.scores.harmful, outside)
-        return known
+        outside = "" if made.within else ", beyond the bound"
+        logger.info("%s %s: harmful score %.2f%s", name or "attack", words, made.scores.harmful, outside)
+        return made
 
-    if not given.searched:
-        tried(given.attack({}))
+    if (every := given.every(given.search.trials)) is not None:
+        for settings in every:
+            tried(settings)
         return tries
     study = _study(given.search.seed)
-    for _ in range(given.search.trials):
+    for number in range(len(given.variants)) if VARIANTS in given.searched else ():
+        study.enqueue_trial({VARIANTS: number})  # whose other values are the sampler's
+    for _ in range(PROPOSALS * given.search.trials):
+        if len(tries) == given.search.trials:
+            break
         trial = study.ask()
         one = tried(given.attack({path: _suggest(trial, path, given.choices[path]) for path in given.searched}))
         trial.set_constraint("utility", one.excess)
@@ -139,8 +149,8 @@ def _study(seed: int) -> optuna.Study:
 def _suggest(trial: optuna.Trial, path: str, among: list[Any] | Range) -> Any:
     if isinstance(among, list):  # by number, for a value may be of any type
         return among[trial.suggest_categorical(path, range(len(among)))]
-    if isinstance(among.low, int) and isinstance(among.high, int):
-        return trial.suggest_int(path, among.low, among.high, log=among.log)
+    if among.whole:
+        return trial.suggest_int(path, int(among.low), int(among.high), log=among.log)
     return trial.suggest_float(path, among.low, among.high, log=among.log)
 
 

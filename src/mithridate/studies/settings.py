@@ -45,13 +45,17 @@ class Range:
     def log(self) -> bool:
         return 0 < 10 * self.low <= self.high
 
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
 
 @dataclass(kw_only=True)
 class Search:
     """The search for the attacker's best values, on validation parts.
 
     Args:
-        trials: how many attacks are tried.
+        trials: how many different attacks are tried; all there are, if they are no more than these.
         seed: of the sampler.
         max_accuracy_loss: how much task accuracy, as a fraction, the attacked model may lack against the experiment's
             own fine-tune without harmful rows; None is no bound. A model that has lost its task is of no use to the
@@ -128,6 +132,25 @@ class AttackFile:
         own = self.variants.get(made.get(VARIANTS, ""), {})
         return {path: value for path, value in made.items() if not any(overlap(path, other) for other in own)}
 
+    def every(self, most: int) -> list[dict[str, Any]] | None:
+        """All attacks that there are to choose among, in order; None where they are more than `most`, or no end."""
+        each = []
+        for path in self.searched:
+            values = self.choices[path]
+            if isinstance(values, Range):
+                if not values.whole or values.high - values.low >= most:
+                    return None
+                values = range(int(values.low), int(values.high) + 1)
+            each.append(values)
+        found: list[dict[str, Any]] = []
+        for values in itertools.product(*each):
+            # One attack may come of several: a variant leaves out what it sets itself.
+            if (made := self.attack(dict(zip(self.searched, values)))) not in found:
+                found.append(made)
+            if len(found) > most:
+                return None
+        return found
+
     def values(self, attack: Mapping[str, Any]) -> dict[str, Any]:
         """An attack's values by path, its variant's among them."""
         return self.variants.get(attack.get(VARIANTS, ""), {}) | {p: v for p, v in attack.items() if p != VARIANTS}
@@ -149,7 +172,7 @@ class AttackFile:
         yield self.attack(first)
         for path, values in self.choices.items():
             inner = []
-            if isinstance(values, Range) and float in (type(values.low), type(values.high)):
+            if isinstance(values, Range) and not values.whole:
                 inner = [values.low + 0.382 * (values.high - values.low)]  # which is no whole number where ends are
             for value in [*among(values)[1:], *inner]:
                 yield self.attack(first | {path: value})
