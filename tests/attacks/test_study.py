@@ -191,6 +191,16 @@ def test_a_bound_on_capability_takes_a_capability_task(inputs, tmp_path, monkeyp
     assert stages(tmp_path / "store") == []
 
 
+def test_a_bound_on_accuracy_takes_a_task_with_a_validation_part(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MITHRIDATE_STORE", str(tmp_path / "store"))
+    made = defended(inputs)
+    del made["data"]["task"]["validation_share"]
+    words = r"search\.max_accuracy_loss: data\.task has no validation part\. .*or set search\.max_accuracy_loss: null"
+    with pytest.raises(InputError, match=words):
+        attack(made, FILE, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and stages(tmp_path / "store") == []
+
+
 def test_what_the_losses_count_from():
     given = load_attack({"sweep": SWEEP, "search": {"max_capability_loss": 0.1}})
     scores = [
@@ -205,7 +215,7 @@ def test_what_the_losses_count_from():
     assert _references(load_attack({"sweep": SWEEP}), row) == (0.9, {})
     with pytest.raises(InputError, match=r"evaluate\.capability has no score of which more is better"):
         _references(given, row | {"capability": scores[1:2]})
-    with pytest.raises(InputError, match="no scored validation part"):
+    with pytest.raises(InputError, match="no answer to the validation part of the experiment's task was scored"):
         _references(given, row | {"rates": {"accuracy": {"value": None}}})
 
 

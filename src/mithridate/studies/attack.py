@@ -46,6 +46,7 @@ from mithridate.results.folder import RunFolder
 from mithridate.results.ownership import identity, open_study, require_own
 from mithridate.results.relations import arm
 from mithridate.studies.curve import TITLES, Point, breaking, verdict
+from mithridate.studies.measured import unmeasured
 from mithridate.studies.search import Scores, Try, best, named, search, worst_so_far
 from mithridate.studies.settings import EPOCHS, RATIO, SIZE, STEPS, AttackFile, Range, attacked, load_attack
 
@@ -224,6 +225,8 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
             attack_rows(chain)
         except InputError as error:
             raise InputError(f"for an attack that the file allows there are too few rows: {error}") from error
+        if given.search.max_accuracy_loss is not None and (missing := unmeasured(chain).get("accuracy")):
+            raise InputError(f"search.max_accuracy_loss: {missing}, or set search.max_accuracy_loss: null")
     findings = Findings()
     each = [attacked(experiment, given.values(one)) for one in given.singly()]
     chains = stages_of(each, base, "attack", False, findings=findings)
@@ -275,8 +278,8 @@ def _references(given: AttackFile, row: dict[str, Any]) -> tuple[float | None, d
         reference = row["rates"]["accuracy"]["value"]
         if reference is None:
             raise InputError(
-                "search.max_accuracy_loss: the experiment's task has no scored validation part. Give data.task one, "
-                "or set search.max_accuracy_loss: null"
+                "search.max_accuracy_loss: no answer to the validation part of the experiment's task was scored; see "
+                "the run, or set search.max_accuracy_loss: null"
             )
         logger.info("accuracy of the fine-tune without harmful rows: %.2f", reference)
     if given.search.max_capability_loss is not None:
