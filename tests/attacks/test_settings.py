@@ -58,6 +58,7 @@ def test_a_range_of_a_power_of_ten_is_on_a_log_scale(low, high, log):
         ({"sweep": {STEPS: 5}}, f"sweep.{STEPS}: expected list or fields, got 5"),
         ({"sweep": {STEPS: []}}, "expected different values"),
         ({"sweep": {SIZE: [8, 8]}}, "expected different values"),
+        ({"sweep": {LR: [1, 1.0]}}, "expected different values"),
         ({"sweep": {"align.training.max_steps": [8]}}, "sweep.align.training.max_steps: not the attacker's to choose"),
         ({"variants": {"a": {"repair": "none"}}}, "variants.a.repair: not the attacker's to choose"),
         ({"swep": {STEPS: [5]}}, "did you mean `sweep`"),

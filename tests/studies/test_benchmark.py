@@ -261,7 +261,15 @@ def test_a_dry_run_looks_at_the_folder_as_a_run_does(inputs, tmp_path, monkeypat
         ({"methods": {"vaccine": {"rho": []}}}, r"methods\.vaccine\.rho: expected 2 different values"),
         ({"methods": {"vaccine": {"rho": [1, 2, 3]}}}, r"expected 2 different values \(tries: 2\)"),
         ({"methods": {"vaccine": {"rho": {"low": 2, "high": 1}}}}, "low below high"),
-        ({"methods": {"vaccine": [{"rho": 1}, {"rho": 1}]}}, "got 2, 1 of them different"),
+        ({"methods": {"vaccine": [{"rho": 1}, {"rho": 1}]}}, "got 2, some of them the same"),
+        ({"methods": {"vaccine": [{}, {"rho": 2}]}}, "got 2, some of them the same"),  # 2.0 is the default
+        (
+            {"methods": {"vaccine": [{"sites": ["a", "b"]}, {"every": 1, "sites": ["a", "b"]}]}},
+            "some of them the same",
+        ),
+        ({"methods": {"vaccine": [{"rho": 1}]}}, r"different settings \(tries: 2\), got 1$"),
+        ({"methods": {"vaccine": {"rho": [1, 1.0]}}}, r"methods\.vaccine\.rho: expected 2 different values"),
+        ({"attack": {"finetune.attack.harmful_ratio": [0, 0.0]}}, r"harmful_ratio: expected different values"),
         ({"methods": {}, "as_given": {}}, "methods: names none"),
         ({"as_given": {"vaccine": {}}}, r"as_given\.vaccine: is tuned already"),
         ({"seeds": [0, 0]}, "seeds: expected different"),

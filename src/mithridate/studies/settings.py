@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -265,7 +265,7 @@ def _problems(given: AttackFile) -> list[str]:
     for path, values in given.sweep.items():
         if isinstance(values, Range) and not values.low < values.high:
             problems.append(f"sweep.{path}: low {values.low:g} is not below high {values.high:g}")
-        if isinstance(values, list) and (not values or len({json.dumps(one) for one in values}) < len(values)):
+        if isinstance(values, list) and not (values and different(values)):
             problems.append(f"sweep.{path}: expected different values, got {values}")
     if given.search.trials < 1:
         problems.append(f"search.trials: expected at least 1, got {given.search.trials}")
@@ -279,6 +279,11 @@ def _problems(given: AttackFile) -> list[str]:
         if not all(a < b for a, b in pairwise([0, *points])):
             problems.append(f"curve.{name}: expected ascending numbers from 1 up, got {points}")
     return problems
+
+
+def different(values: Sequence[Any]) -> bool:
+    """Whether no two are equal; numbers are by their value, however they are written (1 and 1.0)."""
+    return all(one not in values[:i] for i, one in enumerate(values))
 
 
 def among(values: Any) -> list[Any]:

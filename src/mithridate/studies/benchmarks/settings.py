@@ -21,6 +21,7 @@ from mithridate.experiment.yaml12 import read_yaml
 from mithridate.methods.index import facts
 from mithridate.methods.registry import by_name
 from mithridate.problems import error_of, explained, nearest
+from mithridate.studies.settings import different
 
 PLACES = {"alignment": "align.defense", "fine-tuning": "finetune.defense"}
 REPAIR = "repair"
@@ -216,7 +217,7 @@ def _problems(given: BenchmarkFile) -> list[str]:
                 f"attack.{path}: the attacker chooses under finetune.attack, finetune.training and "
                 "evaluate.resistance only"
             )
-        if not values or len({json.dumps(value) for value in values}) < len(values):
+        if not (values and different(values)):
             problems.append(f"attack.{path}: expected different values, got {values}")
     for name, value in vars(given.bounds).items():
         if value is not None and not 0 <= value <= 1:
@@ -229,9 +230,10 @@ def _problems(given: BenchmarkFile) -> list[str]:
 def _range_problems(name: str, spec: dict[str, Any] | list[dict[str, Any]], tries: int) -> list[str]:
     path = f"methods.{name}"
     if isinstance(spec, list):
-        found = [json.dumps(one, sort_keys=True) for one in spec]
-        if len(found) != tries or len(set(found)) < len(found):
-            got = f"got {len(found)}, {len(set(found))} of them different"
+        fields = _facts(name)["fields"]
+        found = [{field: schema.get("default") for field, schema in fields.items()} | one for one in spec]
+        if len(found) != tries or not different(found):
+            got = f"got {len(found)}{'' if different(found) else ', some of them the same (with their defaults)'}"
             return [f"{path}: expected {tries} different settings (tries: {tries}), {got}"]
         return []
     strength = _facts(name)["strength"]
@@ -253,7 +255,7 @@ def _range_problems(name: str, spec: dict[str, Any] | list[dict[str, Any]], trie
             f"{path}: needs {tries} values to try, a list or {{low: ..., high: ...}}; got {json.dumps(given)}. A "
             "method that is not to be tuned is named under as_given"
         ]
-    if len(given) != tries or len({json.dumps(one) for one in given}) < len(given):
+    if len(given) != tries or not different(given):
         return [f"{path}: expected {tries} different values (tries: {tries}), got {json.dumps(given)}"]
     return []
 
