@@ -289,6 +289,32 @@ def test_what_is_wrong_with_a_file_is_said(inputs, changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        *(
+            ({"as_given": {name: {}}}, rf"as_given\.{name}: \S*{name}\.{field}: missing")
+            for name, field in [
+                *(("ewc", "lam"), ("kl", "lam"), ("ldifs", "rho"), ("lowerlr", "factor"), ("ptst", "system")),
+                *(("safetymix", "share"), ("resta", "alpha")),
+            ]
+        ),
+        (
+            {"methods": {"vaccine": {"rho": [0.1, 0.2], "rhoo": 1}}},
+            r"methods\.vaccine: align\.defense\.vaccine\.rhoo: no such field; did you mean `rho`",
+        ),
+        (
+            {"methods": {"vaccine": {"rho": [0.1, "high"]}}},
+            r"vaccine\.rho: expected number, got \"high\"",
+        ),  # no first try
+    ],
+)
+def test_settings_that_make_no_method_are_refused_and_no_internal_error(inputs, tmp_path, changes, words):
+    for knowing in (False, True):
+        with pytest.raises(InputError, match=words):
+            list(planned(file(inputs, knowing=knowing, **changes), out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"finetune__defense": {"lisa": {}}}, "has a defense or a repair of its own"),
         ({"sweep": {"seed": [0, 1]}}, "experiment: has a sweep"),
         ({"finetune": None}, "experiment.finetune: none"),

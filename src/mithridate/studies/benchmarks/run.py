@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mithridate.errors import InputError
-from mithridate.experiment.config import Experiment
+from mithridate.experiment.config import Experiment, with_defaults
 from mithridate.pipeline.executors import Executor
 from mithridate.pipeline.experiments import stages_of
 from mithridate.pipeline.forecast import Forecast
@@ -171,6 +171,7 @@ def _checked(
 ) -> None:
     """Raises InputError for what would stop the final runs after all tries were made, and for bounds on what nobody
     measures; other seeds change nothing."""
+    _settings_checked(experiment, arms)
     chosen = settings_of(arms, ())
     first = [final.experiments[0] for final in final_runs(given, experiment, chosen, points)]
     bounded = bounded_rates(given, arms)
@@ -188,6 +189,18 @@ def _checked(
                 raise InputError(f"bounds.{rate}: {missing}, or set bounds.{rate}: null")
     with quiet_libraries():
         preflight(Graph(chains, None, findings), executor, findings)
+    findings.settle("benchmark")
+
+
+def _settings_checked(experiment: Experiment, arms: Sequence[Arm]) -> None:
+    """Raises InputError for settings of which no method can be made, any try's, before one is asked what it states."""
+    with_defaults(experiment, "experiment")
+    findings = Findings()
+    for arm in arms:
+        place = "methods" if arm.tuned else "as_given"
+        for settings in arm.settings:
+            with findings.noting():
+                with_defaults(arm.defended(experiment, settings), f"{place}.{arm.method}")
     findings.settle("benchmark")
 
 
