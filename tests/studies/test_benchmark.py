@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from mithridate.cli import main
 from mithridate.errors import InputError
 from mithridate.experiment.config import canonical, load_experiment
 from mithridate.experiment.yaml12 import parse_yaml
+from mithridate.studies.benchmarks.experiments import attacked_runs, settings_of
 from mithridate.studies.benchmarks.knowing import choose_attack
-from mithridate.studies.benchmarks.outcome import KNOWING_TITLES, TITLES
+from mithridate.studies.benchmarks.outcome import KNOWING_TITLES, TITLES, Benchmark, table_of
 from mithridate.studies.benchmarks.run import benchmark, planned
 from mithridate.studies.benchmarks.settings import Bounds, arms_of, load_benchmark
+from mithridate.studies.benchmarks.standings import RATES, Entrant, Standing, UnderKnowing
 from mithridate.studies.benchmarks.tries import MeanScores, choose, excess
 from mithridate.studies.demo import demo_experiments, recipe
 from tests.pipeline.small import experiment, stages, write_inputs, write_rows
@@ -171,7 +174,7 @@ def test_another_benchmark_takes_the_folders_place_with_what_was_tried_by_who_kn
     study, inputs, tmp_path, monkeypatch
 ):
     _, folder = study
-    monkeypatch.setenv("MITHRIDATE_STORE", str(folder / "store"))
+    monkeypatch.setenv("MITHRIDATE_STORE", str(shutil.copytree(folder / "store", tmp_path / "store")))
     out = shutil.copytree(folder / "out", tmp_path / "out")
     other = {"methods": {}, "as_given": {"vaccine": {"rho": 0.05}}, "seeds": [0], "controls": False}
     found = benchmark(file(inputs, knowing=True, **other), out=out, replace=True)
@@ -418,6 +421,23 @@ def test_who_knows_a_rule_takes_the_worst_attack_that_leaves_the_task():
     assert chosen(scores) == 2 and chosen(scores, accuracy=None) == 1
     assert chosen(scores | {2: MeanScores(0.3, 0.9, 0.1, 0.0)}) == 0  # no better than the plain attack
     assert chosen(scores | {2: MeanScores(0.9, None, 0.1, 0.0)}) == 0  # what was not measured is not within
+
+
+def test_a_method_that_suggests_no_attack_is_not_shown_as_having_met_one(tmp_path):
+    as_given = {"lowerlr": {"factor": 1.0}, "vaccine": {}}  # the first changes nothing, and has no rule to know
+    given, made, _ = load_benchmark(FILE | {"methods": {}, "as_given": as_given, "knowing": True, "seeds": [0]})
+    chosen = settings_of(arms_of(given, made), ())
+    assert [method for method, _ in attacked_runs(given, made, chosen, given.points())] == ["vaccine"]
+    nothing = dict.fromkeys(RATES)
+    plain, method, control, met = (
+        Standing(Entrant(name, "double", {}, [], of), nothing, nothing, None, None, None, None)
+        for name, of in (("undefended", None), ("lowerlr", None), ("vaccine, c", "vaccine"), ("vaccine", None))
+    )
+    met = replace(met, knowing=UnderKnowing("scheduled (leap 10)", nothing, nothing, None, None))
+    found = Benchmark(tmp_path, given, given.points(), [], [], [plain, method, control, met], {}, {})
+    assert [row[-len(KNOWING_TITLES) :] for row in table_of(found)] == [
+        *([""] * 5, [*[""] * 4, "none suggested"], [""] * 5, [*[""] * 4, "scheduled (leap 10)"]),
+    ]
 
 
 def test_the_demos_tuning_is_on_the_demos_experiment_with_as_many_tries_for_each():

@@ -64,9 +64,11 @@ def attacked_runs(
     chosen: Sequence[tuple[Arm, Mapping[str, Any]]],
     points: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[str, str], dict[int, list[Experiment]]]:
-    """By method and topology, the experiments on validation parts under the attacks that its rule suggests."""
+    """By method and topology, the experiments on validation parts under the attacks that its rule suggests; none of a
+    method that suggests none, which is not shown as having met one."""
     at = experiment.with_values({"seed": given.seed_of_tries, "evaluate.part": "validation"})
-    return {(arm.method, arm.topology): knowing_runs(arm, own, at, points) for arm, own in chosen}
+    runs = {(arm.method, arm.topology): knowing_runs(arm, own, at, points) for arm, own in chosen}
+    return {key: made for key, made in runs.items() if made.keys() != {0}}
 
 
 def tried_runs(

@@ -17,7 +17,7 @@ from mithridate.statistics.text import between, interval, p_value, whole
 from mithridate.statistics.text import points as in_points
 from mithridate.studies.benchmarks.knowing import KnowingTry
 from mithridate.studies.benchmarks.settings import UNDEFENDED, BenchmarkFile
-from mithridate.studies.benchmarks.standings import Standing, UnderKnowing
+from mithridate.studies.benchmarks.standings import Standing
 from mithridate.studies.benchmarks.tries import RULE, TriedSetting
 
 
@@ -55,6 +55,8 @@ KNOWING_TITLES = (
     *("harmful score, knowing", "undefended, knowing", "to undefended, knowing [95 %]"),
     *("breaks at, knowing", "who knows"),
 )
+NONE_SUGGESTED = "none suggested"
+"""In the place of the attack of who knows, of a method that suggests none which could act there: it has met none."""
 
 
 def titles_of(found: Benchmark) -> list[str]:
@@ -90,13 +92,15 @@ def _row(found: Benchmark, one: Standing, beyond: set[tuple[str, str]], tuned: s
         "" if cost is None or cost.memory_ratio is None else f"{cost.memory_ratio:.2f} x",
         "" if entrant.name == UNDEFENDED else held,
         *([in_words(left_out) if left_out else ""] if found.filtered else ()),
-        *(_knowing(found, one.knowing) if found.given.knowing else ()),
+        *(_knowing(found, one) if found.given.knowing else ()),
     ]
 
 
-def _knowing(found: Benchmark, under: UnderKnowing | None) -> list[str]:
+def _knowing(found: Benchmark, one: Standing) -> list[str]:
+    under = one.knowing
     if under is None:
-        return ["" for _ in KNOWING_TITLES]
+        meets = one.entrant.name != UNDEFENDED and not one.entrant.of
+        return [*["" for _ in KNOWING_TITLES[1:]], NONE_SUGGESTED if meets else ""]
     broken = "" if under.breaks_at is None else point_in_words(found.points[under.breaks_at])
     return [
         _rate(under.rates["harmful_score"]),

@@ -261,11 +261,15 @@ def _attacked(
     if not given.knowing:
         return []
     jobs = attacked_runs(given, experiment, chosen, points)
+    if not jobs:
+        return []
     everything = [one for attacks in jobs.values() for made in attacks.values() for one in made]
     run_cells(everything, folder, base, owner=owner, executor=executor)
     table, found = RunFolder(folder), []
     for arm, settings in chosen:
-        under = jobs[arm.method, arm.topology]
+        under = jobs.get((arm.method, arm.topology))
+        if under is None:
+            continue
         scores = {number: scores_of([table.made_by(one) for one in made]) for number, made in under.items()}
         found += choose_attack(arm, settings, scores, given.bounds, experiment.paired)
     for one in found:
