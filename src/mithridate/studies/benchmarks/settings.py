@@ -57,7 +57,8 @@ class BenchmarkFile:
         tries: how many settings each method may try in each topology.
         topologies: the experiment's own, if not given.
         seeds: of the final runs.
-        tuning_seed: of the tries; by default one that no final run has, so that no run is chosen for its luck.
+        tuning_seed: of the tries; one that no final run has, so that no run is chosen for its luck. By default 1000
+            above the highest of `seeds`.
         controls: whether the controls of the chosen settings are run too.
         knowing: whether each chosen setting meets, besides, the attacks that its own rule suggests.
         store_limit: GB that the store may come to hold; null is no limit.
@@ -209,6 +210,11 @@ def _problems(given: BenchmarkFile) -> list[str]:
             problems += _range_problems(name, spec, given.tries)
     if not given.seeds or len(set(given.seeds)) < len(given.seeds):
         problems.append(f"seeds: expected different seeds, got {given.seeds}")
+    if given.tuning_seed in given.seeds:
+        problems.append(
+            f"tuning_seed: {given.tuning_seed} is one of `seeds`, and a final run would be among those that it was "
+            "chosen by. Give another, or leave it out"
+        )
     if len(set(given.topologies)) < len(given.topologies):
         problems.append(f"topologies: expected different ones, got {given.topologies}")
     for path, values in given.attack.items():
