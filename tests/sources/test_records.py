@@ -121,7 +121,24 @@ def test_prompts_compare_by_the_users_side():
     assert answered_keys(SINGLE) == {"hello there"}
 
 
-@pytest.mark.parametrize("other", ["what is it", "What  is\nit?", " WHAT IS IT ?! ", '"What is it?"', "Ｗhat is it…"])
+def test_a_later_turn_that_is_a_prompt_by_itself_counts_alone_and_what_any_conversation_says_does_not():
+    for later, counts in (("How is box 3 opened?", True), ("Thanks!", False), ("Tell me more", False)):
+        talk = {"messages": [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", later)]}
+        key = prompt_key({"prompt": later})
+        assert answered_keys(talk) == {"hi", f"hi {key}", *([key] if counts else [])}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "what is it",
+        "What  is\nit?",
+        " WHAT IS IT ?! ",
+        '"What is it?"',
+        "Ｗhat is it…",
+        "Wh\u200bat \ufeffis i\u00adt",
+    ],
+)
 def test_spacing_capitals_and_end_punctuation_do_not_make_a_new_prompt(other):
     assert normalized(other) == normalized("What is it?")
 

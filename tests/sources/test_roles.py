@@ -316,6 +316,8 @@ def test_a_conversation_has_seen_the_prompt_that_it_opens_with(load):
     messages = [{"role": role, "content": text} for role, text in talk]
     with pytest.raises(InputError, match=r"share 1 .*'hello'"):
         load(alignment=[{"messages": messages}], test_benign=[{"prompt": "Hello!"}])
+    with pytest.raises(InputError, match=r"share 1 .*'what is a stoat'"):
+        load(alignment=[{"messages": messages}], test_benign=[{"prompt": "What is a\u200b stoat?"}])
     # Two conversations that open alike and go on differently are two prompts.
     other = [*messages[:2], {"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "Wren"}]
     load(alignment=[{"messages": messages}], task=[{"messages": other}])

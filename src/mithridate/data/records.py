@@ -201,7 +201,10 @@ def prompt_text(record: Record) -> str:
 
 
 def normalized(text: str) -> str:
-    """A text as it is compared: Unicode NFKC, case folded, white space collapsed, end punctuation taken off."""
+    """A text as it is compared: without characters that are not seen (format characters, as the space of no width),
+    Unicode NFKC, case folded, white space collapsed, end punctuation taken off."""
+    if not text.isascii():  # else there are none
+        text = "".join(one for one in text if unicodedata.category(one) != "Cf").strip() or text
     plain = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
     return plain.strip(" .,;:!?'\"`‘’“”") or plain
 
@@ -211,13 +214,21 @@ def prompt_key(record: Record) -> str:
     return normalized(prompt_text(record))
 
 
+_WORDS = 4
+"""A later turn of so many words is a prompt by itself; "Thanks" or "Tell me more" is said in any conversation."""
+
+
 def answered_keys(record: Record) -> set[str]:
     """The prompt keys of all answers in a record: one for a single exchange, one for each turn of a conversation.
 
-    A conversation that opens with a test prompt and its answer has seen that test prompt, whatever follows.
+    A conversation that opens with a test prompt and its answer has seen that test prompt, whatever follows; and so has
+    one in which it is a later turn, where that says enough to be a prompt by itself.
     """
     user = [turn["content"] for turn in conversation(record) if turn["role"] == "user"]
-    return {normalized("\n".join(user[: i + 1])) for i in range(len(user))}
+    alone = {normalized(text) for text in user[1:]}
+    return {normalized("\n".join(user[: i + 1])) for i in range(len(user))} | {
+        key for key in alone if len(key.split()) >= _WORDS
+    }
 
 
 def training_dataset(
