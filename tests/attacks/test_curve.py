@@ -36,6 +36,18 @@ def test_broken_with_fewer_rows_only():
     )
 
 
+def test_where_fewer_rows_are_fewer_steps_the_sentence_says_how_many():
+    """As where the attack's length is epochs."""
+    rows = [point(80, 30, rows=100, along="rows"), point(90, along="rows")]
+    assert verdict("Booster", [point(90), *rows], 0.5).endswith(
+        "above 0.5. 30 steps on 100 rows (10 of them harmful) are enough: 0.80 [0.71, 0.87]."
+    )
+    assert verdict("Booster", [point(58), rows[0], point(58, along="rows")], 0.5) == (
+        "Booster breaks at 30 steps on 100 rows (10 of them harmful): harmful score 0.80 [0.71, 0.87], above 0.5; on "
+        "all 200 rows 60 steps did not break it: 0.58 [0.48, 0.67]."
+    )
+
+
 def test_not_broken_says_what_could_have_been_seen():
     said = verdict("Lisa", [point(10, 15), point(30)], 0.5)
     assert "Lisa is not broken within the budget: after 60 steps on 200 rows (20 of them harmful)" in said
