@@ -9,7 +9,7 @@ from mithridate import cli, run
 from mithridate.errors import InputError
 from mithridate.pipeline import inventory as module
 from mithridate.pipeline.cell_export import export_cell
-from mithridate.pipeline.inventory import collect, find, inventory, register_run, verify
+from mithridate.pipeline.inventory import collect, find, inventory, of_gone_runs, register_run, verify
 from mithridate.store import Store
 from mithridate.studies import attack as study
 from tests.pipeline.small import experiment, stages, write_inputs
@@ -53,8 +53,11 @@ def test_only_what_nothing_refers_to_is_removed_and_only_when_asked(store, fille
     assert [a.name for a in collect(store, delete=False)] == [filled[2]] and len(inventory(store)) == 3
     collect(store, delete=True)
     assert sorted(a.name for a in inventory(store)) == sorted(filled[:2])
-    (tmp_path / "run" / "experiment.yaml").unlink()  # the run is gone
-    assert len(collect(store, delete=True)) == 2 and inventory(store) == []
+    (tmp_path / "run" / "experiment.yaml").unlink()  # the run is gone, or was moved
+    assert collect(store, delete=True) == [] and len(inventory(store)) == 2
+    assert [len(mine) for mine in of_gone_runs(store).values()] == [2]
+    assert len(collect(store, delete=True, gone=True)) == 2 and inventory(store) == []
+    assert of_gone_runs(store) == {}
 
 
 def test_without_a_store_nothing_is_removed_and_nothing_made(store):
@@ -226,7 +229,7 @@ def test_an_artefact_is_found_by_the_beginning_of_its_name_or_key(store, filled)
         find(store, "align")
 
 
-def test_the_commands(store, filled, capsys):
+def test_the_commands(store, filled, capsys, tmp_path):
     def said(*words):
         return cli.main(["store", *words]), capsys.readouterr()
 
@@ -240,4 +243,11 @@ def test_the_commands(store, filled, capsys):
     code, out = said("verify")
     assert code == 1 and filled[2] in out.err
     code, out = said("gc")
+    assert code == 0 and "0 artefacts" in out.out and "is not there" not in out.out
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    code, out = said("gc", "--delete")
+    assert code == 0 and "is not there, and 2 artefacts" in out.out
+    assert len(inventory(store)) == 2
+    shutil.move(tmp_path / "moved", tmp_path / "run")
+    code, out = said("gc", "--gone")
     assert code == 0 and "0 artefacts" in out.out

@@ -59,13 +59,21 @@ def store_verify() -> None:
 @app.command("gc")
 def store_gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without this they are only listed.")] = False,
+    gone: Annotated[bool, typer.Option("--gone", help="Also those of runs whose folders are not there.")] = False,
 ) -> None:
-    """List (or remove) artefacts that no run folder refers to."""
-    from mithridate.pipeline.inventory import collect, in_units
+    """List (or remove) artefacts that no run refers to."""
+    from mithridate.pipeline.inventory import collect, in_units, of_gone_runs
     from mithridate.store import Store
 
-    unused = collect(Store(), delete)
+    store = Store()
+    unused = collect(store, delete, gone)
     for one in unused:
         say(f"{one.name}  {in_units(one.bytes)}  {one.what}")
     done = "removed" if delete else "to be removed with --delete"
     say(f"{len(unused)} artefacts, {in_units(sum(one.bytes for one in unused))}, {done}")
+    for run, mine in {} if gone else of_gone_runs(store).items():
+        say(
+            f"{run} is not there, and {len(mine)} artefacts ({in_units(sum(one.bytes for one in mine))}) are kept for "
+            "it. If it was deleted, give --gone. If it was moved, run its experiment again with --out at its new "
+            "place, which notes them anew and computes none"
+        )

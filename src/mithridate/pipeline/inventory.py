@@ -2,6 +2,7 @@
 
 Before it makes anything, a run notes in the store which artefacts it will stand on (`<root>/runs/<digest of the run's
 folder>.json`). An artefact is in use while such a run's folder is there, or while one that is in use was made from it.
+What a run stands on whose folder is gone is removed only when that is said: the folder may have been moved.
 A note grows until a run has finished the table in its folder: then it names what this table stands on, and no more.
 """
 
@@ -128,13 +129,28 @@ def made_for(store: Store, run: Path) -> list[Artefact]:
     return [artefact for artefact in found if artefact.name in needed]
 
 
-def _used(store: Store, manifests: dict[Path, dict[str, Any]]) -> set[str]:
+def _used(store: Store, manifests: dict[Path, dict[str, Any]], gone: bool = False) -> set[str]:
+    """Those that runs stand on; with `gone`, also runs whose folders are not there."""
     todo = []
     for note in (store.root / _RUNS).glob("*.json"):
         written = _read(note)
-        if (Path(written["run"]) / "experiment.yaml").exists():
+        if gone or (Path(written["run"]) / "experiment.yaml").exists():
             todo += written["artefacts"]
     return _with_parents(todo, manifests)
+
+
+def of_gone_runs(store: Store) -> dict[Path, list[Artefact]]:
+    """By the folder of a run that is not there (any more, or at the moment), what it stands on and no other run does.
+
+    Raises:
+        InputError: what a run noted cannot be read.
+    """
+    unused = {artefact.name: artefact for artefact in inventory(store) if not artefact.used}
+    manifests = {artefact.folder: artefact.manifest for artefact in unused.values()}
+    notes = [_read(note) for note in sorted((store.root / _RUNS).glob("*.json"))]
+    found = {Path(note["run"]): _with_parents(note["artefacts"], manifests) for note in notes}
+    found = {run: [one for name, one in unused.items() if name in names] for run, names in found.items()}
+    return {run: mine for run, mine in found.items() if mine and not (run / "experiment.yaml").exists()}
 
 
 def _with_parents(todo: list[str], manifests: dict[Path, dict[str, Any]]) -> set[str]:
@@ -184,10 +200,15 @@ def verify(store: Store) -> list[tuple[str, bool]]:
     return checked
 
 
-def collect(store: Store, delete: bool) -> list[Artefact]:
-    """The artefacts that no run refers to any more; removed where `delete` is true."""
+def collect(store: Store, delete: bool, gone: bool = False) -> list[Artefact]:
+    """The artefacts that no run refers to any more; removed where `delete` is true.
+
+    Args:
+        gone: whether those count, too, that only runs refer to whose folders are not there. They may have been moved.
+    """
     found = inventory(store)
-    unused = [artefact for artefact in found if not artefact.used]
+    kept = set() if gone else _used(store, {artefact.folder: artefact.manifest for artefact in found}, gone=True)
+    unused = [artefact for artefact in found if not artefact.used and artefact.name not in kept]
     if not delete:
         return unused
     work = store.root / "work"
@@ -201,7 +222,7 @@ def collect(store: Store, delete: bool) -> list[Artefact]:
         work.mkdir(exist_ok=True)
         with store.locked(artefact.name):
             with store.locked(_RUNS):  # a run may have noted it since, and none does between here and the renaming
-                if artefact.name in _used(store, manifests) or not artefact.folder.exists():
+                if artefact.name in _used(store, manifests, gone=not gone) or not artefact.folder.exists():
                     continue
                 artefact.folder.rename(aside)
             shutil.rmtree(aside)

@@ -31,6 +31,7 @@ from mithridate.experiment.methods import (
     part_of,
     repair_of,
     repair_settings,
+    repaired_in,
 )
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Method, Phase
@@ -207,7 +208,8 @@ class ExperimentStages:
             return None
         method, repair = chosen
         settings = {method: repair_settings(self.experiment, method)}
-        config = {"repair": settings, "topology": self.experiment.topology, "dtype": self.context.dtype}
+        dtype = repaired_in(self.experiment, name, self.context.dtype)
+        config = {"repair": settings, "topology": self.experiment.topology, "dtype": dtype}
         config |= self._template() | _code(repairs=[method])
         if self.experiment.seed and "seed" in repair.settings():
             config["seed"] = self.experiment.seed  # `repair_of` has put it into the method's own
