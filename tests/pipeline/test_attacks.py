@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from mithridate import run
 from mithridate.errors import InputError
 from mithridate.experiment.config import canonical, load_experiment
+from mithridate.pipeline.experiments import stages_of
 from tests.pipeline.small import experiment, stages, write_inputs
 
 
@@ -179,3 +180,19 @@ def test_patterns_that_say_nothing_are_refused_before_compute(inputs, tmp_path, 
     with pytest.raises(InputError, match=error):
         run(experiment(inputs, finetune__frozen=frozen), out=tmp_path / "out", progress=False)
     assert not stages(store)
+
+
+@pytest.mark.parametrize(
+    ("attack", "defense", "revised"),
+    [
+        ({"kind": "retainthenforget", "size": 8, "harmful_ratio": 0.25}, {"safetymix": {"share": 0.25}}, 1),
+        ({"kind": "retainthenforget", "size": 8, "harmful_ratio": 0.25}, {"kl": {"lam": 0.1}}, None),
+        ({"harmful_ratio": 0.25, "size": 8}, {"safetymix": {"share": 0.25}}, None),
+        ({"kind": "scheduled", "leap": 2.0}, {"panacea": {"rho": 0.4, "learned": False}}, 1),
+        ({"kind": "scheduled", "length": 2.0}, {"panacea": {"rho": 0.4, "learned": False}}, None),
+    ],
+)
+def test_what_a_defense_once_made_otherwise_has_another_key(inputs, attack, defense, revised):
+    asked = load_experiment(experiment(inputs, finetune__attack=attack, finetune__defense=defense))
+    [chain] = stages_of([asked], inputs, "e", False)
+    assert chain.finetune.config.get("revised") == revised

@@ -34,7 +34,8 @@ from mithridate.experiment.methods import (
     repaired_in,
 )
 from mithridate.judges.base import Judge
-from mithridate.methods import Attack, Method, Phase
+from mithridate.methods import Attack, Defense, Method, Phase
+from mithridate.methods.defense import acts
 from mithridate.methods.registry import KINDS, by_name, code_of
 from mithridate.models import require_chat_template
 from mithridate.pipeline.context import RunContext
@@ -170,6 +171,7 @@ class ExperimentStages:
             "snapshots": self.experiment.evaluate.resistance,
             **({"frozen": finetune.frozen} if finetune.frozen else {}),
             **({"phases": [phase.key() for phase in phases]} if phases else {}),
+            **({"revised": 1} if _revised(phases, defenses_of(finetune.defense)) else {}),
         }
         parents = self._parents(self.start)
         if attack.needs_model:
@@ -422,6 +424,13 @@ class ExperimentStages:
         if kind == "base" or (kind == "start" and self.starts_at_base(name)):
             return None
         return self.adapter("unaligned") if kind == "unaligned" else aligned
+
+
+def _revised(phases: Sequence[Phase], defenses: Sequence[Defense]) -> bool:
+    """Whether the first keys are of something else: a defense that changes the rows kept the steps of an attack in a
+    given order, and one that finishes did so after each of several trainings."""
+    cut_short = any(phase.order == "given" for phase in phases) and any(acts(one, "rows") for one in defenses)
+    return cut_short or (len(phases) > 1 and any(one.finishes for one in defenses))
 
 
 def _code(**kinds: Iterable[str]) -> dict[str, Any]:
