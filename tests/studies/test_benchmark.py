@@ -278,6 +278,7 @@ def test_a_dry_run_looks_at_the_folder_as_a_run_does(inputs, tmp_path, monkeypat
         ({"seeds": [0, 0]}, "seeds: expected different"),
         ({"tuning_seed": 1}, r"tuning_seed: 1 is one of `seeds`"),
         ({"attack": {"seed": [1]}}, r"attack\.seed: the attacker chooses under"),
+        ({"attack": {"evaluate.resistance": [[1], [2]]}}, r"attack\.evaluate\.resistance: .* changes no attack"),
         ({"attack": {"finetune.attack.size": []}}, r"attack\.finetune\.attack\.size: expected different values"),
         ({"tries": 0}, "tries: expected at least 1"),
         ({"bounds": {"accuracy": 2}}, r"bounds\.accuracy: expected a fraction"),

@@ -218,11 +218,13 @@ def _problems(given: BenchmarkFile) -> list[str]:
     if len(set(given.topologies)) < len(given.topologies):
         problems.append(f"topologies: expected different ones, got {given.topologies}")
     for path, values in given.attack.items():
-        if not path.startswith(("finetune.attack", "finetune.training", "evaluate.resistance")):
+        if path.startswith("evaluate.resistance"):
             problems.append(
-                f"attack.{path}: the attacker chooses under finetune.attack, finetune.training and "
-                "evaluate.resistance only"
+                f"attack.{path}: says when a model is scored on the way, and changes no attack. For attacks of "
+                "several lengths give finetune.training.max_steps; scores on the way are the experiment's own"
             )
+        elif not path.startswith(("finetune.attack", "finetune.training")):
+            problems.append(f"attack.{path}: the attacker chooses under finetune.attack and finetune.training only")
         if not (values and different(values)):
             problems.append(f"attack.{path}: expected different values, got {values}")
     for name, value in vars(given.bounds).items():
