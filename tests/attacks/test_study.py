@@ -155,6 +155,11 @@ def test_the_points_of_what_ends_after_the_training_are_attacks_that_end_there(
         ({"topology": "single"}, {"finetune.adapter.r": [2, 4]}, "topology: single"),
         ({"finetune": None}, {}, "its finetune is none"),
         (
+            {"finetune__attack": {"kind": "noice", "size": 8}},
+            {},
+            r"search\.max_accuracy_loss: .* one of the kind noice is not without them.*, or set search\.\S+: null",
+        ),
+        (
             {},
             {SIZE: [4, 8, 100], RATIO: [0.25]},
             r"25 harmful rows asked for \(ratio 0.25 of 100\).* only 8",

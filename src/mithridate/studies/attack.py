@@ -30,6 +30,7 @@ from mithridate.experiment.methods import (
     defenses_of,
     unfollowed,
 )
+from mithridate.experiment.model import HARMFUL
 from mithridate.files import replace_file
 from mithridate.methods import Attack
 from mithridate.methods.attack import Phase
@@ -209,6 +210,13 @@ def _check(given: AttackFile, experiment: Experiment, base: Path) -> None:
         raise InputError(
             f"search.{name}: is against the experiment's own fine-tune, and its finetune is none. Give it one, or set "
             f"search.{name}: null"
+        )
+    if given.search.bounded and experiment.finetune and (kind := attack_fields(experiment.finetune)[0]) != HARMFUL:
+        name = given.search.bounded[0]
+        raise InputError(
+            f"search.{name}: is against the experiment's own fine-tune without harmful rows, and one of the kind "
+            f"{kind} is not without them. Give the experiment the kind {HARMFUL} (and the attacker's file `{kind}`, "
+            f"under variants), or set search.{name}: null"
         )
     if given.search.max_capability_loss is not None and not experiment.evaluate.capability:
         raise InputError(
