@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from mithridate.errors import InputError, UnsupportedSetup
+from mithridate.repairs.linears import weights
 from mithridate.repairs.resta import RESTA
 from tests.repairs.test_baselines import effective, error, models, settings, shaken
 from tests.tiny import tiny_llama
@@ -42,6 +44,23 @@ def test_a_user_who_trained_on_the_same_rows_is_taken_back_whole():
     model = copy.deepcopy(twin)
     RESTA(alpha=1.0).apply(model, aligned=aligned, unaligned=twin)
     assert error(effective(model), effective(aligned)) < 1e-15
+
+
+@pytest.mark.parametrize("copied", ["lm_head", "embed_tokens"])
+def test_a_copy_of_a_weight_that_is_tied_in_the_aligned_model_is_moved_too(copied):
+    """Beside the other name's weight, which the fine-tune left: as both are in the naive form."""
+    aligned = tiny_llama(torch.float64, tie_word_embeddings=True)
+    twin = shaken(copy.deepcopy(aligned), 4)
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[copied])
+    model = shaken(get_peft_model(copy.deepcopy(aligned), adapter).double(), 5)
+    tuned, start, bad = ({n: w.effective().clone() for n, w in weights(m).items()} for m in (model, aligned, twin))
+    RESTA(alpha=1.0).apply(model, aligned=aligned, unaligned=twin)
+    assert len(tuned) == len(dict(aligned.named_parameters())) + 1
+    for name, weight in weights(model).items():
+        torch.testing.assert_close(weight.effective(), tuned[name] + start[name] - bad[name], msg=name)
+    same = copy.deepcopy(aligned)
+    RESTA(alpha=1.0).apply(same, aligned=aligned, unaligned=twin)  # tied still
+    assert same.lm_head.weight is same.model.embed_tokens.weight
 
 
 @settings

@@ -135,23 +135,30 @@ class RESTA(Repair):
             InputError: a model is of another kind, or the aligned and the unaligned one are the same.
         """
         self.check(model, aligned, unaligned)
-        updates, vectors = changed(model, aligned, "RESTA"), changed(aligned, unaligned, "RESTA", "unaligned")
-        if not vectors:
+        updates = changed(model, aligned, "RESTA")
+        if not changed(aligned, unaligned, "RESTA", "unaligned"):
             raise InputError(
                 "RESTA: the unaligned model's weights equal the aligned model's, so there is no safety vector. Pass "
                 "the aligned model after a fine-tune on harmful rows."
             )
         delta = Delta("resta", self.settings())
         dropped = updates if self.dare and self.placement == "update" else {}
+        # by name: what is tied in these may be two weights in the model, of which one is a copy trained by itself
+        start, bad, seen = weights(aligned), weights(unaligned), set()
         for name, new in weights(model).items():
+            if id(new.tensor) in seen:
+                continue
+            seen.add(id(new.tensor))
+            v = difference(start[name], bad[name]).double()
+            pulled = self.alpha > 0 and bool(v.any())
             tuned = new.effective()
             value = tuned.double()
             if name in dropped:
                 update = difference(*updates[name]).double()
                 value = value - update + self._dropped(f"update {name}", update)
-            if name in vectors and self.alpha:
-                value = value + self.alpha * self._vector(name, difference(*vectors[name]).double()).to(value)
-            if name in dropped or (name in vectors and self.alpha):
+            if pulled:
+                value = value + self.alpha * self._vector(name, v).to(value)
+            if name in dropped or pulled:
                 delta.replace(name, value.to(tuned.dtype))
         return delta.apply(model)
 
