@@ -7,7 +7,7 @@ from peft import PromptTuningConfig, get_peft_model
 
 from mithridate.defenses.sbr import SBR
 from mithridate.errors import InputError, UnsupportedSetup
-from tests.defenses.helpers import batch_of, clone, error, model, rows, trainer_for
+from tests.defenses.helpers import batch_of, clone, error, model, rows, trainer_for, weights
 from tests.defenses.reference import gradient
 from tests.defenses.test_baselines import each_row, moved, plus, wanted
 from tests.tiny import tiny_llama
@@ -88,6 +88,29 @@ def test_the_anchors_are_drawn_once_and_stay(tmp_path):
     first, at_start = seen[0]
     assert len({tuple(ids) for ids in first}) == len(at_start) == 3
     assert all(ids == first and torch.equal(states, at_start) for ids, states in seen)
+
+
+def test_of_rows_with_several_answers_the_first_is_held(tmp_path):
+    """One state an anchor, whatever the rows: as with the first answers alone."""
+    ids = [[1, 5, 6, 7, 8, 9, 10, 11], [1, 6, 7, 8, 9], [1, 7, 8, 9, 10, 11, 12]]
+    labels = [[-100, -100, 6, 7, -100, 9, -100, 11], [-100, 6, 7, -100, 9], [-100, -100, -100, 9, 10, -100, 12]]
+    several = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    ends = [4, 3, 5]
+    once = {"input_ids": [row[:end] for row, end in zip(ids, ends, strict=True)]}
+    once |= {"labels": [row[:end] for row, end in zip(labels, ends, strict=True)]}
+    seen = []
+
+    class Noting(SBR):
+        def on_step_end(self, t):
+            seen.append(self._start[0].clone())
+
+    made = []
+    for data in (several, Dataset.from_dict(once)):
+        net = model("lora")
+        moved(net, tmp_path, Noting(anchor_dataset=data, anchors=3), data=USER)
+        made.append(weights(net))
+    assert {tuple(states.shape) for states in seen} == {(3, 16)}
+    assert all(torch.allclose(made[0][name], made[1][name], rtol=0, atol=1e-12) for name in made[0])
 
 
 @pytest.mark.parametrize("wrong", [-1, float("inf"), "x", None])

@@ -7,10 +7,11 @@ Hao Zhou, Hua Dai, Fu Xiao. ICML 2026. https://arxiv.org/abs/2605.05995
 
 h is the user's loss, w0 the weights before the first step, s_k [d] the last layer's state, after the model's final
 norm, at the last token of prompt k, chat template and generation prompt included: what the first answer token's logits
-are computed from. It is a *mean* over the d entries, as in the official code (soyoaaa/SBR, `HFT_SBR.py`), whose
-lam = 50 and K = 8 these defaults are. The paper's formula, by summaries of it (its text was not read), is a squared
-norm, a sum over d, and its lam by one of them 50 too: taken at its word it is d times as strong as its code. A lam of
-that formula is this one divided by d, so that 50 here is 0.0122 there for d = 4096.
+are computed from. Of a row with several answers it is that of the first. It is a *mean* over the d entries, as in the
+official code (soyoaaa/SBR, `HFT_SBR.py`), whose lam = 50 and K = 8 these defaults are. The paper's formula, by
+summaries of it (its text was not read), is a squared norm, a sum over d, and its lam by one of them 50 too: taken at
+its word it is d times as strong as its code. A lam of that formula is this one divided by d, so that 50 here is 0.0122
+there for d = 4096.
 
 Differs from the official code in:
 - there the term is added in every micro-batch, undivided where the model counts tokens itself (transformers 4.51 with
@@ -125,7 +126,8 @@ class SBR(Defense):
     def on_train_begin(self, t: DefenseMixin) -> None:
         # one batch, the same on all ranks
         data = t.side_data(self.anchor_dataset, "anchor_dataset", batch_size=self.anchors, replicated=True)
-        [self._batch], self._start = data.take(0, 1), []
+        self._batch = t.data_collator([_with_one_answer(data.dataset[i]) for i in data.rows(0, 0)])
+        self._start = []
 
     def on_step_begin(self, t: DefenseMixin) -> None:
         if not self.lam:
@@ -153,6 +155,14 @@ class SBR(Defense):
             return mean
         # A loss is a share of one that is divided by the tokens of all ranks; this mean is the same on each of them.
         return mean * (inputs["labels"] != -100).sum() / num_items_in_batch
+
+
+def _with_one_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose first answer alone is labelled: of a conversation with several, one state is held, as of any row."""
+    labels = list(row["labels"])
+    first = next((i for i, label in enumerate(labels) if label != -100), len(labels))
+    end = next((i for i in range(first, len(labels)) if labels[i] == -100), len(labels))
+    return row | {"labels": labels[:end] + [-100] * (len(labels) - end)}
 
 
 def _states(model: nn.Module, inputs: Any) -> Tensor:
