@@ -145,8 +145,18 @@ def test_what_it_cannot_do_is_refused_before_a_step(tmp_path):
             trainer_for(model(), tmp_path, defense=ConstrainedSFT(), data=USER, **args)
     texts = Dataset.from_list([{"text": "a b c d"}] * 8)
     for data in (texts, texts.to_iterable_dataset()):
-        with pytest.raises(UnsupportedSetup, match="ConstrainedSFT: the first row is trained on from its first token"):
+        with pytest.raises(UnsupportedSetup, match="ConstrainedSFT: row 1 is trained on from its first token"):
             trainer_for(model(), tmp_path, defense=ConstrainedSFT(), data=data)
+
+
+def test_a_row_whose_prompt_is_cut_away_whole_is_refused(tmp_path):
+    """Wherever it stands: what is left of it would be weighed as an answer's beginning."""
+    ids = [[1, 5, 6, 7], [1, 5, 6, 7, 8, 9]]
+    data = Dataset.from_dict({"input_ids": ids, "labels": [[-100, 5, 6, 7], [-100, -100, 6, 7, 8, 9]]})
+    args = {"max_length": 4, "per_device_train_batch_size": 2}
+    with pytest.raises(UnsupportedSetup, match=r"row 2 is trained on .* cut away whole.* a larger max_length"):
+        trainer_for(model(), tmp_path, defense=ConstrainedSFT(), data=data, truncation_mode="keep_end", **args)
+    trainer_for(model(), tmp_path, defense=ConstrainedSFT(), data=data, **args)
 
 
 def test_packing_that_cuts_answers_is_refused(tmp_path):

@@ -135,13 +135,8 @@ class ConstrainedSFT(Defense):
         apart = getattr(t.model.config, "is_encoder_decoder", False)
         if not apart:
             refuse_other_than_causal(t, "ConstrainedSFT")
-        labels = None if apart else next(iter(t.train_dataset), {}).get("labels")  # apart: the answer alone
-        if isinstance(labels, Sequence) and labels and labels[0] != -100:
-            raise UnsupportedSetup(
-                "ConstrainedSFT: the first row is trained on from its first token, prompt included, so its answer has "
-                "no beginning to count from.",
-                "give rows of prompt and completion, or set assistant_only_loss=True (completion_only_loss=True).",
-            )
+        if not apart:  # else the labels are the answer alone
+            _refuse_answers_without_beginning(t.train_dataset)
 
     def loss(
         self,
@@ -163,6 +158,20 @@ class ConstrainedSFT(Defense):
         count = tokens_of(num_items_in_batch, int(mask.sum()))
         t.record("constrainedsft/weight", (weights * mask).sum() / mask.sum().clamp(min=1))
         return loss + (((1 - weights) * now * mask).sum() / count).to(loss.dtype)
+
+
+def _refuse_answers_without_beginning(rows: Any) -> None:
+    """Raises UnsupportedSetup for a row that is trained on from its first token: of a stream, for its first row."""
+    known = "labels" in (getattr(rows, "column_names", None) or ())
+    every = rows["labels"] if known and hasattr(rows, "__len__") else [next(iter(rows), {}).get("labels")]
+    for number, labels in enumerate(every, start=1):
+        if isinstance(labels, Sequence) and labels and labels[0] != -100:
+            raise UnsupportedSetup(
+                f"ConstrainedSFT: row {number} is trained on from its first token, so its answer has no beginning to "
+                "count from: it has no prompt, or one that was cut away whole.",
+                "give rows of prompt and completion, or set assistant_only_loss=True (completion_only_loss=True); "
+                "with truncation_mode='keep_end', a larger max_length.",
+            )
 
 
 def place_in_answer(mask: Tensor) -> Tensor:
