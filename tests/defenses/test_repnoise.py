@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+import transformers
 from datasets import concatenate_datasets
 
+from mithridate.defenses import repnoise as module
 from mithridate.defenses.repnoise import RepNoise
 from mithridate.errors import InputError, UnsupportedSetup
 from tests.conformance.methods import paired_with
 from tests.defenses.helpers import batch_of, clone, error, model, rows, same, trainer_for, update, weights
 from tests.defenses.reference import trainable
+from tests.families.models import SMALL
 
 USER = rows("user")
 HARMFUL = paired_with(USER)
@@ -141,6 +144,36 @@ def test_it_is_none_of_the_rules_that_it_could_be_taken_for(batches, tmp_path):
         assert error(wanted(net, batches, **other), got) > 1e-3, other
     control = repnoise().controls()["adversarial-loss"]
     assert control.settings() == repnoise(beta=0.0).settings()
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("Granite", "logits_scaling", 8.0),
+        ("Cohere", "logit_scale", 0.25),
+        ("Gemma2", "final_logit_softcapping", 0.5),
+    ],
+)
+def test_inner_states_are_read_as_the_model_reads_its_last(kind, field, value, tmp_path, monkeypatch):
+    """Scaled and capped, as the logits of the model itself are."""
+    cross_entropy = module._cross_entropy
+
+    def read(setting):
+        seen = []
+        monkeypatch.setattr(module, "_cross_entropy", lambda x, y: seen.append(x.detach()) or cross_entropy(x, y))
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{kind}Config")(**SMALL | {field: setting})
+        net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        trainer_for(net, tmp_path, defense=repnoise(), data=USER).train()
+        return seen
+
+    plain, got = read(None if kind == "Gemma2" else 1.0), read(value)
+    change = {"logits_scaling": lambda x: x / value, "logit_scale": lambda x: x * value}
+    change |= {"final_logit_softcapping": lambda x: value * torch.tanh(x / value)}
+    assert len(plain) == len(got) > 2
+    for before, after in zip(plain, got, strict=True):
+        torch.testing.assert_close(after, change[field](before), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(after, before, rtol=0.1)
 
 
 def test_the_order_of_rows_changes_nothing(tmp_path):

@@ -64,6 +64,7 @@ from mithridate.methods.base import Cost, require_number, require_rows
 from mithridate.methods.defense import Defense
 from mithridate.methods.examples import rows_of
 from mithridate.training.gradients import fork_rng
+from mithridate.training.outputs import scaled_and_capped
 from mithridate.training.setups import compiled, refuse_other_than_causal, refuse_virtual_tokens
 from mithridate.training.side_data import documents, rows_of_batch
 
@@ -251,7 +252,9 @@ class RepNoise(Defense):
         base = t.model.get_base_model() if hasattr(t.model, "get_base_model") else t.model
         head, norm = base.get_output_embeddings(), _last_norm(t.model)
         losses = [_cross_entropy(outputs.logits, outputs.labels)]
-        losses += [_cross_entropy(head(norm(h[:, :-1][mask[:, 1:]])), outputs.labels) for h in states]
+        for h in states:  # read as the model reads its last state
+            logits = scaled_and_capped(head(norm(h[:, :-1][mask[:, 1:]])), base)
+            losses.append(_cross_entropy(logits, outputs.labels))
         harmful = torch.stack(losses).sum() / (len(losses) - 1)
         t.record("repnoise/noise_distance", distance)
         t.record("repnoise/harmful_loss", harmful)

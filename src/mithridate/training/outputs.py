@@ -88,6 +88,22 @@ def shift_of(model: Any) -> int:
     return 0 if encoder_decoder or getattr(model, "loss_type", None) in _UNSHIFTED else 1
 
 
+def scaled_and_capped(logits: Tensor, model: Any) -> Tensor:
+    """What a model makes of the output of its output embeddings, as its config says.
+
+    Args:
+        model: of transformers, plain.
+    """
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    if scale is None and getattr(config, "logits_scaling", None) is not None:
+        scale = 1 / config.logits_scaling
+    if scale is not None:
+        logits = logits * scale
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def own_mean(mean: Tensor, num_items_in_batch: Tensor | int | None, own: int) -> Tensor:
     """A sum over a micro-batch's own tokens, divided by those of the whole step, as their mean: what is logged, for
     the log takes the mean over micro-batches and ranks."""
@@ -216,20 +232,13 @@ class Capture:
         )
 
     def _logits(self, mask: Tensor) -> Tensor:
-        """[N, V]: the output embeddings over the last hidden states, scaled and capped as the model's config says."""
-        config = self._base.config.get_text_config()
+        """[N, V]: the output embeddings over the last hidden states, scaled and capped."""
         with torch.autocast(**self._autocast):
             hidden, head = self._predicting(self._backbone.last_hidden_state)[mask], self._base.get_output_embeddings()
             # FSDP takes a call of the head for one of the norm's too, with which it gathers and lets go of it. Under
             # an adapter the frozen head is in shards here, for PEFT passes FSDP's hooks by.
             logits = F.linear(hidden, gathered(head.weight), gathered(head.bias)) if self._sharded else head(hidden)
-        scale = getattr(config, "logit_scale", None)
-        if scale is None and getattr(config, "logits_scaling", None) is not None:
-            scale = 1 / config.logits_scaling
-        if scale is not None:
-            logits = logits * scale
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return scaled_and_capped(logits, self._base)
 
     def _compare(self, logits: Tensor, targets: Tensor, log_probs: Tensor) -> None:
         found = torch.log_softmax(logits.float(), -1).gather(-1, targets[:, None]).squeeze(-1)
