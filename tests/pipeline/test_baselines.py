@@ -212,6 +212,7 @@ WIDER = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
         ({"repair": "resta"}, "repair.resta.alpha: missing"),
         ({"finetune__attack": {"kind": "noice"}}, "finetune.attack.size: missing"),
         ({"repair": "antidote", "topology": "full"}, r"repair\.antidote\.targets: "),
+        ({"repair": "antidote", "finetune__attack": ANOTHER | {"adapter": "full"}}, r"targets: .* or its attack"),
         (
             {"repair": {"antidote": {"targets": "update", "scope": "global"}}, "topology": "full"},
             "repair.antidote.scope: `global` compares scores",
@@ -223,6 +224,14 @@ def test_what_cannot_be_is_said_before_anything_is_trained(inputs, changes, word
     asked = experiment(inputs, **changes)
     with pytest.raises(InputError, match=words):
         resolve(load_experiment(asked), inputs)
+
+
+def test_the_repaired_adapter_may_be_the_attacks_own(inputs, tmp_path):
+    """Under topology: full nothing else is one."""
+    attack = ANOTHER | {"adapter": {"r": 2, "lora_alpha": 4}}
+    asked = experiment(inputs, topology="full", finetune__attack=attack, repair={"antidote": {"ratio": 0.2}})
+    finished = run(asked, out=tmp_path / "out", until="evaluate", progress=False)
+    assert finished.results["cells"][-1]["repair"] == "antidote"
 
 
 OVER_EMBEDDINGS = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "embed_tokens"]}

@@ -18,6 +18,7 @@ from mithridate.experiment.methods import (
     follows,
     method_of,
     repair_of,
+    trained_adapter,
     unfollowed,
 )
 from mithridate.experiment.model import FULL, Align, Attack, Budget, Experiment, Finetune
@@ -233,8 +234,12 @@ def _place_problems(experiment: Experiment) -> list[str]:
         before = cls.stage == POST_ALIGNMENT
         placed[before].append(name)
         finetuned = experiment.finetune is not None and not before
-        adapter = experiment.adapter_of("finetune" if finetuned else "align") is not None
-        kept = adapter and (finetuned or (experiment.align is not None and experiment.topology == "single"))
+        if experiment.finetune and not before:
+            last = attack_of(experiment.finetune).phases()[-1]
+            kept = trained_adapter(experiment, last) is not None
+        else:
+            adapter = experiment.adapter_of("align") is not None
+            kept = adapter and experiment.align is not None and experiment.topology == "single"
         method = method_of(cls, values)
         if experiment.align is None and {"base", "aligned"} <= set(method.model_inputs().values()):
             problems.append(

@@ -84,6 +84,14 @@ def _drawing(repair: Repair, seed: int) -> Repair:
     return replace(repair, seed=int.from_bytes(drawn[:6], "big"))
 
 
+def trained_adapter(experiment: Experiment, phase: Phase) -> Mapping[str, Any] | None:
+    """LoraConfig's fields of the adapter that a training of the fine-tune's attack trains; None where it trains all
+    weights."""
+    if phase.adapter is None:
+        return experiment.adapter_of("finetune")
+    return None if phase.adapter == "full" else phase.adapter
+
+
 def repaired_in(experiment: Experiment, stage: str, dtype: str) -> str:
     """The dtype in which stage `harden` or `repair` computes, where models are loaded in `dtype`. Weights that the
     alignment trained are kept in float32, and a fine-tune that trains them all starts from them as they are, so that
@@ -113,12 +121,12 @@ def unfollowed(experiment: Experiment, phase: Phase) -> list[str]:
     were (`Method.follows_alignment`), as far as the lists of layers say."""
     if experiment.align is None or experiment.finetune is None:
         return []
-    trained = experiment.adapter_of("finetune") if phase.adapter is None else phase.adapter
+    trained = trained_adapter(experiment, phase)
     aligned = experiment.adapter_of("align")
     before = aligned.get("target_modules") if aligned else "all-linear"
     if not isinstance(before, list):
         return []
-    after = trained.get("target_modules") if isinstance(trained, Mapping) else "all-linear"
+    after = trained.get("target_modules") if trained else "all-linear"
     if after != "all-linear" and not (isinstance(after, list) and set(after) - set(before)):
         return []
     return [type(one).__name__ for one in acting(experiment, "repair") if follows(one)]

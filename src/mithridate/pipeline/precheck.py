@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.records import conversation
 from mithridate.errors import InputError
-from mithridate.experiment.methods import around_prompts, defenses_of, repaired_in
+from mithridate.experiment.methods import around_prompts, defenses_of, repaired_in, trained_adapter
 from mithridate.files import canonical_json
 from mithridate.generation.templates import CHAT, TEMPLATES, prompt_tokens
 from mithridate.methods.defense import acts, arguments_of
@@ -137,10 +137,10 @@ def between(chain: ExperimentStages) -> None:
     experiment = chain.experiment
     if chain.harden is None or not experiment.finetune:
         return
-    computed, own = repaired_in(experiment, "harden", chain.context.dtype), chain.adapter("finetune")
-    chosen = [own if phase.adapter is None else phase.adapter for phase in chain.attack.phases()]
+    computed = repaired_in(experiment, "harden", chain.context.dtype)
+    chosen = [trained_adapter(experiment, phase) for phase in chain.attack.phases()]
     kept = experiment.align and experiment.topology == "single"  # then the adapter is repaired, which is in float32
-    if computed != "float32" and not kept and any(adapter in (None, "full") for adapter in chosen):
+    if computed != "float32" and not kept and None in chosen:
         [name] = chain.harden.config["repair"]
         raise InputError(
             f"repair.{name}: changes weights in {computed}, and the fine-tune trains all weights, which it "

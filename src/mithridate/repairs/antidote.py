@@ -190,7 +190,7 @@ class Antidote(Repair):
                 "merged under topology: double). Set `finetune`, or targets: merged"
             )
         if self.targets == "adapters" and not adapter:
-            trained = "topology: full" if topology == "full" else "finetune.adapter: full"
+            trained = "topology: full" if topology == "full" else "adapter: full (of finetune or its attack)"
             raise InputError(
                 f"targets: `adapters` prunes the fine-tuning adapter, and {trained} trains none. "
                 "Set targets: update or merged"
