@@ -13,6 +13,7 @@ from mithridate.data.records import (
     answered_keys,
     check_record,
     conversation,
+    later_turns,
     normalized,
     prompt_key,
     prompt_text,
@@ -121,11 +122,11 @@ def test_prompts_compare_by_the_users_side():
     assert answered_keys(SINGLE) == {"hello there"}
 
 
-def test_a_later_turn_that_is_a_prompt_by_itself_counts_alone_and_what_any_conversation_says_does_not():
-    for later, counts in (("How is box 3 opened?", True), ("Thanks!", False), ("Tell me more", False)):
-        talk = {"messages": [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", later)]}
-        key = prompt_key({"prompt": later})
-        assert answered_keys(talk) == {"hi", f"hi {key}", *([key] if counts else [])}
+def test_later_turns_are_told_apart_from_what_a_conversation_opens_with():
+    talk = {"messages": [turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "盒子怎么打开?")]}
+    key = prompt_key({"prompt": "盒子怎么打开?"})
+    assert answered_keys(talk) == {"hi", f"hi {key}"} and later_turns(talk) == {key}
+    assert later_turns(SINGLE) == set() and later_turns(TALK) == {"another one"}
 
 
 @pytest.mark.parametrize(

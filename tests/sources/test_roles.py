@@ -318,6 +318,7 @@ def test_a_conversation_has_seen_the_prompt_that_it_opens_with(load):
         load(alignment=[{"messages": messages}], test_benign=[{"prompt": "Hello!"}])
     with pytest.raises(InputError, match=r"share 1 .*'what is a stoat'"):
         load(alignment=[{"messages": messages}], test_benign=[{"prompt": "What is a\u200b stoat?"}])
+    load(alignment=[{"messages": messages}], task=[{"prompt": "What is a stoat?", "response": "A mammal."}])
     # Two conversations that open alike and go on differently are two prompts.
     other = [*messages[:2], {"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "Wren"}]
     load(alignment=[{"messages": messages}], task=[{"messages": other}])

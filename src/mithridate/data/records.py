@@ -214,21 +214,23 @@ def prompt_key(record: Record) -> str:
     return normalized(prompt_text(record))
 
 
-_WORDS = 4
-"""A later turn of so many words is a prompt by itself; "Thanks" or "Tell me more" is said in any conversation."""
-
-
 def answered_keys(record: Record) -> set[str]:
     """The prompt keys of all answers in a record: one for a single exchange, one for each turn of a conversation.
 
-    A conversation that opens with a test prompt and its answer has seen that test prompt, whatever follows; and so has
-    one in which it is a later turn, where that says enough to be a prompt by itself.
+    A conversation that opens with a test prompt and its answer has seen that test prompt, whatever follows.
     """
-    user = [turn["content"] for turn in conversation(record) if turn["role"] == "user"]
-    alone = {normalized(text) for text in user[1:]}
-    return {normalized("\n".join(user[: i + 1])) for i in range(len(user))} | {
-        key for key in alone if len(key.split()) >= _WORDS
-    }
+    user = _user_turns(record)
+    return {normalized("\n".join(user[: i + 1])) for i in range(len(user))}
+
+
+def later_turns(record: Record) -> set[str]:
+    """The keys of what a user says later in a conversation, each by itself: a test prompt may be among them. Two
+    trainings may well share such a turn ("Thanks", "Tell me more")."""
+    return {normalized(text) for text in _user_turns(record)[1:]}
+
+
+def _user_turns(record: Record) -> list[str]:
+    return [turn["content"] for turn in conversation(record) if turn["role"] == "user"]
 
 
 def training_dataset(

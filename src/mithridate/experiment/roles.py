@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 
 from mithridate.data.files import no_file
-from mithridate.data.records import Record, answered_keys, prompt_key
+from mithridate.data.records import Record, answered_keys, later_turns, prompt_key
 from mithridate.data.tasks import task as find_task
 from mithridate.errors import Findings, InputError, nearest
 from mithridate.experiment.sources import Source, hub_set, load_source, position, source_path
@@ -315,8 +315,8 @@ def _without(taken: set[str], records: list[Record], roles: Roles, here: str, pa
     """The records with none of the `taken` prompts and, if `once`, with each prompt once."""
     kept, seen = [], set(taken)
     for record in records:
-        key = prompt_key(record)
-        if key not in seen and taken.isdisjoint(answered_keys(record)):
+        key, learnt = prompt_key(record), answered_keys(record) | (set() if once else later_turns(record))
+        if key not in seen and taken.isdisjoint(learnt):
             kept.append(record)
             if once:
                 seen.add(key)
@@ -341,14 +341,19 @@ def _refuse_overlap(roles: Roles) -> None:
         name: set(asked[name]) if name in tests else {key for record in records for key in answered_keys(record)}
         for name, records in parts.items()
     }
+    later = {name: {key for record in records for key in later_turns(record)} for name, records in parts.items()}
     found = []
     for a, b in combinations(parts, 2):
         if _PARTS.get(a) == _PARTS.get(b) or (roles.paired and {a, b} == {"alignment", "defender_harmful"}):
             continue
         if b.startswith("extra:") and a in tests:
             continue  # the same question in two tests teaches nothing
-        shared = sorted((asked[a].keys() & learnt[b]) | (learnt[a] & asked[b].keys()))
+        shared = (asked[a].keys() & learnt[b]) | (learnt[a] & asked[b].keys())
+        for test, other in ((a, b), (b, a)):
+            if test in tests and other not in tests:
+                shared |= asked[test].keys() & later[other]
         if shared:
+            shared = sorted(shared)
             examples = "; ".join(repr(key if len(key) <= 60 else key[:57] + "...") for key in shared[:3])
             found.append(f"{a} and {b} share {len(shared)} (such as {examples})")
     if found:
