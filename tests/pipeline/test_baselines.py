@@ -198,12 +198,6 @@ WIDER = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
             {"align": "none", "finetune__defense": "asft"},
             r"finetune.defense.asft: takes its directions .* Set `align`",
         ),
-        (
-            {"repair": "safelora", "finetune__adapter": WIDER},
-            r"phase 1: trains layers that .* left .*, where SafeLoRA",
-        ),
-        ({"finetune__defense": "asft", "finetune__adapter": WIDER}, "phase 1: trains layers that .* where AsFT would"),
-        ({"repair": "safelora", "finetune__attack": ANOTHER | {"adapter": WIDER}}, "phase 1: trains layers that"),
         ({"finetune__attack": ANOTHER | {"adapter": {"rank": 2}}}, r"phase 1: adapter.rank: no such field"),
         ({"finetune__attack": ANOTHER | {"adapter": {"use_dora": True}}}, "phase 1: adapter.use_dora: not here: only"),
         ({"finetune__attack": ANOTHER | {"frozen": ["("]}}, r"frozen: '\(' is no regular expression"),
@@ -224,6 +218,61 @@ def test_what_cannot_be_is_said_before_anything_is_trained(inputs, changes, word
     asked = experiment(inputs, **changes)
     with pytest.raises(InputError, match=words):
         resolve(load_experiment(asked), inputs)
+
+
+NARROW = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
+ONE_LAYER = NARROW | {"layers_to_transform": [0]}
+WHERE = r"finetune\.adapter: trains {} layers that the alignment's adapter left as they were \(model.layers.{}"
+EIGHT = WHERE.format(8, "0.mlp.down_proj")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"repair": "safelora", "finetune__adapter": WIDER},
+            EIGHT + ".* where SafeLoRA",
+        ),
+        (
+            {"finetune__defense": "asft", "finetune__adapter": "full"},
+            EIGHT + ".* where AsFT would",
+        ),
+        (
+            {"repair": "safelora", "finetune__attack": ANOTHER | {"adapter": WIDER}},
+            r"finetune\.attack: phase 1: adapter: trains 8 layers",
+        ),
+        (
+            {"repair": "safelora", "adapter": ONE_LAYER, "finetune__adapter": NARROW},
+            WHERE.format(2, "1.self_attn.q_proj") + ".* the same layers_to_transform",
+        ),
+        (
+            {
+                "finetune__defense": "asft",
+                "adapter": NARROW | {"target_modules": ".*q_proj"},
+                "finetune__adapter": NARROW | {"target_modules": ".*(q|v)_proj"},
+            },
+            WHERE.format(2, "0.self_attn.v_proj"),
+        ),
+    ],
+)
+def test_layers_without_a_direction_are_found_before_anything_is_trained(inputs, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        run(experiment(inputs, **changes), out=tmp_path / "out", progress=False)
+    assert not list((tmp_path / "store").glob("align-*"))
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        NARROW | {"target_modules": ["self_attn.q_proj"]},
+        NARROW | {"target_modules": ".*[01].self_attn.[qv]_proj"},
+        ONE_LAYER,
+    ],
+)
+def test_the_same_layers_in_other_words_are_followed(inputs, tmp_path, adapter):
+    asked = experiment(inputs, adapter=NARROW, finetune__adapter=adapter, repair={"safelora": {"tau": 1.0}})
+    finished = run(asked, out=tmp_path / "out", until="evaluate", progress=False)
+    assert finished.results["cells"][-1]["repair"] == "safelora"
 
 
 def test_the_repaired_adapter_may_be_the_attacks_own(inputs, tmp_path):

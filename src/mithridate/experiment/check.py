@@ -19,7 +19,6 @@ from mithridate.experiment.methods import (
     method_of,
     repair_of,
     trained_adapter,
-    unfollowed,
 )
 from mithridate.experiment.model import FULL, Align, Attack, Budget, Experiment, Finetune
 from mithridate.experiment.processes import with_processes
@@ -337,11 +336,6 @@ def _phase_problems(experiment: Experiment, phases: Sequence[Phase], hardened: b
         if isinstance(phase.adapter, Mapping):
             problems += adapter_fields.problems(f"{where}: adapter", phase.adapter)
             problems += _lora_problems(f"{where}: adapter", phase.adapter)
-        if stuck := unfollowed(experiment, phase):
-            problems.append(
-                f"{where}: trains layers that the alignment's adapter left as they were, where {' and '.join(stuck)} "
-                "would have no direction. Give both the same target_modules"
-            )
         try:
             phase.trained(training)
         except InputError as error:

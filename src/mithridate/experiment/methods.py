@@ -118,18 +118,26 @@ def repair_settings(experiment: Experiment, name: str) -> dict[str, Any]:
 
 def unfollowed(experiment: Experiment, phase: Phase) -> list[str]:
     """The methods that cannot act on a training of the user's, for it trains layers that the alignment left as they
-    were (`Method.follows_alignment`), as far as the lists of layers say."""
+    were (`Method.follows_alignment`), as far as the fields of adapters say where no model is at hand; before a run,
+    `setupcheck.require_followed` asks the model."""
     if experiment.align is None or experiment.finetune is None:
         return []
     trained = trained_adapter(experiment, phase)
     aligned = experiment.adapter_of("align")
-    before = aligned.get("target_modules") if aligned else "all-linear"
-    if not isinstance(before, list):
-        return []
-    after = trained.get("target_modules") if trained else "all-linear"
-    if after != "all-linear" and not (isinstance(after, list) and set(after) - set(before)):
+    if aligned is None or not _wider(aligned, trained or {"target_modules": "all-linear"}):
         return []
     return [type(one).__name__ for one in acting(experiment, "repair") if follows(one)]
+
+
+def _wider(aligned: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether an adapter is over layers that the alignment's is not over, as far as can be told by their fields."""
+    if (only := aligned.get("layers_to_transform")) and trained.get("layers_to_transform") != only:
+        return True
+    before, after = aligned.get("target_modules"), trained.get("target_modules")
+    if not isinstance(before, list) or not isinstance(after, list):
+        return isinstance(before, list) and after == "all-linear"
+    ends = tuple(f".{name}" for name in before)  # "self_attn.q_proj" is one of those that "q_proj" names
+    return any(name not in before and not name.endswith(ends) for name in after)
 
 
 def follows(method: Method) -> bool:

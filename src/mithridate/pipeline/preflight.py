@@ -45,6 +45,8 @@ def preflight(graph: Graph, executor: Executor | None, findings: Findings, page:
         precheck.system_turn(chain)
         with findings.noting():
             precheck.between(chain)
+        with findings.noting():
+            setupcheck.require_followed(chain)
     here = not (executor and executor.elsewhere)  # whether this machine is the one that will train
     for node in graph.nodes.values():
         if node.stage.name not in ("attack-rows", "evaluate"):  # of attack-rows, only its own model can tell

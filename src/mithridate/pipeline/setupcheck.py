@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.records import prompt_key
 from mithridate.errors import InputError, MithridateError, UnsupportedSetup, first_line
-from mithridate.experiment.methods import plain_by, repair_of
+from mithridate.experiment.methods import acting, follows, plain_by, repair_of, trained_adapter
 from mithridate.models import held_quantisation
 from mithridate.pipeline import rowcheck
 from mithridate.pipeline.jobs import repair_rows
@@ -235,6 +235,57 @@ def _require_layers(chain: ExperimentStages, part: Part) -> None:
         whole(chain.context.config, setup)
     except InputError as error:
         raise InputError(f"{part.before}{error}") from error
+
+
+def require_followed(chain: ExperimentStages) -> None:
+    """Asks whether a method that takes its directions from what the alignment changed has one for every layer that
+    the user trains: by the whole model's names, without its weights.
+
+    Raises:
+        InputError: the alignment's adapter leaves a layer that is trained, with the field of what trains it.
+    """
+    experiment, context = chain.experiment, chain.context
+    following = [type(one).__name__ for one in acting(experiment, "repair") if follows(one)]
+    aligned = chain.adapter("align") if chain.align else None
+    if not following or aligned is None or not chain.finetune or not context.here or context.base.remote_code:
+        return
+    try:
+        before = _moved(chain, aligned, [])
+        for number, phase in enumerate(chain.attack.phases(), 1):
+            adapter, frozen = trained_adapter(experiment, phase), [*chain.frozen("finetune"), *phase.frozen]
+            if left := sorted(_moved(chain, adapter, frozen) - before):
+                where = "finetune.adapter" if phase.adapter is None else f"finetune.attack: phase {number}: adapter"
+                break
+        else:
+            return
+    except InputError:  # an adapter or patterns that fit no layer, of which `_require_layers` tells
+        return
+    raise InputError(
+        f"{where}: trains {len(left)} layers that the alignment's adapter left as they were ({left[0]}, for one), "
+        f"where {' and '.join(following)} would have no direction. Give both the same target_modules, and the same "
+        "layers_to_transform"
+    )
+
+
+def _moved(chain: ExperimentStages, adapter: Mapping[str, Any] | None, frozen: Sequence[str]) -> set[str]:
+    """Names of the linear layers within the model that a training changes; `adapter`: None where all weights are
+    trained."""
+    from torch import nn
+
+    from mithridate.estimate.trace import Setup, whole
+    from mithridate.repairs.linears import head_of, weights
+
+    own = chain.experiment.adapter if adapter is None else adapter
+    setup = Setup(full=adapter is None, adapter=own, frozen=tuple(frozen), dtype="float32")
+    model: Any = whole(chain.context.config, setup)
+    head, found = head_of(model), set()
+    for name, weight in weights(model).items():
+        if not isinstance(weight.module, nn.Linear) or weight.module is head or not name.endswith(".weight"):
+            continue
+        parts = [weight.tensor] if weight.lora is None else weight.lora.parameters()
+        if any(part.requires_grad for part in parts):
+            found.add(name.removesuffix(".weight"))
+    return found
 
 
 def _over_quantised(chain: ExperimentStages, name: str, job: Job) -> bool:
