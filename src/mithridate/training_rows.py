@@ -40,21 +40,22 @@ def trainable(rows: Any, name: str) -> Dataset | Any:
             prompt-completion rows, with the loss on the answer alone; conversations of ShareGPT become `messages`; a
             column `system` becomes the first turn of either. Rows of several forms become rows of one: `messages` if
             some have them, with a warning, for the loss is then on all turns; else prompt and completion as turns. A
-            column that only some rows have is null in the rest.
+            column that only some rows have is null in the rest. A streamed data set that does not tell its columns
+            (after `map`, or of a generator) has those of its first row, which is read here and once more in training.
         name: what they are, for errors.
 
     Raises:
         InputError: no rows, a row with neither form or with a part of its prompt in a column that would be left out,
-            or rows that no data set can hold together.
+            or rows that no data set can hold together. Of a streamed data set, rows are refused as they are read.
     """
     from datasets import Dataset, IterableDataset
 
     columns = getattr(rows, "column_names", None) if isinstance(rows, Dataset | IterableDataset) else None
-    if columns is not None and _stays(rows, columns):
+    if isinstance(rows, IterableDataset) and columns is None:
+        return _streamed(rows, name)
+    if columns is not None and _stays(columns, rows.features, rows):
         return rows
     if isinstance(rows, IterableDataset):
-        if columns is None:
-            return rows  # what is in it shows only in reading: the trainer's own matter
         return rows.map(lambda row: _for_trl(row, name), remove_columns=columns)
     found = [_for_trl(row, f"{name}, row {number}") for number, row in enumerate(as_list(rows, name), start=1)]
     if not found:
@@ -90,13 +91,44 @@ def data_set(rows: Sequence[Row], name: str) -> Dataset:
     return concatenate_datasets(parts, axis=1)
 
 
-def _stays(rows: Any, columns: Sequence[str]) -> bool:
+def _streamed(rows: Any, name: str) -> Any:
+    """A streamed data set that does not tell its columns, with the columns of its first row."""
+    first = next(iter(rows), None)
+    if first is None:
+        raise InputError(f"{name}: no rows. Give at least one.")
+    columns = list(first)
+    if not _stays(columns, _features(first)):
+        return rows.map(lambda row: _for_trl(row, name), remove_columns=columns)
+
+    def like_the_first(row: Row) -> Row:
+        if row.keys() - first.keys() and not _stays(list(row), _features(row)):
+            raise InputError(
+                f"{name}: a row has the columns {', '.join(row)}, and the first has {', '.join(columns)}, by which "
+                "all of a streamed data set are read. Give all rows the same columns"
+            )
+        return row
+
+    return rows.map(like_the_first)
+
+
+def _features(row: Row) -> Mapping[str, Any]:
+    """What one row says of the values in its columns; nothing where no data set can hold it."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        return Dataset.from_list([row]).features
+    except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
+        return {}
+
+
+def _stays(columns: Sequence[str], features: Mapping[str, Any] | None, rows: Any = None) -> bool:
     """Whether a data set goes to a trainer as it is: TRL knows its form, and it has neither rows of other forms, nor a
     text beside turns, nor columns that may be parts of the prompt, nor tool calls or tools that Arrow has filled in
     with nulls."""
     if "input_ids" in columns or not _known_to_trl(columns):
         return "input_ids" in columns or not _ours(columns)
-    features, table = rows.features or {}, getattr(rows, "data", None)
+    features, table = features or {}, getattr(rows, "data", None)
     nested = {name: getattr(features.get(name), "feature", None) for name in (*TURNS, "tools")}
     filled = any(isinstance(one, dict) and (name == "tools" or "tool_calls" in one) for name, one in nested.items())
     forms = {*QUESTIONS, *ANSWERS} & {*columns}

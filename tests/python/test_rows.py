@@ -163,6 +163,33 @@ def test_a_system_column_is_the_system_turn_in_a_trainer(kind, tmp_path):
     assert labels_of(tmp_path, KINDS[kind](plain))[1] == answers
 
 
+def unknown(rows):
+    """Rows of a streamed data set that does not tell its columns."""
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+@pytest.mark.parametrize(
+    "made", [unknown, lambda rows: Dataset.from_list(rows).to_iterable_dataset().map(lambda row: row)]
+)
+def test_a_streamed_data_set_has_the_columns_of_its_first_row(made, tmp_path):
+    system = [{"system": "Rhyme.", "messages": talk} for talk in TALKS]
+    whole = [{"messages": [turn("system", "Rhyme."), *talk]} for talk in TALKS]
+    for given, wanted in ((system, whole), *((WITH_TEXT[form], RECORDS) for form in ("Alpaca", "records"))):
+        rows = made(given)
+        assert rows.column_names is None
+        assert labels_of(tmp_path, rows)[1] == labels_of(tmp_path, wanted)[1]
+
+
+def test_a_streamed_row_that_would_lose_a_column_that_the_first_has_not_is_refused(tmp_path):
+    talks = [{"messages": talk} for talk in TALKS]
+    assert list(trainable(unknown(talks), "train_dataset")) == talks
+    rows = trainable(unknown([*talks, talks[0] | {"system": "Rhyme."}]), "train_dataset")
+    with pytest.raises(InputError, match="a row has the columns messages, system, and the first has messages"):
+        list(rows)
+    with pytest.raises(InputError, match="train_dataset: no rows"):
+        trainable(unknown([]), "train_dataset")
+
+
 @pytest.mark.parametrize("form", ["messages", "prompt and completion", "turns"])
 def test_a_data_set_that_trl_takes_is_left_as_it_is(form):
     rows = Dataset.from_list(FORMS[form])
