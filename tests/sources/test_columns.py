@@ -55,6 +55,17 @@ def test_columns_of_known_formats_are_not_dropped_in_silence(tmp_path, extra, ou
     assert roles_of(tmp_path, row | {name: ""}, columns=columns)[0]["prompt"] == "Do."
 
 
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_a_prompt_and_a_response_that_columns_name_go_before_a_conversation_in_the_row(tmp_path, name):
+    talk = [{"role": "user", "content": "other"}, {"role": "assistant", "content": "said"}]
+    row = {name: talk, "question": "Q", "answer": "A"}
+    [record] = roles_of(tmp_path, row, columns={"prompt": "question", "response": "answer"})
+    assert (record["prompt"], record["response"]) == ("Q", "A") and "messages" not in record
+    assert roles_of(tmp_path, row | {"prompt": "P"}, columns={"messages": name})[0]["messages"] == talk
+    [record] = roles_of(tmp_path, row | {"messages": talk[:1]}, columns={"prompt": "messages", "response": "answer"})
+    assert [turn["content"] for turn in record["messages"]] == ["other", "A"]
+
+
 def test_a_history_beside_a_prompt_is_not_dropped(tmp_path):
     with pytest.raises(InputError, match=r"'history' would be left out.*Make `messages`"):
         roles_of(tmp_path, {"prompt": "p", "response": "r", "history": [["a", "b"]]})

@@ -35,7 +35,8 @@ class Source:
             and how answers are scored. A Hub data set has its own. Of `embedded` in the role `attacker_harmful`:
             `identity`, the rows that give the model an obedient persona.
         split: of a Hub data set; by default its training split, or its test split for test roles.
-        columns: our column names to those of the file, as in `{prompt: instruction, response: output}`.
+        columns: our column names to those of the file, as in `{prompt: instruction, response: output}`. Where they
+            name a prompt or a response, other conversations in the row are left out.
         where: keep the rows in which these columns have these values (a list: one of them).
         share: keep the rows whose prompt falls into this part of [0, 1), by a digest of the prompt. Sources with
             shares that do not overlap are disjoint by prompt, whatever repeats in them.
@@ -170,7 +171,10 @@ def _mapped(row: dict[str, Any], columns: dict[str, str], place: str) -> dict[st
             f"{place}: `columns` names {', '.join(map(repr, missing))}, which the row does not have"
             f"{nearest(missing[0], row, listed=False)}; the columns there are: {', '.join(row)}"
         )
-    return joined(row | {ours: row[theirs] for ours, theirs in columns.items()}, columns)
+    named = {ours: row[theirs] for ours, theirs in columns.items()}
+    if columns.keys() & {"prompt", "response"} and "messages" not in columns:
+        row = {name: value for name, value in row.items() if name != "messages"}  # which would go before them
+    return joined(row | named, columns)
 
 
 def _selected(row: dict[str, Any], where: dict[str, Any], place: str) -> bool:
