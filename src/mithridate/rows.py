@@ -43,6 +43,8 @@ ANSWERS = ("response", "completion", "output")
 AFTER = ("input", "context")
 BEFORE = ("system_prompt",)
 _BESIDE = ("history", "tools")
+_PICTURES = ("images", "image")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _FORMATS = {"input": "Alpaca", "context": "Dolly", "system_prompt": "OpenOrca", "history": "LLaMA-Factory"}
 # What is read of a row beside its turns, and written into tables.
 _READ = ("response", "text", "system", "tools", "label", "category", "kind", "id", "reference")
@@ -84,11 +86,20 @@ def records(rows: Any, name: str) -> list[Row]:
     return [record(row, f"{name}, record {number}") for number, row in enumerate(as_list(rows, name), start=1)]
 
 
-def record(row: Any, where: str) -> Row:
-    """One row as a record; see `records`. Whether it has what it needs is for `data.records.check_record` to say."""
+def record(row: Any, where: str, learnt: bool = False) -> Row:
+    """One row as a record; see `records`. Whether it has what it needs is for `data.records.check_record` to say.
+
+    Args:
+        learnt: whether its answers are trained on. Then a record must hold all of them, and none that is not to be
+            learnt.
+    """
     if not isinstance(row, Mapping):
         raise InputError(f"{where} is {kind(row)}, not a record with a 'prompt'")
     row = unified(row, where)
+    _require_no_pictures(row, where)
+    if learnt:
+        require_all_learnt(row, where)
+        _require_no_reasoning(row, where)
     prompt, answer = row.get("prompt"), row.get("completion")
     if "messages" not in row and isinstance(prompt, list):
         answer = answer if answer is not None else row.get("response") or []
@@ -200,6 +211,49 @@ def require_nothing_dropped(row: Mapping[str, Any], record: Row, columns: Mappin
                 f"`columns: {{{ours}: {name}, ...}}`, or take the column out of the file"
             )
         raise InputError(f"the column {name!r} would be left out{form}. {remedy}")
+
+
+def require_all_learnt(row: Row, where: str) -> None:
+    """Refuses a row of OpenAI's fine-tuning files in which an answer is marked as not to be learnt, which all are.
+
+    Args:
+        row: as of `unified`.
+    """
+    for here, turn in _answers(row, where):
+        if turn.get("weight", 1) != 1:
+            raise InputError(
+                f"{here} has the weight {turn['weight']!r}, and every answer in a conversation is learnt alike. End "
+                "the conversation before it, or leave the row out; to learn it, take `weight` out"
+            )
+
+
+def _require_no_pictures(row: Row, where: str) -> None:
+    for name in _PICTURES:
+        texts = (text for one in TURNS for text in _texts(row.get(one)))
+        if row.get(name) not in (None, "", []) and any("<image>" in text for text in texts):
+            raise InputError(
+                f"{where}: the column {name!r} would be left out, which a text speaks of with <image>: only text is "
+                "read. Leave these rows out"
+            )
+
+
+def _require_no_reasoning(row: Row, where: str) -> None:
+    for here, turn in _answers(row, where):
+        for name in _REASONING:
+            if isinstance(turn.get(name), str) and turn[name].strip():
+                raise InputError(
+                    f"{here}: {name!r} would be left out: only the content of an answer is learnt. Write it into the "
+                    "content as the model's chat template does (as <think>...</think> before the answer), or take it "
+                    "out"
+                )
+
+
+def _answers(row: Row, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The assistant's turns in a row, each with its place in words."""
+    for name in TURNS:
+        for number, turn in enumerate(row[name] if isinstance(row.get(name), list) else [], start=1):
+            if isinstance(turn, Mapping) and turn.get("role") == "assistant":
+                yield f"{where}: turn {number} of {name!r}", turn
 
 
 def kind(value: Any) -> str:

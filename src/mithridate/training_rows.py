@@ -19,6 +19,7 @@ from mithridate.rows import (
     answered,
     as_list,
     asked,
+    require_all_learnt,
     require_nothing_dropped,
     unified,
 )
@@ -219,7 +220,9 @@ def _known_to_trl(columns: Iterable[str]) -> bool:
 
 
 def _for_trl(given: Any, where: str) -> Row:
-    made = _in_trls_form(unified(given, where), where)
+    row = unified(given, where)
+    require_all_learnt(row, where)
+    made = _in_trls_form(row, where)
     asked = made["messages"] if "messages" in made else made.get("prompt")
     kept = {"messages": asked} if isinstance(asked, list) else {"prompt": asked} if isinstance(asked, str) else {}
     try:

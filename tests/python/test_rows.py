@@ -345,10 +345,11 @@ def test_poison_keeps_the_columns_of_both_sets_and_names_what_they_cannot_share(
         (["a", "b"], "row 1 is of type str, not a mapping"),
         (pd.Series(["a", "b"]), "expected rows .* got Series"),
         (pd.Series([{"prompt": "a", "response": "b"}]), "expected rows .* got Series"),
+        ([{"messages": [turn("user", "a"), turn("assistant", "b") | {"weight": 0}]}], "row 1: turn 2 .* weight 0"),
         ([RECORDS[0], {"prompt": "cut \ud83d", "response": "b"}], "row 2: 'prompt' holds half of a character"),
         ([{"messages": [turn("user", "a"), turn("assistant", "\udc00")]}], "row 1: 'messages' holds half of"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_no_data_set_can_hold_is_named_with_its_row(rows, words):
     with pytest.raises(InputError, match=f"(?s)train_dataset.*{words}"):

@@ -256,6 +256,35 @@ def test_what_is_no_tool_call_is_refused_with_its_line(tmp_path, row, said):
         loaded(path)
 
 
+def talk_with(**fields):
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | fields]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (talk_with(weight=0), "turn 2 of 'messages' has the weight 0, .*End the conversation before it"),
+        (talk_with(reasoning_content="Hm."), "turn 2 .* 'reasoning_content' would be left out: .*<think>"),
+        ({"prompt": "Look: <image>", "response": "b", "image": "a.png"}, "the column 'image' would be left out"),
+        ({"conversations": [HUMAN | {"value": "<image>"}, GPT], "images": ["a.png"]}, "column 'images' would be left"),
+    ],
+)
+def test_an_answer_that_is_not_to_be_learnt_or_would_lose_a_part_is_refused(tmp_path, row, said):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError, match=f"line 1: .*{said}"):
+        loaded(path)
+
+
+def test_what_says_nothing_more_beside_an_answer_stays(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [talk_with(weight=1, reasoning_content=""), {"prompt": "p", "response": "b", "image": "a.png"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(loaded(path)) == 2
+    path.write_text(json.dumps(talk_with(weight=0, reasoning_content="Hm.")))  # a test prompt's answer is not learnt
+    assert len(load_roles({"test_benign": Source(source=str(path))}).test_benign) == 1
+
+
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.parquet", "a.json", "a.json.gz", "a.json.zst", "a.csv.zst"]
 )

@@ -101,7 +101,7 @@ def load_source(
             chosen_later = raw and "is_safe" in row
             if schema and schema.keeps and not chosen_later and not schema.keeps(row, role):
                 continue
-            raw_row, row = row, _made(row, known, schema, place)
+            raw_row, row = row, _made(row, known, schema, place, learnt=not test)
             if not known:
                 require_nothing_dropped(raw_row, row, source.columns or {})
             if role == "task" and not test:
@@ -205,13 +205,15 @@ def _schema(source: Source, role: str, task: str | None, here: str) -> PromptSet
     return found
 
 
-def _made(row: dict[str, Any], known: HubSet | None, schema: PromptSet | None, place: str) -> dict[str, Any]:
+def _made(
+    row: dict[str, Any], known: HubSet | None, schema: PromptSet | None, place: str, learnt: bool
+) -> dict[str, Any]:
     """A raw row as a record. The rows of a task may be records already, and records may have any form of `rows`."""
     if known and known.record:
         return known.record(row)
     if schema and "task" not in schema.roles:
         return schema.record(row)
-    record = as_record(row, place)
+    record = as_record(row, place, learnt)
     return schema.record(row) if schema and not ("prompt" in record or "messages" in record) else record
 
 
