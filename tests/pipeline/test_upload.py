@@ -8,6 +8,7 @@ import pytest
 from mithridate import InputError, run
 from mithridate.experiment.config import load_experiment
 from mithridate.experiment.methods import attack_of
+from mithridate.experiment.sweep import expand
 from mithridate.experiment.uploads import name_of, of_upload
 from mithridate.methods import by_name
 from tests.pipeline.small import experiment, stages, write_inputs
@@ -76,6 +77,31 @@ def test_of_the_experiments_own_attack_nothing_is_left(inputs, tmp_path, attack)
     assert made is by_name("attacks")["upload"] and attack_of(loaded.finetune).at_test() is None
     rows = attack_of(loaded.finetune).rows({"benign": lines}, seed=0)
     assert sorted(row["prompt"] for row in rows) == [row["prompt"] for row in lines] != [row["prompt"] for row in rows]
+
+
+def test_what_an_experiment_varies_of_its_attack_is_not_for_an_upload(inputs, tmp_path, caplog):
+    (tmp_path / "customer.jsonl").write_text('{"prompt": "order", "response": "sent"}\n')
+    asked = experiment(inputs) | {
+        "sweep": {"finetune.attack.harmful_ratio": [0.25, 0.5], "data.task.take": [2, 3], "seed": [0, 1]},
+        "variants": {
+            "few": {"finetune.attack.size": 4},
+            "many": {"finetune.attack.size": 8},
+            "slow": {"finetune.attack.size": 8, "finetune.training.learning_rate": 0.001},
+        },
+    }
+    file = tmp_path / "e.yaml"
+    file.write_text(json.dumps(asked))
+    with caplog.at_level("INFO"):
+        cells = expand(load_experiment(file, of_upload(tmp_path / "customer.jsonl", file)))
+    assert "finetune.attack.harmful_ratio, data.task.take, finetune.attack.size" in caplog.text
+    assert [(cell.seed, cell.finetune.training["learning_rate"]) for cell in cells] == [
+        *((0, 0.01), (1, 0.01)),
+        *((0, 0.001), (1, 0.001)),
+    ]
+    assert all(cell.finetune.attack == {"kind": "upload"} for cell in cells)
+    whole = asked | {"sweep": {"finetune": [asked["finetune"]]}, "variants": {}}
+    with pytest.raises(InputError, match="--upload: the experiment varies `finetune`, in which"):
+        of_upload(tmp_path / "customer.jsonl", whole)
 
 
 def test_a_conversation_that_nobody_answers_is_left_out_and_no_row_is_missed(inputs, tmp_path):

@@ -77,7 +77,7 @@ def run(
     """Run an experiment file: all stages and all cells of its sweep, then the table and the report page."""
     options, asked = _options(executor_option), _asked(replace, report_to, trust_remote_code)
     if upload:
-        override = [*of_upload(upload), *(override or [])]
+        override = [*of_upload(upload, file), *(override or [])]
         out = out or Path("runs") / f"{file.stem}-{name_of(upload)}"
     if not dry_run:
         return _run(file, override, out, dtype, accelerate, None, asked, (executor, workers, options))

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticCustomError
 
 from mithridate.data.files import ENDINGS, rows_of
 from mithridate.errors import InputError
+from mithridate.experiment import places
+from mithridate.experiment.sweep import overlap
+from mithridate.experiment.yaml12 import parse_yaml
+
+_TAKEN = ("data.task", "finetune.attack")  # the fields whose place an upload takes
+
+logger = logging.getLogger(__name__)
 
 
 def name_of(file: Path) -> str:
@@ -15,7 +28,7 @@ def name_of(file: Path) -> str:
     return file.name[: len(file.name) - len(ending)]
 
 
-def of_upload(file: str | Path) -> list[str]:
+def of_upload(file: str | Path, experiment: str | Path | Mapping[str, Any] | None = None) -> list[str]:
     """The overrides with which an experiment fine-tunes on exactly the rows of a file, in an order by its seed.
 
     The rows are the user's, whatever is among them (the attack of the kind `upload`): the experiment adds no harmful
@@ -24,9 +37,12 @@ def of_upload(file: str | Path) -> list[str]:
 
     Args:
         file: in any format and form that a source may have; relative to the current folder.
+        experiment: the file or mapping that they are for. What its sweep or its variants vary of the attack and the
+            task is then taken out, for an upload has neither; the log says so.
 
     Raises:
-        InputError: no such file, or one without rows or of a kind that is not read.
+        InputError: no such file, or one without rows or of a kind that is not read; or the experiment varies a field
+            that holds the attack or the task among others.
     """
     path = Path(file).expanduser().absolute()
     try:
@@ -34,5 +50,43 @@ def of_upload(file: str | Path) -> list[str]:
             raise InputError(f"{path}: the file has no rows")
     except InputError as error:
         raise InputError(f"--upload {error}") from error
-    values = {"data.task": {"source": str(path)}, "finetune.attack": {"kind": "upload"}}
+    values = _unvaried(experiment) | dict(zip(_TAKEN, ({"source": str(path)}, {"kind": "upload"})))
     return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+
+
+def _unvaried(experiment: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The sweep and the variants of an experiment, where they vary what an upload takes the place of, without that.
+
+    Of a file that cannot be read, nothing: what is wrong with it is said where it is read in earnest.
+    """
+    raw: Any = experiment
+    if isinstance(experiment, str | Path):
+        with contextlib.suppress(OSError, UnicodeDecodeError, InputError):
+            raw = parse_yaml(Path(experiment).read_text(encoding="utf-8"), str(experiment))
+    raw = raw if isinstance(raw, Mapping) else {}
+    sweep = dict(raw["sweep"]) if isinstance(raw.get("sweep"), Mapping) else {}
+    older, variants = sweep.pop("variants", None), {}  # `sweep.variants` is their old place
+    with contextlib.suppress(PydanticCustomError):
+        variants = places.variants(raw.get("variants", older))
+    varied = dict.fromkeys(path for values in (sweep, *variants.values()) for path in values if _taken(path))
+    if not varied:
+        return {}
+    logger.info("not varied, for an upload takes its place: %s", ", ".join(varied))
+    kept: dict[str, Any] = {}
+    for name, values in variants.items():
+        left = {path: value for path, value in values.items() if path not in varied}
+        if left not in kept.values():  # two that differed in the attack alone are one
+            kept[name] = left
+    kept = {} if list(kept.values()) == [{}] else kept
+    return {"sweep": {path: values for path, values in sweep.items() if path not in varied}, "variants": kept}
+
+
+def _taken(path: str) -> bool:
+    """Whether a dotted path lies in what an upload takes the place of."""
+    for taken in _TAKEN:
+        if overlap(path, taken) and len(path) < len(taken):
+            raise InputError(
+                f"--upload: the experiment varies `{path}`, in which `{taken}` stands, whose place an upload takes. "
+                f"Vary the fields below `{path}` one by one"
+            )
+    return any(overlap(path, taken) for taken in _TAKEN)
