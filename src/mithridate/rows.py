@@ -19,6 +19,7 @@ and that TRL would read first: `text` beside a prompt and its answer (the Alpaca
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -62,6 +63,8 @@ def as_list(rows: Any, name: str) -> list[Any]:
         InputError: it is none of these.
     """
     if hasattr(rows, "iloc") and hasattr(rows, "columns"):
+        if twice := [str(one) for one, count in Counter(rows.columns).items() if count > 1]:
+            raise InputError(f"{name}: the DataFrame has several columns named {twice[0]!r}. Drop all but one.")
         return rows.to_dict("records")
     # a Series of pandas has an index, and is one column
     if isinstance(rows, Mapping | str | bytes) or hasattr(rows, "iloc") or not isinstance(rows, Iterable):

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from mithridate import InputError, evaluate, run
+from mithridate import InputError, evaluate, poison, run
+from mithridate.judges import verdict
 from mithridate.pipeline.runner import stages_told
 from mithridate.progress import Progress
 from tests.evaluation.test_evaluation import BENIGN, HARMFUL, TASK, Told
@@ -196,3 +197,22 @@ def test_stages_are_told_where_nobody_listens_and_only_there(capsys):
     finally:
         ours.handlers[:], ours.propagate = before[0], before[2]
         ours.setLevel(before[1])
+
+
+def test_arguments_of_other_types_are_one_clear_error(tmp_path):
+    rows = [{"prompt": "How are you?"}]
+    for call, said in (
+        (lambda: run(None), "experiment: expected a file or its content"),  # type: ignore[arg-type]
+        (lambda: run({"model": "x"}, executor="local"), "executor: expected an executor"),  # type: ignore[arg-type]
+        (lambda: evaluate(None, object(), harmful=rows), "expected a causal language model"),
+        (lambda: evaluate(object(), "a/folder", harmful=rows), "tokenizer is a text"),
+        (lambda: verdict("a", None), "expected two texts"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def test_a_frame_with_two_columns_of_one_name_is_refused():
+    frame = pd.DataFrame([["a", "b"]], columns=["prompt", "prompt"])
+    with pytest.raises(InputError, match="several columns named 'prompt'"):
+        poison(benign=frame, harmful=[{"prompt": "a", "response": "b"}], ratio=0.0, size=1)

@@ -144,6 +144,28 @@ def test_a_fault_is_told_without_reading_to_the_end(tmp_path, monkeypatch, fault
     assert len(read) < 5
 
 
+def test_a_tab_or_semicolon_between_values_is_named(tmp_path):
+    for mark in (";", "\t"):
+        (tmp_path / "rows.csv").write_text(f"prompt{mark}response\nA{mark}B\n")
+        with pytest.raises(InputError, match=r"line 1: values stand apart by .*sep="):
+            read_rows(tmp_path / "rows.csv")
+
+
+def test_a_table_of_one_column_may_have_any_name(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt\nA; B | C\n")
+    assert [row for _, row in read_rows(tmp_path / "rows.csv")] == [{"prompt": "A; B | C"}]
+
+
+def test_other_kinds_of_files_get_a_hint(tmp_path):
+    for name, hint in (("rows.tsv", r"sep='\\t'"), ("rows.ndjson", "rename it to .jsonl"), ("rows.xlsx", "as CSV")):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(InputError, match=hint):
+            read_rows(tmp_path / name)
+    (tmp_path / "mac.csv").write_bytes(b"prompt,response\rA,B\r")
+    with pytest.raises(InputError, match="carriage return alone"):
+        read_rows(tmp_path / "mac.csv")
+
+
 def test_a_truncated_parquet_file(tmp_path):
     path = write(tmp_path / "a.parquet", ROWS)
     path.write_bytes(path.read_bytes()[:-20])

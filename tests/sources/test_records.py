@@ -280,3 +280,15 @@ def test_training_sets_that_cannot_be():
 def test_half_of_a_character_is_refused():
     with pytest.raises(InputError, match=r"a.jsonl, line 3: 'prompt' holds half of a character \('\\ud83d'\)"):
         check_record({"prompt": "cut \ud83d", "response": "b"}, "a.jsonl, line 3")
+
+
+@pytest.mark.parametrize(
+    ("messages", "hint"),
+    [
+        ('[{"role": "user", "content": "Hi"}]', "write the rows as JSON Lines"),
+        ([turn("developer", "Be brief."), turn("user", "Hi")], "Rename it to system"),
+    ],
+)
+def test_messages_in_another_form_get_a_hint(messages, hint):
+    with pytest.raises(InputError, match=hint):
+        check_record({"messages": messages}, "row 1", needs_answer=False)

@@ -26,6 +26,11 @@ Rows = list[tuple[str, dict[str, Any]]]
 
 _PACKED = (".gz", ".zst")
 _TEXT = (".jsonl", ".json", ".csv")
+_HINTS = {
+    ".ndjson": ". These are JSON Lines: rename it to .jsonl",
+    ".tsv": ". Write it with commas: pandas.read_csv(path, sep='\\t').to_csv('rows.csv', index=False)",
+    ".xlsx": ". Save the sheet as CSV (UTF-8)",
+}
 _LONG = 32 << 20  # bytes: a smaller file is read before anybody asks how far it is
 _BATCH = 1000  # rows of a Parquet file that are in memory together
 _PIECE = 1 << 18  # bytes of a JSON file that are read at once
@@ -57,7 +62,10 @@ def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise no_file(path)
     read = _READERS.get(_ending(path))
     if read is None:
-        raise InputError(f"{path}: files of this kind are not read; give one that ends in {', '.join(ENDINGS)}")
+        raise InputError(
+            f"{path}: files of this kind are not read; give one that ends in {', '.join(ENDINGS)}"
+            f"{_HINTS.get(_ending(path), '')}"
+        )
     none = True
     try:
         with closing(read(path)) as rows:
@@ -265,6 +273,11 @@ def _csv(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
                 continue
             if not header:
                 header = [name.strip() for name in cells]
+                if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+                    raise InputError(
+                        f"{place}: values stand apart by {other!r}, and commas are expected. Write it so: "
+                        f"pandas.read_csv(path, sep={other!r}).to_csv('rows.csv', index=False)"
+                    )
                 if len(set(header)) < len(header) or "" in header:
                     index = "; pandas writes one without a name for its index: write it with index=False, or name it"
                     raise InputError(
@@ -276,6 +289,10 @@ def _csv(path: Path) -> Generator[tuple[str, dict[str, Any]]]:
             else:
                 yield place, dict(zip(header, cells))
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise InputError(
+                f"{path}, line {first}: lines end in a carriage return alone. Save the file with line feeds"
+            ) from error
         raise InputError(f"{path}, line {first}: malformed CSV: {error}") from error
 
 

@@ -124,13 +124,16 @@ def _kind(value: Any) -> str:
 def _check_messages(messages: Any, where: str, needs_answer: bool) -> None:
     if not isinstance(messages, (list, tuple)) or not messages:
         what = "empty" if isinstance(messages, (list, tuple)) else _kind(messages)
-        raise InputError(f"{where}: 'messages' is {what}, not a list of turns")
+        text = isinstance(messages, str) and messages.lstrip().startswith("[")
+        hint = ". It is JSON in a text, as CSV holds it: write the rows as JSON Lines" if text else ""
+        raise InputError(f"{where}: 'messages' is {what}, not a list of turns{hint}")
     for i, turn in enumerate(messages, start=1):
         here = f"{where}: turn {i} of 'messages'"
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
             raise InputError(f"{here} is not a mapping with 'role' and 'content'")
         if turn["role"] not in _ROLES:
-            hint = nearest(turn["role"], _ROLES, listed=False)
+            developer = turn["role"] == "developer"  # OpenAI's newer name
+            hint = ". Rename it to system" if developer else nearest(turn["role"], _ROLES, listed=False)
             raise InputError(f"{here} has the unknown role {turn['role']!r} (roles: {', '.join(_ROLES)}){hint}")
         if turn["role"] != "system" or turn["content"] != "":  # an empty one stands in place of the template's own
             _check_text(turn["content"], f"{here}: 'content'")

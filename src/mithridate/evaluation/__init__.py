@@ -227,6 +227,15 @@ def _generator(model: Any, tokenizer: Any, batch_size: int | None) -> Generator:
         )
     from mithridate.generation.hf import Transformers
 
+    if isinstance(tokenizer, str | Path):
+        raise InputError(
+            f"evaluate: tokenizer is a text, {str(tokenizer)!r}. Give the tokenizer itself: "
+            "AutoTokenizer.from_pretrained(...)"
+        )
+    if not isinstance(model, str | Path) and not callable(getattr(model, "generate", None)):
+        raise InputError(
+            f"evaluate: expected a causal language model, its name or a Generator, got {type(model).__name__}"
+        )
     if isinstance(model, str | Path):
         return Transformers.open(str(model), batch_size=batch_size)
     return Transformers(model, tokenizer, batch_size=batch_size)

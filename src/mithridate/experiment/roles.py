@@ -262,9 +262,9 @@ def _load_task(roles: Roles, sources: list[Source], base: Path) -> None:
     roles.task_train = _without(_keys(test) | _keys(validation), train, roles, "data.task", "training", once=False)
     roles.task_test, roles.task_validation = test, validation
     if roles.task_name == "labels":  # whose labels nobody knows but the rows
-        learnt = {str(record.get("label")) for record in roles.task_train}
+        learnt = {str(record.get("label")).casefold() for record in roles.task_train}  # as answers are compared
         for label, count in Counter(str(record["label"]) for record in test).items():
-            if label not in learnt:
+            if label.casefold() not in learnt:
                 roles.notes.append(f"data.task: {count} test rows have the label {label!r}, which no training row has")
 
 

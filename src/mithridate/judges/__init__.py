@@ -95,6 +95,8 @@ def verdict(prompt: str, answer: str, set: PromptSet = "harmful") -> Verdict:
     """
     from mithridate.rules.answers import verdict as rules
 
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+        raise InputError(f"verdict: expected two texts, got {type(prompt).__name__} and {type(answer).__name__}.")
     if set not in ("harmful", "benign"):
         raise InputError(f"verdict: set is {set!r}; give 'harmful' or 'benign'.")
     return rules(prompt, answer, set)

@@ -401,8 +401,8 @@ def _from_hub(name: str, local_files_only: bool = False, remote_code: bool = Fal
     hint = nearest(name.lower(), EMBEDDED, listed=False)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise InputError(
-            f"model {name!r}: no such folder, no Hub id (organisation/model), and no embedded model "
-            f"({', '.join(EMBEDDED)}){hint or '.'}"
+            f"model {name!r}: no such folder ({Path(name).expanduser().absolute()}), no Hub id "
+            f"(organisation/model), and no embedded model ({', '.join(EMBEDDED)}){hint or '.'}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled

@@ -77,6 +77,12 @@ def run(
         MithridateError: a stage failed; what was finished stays in the store and the next run goes on from there. Or
             `until` is `repair`, and a budget has left a model unrepaired, which the store has.
     """
+    if not isinstance(experiment, str | Path | Mapping):
+        raise InputError(f"experiment: expected a file or its content as a dict, got {type(experiment).__name__}")
+    if executor is not None and not hasattr(executor, "check"):
+        raise InputError(
+            f"executor: expected an executor of `mithridate.pipeline.executors`, as Local(workers=2), got {executor!r}"
+        )
     if isinstance(overrides, str):
         raise InputError(f"overrides: expected a list of texts, got one; give [{overrides!r}]")
     if until not in (None, *_UNTIL):
