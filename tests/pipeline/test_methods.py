@@ -277,7 +277,9 @@ def test_an_attack_of_two_phases(inputs, store, tmp_path, topology, rank):
     assert cell["id"] == f"sft-sft-none-{topology}-staged-0.333333-s0"
     assert (cell["attack"]["kind"], cell["attack"]["max_steps"]) == ("staged", 7)
     assert [point["step"] for point in cell["resistance"]] == [2, 3, 5]
-    assert cell["trained"] == {"rows": 12, "harmful_rows": 4, "steps": 7, "dropped": 0}
+    # of the first training's 8 rows, 3 steps of 2 came to 6
+    reached = {"rows": 6, "of": 8, "harmful_rows": 4}
+    assert cell["trained"] == {"rows": 12, "harmful_rows": 4, "steps": 7, "dropped": 0, "reached": reached}
     folder = files(store, "finetune")
     assert [phase["steps"] for phase in json.loads((folder / "phases.json").read_text())] == [3, 4]
     assert [entry["step"] for entry in json.loads((folder / "history.json").read_text())][-1] == 7
