@@ -98,6 +98,8 @@ def long(inputs: Path, folder: Path, role: str, rows: int) -> dict[str, str]:
 
 
 SHORT = {"learning_rate": 0.01, "per_device_train_batch_size": 1, "max_length": 120}
+EIGHT = {"rows": 8, "harmful_rows": 2, "steps": 4, "dropped": 0}
+FOUR_OF_EIGHT = EIGHT | {"reached": {"rows": 4, "of": 8, "harmful_rows": None}}
 
 
 @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
@@ -127,7 +129,7 @@ def test_an_attack_that_would_lose_rows_is_refused_with_numbers_and_remedy(input
     run(asked, [f"finetune.training.max_length={needed}"], tmp_path / "out", until="finetune", progress=False)
     [name] = stages(store, "finetune")
     record = json.loads((store / name / "stage.json").read_text())
-    assert record["trained"] == {"rows": 8, "harmful_rows": 2, "steps": 4, "dropped": 0} and record["said"] == []
+    assert record["trained"] == FOUR_OF_EIGHT and record["said"] == []
 
 
 def test_an_alignment_that_would_lose_steps_is_refused_and_one_that_loses_rows_says_so(inputs, store, tmp_path):
@@ -140,8 +142,9 @@ def test_an_alignment_that_would_lose_steps_is_refused_and_one_that_loses_rows_s
     results = run(asked, out=tmp_path / "out", progress=False).results
     assert [note for note in results["notes"] if "align: 3 of 8 rows of data.alignment are not trained on" in note]
     aligned, attacked = results["cells"]
-    assert aligned["trained"] == {"rows": 5, "harmful_rows": 0, "steps": 2, "dropped": 3}
-    assert attacked["trained"] == {"rows": 8, "harmful_rows": 2, "steps": 4, "dropped": 0}
+    reached = {"rows": 2, "of": 5, "harmful_rows": None}
+    assert aligned["trained"] == {"rows": 5, "harmful_rows": 0, "steps": 2, "dropped": 3, "reached": reached}
+    assert attacked["trained"] == EIGHT
 
 
 def test_answers_that_are_cut_are_counted_and_said(inputs, store, tmp_path):
