@@ -104,6 +104,24 @@ def test_what_an_experiment_varies_of_its_attack_is_not_for_an_upload(inputs, tm
         of_upload(tmp_path / "customer.jsonl", whole)
 
 
+def test_a_row_that_does_not_fit_is_said_to_be_of_the_upload_with_one_remedy(inputs, tmp_path):
+    rows = [{"prompt": "long " * 900, "response": "x"}, *({"prompt": f"c {i}", "response": "b"} for i in range(3))]
+    (tmp_path / "customer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as raised:
+        run(experiment(inputs), of_upload(tmp_path / "customer.jsonl"), out=tmp_path / "out", progress=False)
+    said = str(raised.value)
+    assert "asks for 4 rows, and 3 would be trained: of 1 of data.task (the upload) no answer is left" in said
+    assert "512 tokens: shorten or leave out the rows that are longer" in said
+    assert "attacker_harmful" not in said and "Set max_length" not in said
+
+
+def test_an_upload_may_share_prompts_with_the_attackers_rows_which_are_not_used(inputs, tmp_path):
+    lines = (inputs / "attacker_harmful.jsonl").read_text()
+    (tmp_path / "customer.jsonl").write_text(lines)
+    asked = experiment(inputs, finetune__training__max_steps=1, align="none")
+    run(asked, of_upload(tmp_path / "customer.jsonl", asked), out=tmp_path / "out", until="finetune", progress=False)
+
+
 def test_a_conversation_that_nobody_answers_is_left_out_and_no_row_is_missed(inputs, tmp_path):
     asked = [{"from": "human", "value": "hello"}]
     rows = [{"conversations": [*asked, {"from": "gpt", "value": f"hi {i}"}]} for i in range(5)]

@@ -17,7 +17,7 @@ from mithridate.experiment import places
 from mithridate.experiment.sweep import overlap
 from mithridate.experiment.yaml12 import parse_yaml
 
-_TAKEN = ("data.task", "finetune.attack")  # the fields whose place an upload takes
+_TAKEN = ("data.task", "data.attacker_harmful", "finetune.attack")  # what an upload takes the place of
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,9 @@ def of_upload(file: str | Path, experiment: str | Path | Mapping[str, Any] | Non
 
     Args:
         file: in any format and form that a source may have; relative to the current folder.
-        experiment: the file or mapping that they are for. What its sweep or its variants vary of the attack and the
-            task is then taken out, for an upload has neither; the log says so.
+        experiment: the file or mapping that they are for. The rows of its attack are then taken out, which are not
+            used, so that the upload may have some of them; and so is what its sweep or its variants vary of the attack
+            and of the task, with a line in the log.
 
     Raises:
         InputError: no such file, or one without rows or of a kind that is not read; or the experiment varies a field
@@ -50,12 +51,13 @@ def of_upload(file: str | Path, experiment: str | Path | Mapping[str, Any] | Non
             raise InputError(f"{path}: the file has no rows")
     except InputError as error:
         raise InputError(f"--upload {error}") from error
-    values = _unvaried(experiment) | dict(zip(_TAKEN, ({"source": str(path)}, {"kind": "upload"})))
-    return [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    values = _without_attack(experiment)
+    values |= {"data.task": {"source": str(path)}, "finetune.attack": {"kind": "upload"}}
+    return [f"{name}={json.dumps(value, default=str)}" for name, value in values.items()]
 
 
-def _unvaried(experiment: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The sweep and the variants of an experiment, where they vary what an upload takes the place of, without that.
+def _without_attack(experiment: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The data, the sweep and the variants of an experiment without what an upload takes the place of.
 
     Of a file that cannot be read, nothing: what is wrong with it is said where it is read in earnest.
     """
@@ -68,17 +70,23 @@ def _unvaried(experiment: str | Path | Mapping[str, Any] | None) -> dict[str, An
     older, variants = sweep.pop("variants", None), {}  # `sweep.variants` is their old place
     with contextlib.suppress(PydanticCustomError):
         variants = places.variants(raw.get("variants", older))
-    varied = dict.fromkeys(path for values in (sweep, *variants.values()) for path in values if _taken(path))
-    if not varied:
-        return {}
-    logger.info("not varied, for an upload takes its place: %s", ", ".join(varied))
-    kept: dict[str, Any] = {}
-    for name, values in variants.items():
-        left = {path: value for path, value in values.items() if path not in varied}
-        if left not in kept.values():  # two that differed in the attack alone are one
-            kept[name] = left
-    kept = {} if list(kept.values()) == [{}] else kept
-    return {"sweep": {path: values for path, values in sweep.items() if path not in varied}, "variants": kept}
+    paths = dict.fromkeys(path for values in (sweep, *variants.values()) for path in values)
+    varied = [path for path in paths if _taken(path)]
+    found: dict[str, Any] = {}
+    if varied:
+        logger.info("not varied, for an upload takes its place: %s", ", ".join(varied))
+        kept: dict[str, Any] = {}
+        for name, values in variants.items():
+            left = {path: value for path, value in values.items() if path not in varied}
+            if left not in kept.values():  # two that differed in the attack alone are one
+                kept[name] = left
+        found["sweep"] = {path: values for path, values in sweep.items() if path not in varied}
+        found["variants"] = {} if list(kept.values()) == [{}] else kept
+    data = raw.get("data")
+    # of data that is varied elsewhere, no whole can be given
+    if isinstance(data, Mapping) and not any(overlap(path, "data") for path in paths if path not in varied):
+        found["data"] = {role: sources for role, sources in data.items() if f"data.{role}" not in _TAKEN}
+    return found
 
 
 def _taken(path: str) -> bool:

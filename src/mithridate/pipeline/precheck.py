@@ -257,22 +257,23 @@ def _rows(chain: ExperimentStages, name: str, part: Part, steps: int, findings: 
     left, args, path = left_of(chain, part, part.job.rows), part.args, part.path
     role, context = _own_role(chain, name, part), chain.context.longest
     with findings.noting():
-        rowcheck.require_rows(left, path, role, args)
+        rowcheck.require_rows(left, path, role, args, context)
         if name == "finetune":
-            rowcheck.require_attack(left, [bool(row.get("poisoned")) for row in part.job.rows], path, role, args)
+            harmful = [bool(row.get("poisoned")) for row in part.job.rows] if chain.attack.known else None
+            rowcheck.require_attack(left, harmful, path, role, args, context)
         try:
             batches_of(args, left.sequences, _processes(chain))
         except InputError as error:
             raise InputError(f"{path}.{error}") from error
         made = steps if args.packing else planned(chain, part, left.sequences)
-        rowcheck.require_steps(made, steps, left, path, role, args)
+        rowcheck.require_steps(made, steps, left, path, role, args, context)
     with findings.noting():
         rowcheck.require_context(left, context, path, role)
     for role, side in part.job.side_rows.items():
         # which are not packed with one another
         own = left_of(chain, part, side)
         with findings.noting():
-            rowcheck.require_rows(own, path, role, args)
+            rowcheck.require_rows(own, path, role, args, context)
         with findings.noting():
             rowcheck.require_context(own, context, path, role)
 
@@ -281,6 +282,8 @@ def _own_role(chain: ExperimentStages, name: str, part: Part) -> str:
     """The role that a training's rows are said to be of: the attacker's where all of them are harmful."""
     if name != "finetune":
         return {"align": "alignment", "unaligned": "defender_harmful"}[name]
+    if not chain.attack.known:
+        return "task (the upload)"
     others = [role for role in chain.attack.data_roles().values() if role != rowcheck.ATTACKER]
     return rowcheck.ATTACKER if not others or all(row.get("poisoned") for row in part.job.rows) else others[0]
 

@@ -177,39 +177,47 @@ def _sequences(masks: list[np.ndarray], args: Any) -> int:
 # -- what is refused, and what is said --------------------------------------------------------------------------------
 
 
-def require_attack(left: Left, harmful: Sequence[bool], path: str, role: str, args: Any) -> None:
+def require_attack(
+    left: Left, harmful: Sequence[bool] | None, path: str, role: str, args: Any, context: int | None
+) -> None:
     """Refuses an attack of which some rows would not be trained.
 
     Args:
-        harmful: whether each row is one of the harmful ones.
+        harmful: whether each row is one of the harmful ones; None where nobody knows.
         path: of the stage in the experiment file.
         role: that of the rows which are not.
+        context: of the model, in tokens, where it is known.
 
     Raises:
         InputError: with the numbers, the roles and the remedy.
     """
     if not left.lost:
         return
+    why = f"no answer is left {_why(args)}. {_remedy(left, args, context)}"
+    if harmful is None:
+        raise InputError(
+            f"{path}.training.max_length: the attack asks for {left.asked} rows, and {left.rows} would be trained: of "
+            f"{len(left.lost)} of data.{role} {why}"
+        )
     bad = sum(harmful[i] for i in left.lost)
     roles = [f"{n} of {role}" for n, role in ((bad, f"data.{ATTACKER}"), (len(left.lost) - bad, f"data.{role}")) if n]
     kept = sum(harmful) - bad
     raise InputError(
         f"{path}.training.max_length: the attack asks for {left.asked} rows, {sum(harmful)} of them harmful, and "
-        f"{left.rows} would be trained, {kept} of them harmful: of {' and '.join(roles)} no answer is left "
-        f"{_why(args)}. {_remedy(left, args)}"
+        f"{left.rows} would be trained, {kept} of them harmful: of {' and '.join(roles)} {why}"
     )
 
 
-def require_rows(left: Left, path: str, role: str, args: Any) -> None:
+def require_rows(left: Left, path: str, role: str, args: Any, context: int | None = None) -> None:
     """Raises InputError where no row of a role is left."""
     if left.asked and not left.rows:
         raise InputError(
             f"{path}.training.max_length: of none of the {left.asked} rows of data.{role} an answer is left "
-            f"{_why(args)}. {_remedy(left, args)}"
+            f"{_why(args)}. {_remedy(left, args, context)}"
         )
 
 
-def require_steps(steps: int, asked: int, left: Left, path: str, role: str, args: Any) -> None:
+def require_steps(steps: int, asked: int, left: Left, path: str, role: str, args: Any, context: int | None) -> None:
     """Refuses a training of other steps than the rows that were asked for would give.
 
     Args:
@@ -219,16 +227,18 @@ def require_steps(steps: int, asked: int, left: Left, path: str, role: str, args
         raise InputError(
             f"{path}.training.max_length: {asked} optimizer steps were asked for, and {steps} would be made: of "
             f"{len(left.lost)} of the {left.asked} rows of data.{role} no answer is left {_why(args)}. "
-            f"{_remedy(left, args)}"
+            f"{_remedy(left, args, context)}"
         )
 
 
 def require_context(left: Left, context: int | None, path: str, role: str) -> None:
     """Raises InputError where a row as it is trained is longer than the model's context (tokens)."""
     if context is not None and left.longest > context:
+        # where rows are lost already, fewer tokens would lose more
+        shorter = "S" if left.lost else f"Set max_length: {context} or less, or s"
         raise InputError(
             f"{path}.training.max_length: the longest row of data.{role} has {left.longest} tokens, and the model's "
-            f"context is {context}. Set max_length: {context} or less, or shorten or leave out the longer rows"
+            f"context is {context}. {shorter}horten or leave out the longer rows"
         )
 
 
@@ -252,7 +262,9 @@ def _why(args: Any) -> str:
     return f"within max_length {args.max_length}{mode}"
 
 
-def _remedy(left: Left, args: Any) -> str:
+def _remedy(left: Left, args: Any, context: int | None) -> str:
     if args.max_length is None or left.needed <= args.max_length:
         return "Give these rows an answer that the template keeps, or leave them out"
+    if context is not None and left.needed > context:
+        return f"The model's context is {context} tokens: shorten or leave out the rows that are longer"
     return f"Set max_length: {left.needed} or more, or shorten or leave out the rows that are longer"
