@@ -170,6 +170,10 @@ def test_an_exported_adapter_loads_in_plain_peft(made, base, tmp_path, parts, wi
     under = AutoModelForCausalLM.from_pretrained(out / "base" if with_base else made / "base")
     assert torch.equal(logits(PeftModel.from_pretrained(under, out)), expected)
     assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(out)), expected)
+    moved = out.rename(tmp_path / "moved")  # then by the lines of its card, which says so
+    assert "names the base by the folder" in (moved / "README.md").read_text()
+    under = AutoModelForCausalLM.from_pretrained(moved / "base" if with_base else made / "base")
+    assert torch.equal(logits(PeftModel.from_pretrained(under, moved)), expected)
 
 
 def test_what_no_adapter_holds_is_exported_merged_only(made, base, tmp_path):

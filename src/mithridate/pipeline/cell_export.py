@@ -72,6 +72,13 @@ def export_cell(
     how = context.base, layers, context.torch_dtype, context.tokenizer, Path(out)
     with quiet_libraries():
         made = export(*how, merged=merged, story=story)
+        if not merged and (made / "base").exists():
+            logger.info(
+                "The adapter names its base by its folder, %s. Where the folder has been moved, load it so: "
+                'base = AutoModelForCausalLM.from_pretrained("FOLDER/base"); '
+                'model = PeftModel.from_pretrained(base, "FOLDER")',
+                made / "base",
+            )
         if check:
             logger.info("%s", check_export(chain, recipe["upto"], made, _final_rows(folder, cell), check))
     return made

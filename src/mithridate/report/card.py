@@ -280,6 +280,12 @@ def _loading(base: ModelFiles, merged: bool, with_base: bool, on_hub: str | None
         under = '"THIS_FOLDER/base"' if with_base else repr(on_hub) if on_hub else '"THE_BASE_MODEL"'
         lines.append(f"base = AutoModelForCausalLM.from_pretrained({under}{more})")
         lines.append('model = PeftModel.from_pretrained(base, "THIS_FOLDER")')
+        if with_base or not on_hub:
+            words = (
+                "\n\n`adapter_config.json` names the base by the folder that it had when the adapter was written. "
+                "Once that is moved, what reads the base's name there (`AutoPeftModelForCausalLM`) does not find it; "
+                "these lines do."
+            )
     return "## Loading it\n\n```python\n" + "\n".join([*imports, "", *lines]) + "\n```" + words
 
 
