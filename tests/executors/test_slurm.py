@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from mithridate import run
-from mithridate.errors import InputError
-from mithridate.pipeline.executors import Slurm
+from mithridate.errors import InputError, MithridateError
+from mithridate.pipeline.executors import Slurm, slurm
 from mithridate.pipeline.executors.base import Lost
 from mithridate.pipeline.executors.cells import CellTask
 from mithridate.pipeline.executors.slurm import _Jobs
@@ -94,6 +94,33 @@ def test_a_job_that_ends_without_a_result_is_lost(tmp_path, monkeypatch, caplog)
     assert which == task and where.startswith("job ")
     assert isinstance(lost, Lost) and "without a result (FINISHED); its log is " in lost.reason
     assert jobs.wait(0) == []
+
+
+def test_jobs_that_are_refused_name_the_options_and_later_ones_are_lost(tmp_path, monkeypatch):
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    def refusing(*given):
+        raise FailedJobError("sbatch: error: invalid partition\nsbatch: error: failed")
+
+    executor = submitit.LocalExecutor(tmp_path, python="false")
+    jobs, task = _Jobs(executor, 2), CellTask("A", {}, "", "", ["key"])
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "map_array", refusing)
+        with pytest.raises(
+            MithridateError, match=r"refused: sbatch: error: invalid partition sbatch: .*slurm_partition"
+        ):
+            jobs.submit([task])
+    monkeypatch.setattr(slurm, "_PAUSE", 0.2)
+    jobs.submit([CellTask("B", {}, "", "", ["other"])])
+    monkeypatch.setattr(executor, "map_array", refusing)
+    jobs.submit([task])
+    ended = []
+    while task not in [one[0] for one in ended]:
+        ended += jobs.wait(0.1)
+    [lost] = [outcome for which, outcome, _ in ended if which == task]
+    assert isinstance(lost, Lost) and "it was not taken (sbatch: error: invalid partition" in lost.reason
+    jobs.close()
 
 
 def jobs_of(folder: Path):

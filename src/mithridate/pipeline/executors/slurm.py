@@ -24,13 +24,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mithridate.errors import InputError
+from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline.executors.base import Executor, Lost, Pool
 from mithridate.pipeline.executors.cells import CellTask, attempt
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = {"timeout_min": 240, "name": "mithridate"}
+_PAUSE = 30.0  # seconds until what Slurm did not take is handed to it again: it may be busy or starting anew
 _ARRAY = 1000  # jobs in the queue at a time: the longest array that Slurm takes, as it comes
 
 
@@ -110,9 +111,26 @@ class _Jobs:
     def __init__(self, executor: Any, limit: int):
         self.limit, self._executor = limit, executor
         self._running: list[tuple[Any, CellTask]] = []
+        self._refused: list[tuple[CellTask, str, float]] = []  # with why, and when they count as lost
+        self._taken = False  # whether any was taken
 
     def submit(self, tasks: Sequence[CellTask]) -> None:
-        jobs = self._executor.map_array(Resumable(), [asdict(task) for task in tasks])
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            jobs = self._executor.map_array(Resumable(), [asdict(task) for task in tasks])
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            said = " ".join(str(error).split())
+            if not self._taken:
+                raise MithridateError(
+                    f"--executor slurm: the jobs were refused: {said}. Give what this cluster asks for, as in "
+                    "--executor-option slurm_partition=gpu (slurm_account, slurm_qos, timeout_min, mem_gb, "
+                    "gpus_per_node)"
+                ) from error
+            until = time.monotonic() + _PAUSE
+            self._refused += [(task, f"it was not taken ({said})", until) for task in tasks]
+            return
+        self._taken = True
         for job, task in zip(jobs, tasks):
             logger.info("%s: job %s", task.label, job.job_id)
             self._running.append((job, task))
@@ -123,10 +141,15 @@ class _Jobs:
         until = time.monotonic() + seconds
         while True:
             done = [(job, task) for job, task in self._running if job.done()]
-            if done or time.monotonic() > until:
+            now = time.monotonic()
+            refused = [one for one in self._refused if now >= one[2]]
+            if done or refused or now > until:
                 break
             time.sleep(0.1)
-        ended = []
+        ended: list[tuple[CellTask, dict[str, Any] | Lost, str]] = []
+        for one in refused:
+            self._refused.remove(one)
+            ended.append((one[0], Lost(one[1]), "no job"))
         for job, task in done:
             self._running.remove((job, task))
             try:
