@@ -32,7 +32,8 @@ from mithridate.files import digest, file_digest
 logger = logging.getLogger(__name__)
 
 MANIFEST = "stage.json"
-_FULL = ("No space left on device", "Disk quota exceeded")
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "basic_ios::clear")
+_FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FEW_BYTES = 1 << 20  # with less than this left, an error without a clear text is the disk's
 
 
@@ -192,18 +193,18 @@ class Store:
     def locked(self, name: str) -> Iterator[None]:
         """The lock of one artefact. The kernel frees it when its holder dies, however it dies."""
         locks = self.root / "locks"
+        lock = FileLock(locks / f"{name}.lock")
         try:
             locks.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("another process is working on %s: waiting for it", name)
+                lock.acquire(poll_interval=0.2)
         except OSError as error:
             raise InputError(
                 f"the store {self.root} cannot be written ({error.strerror}): set MITHRIDATE_STORE to another folder"
             ) from error
-        lock = FileLock(locks / f"{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another process is working on %s: waiting for it", name)
-            lock.acquire(poll_interval=0.2)
         try:
             yield
         finally:
@@ -218,16 +219,18 @@ class Store:
                 raise
             free = shutil.disk_usage(self.root).free
             raise MithridateError(
-                f"no space left on the disk of the store {self.root} ({free / 1e6:.0f} MB free): free some, or set "
-                "MITHRIDATE_STORE to a folder on a larger disk. The work so far is kept; the next run continues it."
+                f"no space left on the disk of the store {self.root} ({free / 1e6:.0f} MB free), or a file there "
+                "became larger than is allowed (`ulimit -f`): free some, or set MITHRIDATE_STORE to a folder on a "
+                "larger disk. The work so far is kept; the next run continues it."
             ) from error
 
 
 def disk_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether an error comes of a full disk: by its number, by its text, or (torch gives neither) by what is left."""
+    """Whether an error comes of a full disk, or of the size that a file may have: by its number, by its text, or
+    (torch gives neither) by what is left."""
     seen = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(seen, OSError) and seen.errno in _FULL_NUMBERS:
             return True
         if any(text in str(seen) for text in _FULL):
             return True

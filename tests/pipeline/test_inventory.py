@@ -62,6 +62,8 @@ def test_only_what_nothing_refers_to_is_removed_and_only_when_asked(store, fille
 
 def test_without_a_store_nothing_is_removed_and_nothing_made(store):
     assert collect(store, delete=True) == [] and not store.root.exists()
+    with pytest.raises(InputError, match="is not there: set MITHRIDATE_STORE"):  # and nothing is said to be whole
+        verify(store)
 
 
 def test_a_damaged_artefact_is_named_and_moved_aside(store, filled):

@@ -219,6 +219,8 @@ def test_a_full_disk_while_building(tmp_path):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("basic_ios::clear: iostream error"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
     ],
 )
@@ -246,6 +248,13 @@ def test_torch_says_nothing_of_the_disk(tmp_path, monkeypatch):
 def test_a_store_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="MITHRIDATE_STORE"), Store(tmp_path / "file").building("a", KEY, {}):
+        raise AssertionError("not reached")
+
+
+def test_a_store_of_another_user_that_has_its_locks_already(tmp_path, monkeypatch):
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setattr("mithridate.store.FileLock.acquire", fails(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(InputError, match=r"\(Permission denied\): set MITHRIDATE_STORE"), Store(tmp_path).locked("a"):
         raise AssertionError("not reached")
 
 

@@ -187,7 +187,12 @@ def verify(store: Store) -> list[tuple[str, bool]]:
     """Each artefact's name and whether its files match their digests; one that does not is moved aside.
 
     What was moved aside is computed again when a run next needs it.
+
+    Raises:
+        InputError: there is no such store.
     """
+    if not store.root.is_dir():
+        raise InputError(f"the store {store.root} is not there: set MITHRIDATE_STORE to the folder of one")
     checked = []
     for folder in sorted(path.parent for path in store.root.glob(_ARTEFACTS)):
         stage, _, short = folder.name.rpartition("-")
