@@ -17,7 +17,7 @@ from mithridate.errors import InputError, MithridateError
 from mithridate.experiment.config import load_experiment
 from mithridate.judges.rules import RulesJudge
 from mithridate.pipeline.executors.base import Executor
-from mithridate.pipeline.executors.cells import CellTask, attempt
+from mithridate.pipeline.executors.cells import CellTask, attempt, told_apart
 from mithridate.pipeline.experiments import stages_of
 from mithridate.pipeline.graph import Graph
 from mithridate.studies import demo
@@ -50,6 +50,19 @@ class Here(Executor):
         outcome = json.loads(json.dumps(attempt(CellTask(**json.loads(json.dumps(asdict(task)))))))
         self.outcomes.append(outcome)
         return [(task, outcome, "here")]
+
+
+def test_cells_that_share_a_name_are_told_apart_by_what_was_swept():
+    def task(label, ratio, seed, key):
+        return CellTask(label, {"repair": {"antidote": {"ratio": ratio}}, "seed": seed}, "", "", [key])
+
+    made = told_apart([task("a-s0", 0.1, 0, "1"), task("a-s0", 0.2, 0, "2"), task("a-s1", 0.1, 1, "3")])
+    assert [one.label for one in made] == [
+        "a-s0 (repair.antidote.ratio=0.1)",
+        "a-s0 (repair.antidote.ratio=0.2)",
+        "a-s1",
+    ]
+    assert [one.keys for one in made] == [["1"], ["2"], ["3"]]
 
 
 def test_the_same_weights_and_table_as_in_one_process(inputs, store, tmp_path, monkeypatch, caplog):
@@ -139,7 +152,8 @@ def test_the_demo_shows_its_first_cells_before_it_begins_the_rest(inputs, store,
 def test_a_loss_that_breaks_in_a_cell_is_the_runs_error(inputs, store, tmp_path):
     asked = experiment(inputs, sweep={"finetune.training.learning_rate": [1e12, 0.01]})
     executor = Here()
-    with pytest.raises(MithridateError, match=r"sft-sft-none-double-0\.25-s0 \(here\): .*not finite") as error:
+    said = r"sft-sft-none-double-0\.25-s0 \(finetune.training.learning_rate=1000000000000\) \(here\): .*not finite"
+    with pytest.raises(MithridateError, match=said) as error:
         run(asked, out=tmp_path / "out", progress=False, executor=executor)
     assert error.value.exit_code == 1
     assert len(executor.tasks) == 3 and len(stages(store, "finetune")) == 1  # the others were made all the same

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.pipeline.executors.cells import CellTask, task_of
+from mithridate.pipeline.executors.cells import CellTask, task_of, told_apart
 from mithridate.progress import time_left
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ class Executor(ABC):
             base: folder of the experiments' relative paths.
             folder: the run's.
         """
-        cells = []
-        for batch in graph.batches():
+        cells, batches = [], list(graph.batches())
+        for batch, task in zip(batches, told_apart([task_of(batch, base) for batch in batches])):
             own, waits = ({node.folder for node in nodes} for nodes in (batch.own, batch.waits))
-            cells.append(PendingCell(task_of(batch, base), own, waits))
+            cells.append(PendingCell(task, own, waits))
         processes = max((chain.experiment.processes or 1 for chain in graph.chains), default=1)
         return Scheduler(cells, lambda: self.pool(processes, len(cells), folder))
 

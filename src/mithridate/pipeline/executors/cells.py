@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ class CellTask:
     """One cell to make, in JSON types: it is sent to other processes and machines.
 
     Attributes:
-        label: the cell's name in the table.
+        label: the cell's name in the table; with what sets it apart, where several have that (`told_apart`).
         experiment: the cell's experiment, whole (`canonical`), with the dtype that it is computed in.
         base: folder in which its relative paths are looked for; the same on every machine.
         store: the shared store's folder; the same on every machine.
@@ -152,3 +154,22 @@ def task_of(batch: Batch, base: Path) -> CellTask:
         report_to=list(context.report_to),
         remote_code=context.base.remote_code,
     )
+
+
+def told_apart(tasks: Sequence[CellTask]) -> list[CellTask]:
+    """The tasks, the labels that several share followed by the values in which those differ: a name in the table has
+    no place for a repair's strength, and messages name a cell by its label alone."""
+    from mithridate.report.words import flatten
+
+    sharing: dict[str, list[CellTask]] = {}
+    for task in tasks:
+        sharing.setdefault(task.label, []).append(task)
+    labels = {}
+    for label, shared in sharing.items():
+        fields = [flatten(task.experiment) for task in shared]
+        paths = dict.fromkeys(path for one in fields for path in one)
+        differing = [path for path in paths if any(one.get(path) != fields[0].get(path) for one in fields)]
+        for task, one in zip(shared, fields):
+            values = ", ".join(f"{path}={json.dumps(one[path])}" for path in differing if path in one)
+            labels[task.keys[-1]] = f"{label} ({values})" if values else label
+    return [replace(task, label=labels[task.keys[-1]]) for task in tasks]
