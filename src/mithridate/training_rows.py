@@ -64,6 +64,13 @@ def trainable(rows: Any, name: str) -> Dataset | Any:
     return data_set(_of_one_form(found, name), name)
 
 
+def as_it_is(rows: Any, name: str) -> Any:
+    """The rows as a data set with the columns that they have, for a formatting function, which reads them so."""
+    from datasets import Dataset, IterableDataset
+
+    return rows if isinstance(rows, Dataset | IterableDataset) else data_set(as_list(rows, name), name)
+
+
 def data_set(rows: Sequence[Row], name: str) -> Dataset:
     """The rows as a data set with every column that one of them has, null where a row has none.
 

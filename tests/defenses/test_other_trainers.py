@@ -88,8 +88,9 @@ def test_a_safety_mix_takes_rows_in_every_form(form, tmp_path):
     assert len(trainer.train_dataset) == 16
 
 
-def test_a_formatting_function_reads_side_data_as_it_reads_the_training_set(tmp_path):
-    rows = Dataset.from_list([{"instruction": f"a {i}", "output": f"b {i}"} for i in range(8)])
+@pytest.mark.parametrize("form", [list, pd.DataFrame, Dataset.from_list])
+def test_a_formatting_function_reads_side_data_as_it_reads_the_training_set(tmp_path, form):
+    rows = form([{"instruction": f"a {i}", "output": f"b {i}"} for i in range(8)])
     trainer = DefenseTrainer(
         model=model(dtype=torch.float32),
         args=SFTConfig(str(tmp_path), **DEFAULTS | {"max_steps": 2}),

@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from mithridate.methods.defense import Defense
 from mithridate.training.cpu_head import without_metrics
 from mithridate.training.mixin import DefenseMixin
-from mithridate.training_rows import trainable
+from mithridate.training_rows import as_it_is, trainable
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -82,16 +82,13 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
         )
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if kwargs.get("formatting_func"):  # which reads the rows as they are
-            return args, kwargs
+        as_read = as_it_is if kwargs.get("formatting_func") else trainable
         names = [*inspect.signature(super(DefenseMixin, self).__init__).parameters, *[""] * len(args)]
-        read = {name: _readable(name, value) for name, value in kwargs.items()}
-        return tuple(_readable(name, value) for name, value in zip(names, args)), read
+        read = {name: _readable(name, value, as_read) for name, value in kwargs.items()}
+        return tuple(_readable(name, value, as_read) for name, value in zip(names, args)), read
 
     def _readable(self, rows: Any, name: str) -> Any:
-        if self._formatting_func and isinstance(rows, Dataset):  # which reads the rows as they are
-            return rows
-        return trainable(rows, name)
+        return (as_it_is if self._formatting_func else trainable)(rows, name)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -124,10 +121,10 @@ class DefenseTrainer(DefenseMixin, SFTTrainer):
         return self._remove_unused_columns(rows, description=name)
 
 
-def _readable(name: str, value: Any) -> Any:
+def _readable(name: str, value: Any, as_read: Callable[[Any, str], Any]) -> Any:
     """An argument of a trainer, where it is a data set, or splits of one, as TRL reads it."""
     if name not in ("train_dataset", "eval_dataset") or value is None:
         return value
     if isinstance(value, dict) and name == "eval_dataset":
-        return {split: trainable(part, f"{name}[{split!r}]") for split, part in value.items()}
-    return trainable(value, name)
+        return {split: as_read(part, f"{name}[{split!r}]") for split, part in value.items()}
+    return as_read(value, name)
