@@ -43,8 +43,8 @@ The run has as many optimizer steps as without, so that comparisons are of equal
 given order (the attack `retainthenforget`) stay epochs, of the rows that are left: with as many steps as without, the
 run would end with the first of them once more.
 
-Where the experiment's other methods change the training set too, this one stands before them. No settings are plain
-training (`off`): with `false_alarms` 0 the rows that score above all safe ones are dropped.
+Where the experiment's other methods change the training set too, this one stands before them. No settings are
+plain training (`off`): with `false_alarms` 0 the rows that score above all safe ones are dropped.
 
 A word is a run of letters, digits and apostrophes, case folded. What it does not see: languages without blanks
 between words (their rows are unknown words, and pass), other spellings, rows whose harm is in no word and no refusal
