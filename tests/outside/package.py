@@ -1,15 +1,18 @@
 """The package in tests/fixtures/outside as an installed one, without pip."""
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mithridate.methods import registry
 from mithridate.results import relations
+from tests.pipeline.small import experiment, write_inputs
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "tests" / "fixtures" / "outside"
@@ -47,3 +50,19 @@ def on_the_path(*folders: Path) -> Iterator[None]:
 def _forget() -> None:
     registry.installed.cache_clear()
     relations.method_facts.cache_clear()
+
+
+def with_all_of_it(folder: Path) -> dict[str, Any]:
+    """An experiment that names all that the package adds but its judge; `folder` is made, for its inputs."""
+    inputs = write_inputs(folder)
+    for name, count in (("task", 8), ("task_test", 4)):
+        rows = [{"number": str(i + 10 * (name == "task")), "label": ("even", "odd")[i % 2]} for i in range(count)]
+        (inputs / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return experiment(
+        inputs,
+        data__task__name="parity",
+        finetune__attack={"kind": "repeated", "rows_of_it": 2, "times": 4},
+        finetune__defense={"stayclose": {"rho": 0.5}},
+        repair={"fade": {"keep": 0.25}},
+        evaluate={"protocol": "outside/hs-1"},
+    )

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from tests.outside.package import SOURCE, write_distribution
-from tests.pipeline.small import experiment, write_inputs
+from tests.outside.package import SOURCE, with_all_of_it, write_distribution
 
 KEYS = """
 import json, sys
@@ -25,18 +24,7 @@ print(json.dumps({stage.name: [stage.key, stage.config.get("code")] for stage in
 @pytest.fixture
 def keys(tmp_path):
     """The key of each stage, and what it holds of outside code, with the package as it is now."""
-    inputs = write_inputs(tmp_path / "inputs")
-    rows = [json.dumps({"number": str(i), "label": ("even", "odd")[i % 2]}) for i in range(12)]
-    (inputs / "task.jsonl").write_text("\n".join(rows[:8]))
-    (inputs / "task_test.jsonl").write_text("\n".join(rows[8:]))
-    made = experiment(
-        inputs,
-        data__task__name="parity",
-        finetune__attack={"kind": "repeated", "rows_of_it": 2, "times": 4},
-        finetune__defense={"stayclose": {"rho": 0.5}},
-        repair={"fade": {"keep": 0.25}},
-        evaluate={"protocol": "outside/hs-1"},
-    )
+    made = with_all_of_it(tmp_path / "inputs")
     site, source = write_distribution(tmp_path / "site"), tmp_path / "source"
     shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
     path = os.pathsep.join([str(site), str(source), *sys.path])
@@ -64,6 +52,16 @@ def test_edited_code_makes_other_stages(keys):
     assert after["align"] == before["align"]
     assert all(after[name][0] != before[name][0] for name in ("finetune", "repair", "evaluate"))
     assert all(code.startswith("outside 1.0 ") for code in after["finetune"][1].values())
+
+
+def test_a_version_of_its_own_does_not_hide_a_tasks_code(keys):
+    found, package = keys
+    file = package / "task.py"
+    file.write_text(file.read_text().replace('version="1"', 'version="2"'))
+    raised = found()
+    assert 'version="2"' in file.read_text() and raised["evaluate"][1]["tasks.parity"].startswith("outside 1.0 ")
+    file.write_text(file.read_text() + "\n# another rule\n")
+    assert found()["evaluate"][0] != raised["evaluate"][0]
 
 
 def test_only_the_packages_own_files_count(keys):

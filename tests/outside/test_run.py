@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mithridate import cli
-from tests.pipeline.small import experiment, write_inputs
+from tests.outside.package import with_all_of_it
 
 CELL = "sft-stayclose-fade-double-repeated-1-s0"
 
@@ -15,18 +15,7 @@ CELL = "sft-stayclose-fade-double-repeated-1-s0"
 def run(outside, tmp_path_factory):
     """A finished run of the package's methods, and its experiment file."""
     folder = tmp_path_factory.mktemp("run")
-    inputs = write_inputs(folder / "inputs")
-    for name, count in (("task", 8), ("task_test", 4)):
-        rows = [{"number": str(i + 10 * (name == "task")), "label": ("even", "odd")[i % 2]} for i in range(count)]
-        (inputs / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    made = experiment(
-        inputs,
-        data__task__name="parity",
-        finetune__attack={"kind": "repeated", "rows_of_it": 2, "times": 4},
-        finetune__defense={"stayclose": {"rho": 0.5}},
-        repair={"fade": {"keep": 0.25}},
-        evaluate={"protocol": "outside/hs-1"},
-    )
+    made = with_all_of_it(folder / "inputs")
     file = folder / "mine.yaml"
     file.write_text(json.dumps(made))
     with pytest.MonkeyPatch.context() as patch:

@@ -32,6 +32,7 @@ from mithridate.experiment.methods import (
     repair_of,
     repair_settings,
     repaired_in,
+    trained_adapter,
 )
 from mithridate.judges.base import Judge
 from mithridate.methods import Attack, Defense, Method, Phase
@@ -419,8 +420,8 @@ class ExperimentStages:
         kept = self.align and self.experiment.topology == "single"
         aligned = self.adapter("align") if kept else None
         if kind == "repaired" and name == "repair" and self.finetune:
-            last = self.attack.phases()[-1].adapter
-            return self.adapter("finetune") if last is None else None if last == "full" else dict(last)
+            last = trained_adapter(self.experiment, self.attack.phases()[-1])
+            return None if last is None else dict(last)
         if kind == "base" or (kind == "start" and self.starts_at_base(name)):
             return None
         return self.adapter("unaligned") if kind == "unaligned" else aligned
@@ -438,7 +439,8 @@ def _code(**kinds: Iterable[str]) -> dict[str, Any]:
     version, beside the first, of which the first keys said nothing."""
     registries = {kind: by_name(kind) for kind in KINDS} | {"tasks": TASKS, "protocols": PROTOCOLS}
     found = code_of(kinds, registries)
-    found |= {f"tasks.{name}": TASKS[name].version for name in kinds.get("tasks", ()) if TASKS[name].version != "1"}
+    own = [TASKS[name] for name in kinds.get("tasks", ()) if name in TASKS.own]
+    found |= {f"tasks.{task.name}": task.version for task in own if task.version != "1"}
     return {"code": found} if found else {}
 
 
