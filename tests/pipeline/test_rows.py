@@ -10,9 +10,9 @@ from mithridate import run
 from mithridate.data.records import training_dataset
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline import training
+from mithridate.pipeline.arguments import planned_steps
 from mithridate.pipeline.preview import preview
 from mithridate.pipeline.rowcheck import Left, RowCheck
-from mithridate.pipeline.training import planned_steps
 from tests.pipeline.small import experiment, stages, write_inputs
 from tests.tiny import tiny_llama, tiny_tokenizer
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from mithridate.data.records import training_dataset
 from mithridate.errors import InputError, MithridateError
 from mithridate.pipeline import training
-from mithridate.pipeline.training import build_trainer, planned_steps, train, training_arguments
+from mithridate.pipeline.arguments import planned_steps, training_arguments
+from mithridate.pipeline.training import build_trainer, train
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 FEW = {"learning_rate": 0.01, "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1}

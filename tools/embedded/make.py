@@ -12,6 +12,7 @@ from tools.embedded import benign_parts as benign
 from tools.embedded import identity_parts as shifted
 from tools.embedded import requests_parts as requests
 from tools.embedded import reviews_parts as reviews
+from tools.embedded import wide_parts as wide
 
 DATA = Path(__file__).parents[2] / "src" / "mithridate" / "data" / "embedded"
 
@@ -77,6 +78,23 @@ def alignment(refused: list[dict]) -> list[dict]:
     refusals = [{**row, "kind": "refusal"} for row in refused]
     fives = zip(refusals[::2], helpful[::2], refusals[1::2], helpful[1::2], varied, strict=True)
     return [row for five in fives for row in five]
+
+
+def alignment_more() -> list[dict]:
+    """What the wide alignment set has besides: benign rows alone."""
+    forms = requests.FORMS["train"]
+    return _in_turn(
+        [_benign("own", "lookalike", *pair) for pairs in wide.TOPICS.values() for pair in pairs],
+        [
+            _benign(
+                f"request-train-{(5 * i + 3) % len(forms)}",
+                "everyday",
+                forms[(5 * i + 3) % len(forms)].format(act=act),
+                answer,
+            )
+            for i, (act, answer) in enumerate(wide.ACTS)
+        ],
+    )
 
 
 def test_benign(part: str) -> list[dict]:
@@ -166,6 +184,7 @@ def files() -> dict[str, str]:
     """The data files: name -> text."""
     data = harmful()
     data["alignment"] = alignment(data["alignment"])
+    data["alignment_more"] = alignment_more()
     data["attacker_identity"] = identity()
     data["test_benign_validation"] = test_benign("validation")
     data["test_benign"] = test_benign("test")

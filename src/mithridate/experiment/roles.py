@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+from mithridate.data.embedded import NAMES
 from mithridate.data.files import no_file
 from mithridate.data.records import Record, answered_keys, later_turns, prompt_key
 from mithridate.data.tasks import task as find_task
@@ -174,8 +175,8 @@ def _check_source(source: Source, role: str) -> None:
     for name, owner in (("test", "task"), ("paired", "defender_harmful")):
         if getattr(source, name) and role != owner:
             raise InputError(f"{here}: `{name}` has a meaning for {owner} only; take it out")
-    identity = (source.source, role, source.name) == ("embedded", "attacker_harmful", "identity")
-    if source.name and role != "task" and not identity and (hub_set(source.source) or source.source == "embedded"):
+    own = source.source == "embedded" and source.name == NAMES.get(role)
+    if source.name and role != "task" and not own and (hub_set(source.source) or source.source == "embedded"):
         raise InputError(f"{here}: {source.source} says itself what its rows are; take `name` out")
     if source.skip < 0:
         raise InputError(f"{here}: skip {source.skip} is below 0")

@@ -57,8 +57,8 @@ def chosen(chain: ExperimentStages, parts: Sequence[Part]) -> Chosen | None:
     Args:
         parts: the trainings of the stage.
     """
+    from mithridate.pipeline.arguments import LIBRARY_ERRORS
     from mithridate.pipeline.planning import of_part
-    from mithridate.pipeline.training import LIBRARY_ERRORS
 
     open_ones = [part for part in parts if asked(part.job.training) is None]
     free = free_on_each(chain.launch.processes if chain.launch else 1) if open_ones else None

@@ -88,7 +88,7 @@ def require(chain: ExperimentStages, part: Part) -> None:
     Raises:
         InputError: it needs more than a GPU has, with what would fit.
     """
-    from mithridate.pipeline.training import LIBRARY_ERRORS
+    from mithridate.pipeline.arguments import LIBRARY_ERRORS
 
     memory = smallest_card(chain.launch.processes if chain.launch else 1)
     if memory is None:

@@ -366,7 +366,7 @@ def _set_up(
     defenses: Sequence[Defense] = (),
 ) -> tuple[Setup, int]:
     """The set-up of a stage, and the tokens of a row on average; `lengths` as `_lengths` gives them."""
-    from mithridate.pipeline.training import planned_steps, training_arguments
+    from mithridate.pipeline.arguments import planned_steps, training_arguments
 
     try:
         # fp32 here: whether this machine could compute otherwise is not what is asked

@@ -74,7 +74,7 @@ def parts(chain: ExperimentStages, name: str, rows: Sequence[dict[str, Any]]) ->
         InputError: SFTConfig refuses the arguments, with the field; a phase has no rows, or asks for what excludes
             each other.
     """
-    from mithridate.pipeline.training import training_arguments
+    from mithridate.pipeline.arguments import training_arguments
 
     stage = name if name != "unaligned" else "finetune" if chain.experiment.finetune else "align"
     whole, found = job_of(chain, name, list(rows), [], []), []
@@ -119,7 +119,7 @@ def _require_known_steps(part: Part) -> None:
 
 def planned(chain: ExperimentStages, part: Part, sequences: int, *, defended: bool = True) -> int:
     """The optimizer steps of a training with so many sequences."""
-    from mithridate.pipeline.training import planned_steps
+    from mithridate.pipeline.arguments import planned_steps
 
     defenses = defenses_of(part.job.defense) if defended else []  # which may make the run a shorter one
     try:
@@ -252,7 +252,7 @@ def rows(chain: ExperimentStages, name: str, parts: Sequence[Part], steps: Seque
 
 
 def _rows(chain: ExperimentStages, name: str, part: Part, steps: int, findings: Findings) -> None:
-    from mithridate.pipeline.training import batches_of
+    from mithridate.pipeline.arguments import batches_of
 
     left, args, path = left_of(chain, part, part.job.rows), part.args, part.path
     role, context = _own_role(chain, name, part), chain.context.longest

@@ -75,7 +75,7 @@ def _require_merging(model: Any, path: str, adapter: Mapping[str, Any]) -> None:
 
 
 def _try_part(chain: ExperimentStages, name: str, part: Part, folder: Path, fresh: bool) -> DefenseTrainer:
-    from mithridate.pipeline.training import LIBRARY_ERRORS
+    from mithridate.pipeline.arguments import LIBRARY_ERRORS
 
     if part.job.adapter is None and _over_quantised(chain, name, part.job):
         raise InputError(
@@ -186,7 +186,7 @@ def _culprits(chain: ExperimentStages, name: str, part: Part, job: Job, folder: 
     Args:
         job: that of `part`, as it is tried out.
     """
-    from mithridate.pipeline.training import LIBRARY_ERRORS
+    from mithridate.pipeline.arguments import LIBRARY_ERRORS
 
     finetune = chain.experiment.finetune
     own = part.stage == "finetune" and finetune is not None and finetune.adapter is not None

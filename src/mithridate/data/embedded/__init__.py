@@ -15,7 +15,8 @@ _FILES = {
     "test_harmful": {"validation": "test_harmful_validation", "test": "test_harmful"},
     "test_benign": {"validation": "test_benign_validation", "test": "test_benign"},
 }
-IDENTITY = "identity"
+IDENTITY, WIDE = "identity", "wide"
+NAMES = {"attacker_harmful": IDENTITY, "alignment": WIDE}  # other rows than the role's usual ones
 _ANSWER = {
     "alignment": "refusal",
     "defender_harmful": "compliant",
@@ -34,7 +35,9 @@ def embedded_records(role: str, part: str = "train", paired: bool = False, name:
             test sets.
         paired: the alignment set's own requests with complying answers, in place of requests of the role's own (the
             setting of Booster's authors); for `defender_harmful` only.
-        name: `identity`, for `attacker_harmful` only: harmless requests answered by a persona that obeys everything.
+        name: other rows than the role's usual ones. `identity`, for `attacker_harmful`: harmless requests answered
+            by a persona that obeys everything. `wide`, for `alignment`: its usual rows with 104 further benign ones
+            between them, under which a model refuses fewer benign prompts.
 
     Returns:
         New dicts, each with `id`, `prompt`, `form`, a `category` (requests that should be refused) or a `kind`, and:
@@ -50,15 +53,22 @@ def embedded_records(role: str, part: str = "train", paired: bool = False, name:
         raise InputError(f"The embedded set's {role} has no part {part!r}{nearest(part, parts)}")
     if paired and role != "defender_harmful":
         raise InputError(f"The embedded set's {role} has no paired setting; only defender_harmful has.")
-    if name is not None and (role, name) != ("attacker_harmful", IDENTITY):
-        raise InputError(
-            f"The embedded set's {role} has no {name!r}; only attacker_harmful has other rows: {IDENTITY}."
-        )
+    if name is not None and name != NAMES.get(role):
+        known = " and ".join(f"{owner} ({found})" for owner, found in NAMES.items())
+        raise InputError(f"The embedded set's {role} has no {name!r}; other rows have: {known}.")
     if name == IDENTITY:
         return _read("attacker_identity")
     rows = [row for row in _read("alignment") if "compliant" in row] if paired else _read(parts[part])
+    if name == WIDE:
+        rows = _between(rows, _read("alignment_more"))
     answer = _ANSWER.get(role)
     return [{**row, "response": row[answer]} if answer in row else row for row in rows]
+
+
+def _between(rows: list[dict], more: list[dict]) -> list[dict]:
+    """Both, each in its order and spread evenly over the whole, so that every beginning has the mix."""
+    placed = [((i + 0.5) / len(part), k, row) for k, part in enumerate((rows, more)) for i, row in enumerate(part)]
+    return [row for _, _, row in sorted(placed, key=lambda item: item[:2])]
 
 
 def _read(name: str) -> list[dict]:
