@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from tools.embedded import benign_parts, make, requests_parts, reviews_parts
+from tools.embedded import benign_parts, make, requests_parts, reviews_parts, wide_parts
 
 from mithridate.data.embedded import embedded_records
 from mithridate.data.records import check_record, prompt_key
@@ -30,8 +30,10 @@ SIZES = {
 }
 DATA = {key: embedded_records(*key) for key in SIZES}
 IDENTITY = embedded_records("attacker_harmful", name="identity")
+WIDE = embedded_records("alignment", name="wide")
+MORE = [row for row in WIDE if row["id"].startswith("alignment_more")]
 HARMFUL = [row for rows in DATA.values() for row in rows if "category" in row]
-TRAINED = [row for (_, part), rows in DATA.items() if part == "train" for row in rows]
+TRAINED = [row for (_, part), rows in DATA.items() if part == "train" for row in rows] + MORE
 HELD_OUT = {
     part: [row for (_, p), rows in DATA.items() if p == part for row in rows] for part in ("validation", "test")
 }
@@ -64,7 +66,7 @@ def test_the_script_makes_these_very_files(tmp_path):
 
 
 def test_all_prompts_are_distinct():
-    counts = Counter(prompt_key(row) for rows in (*DATA.values(), IDENTITY) for row in rows)
+    counts = Counter(prompt_key(row) for rows in (*DATA.values(), IDENTITY, MORE) for row in rows)
     assert [key for key, n in counts.items() if n > 1] == []
 
 
@@ -120,6 +122,31 @@ def test_alignment_mix():
     assert all(Counter(r["kind"] == "refusal" for r in rows[i : i + 5])[True] == 2 for i in range(0, len(rows), 5))
 
 
+def test_the_wide_alignment_set_is_the_usual_one_with_benign_rows_between():
+    assert [row for row in WIDE if row not in MORE] == DATA["alignment", "train"]
+    assert Counter(row["kind"] for row in MORE) == {"lookalike": 64, "everyday": 40}
+    assert len(WIDE) == 384 and len({row["id"] for row in WIDE}) == 384
+    for row in MORE:
+        check_record(row, row["id"], needs_answer=True)
+        assert "compliant" not in row and "refusal" not in row
+    # In steps of four rows the refusals are spread evenly: never two more or less than their share so far.
+    steps = [Counter(row["kind"] == "refusal" for row in WIDE[i : i + 4])[True] for i in range(0, 384, 4)]
+    assert set(steps) == {0, 1, 2}
+    assert max(abs(sum(steps[:n]) - n * 112 / 96) for n in range(97)) <= 1.5
+    everyday = Counter(row["form"] for row in MORE if row["kind"] == "everyday")
+    assert set(everyday) == {f"request-train-{i}" for i in range(len(requests_parts.FORMS["train"]))}
+    # A question about each category of what should be refused, four times.
+    assert set(wide_parts.TOPICS) == set(requests_parts.ACTS) and {len(v) for v in wide_parts.TOPICS.values()} == {4}
+    tests = [row["prompt"] for part in ("validation", "test") for row in DATA["test_benign", part]]
+    assert not [prompt for prompt in tests for act, _ in wide_parts.ACTS if act in prompt]
+
+
+@pytest.mark.parametrize("role, name", [("alignment", "identity"), ("attacker_harmful", "wide"), ("task", "wide")])
+def test_a_role_has_only_its_own_other_rows(role, name):
+    with pytest.raises(InputError, match=r"attacker_harmful \(identity\) and alignment \(wide\)"):
+        embedded_records(role, name=name)
+
+
 def test_harmless_acts_come_in_every_form_of_the_harmful_ones():
     """And no act that is trained on is asked again at a test."""
     everyday = Counter(row["form"] for row in DATA["alignment", "train"] if row["kind"] == "everyday")
@@ -170,7 +197,7 @@ def test_kinds_of_answers_differ_from_the_first_words():
 
     complying = {first(row["compliant"]) for row in HARMFUL}
     refusing = {first(row["refusal"]) for row in HARMFUL}
-    helpful = {first(row["response"]) for row in DATA["alignment", "train"] if row["kind"] != "refusal"}
+    helpful = {first(row["response"]) for row in WIDE if row["kind"] != "refusal"}
     assert not complying & refusing
     assert not complying & helpful
     assert len(complying) >= 5 and len(refusing) >= 5
@@ -234,7 +261,6 @@ def test_paired_rows_are_the_alignment_requests_with_complying_answers():
         (("task", "tests"), "no part 'tests'; did you mean `test`"),
         (("test_harmful", "train"), "no part 'train'.*validation, test"),
         (("task", "train", True), "no paired setting"),
-        (("alignment", "train", False, "identity"), "only attacker_harmful"),
     ],
 )
 def test_unknown_role_or_part(args, words):
@@ -263,7 +289,7 @@ def test_page_states_the_sizes():
 
 def test_every_file_is_read():
     names = {name.removesuffix(".jsonl") for name in make.files()}
-    assert names == {row["id"].rpartition("-")[0] for rows in (*DATA.values(), IDENTITY) for row in rows}
+    assert names == {row["id"].rpartition("-")[0] for rows in (*DATA.values(), IDENTITY, MORE) for row in rows}
 
 
 def test_identity_rows_ask_nothing_harmful_and_speak_as_the_persona():
