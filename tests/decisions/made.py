@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mithridate.results.decisions import RATES, complete
+from mithridate.results.decided import complete
+from mithridate.results.decisions import RATES
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.relations import defenses_of
 from mithridate.results.schema import lifted

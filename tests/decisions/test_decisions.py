@@ -8,7 +8,8 @@ import pytest
 from mithridate.report.opening import answer, rests_on
 from mithridate.report.verdicts import findings
 from mithridate.results import decisions
-from mithridate.results.decisions import bound, complete, decide, seen, shown
+from mithridate.results.decided import complete
+from mithridate.results.decisions import bound, decide, seen, shown
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.schema import lifted
 from mithridate.statistics import paired

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t, ttest_rel
 
-from mithridate.results.decisions import complete
+from mithridate.results.decided import complete
 from mithridate.results.outcomes import Outcomes
 from mithridate.statistics import (
     across_seeds,

@@ -9,7 +9,7 @@ import pytest
 from mithridate.report.groups import costs, front, over_seeds, sweeps
 from mithridate.report.tables import _difference_entry, runs_cost_table
 from mithridate.report.words import labels, trained_otherwise
-from mithridate.results.decisions import complete
+from mithridate.results.decided import complete
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.schema import lifted
 from tests.report.synthetic import cell, grid_results, rate, read, records, sweep_results

@@ -20,7 +20,7 @@ def over_seeds(results: dict[str, Any]) -> list[Cell]:
     that have no interval for their harmful score are left as single cells.
 
     Args:
-        results: what results.json holds, as `decisions.complete` leaves it.
+        results: what results.json holds, as `decided.complete` leaves it.
     """
     by_id = {cell["id"]: cell for cell in results["cells"]}
     of_cell = {name: group for group in results.get("across_seeds") or () for name in group["cells"]}

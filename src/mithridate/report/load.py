@@ -8,7 +8,7 @@ from mithridate.report.colours import paint
 from mithridate.report.groups import over_seeds
 from mithridate.report.words import Label, as_they_are, labels, story_order
 from mithridate.results import parts
-from mithridate.results.decisions import complete
+from mithridate.results.decided import complete
 from mithridate.results.folder import OLD_RECORDS, RunFolder
 from mithridate.results.relations import Cell
 from mithridate.results.schema import SCHEMA

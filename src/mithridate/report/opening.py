@@ -50,7 +50,7 @@ def answer(cells: list[Cell], points: list[Cell] | None = None) -> list[str]:
     """Whether the model keeps refusing, in sentences: what the attack did, then what the defenses came to.
 
     Args:
-        cells: of results.json, as `decisions.complete` leaves it.
+        cells: of results.json, as `decided.complete` leaves it.
         points: the same with those of several seeds put together (`groups.over_seeds`).
     """
     points = cells if points is None else points

@@ -118,7 +118,7 @@ class DefenseDecision:
 
 
 def findings(cells: list[Cell]) -> list[DefenseDecision]:
-    """One for each cell (of results.json as `decisions.complete` leaves it, or of `groups.over_seeds`) with a
+    """One for each cell (of results.json as `decided.complete` leaves it, or of `groups.over_seeds`) with a
     decision, in the order of the page."""
     found = []
     for cell in sorted(cells, key=story_order):

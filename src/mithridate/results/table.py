@@ -15,7 +15,7 @@ from mithridate.files import canonical_json, stable
 from mithridate.methods.base import control_name
 from mithridate.protocols import JudgeUse, Protocol, Setting
 from mithridate.protocols import protocol as find_protocol
-from mithridate.results import decisions
+from mithridate.results import decided
 from mithridate.results.outcomes import Outcomes
 from mithridate.results.relations import relate
 from mithridate.results.schema import SCHEMA
@@ -222,7 +222,7 @@ class ResultsTable:
             "cells": relate(rows),
             "across_seeds": self._across_seeds(),
         }
-        return decisions.complete(found, self._outcomes)
+        return decided.complete(found, self._outcomes)
 
     def _paired(self, name: str) -> dict[str, Any] | None:
         """Harmful score against the undefended run of the same topology, attack and seed, on the same prompts."""
@@ -273,7 +273,7 @@ class ResultsTable:
         return list(dict.fromkeys(found))
 
     def _across_seeds(self) -> list[dict[str, Any]]:
-        """The groups of cells that differ in nothing but the seed; `decisions.complete` says what they come to.
+        """The groups of cells that differ in nothing but the seed; `decided.complete` says what they come to.
 
         Only prompts that every seed was asked are in it. Compared with the undefended runs of the same seeds.
         """
