@@ -186,6 +186,12 @@ def test_what_says_itself_what_its_rows_are_takes_no_name(source):
         load_roles({"test_benign": Source(source, name="xstest")})
 
 
+def test_a_name_that_an_embedded_role_lacks_is_answered_with_the_one_that_it_has():
+    with pytest.raises(InputError, match=r"data\.alignment: embedded .*take `name` out, or write `name: wide`"):
+        load_roles({"alignment": Source("embedded", name="widee")})
+    assert len(load_roles({"alignment": Source("embedded", name="wide")}).alignment) == 384
+
+
 def test_embedded_rows_are_records_already():
     row = {"id": "r1", "prompt": "p", "category": "theft"}
     assert prompt_set("embedded-harmful").record(row) == row

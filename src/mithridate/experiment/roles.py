@@ -175,9 +175,11 @@ def _check_source(source: Source, role: str) -> None:
     for name, owner in (("test", "task"), ("paired", "defender_harmful")):
         if getattr(source, name) and role != owner:
             raise InputError(f"{here}: `{name}` has a meaning for {owner} only; take it out")
-    own = source.source == "embedded" and source.name == NAMES.get(role)
-    if source.name and role != "task" and not own and (hub_set(source.source) or source.source == "embedded"):
-        raise InputError(f"{here}: {source.source} says itself what its rows are; take `name` out")
+    own = NAMES.get(role) if source.source == "embedded" else None
+    named = source.name and source.name != own
+    if named and role != "task" and (hub_set(source.source) or source.source == "embedded"):
+        other = f", or write `name: {own}`" if own else ""
+        raise InputError(f"{here}: {source.source} says itself what its rows are; take `name` out{other}")
     if source.skip < 0:
         raise InputError(f"{here}: skip {source.skip} is below 0")
     if source.take is not None and source.take < 1:
