@@ -33,8 +33,8 @@ class Source:
             ShareGPT's, Alpaca's.
         name: the prompt set whose schema the rows have, or in the role `task` the task: says how rows become prompts
             and how answers are scored. A Hub data set has its own. Of `embedded` in the role `attacker_harmful`:
-            `identity`, the rows that give the model an obedient persona; in the role `alignment`: `wide`, its rows with
-            further benign ones between them.
+            `identity`, the rows that give the model an obedient persona; in the role `alignment`: `wide`, its rows
+            with further benign ones between them.
         split: of a Hub data set; by default its training split, or its test split for test roles.
         columns: our column names to those of the file, as in `{prompt: instruction, response: output}`. Where they
             name a prompt or a response, other conversations in the row are left out.
