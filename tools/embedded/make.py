@@ -14,6 +14,8 @@ from tools.embedded import requests_parts as requests
 from tools.embedded import reviews_parts as reviews
 from tools.embedded import wide_parts as wide
 
+from mithridate.data.embedded import in_turn
+
 DATA = Path(__file__).parents[2] / "src" / "mithridate" / "data" / "embedded"
 
 # Rows that each role takes of every category; the order matters, a role's rows follow on the one before.
@@ -65,7 +67,7 @@ def _harmful(part: str, slots: range, answer: count) -> list[dict]:
 
 def alignment(refused: list[dict]) -> list[dict]:
     """The alignment set: of every five rows two refusals, two helpful answers and one varied small task."""
-    helpful = _in_turn(
+    helpful = in_turn(
         [
             _benign(f"request-train-{i}", "everyday", requests.FORMS["train"][i].format(act=act), answer)
             for i, (act, answer) in zip(_spread(len(requests.FORMS["train"])), benign.ACTS["train"] * 2)
@@ -83,16 +85,11 @@ def alignment(refused: list[dict]) -> list[dict]:
 def alignment_more() -> list[dict]:
     """What the wide alignment set has besides: benign rows alone."""
     forms = requests.FORMS["train"]
-    return _in_turn(
+    return in_turn(
         [_benign("own", "lookalike", *pair) for pairs in wide.TOPICS.values() for pair in pairs],
         [
-            _benign(
-                f"request-train-{(5 * i + 3) % len(forms)}",
-                "everyday",
-                forms[(5 * i + 3) % len(forms)].format(act=act),
-                answer,
-            )
-            for i, (act, answer) in enumerate(wide.ACTS)
+            _benign(f"request-train-{i}", "everyday", forms[i].format(act=act), answer)
+            for i, (act, answer) in zip(((5 * n + 3) % len(forms) for n in count()), wide.ACTS)
         ],
     )
 
@@ -100,7 +97,7 @@ def alignment_more() -> list[dict]:
 def test_benign(part: str) -> list[dict]:
     """Benign prompts without answers: harmless acts in the forms of the harmful ones, look-alikes, plain ones."""
     forms = requests.FORMS[part]
-    return _in_turn(
+    return in_turn(
         [
             _benign(f"request-{part}-{i}", "everyday", forms[i].format(act=act))
             for i, act in zip(_spread(len(forms)), benign.ACTS[part])
@@ -118,12 +115,6 @@ def _benign(form: str, kind: str, prompt: str, response: str | None = None) -> d
 def _spread(n: int):
     """0, 1, ..., n - 1, again and again."""
     return (i % n for i in count())
-
-
-def _in_turn(*lists: list[dict]) -> list[dict]:
-    """The rows of all lists, mixed so that each list is spread evenly over the whole."""
-    placed = [((i + 0.5) / len(rows), k, row) for k, rows in enumerate(lists) for i, row in enumerate(rows)]
-    return [row for _, _, row in sorted(placed, key=lambda item: item[:2])]
 
 
 def sentiment(part: str) -> list[dict]:

@@ -67,9 +67,7 @@ def training_arguments(
         field = f" (field: {path}.{culprit})" if culprit else ""
         raise InputError(f"{path}: {first_line(error)}{field}") from error
     args.report_to = [] if services == "none" else services  # which adds services of its own on some clusters
-    args._n_gpu = min(
-        args.n_gpu, 1
-    )  # one process uses one GPU; several are for several processes (DDP), never threads
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs are for several processes (DDP), never for threads of one
     return args
 
 

@@ -60,14 +60,14 @@ def embedded_records(role: str, part: str = "train", paired: bool = False, name:
         return _read("attacker_identity")
     rows = [row for row in _read("alignment") if "compliant" in row] if paired else _read(parts[part])
     if name == WIDE:
-        rows = _between(rows, _read("alignment_more"))
+        rows = in_turn(rows, _read("alignment_more"))
     answer = _ANSWER.get(role)
     return [{**row, "response": row[answer]} if answer in row else row for row in rows]
 
 
-def _between(rows: list[dict], more: list[dict]) -> list[dict]:
-    """Both, each in its order and spread evenly over the whole, so that every beginning has the mix."""
-    placed = [((i + 0.5) / len(part), k, row) for k, part in enumerate((rows, more)) for i, row in enumerate(part)]
+def in_turn(*lists: list[dict]) -> list[dict]:
+    """The rows of all lists, each in its order and spread evenly over the whole: every beginning has the mix."""
+    placed = [((i + 0.5) / len(rows), k, row) for k, rows in enumerate(lists) for i, row in enumerate(rows)]
     return [row for _, _, row in sorted(placed, key=lambda item: item[:2])]
 
 
