@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,14 @@ def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("MITHRIDATE_STORE", str(tmp_path_factory.mktemp("store")))
         patch.setenv("MITHRIDATE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _messages_as_at_the_start() -> None:
+    """The command sends our messages to stderr and no further, and an earlier test may have called it in-process."""
+    ours = logging.getLogger("mithridate")
+    ours.handlers[:], ours.propagate = [], True
+    ours.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

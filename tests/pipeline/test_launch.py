@@ -1,7 +1,6 @@
 """Stages in two processes, through the real `accelerate launch` (CPU, gloo): same result, one error, nothing left."""
 
 import json
-import logging
 import os
 import re
 import signal
@@ -155,10 +154,6 @@ def test_a_process_takes_its_gpu_before_it_loads_the_model(job, tmp_path, monkey
         done.append("loaded")
         raise Loaded
 
-    ours = logging.getLogger("mithridate")
-    monkeypatch.setattr(ours, "handlers", list(ours.handlers))
-    monkeypatch.setattr(ours, "propagate", ours.propagate)
-    monkeypatch.setattr(ours, "level", ours.level)
     monkeypatch.setattr(training, "assemble", load)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -622,7 +622,6 @@ def test_exported_models_answer_as_the_scored_ones_did(done, tmp_path, monkeypat
 def test_an_export_is_asked_again_and_must_answer_as_was_measured(done, tmp_path, monkeypatch, caplog):
     finished, _, kept = done
     monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
-    monkeypatch.setattr(logging.getLogger("mithridate"), "propagate", True)
     cell = finished.cells[-1]
     for merged in (True, False):
         attacked = "booster-sft-none-double-0.25-s0"
@@ -653,7 +652,6 @@ def test_an_export_is_asked_again_and_must_answer_as_was_measured(done, tmp_path
 def test_a_stored_answer_that_the_measured_model_does_not_give_either_is_rounding(done, tmp_path, monkeypatch, caplog):
     finished, _, kept = done
     monkeypatch.setenv("MITHRIDATE_STORE", str(kept))
-    monkeypatch.setattr(logging.getLogger("mithridate"), "propagate", True)
     cell, copied = finished.cells[-1], shutil.copytree(finished.folder, tmp_path / "run")
     file, table = copied / f"records/{cell}.parquet", copied / "results.json"
     frame, results = pd.read_parquet(file), json.loads(table.read_text())
