@@ -1,7 +1,6 @@
 """The command: its verbs, its exit codes, and one clear message for whatever goes wrong."""
 
 import json
-import logging
 import os
 import re
 import signal
@@ -40,8 +39,7 @@ EXPERIMENT = "model: m\ndata: {}\nseed: 3\n"
 @pytest.fixture
 def command(capsys, monkeypatch):
     """Runs the command in this process: (exit code, stdout, stderr). What it sets for its process is put back."""
-    logger, handler = logging.getLogger("mithridate"), signal.getsignal(signal.SIGTERM)
-    before = (logger.handlers[:], logger.level, logger.propagate)
+    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
 
     def run(*arguments):
@@ -52,7 +50,6 @@ def command(capsys, monkeypatch):
     with warnings.catch_warnings():
         yield run
     signal.signal(signal.SIGTERM, handler)
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`mithridate run` and its neighbours on a tiny model: what is printed, what is left, with which exit code."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -42,8 +41,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def command(capfd, monkeypatch):
     """Runs the command in this process: (exit code, stdout, stderr)."""
-    logger, handler = logging.getLogger("mithridate"), signal.getsignal(signal.SIGTERM)
-    before = (logger.handlers[:], logger.level, logger.propagate)
+    handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
 
     def run(*arguments):
@@ -54,7 +52,6 @@ def command(capfd, monkeypatch):
     with warnings.catch_warnings():
         yield run
     signal.signal(signal.SIGTERM, handler)
-    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def real(*arguments, **options):
