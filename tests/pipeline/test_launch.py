@@ -28,7 +28,7 @@ from mithridate.models import resolve_model
 from mithridate.pipeline import launch, training
 from mithridate.pipeline.launch import SHIPPED, Launch, launch_of
 from mithridate.pipeline.runner import run
-from mithridate.pipeline.training import Job, _last_whole, run_job
+from mithridate.pipeline.training import Job, _is_whole, _last_whole, run_job
 from tests.pipeline.small import experiment, stages, weights, write_inputs
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or a CPU")
@@ -218,7 +218,7 @@ def disturbed(job, how, work, caplog):
     checkpoints = work / "trainer"
 
     def disturb():
-        wait_for(lambda: _last_whole_seen(checkpoints))
+        wait_for(lambda: _whole_seen(checkpoints))
         children(psutil.Process())[1].kill()
 
     helper = threading.Thread(target=disturb)
@@ -268,8 +268,8 @@ def test_sharded_by_accelerates_plugin_a_stage_is_the_same_and_goes_on_like_any_
     same_adapters(other, again)
 
 
-def _last_whole_seen(folder):
-    return [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+def _whole_seen(folder):
+    return [path for path in folder.glob("checkpoint-*") if _is_whole(path, 2)]
 
 
 def test_a_signal_is_named_before_what_it_made_others_say(tmp_path):
@@ -327,8 +327,8 @@ def test_interrupts_and_kills_of_the_command_leave_no_process(inputs, tmp_path, 
     for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
         process = started()
         found = wait_for(lambda p=process: children(psutil.Process(p.pid)))
-        at = len(_last_whole_seen_in(store))
-        wait_for(lambda at=at: len(_last_whole_seen_in(store)) > 0 and (at == 0 or _moved_on(store)))
+        at = len(_whole_seen_in(store))
+        wait_for(lambda at=at: len(_whole_seen_in(store)) > 0 and (at == 0 or _moved_on(store)))
         process.send_signal(sent)
         _, said = process.communicate(timeout=120)
         assert process.returncode == code, said
@@ -350,13 +350,13 @@ def test_interrupts_and_kills_of_the_command_leave_no_process(inputs, tmp_path, 
     assert weights(store) == weights(tmp_path / "other")
 
 
-def _last_whole_seen_in(store: Path):
-    return [path for path in store.glob("work/*/trainer/checkpoint-*") if (path / "trainer_state.json").exists()]
+def _whole_seen_in(store: Path):
+    return [path for folder in store.glob("work/*/trainer") for path in _whole_seen(folder)]
 
 
 def _moved_on(store: Path):
     """Whether the resumed run has written a checkpoint of its own."""
-    return max(int(path.name.rsplit("-", 1)[1]) for path in _last_whole_seen_in(store)) >= 2 * SAVED
+    return max(int(path.name.rsplit("-", 1)[1]) for path in _whole_seen_in(store)) >= 2 * SAVED
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """One training stage: its arguments, its checkpoints, its bar."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def trainer(work, progress=False, settings=FEW, lora=True):
 def test_the_users_values_go_over_the_defaults(tmp_path):
     args = training_arguments(FEW, tmp_path, seed=3, bf16=False, progress=False)
     assert (args.seed, args.data_seed, args.report_to, args.output_dir) == (3, 3, [], str(tmp_path))
-    assert (args.save_steps, args.save_total_limit, args.learning_rate) == (10, 1, 0.01)
+    assert (args.save_steps, args.save_total_limit, args.learning_rate) == (10, None, 0.01)
     assert training_arguments({"max_steps": 90}, tmp_path, 0, False, False).save_steps == 23
     assert training_arguments({}, tmp_path, 0, False, False).save_steps == 0.25
     own = training_arguments({"save_steps": 7, "logging_steps": 2}, tmp_path, 0, False, False)
@@ -110,6 +111,23 @@ def test_one_that_is_cut_off_is_removed(checkpoints, name):
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-2"]
     (checkpoints / "checkpoint-2" / "trainer_state.json").unlink()  # written last: so nothing else is sure
     assert training._last_whole(checkpoints) is None
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_the_checkpoint_before_goes_only_when_all_processes_have_written_theirs(checkpoints, limit):
+    """Killed between the main process's part of the new one and another's, a training goes on from the one before."""
+
+    def wait_for_everyone():
+        assert len(list(checkpoints.glob("checkpoint-*"))) == 2
+        waited.append(True)
+
+    waited, trainer = [], SimpleNamespace(accelerator=SimpleNamespace(wait_for_everyone=wait_for_everyone))
+    args = SimpleNamespace(output_dir=str(checkpoints), save_total_limit=limit)
+    for main in (False, True):
+        training._Keep(trainer, [], checkpoints).on_save(args, SimpleNamespace(is_world_process_zero=main), None)
+        kept = {path.name for path in checkpoints.glob("checkpoint-*")}
+        assert kept == ({"checkpoint-10"} if main and limit is None else {"checkpoint-2", "checkpoint-10"})
+    assert waited == [True, True]
 
 
 def test_a_finished_stage_leaves_weights_snapshots_and_its_log(tmp_path):

@@ -47,7 +47,6 @@ def training_arguments(
         "report_to": "none",
         "save_strategy": "steps",
         "save_steps": max(10, -(-steps // 4)) if steps > 0 else 0.25,
-        "save_total_limit": 1,
         "logging_steps": 5,
         "bf16": bf16,
         "disable_tqdm": not progress,

@@ -155,7 +155,8 @@ class _Bar(TrainerCallback):
 
 
 class _Keep(TrainerCallback):
-    """Keeps the weights of the asked-for steps (for resistance curves), which count from `before` steps on."""
+    """Keeps the weights of the asked-for steps (for resistance curves), which count from `before` steps on, and of the
+    checkpoints the newest, unless the user says how many."""
 
     def __init__(self, trainer: DefenseTrainer, snapshots: list[int], folder: Path, before: int = 0):
         self.trainer, self.snapshots, self.folder, self.before = trainer, set(snapshots), folder, before
@@ -164,6 +165,14 @@ class _Keep(TrainerCallback):
         step = self.before + state.global_step
         if step in self.snapshots:
             _save(self.trainer, self.folder / f"step-{step}")
+
+    def on_save(self, args, state, control, **kwargs):
+        # The Trainer's own `save_total_limit` removes the one before as soon as the main process has written its part
+        # of the new one. Killed before the others have written theirs, a training would have none to go on from.
+        self.trainer.accelerator.wait_for_everyone()
+        if args.save_total_limit is None and state.is_world_process_zero:
+            for checkpoint in _checkpoints(Path(args.output_dir))[:-1]:
+                _remove(checkpoint)
 
 
 def _save(trainer: DefenseTrainer, folder: Path) -> None:
@@ -184,10 +193,14 @@ def save_weights(model: Any, folder: Path, weights: dict[str, Any] | None = None
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the model card is written by export
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
 def _last_whole(folder: Path, processes: int = 1) -> str | None:
     """The newest checkpoint that all processes wrote to its end; those that they did not are removed."""
     newest = None
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1])):
+    for checkpoint in _checkpoints(folder):
         if _is_whole(checkpoint, processes):
             newest = checkpoint
         else:
@@ -536,6 +549,6 @@ def train(
     if main:
         if (folder / _LOGS).is_dir():  # of services that write local files (tensorboard)
             (folder / _LOGS).rename(work / "logs")
-        for checkpoint in folder.glob("checkpoint-*"):
+        for checkpoint in _checkpoints(folder):
             _remove(checkpoint)
         shutil.rmtree(folder, ignore_errors=True)
