@@ -171,7 +171,7 @@ class _Keep(TrainerCallback):
         # of the new one. Killed before the others have written theirs, a training would have none to go on from.
         self.trainer.accelerator.wait_for_everyone()
         if args.save_total_limit is None and state.is_world_process_zero:
-            for checkpoint in _checkpoints(Path(args.output_dir))[:-1]:
+            for checkpoint in _checkpoints(Path(str(args.output_dir)))[:-1]:
                 _remove(checkpoint)
 
 
