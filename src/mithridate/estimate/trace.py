@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mithridate.errors import InputError, UnsupportedSetup, first_line
-from mithridate.models import EMBEDDED, resolve_model, shortened
+from mithridate.models import resolve_model, shortened
 from mithridate.models.carried import carried_weights, carry
+from mithridate.models.embedded import EMBEDDED
 from mithridate.training.frozen import freeze, keep
 
 if TYPE_CHECKING:

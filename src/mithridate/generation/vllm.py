@@ -22,7 +22,8 @@ from typing import Any
 from mithridate.errors import InputError, MithridateError, first_line
 from mithridate.generation.base import Answer, Conversation, Decoding, Failure, PromptTooLong, Template
 from mithridate.generation.templates import beginning, prompt_tokens
-from mithridate.models import check_safetensors, load_tokenizer, read_json, resolve_model
+from mithridate.models import load_tokenizer, resolve_model
+from mithridate.models.folder import check_safetensors, read_json
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from mithridate.errors import InputError, first_line
-from mithridate.models import EMBEDDED, ModelFiles, resolve_model
+from mithridate.models import ModelFiles, resolve_model
+from mithridate.models.embedded import EMBEDDED
 
 
 def load_classifier(files: ModelFiles, dtype: str) -> Any:

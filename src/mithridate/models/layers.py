@@ -11,8 +11,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from mithridate.errors import InputError, UnsupportedSetup
-from mithridate.models import ModelFiles, check_safetensors, load_model, read_json
+from mithridate.models import ModelFiles, load_model
 from mithridate.models.carried import carry
+from mithridate.models.folder import check_safetensors, read_json
 from mithridate.models.quantisation import dequantised
 from mithridate.repairs.delta import Delta
 from mithridate.repairs.linears import adapted, check_adapters, merge

@@ -17,16 +17,9 @@ from mithridate.experiment.roles import Roles, load_roles
 from mithridate.files import canonical_json, digest
 from mithridate.judges import judge
 from mithridate.judges.base import Judge
-from mithridate.models import (
-    EMBEDDED,
-    ModelFiles,
-    load_config,
-    load_tokenizer,
-    local_model,
-    resolve_model,
-    shortened,
-    stored_quantisation,
-)
+from mithridate.models import ModelFiles, load_config, load_tokenizer, local_model, resolve_model, shortened
+from mithridate.models.embedded import EMBEDDED
+from mithridate.models.folder import stored_quantisation
 from mithridate.models.quantisation import quantised, require_trainable
 from mithridate.pipeline.rowcheck import RowCheck
 from mithridate.problems import Findings, nearest

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from mithridate.errors import InputError, MithridateError
-from mithridate.models import EMBEDDED, ModelFiles
+from mithridate.models import ModelFiles
 from mithridate.models.carried import carries
+from mithridate.models.embedded import EMBEDDED
 from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
 from mithridate.repairs.delta import Delta

@@ -18,14 +18,9 @@ from mithridate.experiment.roles import load_roles
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, arguments_of
 from mithridate.methods.registry import by_name
-from mithridate.models import (
-    EMBEDDED,
-    ModelFiles,
-    held_quantisation,
-    load_tokenizer,
-    resolve_model,
-    stored_quantisation,
-)
+from mithridate.models import ModelFiles, held_quantisation, load_tokenizer, resolve_model
+from mithridate.models.embedded import EMBEDDED
+from mithridate.models.folder import stored_quantisation
 from mithridate.models.quantisation import require_trainable
 from mithridate.pipeline.checkpointing import asked
 from mithridate.pipeline.launch import launch_of

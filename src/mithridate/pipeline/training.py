@@ -33,7 +33,9 @@ from mithridate.files import replace_file
 from mithridate.methods.attack import Phase
 from mithridate.methods.defense import Defense, Guard, acts
 from mithridate.methods.registry import by_name
-from mithridate.models import EMBEDDED, ModelFiles, check_safetensors, load_tokenizer
+from mithridate.models import ModelFiles, load_tokenizer
+from mithridate.models.embedded import EMBEDDED
+from mithridate.models.folder import check_safetensors
 from mithridate.models.layers import Layer, assemble, merge_adapter
 from mithridate.models.quantisation import dequantised
 from mithridate.pipeline.arguments import training_arguments

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from mithridate.environment import hardware, version, versions
 from mithridate.errors import InputError
 from mithridate.files import replace_file, replacing
-from mithridate.models import cache_folder
+from mithridate.models.folder import cache_folder
 from mithridate.report.answers import answers
 from mithridate.report.formats import FORMATS
 from mithridate.report.load import LoadedRun, final, load

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mithridate.data.hub import HUB
 from mithridate.errors import InputError
-from mithridate.models import EMBEDDED, held_quantisation
+from mithridate.models import held_quantisation
+from mithridate.models.embedded import EMBEDDED
 from mithridate.report.citations import bibtex_of
 from mithridate.report.words import flatten
 from mithridate.results.relations import attacked, known, measured
